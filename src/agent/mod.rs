@@ -1,0 +1,287 @@
+//! Agents: whatever answers a message. One trait, five kinds: `acp`, `exec`, `openai`, `lua`, `echo`.
+//!
+//! An agent lives on its session's worker thread and is called by it alone. It owns what speaks to the outside (a child
+//! process and its pipes, a socket) and nothing durable: the transcript, the queue, the marks and every deadline of a
+//! turn belong to the worker, which lends itself as a [`Host`]. An agent must not know the store, the hooks or the API.
+//!
+//! The one rule of blocking: an agent waits in [`Host::wait`] or on something that the host can wake through
+//! [`Host::waker`]; so a cancel, a kill and a permission's answer always reach it.
+
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Instant;
+
+use crate::clock::Millis;
+use crate::model::event::Role;
+
+pub mod acp;
+pub mod echo;
+pub mod exec;
+pub mod lua;
+pub mod openai;
+pub mod process;
+
+/// What an agent is told of the session that it serves. Fixed for one activation.
+#[derive(Clone, Debug)]
+pub struct Identity {
+    /// The key, `channel:conversation[:thread]`.
+    pub key: String,
+    /// The session's id.
+    pub session_id: String,
+    /// The daemon's boot id, which marks every process of an agent.
+    pub boot_id: String,
+    /// The working directory, made and absolute.
+    pub cwd: PathBuf,
+}
+
+/// How the agent's own session was come by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Continuity {
+    /// The agent has no session of its own (exec, openai, lua, echo).
+    Stateless,
+    /// A new one, because the conversation is new.
+    New,
+    /// The agent knew the session and goes on.
+    Kept,
+    /// The agent had lost the session: a new one was made, and the first prompt will carry history as its context.
+    Lost,
+}
+
+/// What came of [`Agent::start`].
+#[derive(Clone, Debug)]
+pub struct Started {
+    /// The agent's own session id, to be kept for the next activation (ACP).
+    pub agent_session: Option<String>,
+    /// How it was come by.
+    pub continuity: Continuity,
+}
+
+/// What went wrong with an agent, told to the sender as the turn's error.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failure {
+    /// Stable word: `agent_start`, `agent_died`, `agent_error`, `agent_refused`, `timeout`.
+    pub code: &'static str,
+    /// For people: `what: why`, with the exit status and the tail of stderr where there is one.
+    pub message: String,
+}
+
+impl Failure {
+    /// A failure with a stable code and a message for people.
+    pub fn new(code: &'static str, message: impl Into<String>) -> Self {
+        Self { code, message: message.into() }
+    }
+}
+
+impl std::fmt::Display for Failure {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}: {}", self.code, self.message)
+    }
+}
+
+/// One prompt. Never empty.
+#[derive(Clone, Debug)]
+pub struct Prompt {
+    /// The turn's id.
+    pub turn_id: String,
+    /// Everything that the agent is to answer, the daemon's own notes included.
+    pub text: String,
+    /// Put before the prompt: context given by hooks.
+    pub context: Option<String>,
+    /// Whether this runs again what an interrupted turn had begun.
+    pub resumed: bool,
+}
+
+/// How a prompt ended. What the agent said went through [`Host::said`] before.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// The whole answer was given. `stop_reason` is the agent's own word, where it has one.
+    Completed {
+        /// `end_turn`, `max_tokens`, …
+        stop_reason: Option<String>,
+    },
+    /// No whole answer will come.
+    Failed(Failure),
+    /// It ended because of an interrupt ([`Host::interrupt`]), whatever the agent called it.
+    Cancelled,
+}
+
+/// One tool call, as far as it is known. Upserted by `id`: a `None` leaves what was known.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct ToolCall {
+    /// The agent's id for the call.
+    pub id: String,
+    /// One line for people.
+    pub title: Option<String>,
+    /// `read edit delete move search execute think fetch switch_mode other`.
+    pub kind: Option<String>,
+    /// `pending in_progress completed failed`.
+    pub status: Option<String>,
+    /// The agent's raw fields (`rawInput`, `rawOutput`, `content`, `locations`), bounded in size.
+    pub detail: Option<serde_json::Value>,
+}
+
+/// Something that the agent says in a turn, in the order in which it says it.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Said {
+    /// A piece of the answer.
+    Text(String),
+    /// A piece of reasoning.
+    Thought(String),
+    /// A tool call began or changed.
+    Tool(ToolCall),
+    /// The whole plan: replaces the one before. An array of `{content, priority, status}`.
+    Plan(serde_json::Value),
+    /// Tokens and cost, as the agent gives them.
+    Usage(serde_json::Value),
+    /// Anything else the sender should see: a code and a text.
+    Notice(String, String),
+}
+
+/// A choice that the agent offers when it asks for leave.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct PermissionOption {
+    /// The agent's own id, sent back as it came.
+    pub option_id: String,
+    /// For people.
+    pub name: String,
+    /// `allow_once allow_always reject_once reject_always`, or what the agent wrote.
+    pub kind: String,
+}
+
+/// The agent asks for leave.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PermissionRequest {
+    /// Ours, unique within the activation; names the request in the API.
+    pub request_id: String,
+    /// The tool call that it is about, as far as known.
+    pub tool: ToolCall,
+    /// What it offers; at least one.
+    pub options: Vec<PermissionOption>,
+}
+
+/// How a permission was settled.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PermissionOutcome {
+    /// An option that the agent offered.
+    Selected(String),
+    /// Withdrawn by a cancel, an interrupt or a stop.
+    Cancelled,
+}
+
+/// How firmly the agent is asked to end what it does. It only rises within a turn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Interrupt {
+    /// Cancel by protocol, then by signals; return from `prompt` by the instant, whatever it takes.
+    Cancel(Instant),
+    /// Kill the process group at once.
+    Kill,
+}
+
+/// Why [`Host::wait`] returned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wake {
+    /// At least one descriptor is ready; `ready[i]` was set for each.
+    Ready,
+    /// The instant passed.
+    Timeout,
+    /// A letter came: look at [`Host::interrupt`] and [`Host::permission_answers`].
+    Letter,
+}
+
+/// One descriptor to wait for.
+#[derive(Debug)]
+pub struct Watch<'a> {
+    /// Which.
+    pub fd: BorrowedFd<'a>,
+    /// Wait until it can be read (end of file and errors count).
+    pub read: bool,
+    /// Wait until it can be written.
+    pub write: bool,
+    /// Set by [`Host::wait`].
+    pub ready: bool,
+}
+
+/// What a worker lends to its agent. All of it is called on the worker's thread.
+pub trait Host {
+    /// Who the agent serves.
+    fn identity(&self) -> &Identity;
+
+    /// Waits for a descriptor, a letter, or the instant (`None`: the turn's own deadlines still end it with a letter).
+    fn wait(&mut self, watches: &mut [Watch<'_>], until: Option<Instant>) -> Wake;
+
+    /// The interrupt in force, if any. The turn's own timeouts appear here too.
+    fn interrupt(&self) -> Option<Interrupt>;
+
+    /// A flag that is set from the moment an interrupt is in force, for code that can only look (a Lua hook).
+    fn interrupted_flag(&self) -> Arc<std::sync::atomic::AtomicBool>;
+
+    /// A descriptor that becomes readable when a letter comes, for code that must poll by itself.
+    fn waker(&self) -> std::io::Result<Arc<OwnedFd>>;
+
+    /// The agent says something. Text is committed within 100 ms and before anything that follows it.
+    fn said(&mut self, what: Said);
+
+    /// The agent asks for leave. `Some`: settled at once by policy. `None`: the answer comes as a letter.
+    fn permission(&mut self, request: PermissionRequest) -> Option<PermissionOutcome>;
+
+    /// The permissions settled since the last call: request id and outcome.
+    fn permission_answers(&mut self) -> Vec<(String, PermissionOutcome)>;
+
+    /// A process of the agent began: noted durably, so that the next boot finds it. `start` is its start time in clock
+    /// ticks since boot, field 22 of `/proc/PID/stat`.
+    fn process_started(&mut self, pid: u32, start: u64);
+
+    /// The newest whole entries of the transcript that fit into `limit` bytes, oldest first, without the current turn.
+    fn history(&mut self, limit: u64) -> Vec<Entry>;
+}
+
+/// A transcript entry, as an agent is given it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// Its place in the transcript.
+    pub seq: i64,
+    /// The turn it belongs to.
+    pub turn_id: Option<String>,
+    /// Who speaks.
+    pub role: Role,
+    /// What.
+    pub text: String,
+    /// When.
+    pub at: Millis,
+}
+
+/// Whatever answers messages.
+pub trait Agent: Send {
+    /// Makes it ready for prompts; called before the first one and again after it died. `agent_session` is the id that an
+    /// earlier activation was given; `had_turns` whether the transcript has a turn that the agent should know of.
+    ///
+    /// # Errors
+    /// It cannot be started, did not speak its protocol, or an interrupt came. Nothing is left running then.
+    fn start(
+        &mut self,
+        host: &mut dyn Host,
+        agent_session: Option<&str>,
+        had_turns: bool,
+        until: Instant,
+    ) -> Result<Started, Failure>;
+
+    /// Whether a `start` is needed before the next prompt.
+    fn is_ready(&self) -> bool;
+
+    /// Runs one prompt to its end. Returns in bounded time once [`Host::interrupt`] says so.
+    fn prompt(&mut self, host: &mut dyn Host, prompt: &Prompt) -> Answer;
+
+    /// Descriptors to watch while no turn runs; when one is ready, [`Agent::idle`] is called.
+    fn watches(&self) -> Vec<Watch<'_>> {
+        Vec::new()
+    }
+
+    /// Takes in what came between turns (late updates, end of file). Must not block.
+    fn idle(&mut self, _host: &mut dyn Host) {}
+
+    /// Ends it, with everything it started: protocol, end of input, SIGTERM, SIGKILL, stray descendants; each step
+    /// skipped when nothing is left, all of it over by the instant. Never fails: what could not be ended is returned, a
+    /// line for each (pid and name).
+    fn close(&mut self, host: &mut dyn Host, until: Instant) -> Vec<String>;
+}

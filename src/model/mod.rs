@@ -1,0 +1,11 @@
+//! The decisions, pure: no I/O, no clock, no thread, no lock. Time is passed in.
+//!
+//! Reading order: [`event`] is the vocabulary that the API, the database and the hooks share; [`session`] says which
+//! session answers a message; [`turn`] what a turn may become; [`lifecycle`] what a stop does next; [`recovery`] what a
+//! boot makes of what the last one left.
+
+pub mod event;
+pub mod lifecycle;
+pub mod recovery;
+pub mod session;
+pub mod turn;
