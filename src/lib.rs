@@ -6,3 +6,5 @@ pub mod config;
 pub mod model;
 pub mod thread;
 pub mod hooks;
+pub mod failpoint;
+pub mod store;

@@ -279,6 +279,32 @@ words! {
     }
 }
 
+/// A handler's identity: stable over reloads and boots. A journalled event is owed to handlers by this.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct HandlerId {
+    /// The event.
+    pub event: HookEvent,
+    /// The script's file name (`10-audit.lua`).
+    pub script: String,
+    /// Its `name`, by default its ordinal for that event in the file (`1`).
+    pub name: String,
+}
+
+/// A transcript entry, as agents and hooks are given it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// Its place in the transcript.
+    pub seq: i64,
+    /// The turn it belongs to.
+    pub turn_id: Option<String>,
+    /// Who speaks.
+    pub role: Role,
+    /// What.
+    pub text: String,
+    /// When.
+    pub at: crate::clock::Millis,
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

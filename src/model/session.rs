@@ -1,1 +1,261 @@
-//! scaffold
+//! Keys, and which session answers a message.
+//!
+//! [`resolve`] is the whole decision, taken once, in the transaction that accepts the message, from facts which that
+//! transaction read. It must not know where they are kept.
+
+use std::time::Duration;
+
+use crate::clock::Millis;
+
+use super::event::{EndReason, StartReason};
+
+/// The shortest and the longest key, in bytes.
+pub const KEY_BYTES: std::ops::RangeInclusive<usize> = 3..=200;
+/// The longest idempotency id, in bytes.
+pub const ID_BYTES: usize = 128;
+
+/// What is wrong with a key, or `None`: `channel:conversation[:thread]`, 3 to 200 bytes of UTF-8 without control
+/// characters, with a colon that has something on both sides.
+#[must_use]
+pub fn key_fault(key: &str) -> Option<&'static str> {
+    if !KEY_BYTES.contains(&key.len()) {
+        return Some("a key has 3 to 200 bytes");
+    }
+    if key.chars().any(char::is_control) {
+        return Some("a key has no control characters");
+    }
+    let (channel, rest) = match key.split_once(':') {
+        Some(parts) => parts,
+        None => return Some("a key has a colon: channel:conversation"),
+    };
+    if channel.is_empty() || rest.is_empty() {
+        return Some("a key has something on both sides of its colon");
+    }
+    None
+}
+
+/// What is wrong with an idempotency id, or `None`.
+#[must_use]
+pub fn id_fault(id: &str) -> Option<&'static str> {
+    (id.is_empty() || id.len() > ID_BYTES).then_some("an id has 1 to 128 bytes")
+}
+
+/// The durable mark of a session that was cut off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mark {
+    /// When its turn was cut off.
+    pub at: Millis,
+}
+
+/// What stands under a key when a message comes: the current session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Current {
+    /// Its mark, if its last turn was cut off.
+    pub mark: Option<Mark>,
+    /// When something was last said or answered in it.
+    pub active_at: Millis,
+    /// Whether a turn is queued or running in it.
+    pub busy: bool,
+}
+
+/// The facts that [`resolve`] looks at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Facts {
+    /// The key's current session: the newest that is neither ended, deleted nor suspended.
+    pub current: Option<Current>,
+    /// Whether, with no current session, the newest one under the key is suspended.
+    pub suspended: bool,
+}
+
+/// The configured policies, with the newest daily boundary worked out by whoever knows the clock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Policy {
+    /// How old a mark may be; `None`: always resumed.
+    pub resume_window: Option<Duration>,
+    /// After this an idle session is over.
+    pub idle_reset: Option<Duration>,
+    /// The newest daily boundary at or before now, with `daily_reset` configured.
+    pub daily_boundary: Option<Millis>,
+}
+
+/// Which session answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Resolution {
+    /// The current one.
+    Same,
+    /// A new one.
+    New {
+        /// How the one before gave way.
+        start: StartReason,
+        /// The current one ends for this reason; `None`: there is none, or a suspended one that stays as it is.
+        end: Option<EndReason>,
+    },
+}
+
+impl Resolution {
+    const fn after(start: StartReason, end: EndReason) -> Self {
+        Self::New { start, end: Some(end) }
+    }
+
+    /// What the sender is told when the conversation does not simply go on: a code and a text.
+    #[must_use]
+    pub const fn notice(self) -> Option<(&'static str, &'static str)> {
+        match self {
+            Self::Same => None,
+            Self::New { start, .. } => match start {
+                StartReason::Suspended => {
+                    Some(("session_suspended", "the session under this key is suspended; a new one begins"))
+                }
+                StartReason::Expired => {
+                    Some(("session_expired", "the interrupted session was too old to go on; a new one begins"))
+                }
+                StartReason::Idle => Some(("session_idle", "the session had been idle for long; a new one begins")),
+                StartReason::Daily => Some(("session_daily", "the session ended with the day; a new one begins")),
+                StartReason::New | StartReason::Reset | StartReason::Message | StartReason::Resume => None,
+            },
+        }
+    }
+}
+
+/// Which session answers a message that comes now: the rules of PRODUCT.md, in their order.
+///
+/// A session with a turn queued or running is not idle and is not reset by the day: policies end conversations at rest.
+#[must_use]
+pub fn resolve(facts: &Facts, policy: &Policy, now: Millis) -> Resolution {
+    let Some(current) = facts.current else {
+        let start = if facts.suspended { StartReason::Suspended } else { StartReason::New };
+        return Resolution::New { start, end: None };
+    };
+    if let Some(mark) = current.mark {
+        return if may_resume(mark.at, policy, now) {
+            Resolution::Same
+        } else {
+            Resolution::after(StartReason::Expired, EndReason::Expired)
+        };
+    }
+    if current.busy {
+        return Resolution::Same;
+    }
+    if policy.idle_reset.is_some_and(|idle| age(current.active_at, now) >= idle) {
+        return Resolution::after(StartReason::Idle, EndReason::Idle);
+    }
+    if policy.daily_boundary.is_some_and(|boundary| current.active_at < boundary) {
+        return Resolution::after(StartReason::Daily, EndReason::Daily);
+    }
+    Resolution::Same
+}
+
+/// Whether a session marked at `marked_at` may still go on.
+#[must_use]
+pub fn may_resume(marked_at: Millis, policy: &Policy, now: Millis) -> bool {
+    policy.resume_window.is_none_or(|window| age(marked_at, now) < window)
+}
+
+/// How long ago `at` was; nothing for a time ahead (the wall clock may have been set back).
+#[must_use]
+pub fn age(at: Millis, now: Millis) -> Duration {
+    Duration::from_millis(u64::try_from(now.saturating_sub(at)).unwrap_or(0))
+}
+
+/// A live session, as the cache sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cached {
+    /// Whether a turn runs in it or is about to.
+    pub running: bool,
+    /// Rises with each use; the least is the least recently used.
+    pub used: u64,
+}
+
+/// Which live session gives way to a newcomer: the least recently used idle one, `None` when all run.
+pub fn victim<K: Copy>(live: impl Iterator<Item = (K, Cached)>) -> Option<K> {
+    live.filter(|(_, c)| !c.running).min_by_key(|(_, c)| c.used).map(|(k, _)| k)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HOUR: i64 = 3_600_000;
+    const NOW: Millis = 1_000 * HOUR;
+
+    fn policy() -> Policy {
+        Policy {
+            resume_window: Some(Duration::from_secs(3600)),
+            idle_reset: None,
+            daily_boundary: None,
+        }
+    }
+
+    fn at_rest(active_at: Millis) -> Facts {
+        Facts { current: Some(Current { mark: None, active_at, busy: false }), suspended: false }
+    }
+
+    fn marked(at: Millis) -> Facts {
+        Facts { current: Some(Current { mark: Some(Mark { at }), active_at: at, busy: false }), suspended: false }
+    }
+
+    #[test]
+    fn the_rules_in_their_order() {
+        use Resolution::{New, Same};
+        let nothing = Facts { current: None, suspended: false };
+        let suspended = Facts { current: None, suspended: true };
+        let idle = Policy { idle_reset: Some(Duration::from_secs(7200)), ..policy() };
+        let daily = Policy { daily_boundary: Some(NOW - HOUR), ..policy() };
+        let ever = Policy { resume_window: None, ..policy() };
+        let busy = |f: Facts| Facts { current: f.current.map(|c| Current { busy: true, ..c }), ..f };
+        let after = |start, end| New { start, end: Some(end) };
+        let table = [
+            ("nothing there", nothing, policy(), New { start: StartReason::New, end: None }),
+            ("suspended gives way", suspended, policy(), New { start: StartReason::Suspended, end: None }),
+            ("at rest", at_rest(NOW - 100 * HOUR), policy(), Same),
+            ("fresh mark", marked(NOW - HOUR + 1), policy(), Same),
+            ("old mark", marked(NOW - HOUR), policy(), after(StartReason::Expired, EndReason::Expired)),
+            ("old mark, no window", marked(0), ever, Same),
+            ("fresh mark beats idle", marked(NOW - HOUR / 2), Policy { idle_reset: Some(Duration::ZERO), ..policy() }, Same),
+            ("mark from the future", marked(NOW + HOUR), policy(), Same),
+            ("idle", at_rest(NOW - 2 * HOUR), idle, after(StartReason::Idle, EndReason::Idle)),
+            ("not yet idle", at_rest(NOW - 2 * HOUR + 1), idle, Same),
+            ("idle but busy", busy(at_rest(NOW - 9 * HOUR)), idle, Same),
+            ("daily", at_rest(NOW - HOUR - 1), daily, after(StartReason::Daily, EndReason::Daily)),
+            ("since the boundary", at_rest(NOW - HOUR), daily, Same),
+            ("daily but busy", busy(at_rest(NOW - 9 * HOUR)), daily, Same),
+        ];
+        for (name, facts, policy, want) in table {
+            assert_eq!(resolve(&facts, &policy, NOW), want, "{name}");
+        }
+    }
+
+    #[test]
+    fn whoever_gets_a_new_session_by_rule_is_told() {
+        for (start, told) in [
+            (StartReason::New, false),
+            (StartReason::Suspended, true),
+            (StartReason::Expired, true),
+            (StartReason::Idle, true),
+            (StartReason::Daily, true),
+        ] {
+            assert_eq!(Resolution::New { start, end: None }.notice().is_some(), told, "{start}");
+        }
+    }
+
+    #[test]
+    fn keys() {
+        for good in ["a:b", "local:alice", "telegram:1:2", "x:ü/ ?%", &format!("a:{}", "k".repeat(198))] {
+            assert_eq!(key_fault(good), None, "{good}");
+        }
+        for bad in ["", "a:", ":b", "ab", "abc", "a:\u{7}", "a:b\n", &format!("a:{}", "k".repeat(199))] {
+            assert!(key_fault(bad).is_some(), "{bad:?}");
+        }
+        assert!(id_fault("").is_some() && id_fault(&"x".repeat(129)).is_some() && id_fault("x").is_none());
+    }
+
+    #[test]
+    fn the_least_recently_used_idle_session_gives_way() {
+        let live = [(1, Cached { running: true, used: 1 }), (2, Cached { running: false, used: 9 }), (3, Cached {
+            running: false,
+            used: 4,
+        })];
+        assert_eq!(victim(live.into_iter()), Some(3));
+        assert_eq!(victim(live[..1].iter().copied()), None);
+    }
+}

@@ -1,0 +1,336 @@
+//! Accepting a message: the transaction behind every 202.
+
+use rusqlite::params;
+use serde_json::json;
+use uuid::Uuid;
+
+use super::tx::{SessionRow, Tx, new_id};
+use super::{Admission, Error, Refusal, Store};
+use crate::config::Busy;
+use crate::model::event::{Actor, EventKind, StartReason};
+use crate::model::session::{Current, Facts, Mark, Policy, Resolution, resolve};
+use crate::model::turn::place;
+
+/// The limits and policies that an accepted message meets, from the configuration in force.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Which session answers.
+    pub policy: Policy,
+    /// What a message during a turn does.
+    pub busy: Busy,
+    /// Queued messages a session.
+    pub queue_limit: usize,
+    /// Waiting messages in all.
+    pub queue_total: usize,
+}
+
+/// A message on its way in.
+#[derive(Clone, Debug)]
+pub struct Accept {
+    /// Where the conversation lives; a valid key.
+    pub key: String,
+    /// What is stored: as sent, or as a hook rewrote it. Never empty.
+    pub text: String,
+    /// What was sent.
+    pub original: String,
+    /// The sender's id for it.
+    pub client_id: Option<String>,
+    /// Who would answer in a new session: the agent's name.
+    pub agent: String,
+    /// Policies and limits.
+    pub limits: Limits,
+}
+
+/// What a message was accepted as.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Accepted {
+    /// The session's row.
+    pub sid: i64,
+    /// The session's id.
+    pub session_id: String,
+    /// The turn that will answer it.
+    pub turn_id: String,
+    /// Its own id.
+    pub message_id: String,
+    /// The same id came before: this is the answer of then, nothing was done.
+    pub duplicate: bool,
+    /// The turn that goes on with its turn, when that was interrupted.
+    pub continued_by: Option<String>,
+    /// Whether its turn already has its outcome.
+    pub over: bool,
+    /// This boot will not run it.
+    pub deferred: bool,
+    /// Messages that wait before it.
+    pub queued: i64,
+    /// What the sender should know: code and text.
+    pub notice: Option<(String, String)>,
+    /// The running turn is to be cancelled.
+    pub interrupt: bool,
+    /// A session that gave way and was live perhaps: its worker is to go.
+    pub retired: Option<i64>,
+}
+
+/// The digest by which a resent text is known again.
+pub(super) fn digest(text: &str) -> Vec<u8> {
+    Uuid::new_v5(&Uuid::NAMESPACE_OID, text.as_bytes()).as_bytes().to_vec()
+}
+
+impl Store {
+    /// Looks an id up without accepting anything: a duplicate is answered before any hook or limit.
+    ///
+    /// # Errors
+    /// [`Refusal::IdReused`], or the store fails.
+    pub fn find_duplicate(&self, key: &str, client_id: &str, original: &str) -> Result<Option<Accepted>, Error> {
+        let (key, client_id, original) = (key.to_owned(), client_id.to_owned(), original.to_owned());
+        self.write("find_duplicate", move |tx| tx.duplicate(&key, &client_id, &original))
+    }
+
+    /// Accepts a message: when this returns, it is kept.
+    ///
+    /// # Errors
+    /// A limit or an id refuses it; or the store fails, and it may or may not have been kept.
+    pub fn accept_message(&self, accept: Accept) -> Result<Accepted, Error> {
+        self.write("accept_message", move |tx| tx.accept(&accept))
+    }
+}
+
+impl Tx<'_> {
+    fn duplicate(&self, key: &str, client_id: &str, original: &str) -> Result<Option<Accepted>, Error> {
+        let found = self.row(
+            "SELECT m.id, m.digest, m.sid, s.id, t.id, t.state, n.id, m.mid
+             FROM messages m JOIN turns t ON t.tid=m.tid JOIN sessions s ON s.sid=m.sid
+             LEFT JOIN turns n ON n.tid=t.continued_by WHERE m.key=?1 AND m.client_id=?2",
+            params![key, client_id],
+            |r| {
+                let digest: Option<Vec<u8>> = r.get(1)?;
+                let state: String = r.get(5)?;
+                let mid: i64 = r.get(7)?;
+                Ok((digest, mid, state.clone(), Accepted {
+                    sid: r.get(2)?,
+                    session_id: r.get(3)?,
+                    turn_id: r.get(4)?,
+                    message_id: r.get(0)?,
+                    duplicate: true,
+                    continued_by: r.get(6)?,
+                    over: !matches!(state.as_str(), "queued" | "running"),
+                    deferred: false,
+                    queued: 0,
+                    notice: None,
+                    interrupt: false,
+                    retired: None,
+                }))
+            },
+        )?;
+        let Some((known, mid, state, mut accepted)) = found else { return Ok(None) };
+        if known.is_some_and(|known| known != digest(original)) {
+            return Err(Refusal::IdReused.into());
+        }
+        if state == "queued" {
+            accepted.deferred = self.admission() == Admission::Stopping;
+            accepted.queued = self
+                .row(
+                    "SELECT count(*) FROM turns t JOIN messages m ON m.tid=t.tid
+                     WHERE t.sid=?1 AND t.state='queued' AND m.mid<?2",
+                    params![accepted.sid, mid],
+                    |r| r.get(0),
+                )?
+                .unwrap_or(0);
+        }
+        Ok(Some(accepted))
+    }
+
+    fn accept(&mut self, a: &Accept) -> Result<Accepted, Error> {
+        if let Some(id) = &a.client_id
+            && let Some(known) = self.duplicate(&a.key, id, &a.original)?
+        {
+            return Ok(known);
+        }
+        let current = self.current(&a.key)?;
+        let suspended = current.is_none() && self.newest_is_suspended(&a.key)?;
+        let waiting = match &current {
+            Some(s) => self.waiting(s.sid)?,
+            None => Waiting::default(),
+        };
+        let facts = Facts {
+            current: current.as_ref().map(|s| Current {
+                mark: s.marked_at.filter(|_| s.mark_reason.is_some()).map(|at| Mark { at }),
+                active_at: s.active_at,
+                busy: waiting.running || waiting.messages > 0,
+            }),
+            suspended,
+        };
+        let resolution = resolve(&facts, &a.limits.policy, self.now);
+        self.check_limits(&a.limits, if resolution == Resolution::Same { waiting.messages } else { 0 })?;
+        let (session, retired) = match (resolution, current) {
+            (Resolution::Same, Some(s)) => (s, None),
+            (Resolution::Same, None) => return Err(Refusal::SessionNotFound.into()),
+            (Resolution::New { start, end }, current) => {
+                let new = self.new_session(&a.key, start, &a.agent, current.as_ref().map(|c| c.id.as_str()))?;
+                let retired = match (end, current) {
+                    (Some(reason), Some(old)) => {
+                        self.move_queue(&old, &new)?;
+                        self.end_session(&old, reason, Actor::Policy, Some(&new.id))?;
+                        Some(old.sid)
+                    }
+                    _ => None,
+                };
+                (new, retired)
+            }
+        };
+        let waiting = if retired.is_some() { self.waiting(session.sid)? } else { waiting };
+        let same = matches!(resolution, Resolution::Same);
+        let (before, running) = if same || retired.is_some() { (waiting.messages, waiting.running) } else { (0, false) };
+        let placement = place(a.limits.busy, waiting.last_queued.is_some() && same, running && same);
+        let (tid, turn_id) = match (placement.join, &waiting.last_queued) {
+            (true, Some((tid, id))) => {
+                self.run("UPDATE turns SET messages=messages+1 WHERE tid=?1", [tid])?;
+                (*tid, id.clone())
+            }
+            _ => self.queue_turn(session.sid)?,
+        };
+        let message_id = new_id(self.now);
+        self.run(
+            "INSERT INTO messages (id, key, sid, tid, client_id, digest, text, at) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
+            params![
+                message_id,
+                a.key,
+                session.sid,
+                tid,
+                a.client_id,
+                a.client_id.as_ref().map(|_| digest(&a.original)),
+                a.text,
+                self.now
+            ],
+        )?;
+        self.run("UPDATE sessions SET messages=messages+1, active_at=?2 WHERE sid=?1", params![session.sid, self.now])?;
+        let interrupt = placement.interrupt && self.ask_cancel(session.sid, "interrupt")?;
+        let notice = resolution.notice();
+        if let Some((code, text)) = notice {
+            self.emit(EventKind::Notice, &a.key, &session.id, Some(&turn_id), &json!({ "code": code, "text": text }))?;
+        }
+        Ok(Accepted {
+            sid: session.sid,
+            session_id: session.id,
+            turn_id,
+            message_id,
+            duplicate: false,
+            continued_by: None,
+            over: false,
+            deferred: self.admission() == Admission::Stopping,
+            queued: before,
+            notice: notice.map(|(c, t)| (c.to_owned(), t.to_owned())),
+            interrupt,
+            retired,
+        })
+    }
+
+    fn check_limits(&self, limits: &Limits, in_session: i64) -> Result<(), Error> {
+        let full = |n: i64, limit: usize| usize::try_from(n).unwrap_or(0) >= limit;
+        if full(in_session, limits.queue_limit) {
+            return Err(Refusal::QueueFull.into());
+        }
+        let total: i64 = self
+            .row("SELECT total(messages) FROM turns WHERE state='queued'", [], |r| r.get::<_, f64>(0))?
+            .map_or(0, |n| n as i64);
+        if full(total, limits.queue_total) {
+            return Err(Refusal::Overloaded.into());
+        }
+        Ok(())
+    }
+
+    /// The key's current session: the newest that is neither ended, deleted nor suspended.
+    pub(super) fn current(&self, key: &str) -> Result<Option<SessionRow>, Error> {
+        Ok(self.row(
+            &format!(
+                "SELECT {} FROM sessions WHERE key=?1 AND status='open' AND hidden=0 ORDER BY sid DESC LIMIT 1",
+                super::tx::SESSION_COLUMNS
+            ),
+            [key],
+            SessionRow::read,
+        )?)
+    }
+
+    pub(super) fn newest_is_suspended(&self, key: &str) -> Result<bool, Error> {
+        let status = self.row(
+            "SELECT status FROM sessions WHERE key=?1 AND hidden=0 ORDER BY sid DESC LIMIT 1",
+            [key],
+            |r| r.get::<_, String>(0),
+        )?;
+        Ok(status.as_deref() == Some("suspended"))
+    }
+
+    /// What waits and runs in a session.
+    pub(super) fn waiting(&self, sid: i64) -> Result<Waiting, Error> {
+        let messages = self
+            .row("SELECT total(messages) FROM turns WHERE sid=?1 AND state='queued'", [sid], |r| r.get::<_, f64>(0))?
+            .map_or(0, |n| n as i64);
+        let last_queued = self.row(
+            "SELECT tid, id FROM turns WHERE sid=?1 AND state='queued' ORDER BY tid DESC LIMIT 1",
+            [sid],
+            |r| Ok((r.get(0)?, r.get(1)?)),
+        )?;
+        let running = self.row("SELECT 1 FROM turns WHERE sid=?1 AND state='running'", [sid], |_| Ok(()))?.is_some();
+        Ok(Waiting { messages, last_queued, running })
+    }
+
+    /// A new session's row. Its `session_start` comes with its first activation.
+    pub(super) fn new_session(
+        &mut self,
+        key: &str,
+        start: StartReason,
+        agent: &str,
+        previous: Option<&str>,
+    ) -> Result<SessionRow, Error> {
+        let id = new_id(self.now);
+        // Where no current session gave way, the one before it is the newest under the key, suspended or ended.
+        let before = match previous {
+            Some(id) => Some(id.to_owned()),
+            None => self.row("SELECT id FROM sessions WHERE key=?1 ORDER BY sid DESC LIMIT 1", [key], |r| r.get(0))?,
+        };
+        self.run(
+            "INSERT INTO sessions (id, key, status, start_reason, agent, created_at, active_at, previous_id)
+             VALUES (?1, ?2, 'open', ?3, ?4, ?5, ?5, ?6)",
+            params![id, key, start.as_str(), agent, self.now, before],
+        )?;
+        let sid = self.conn.last_insert_rowid();
+        self.session(sid)?.ok_or_else(|| Refusal::SessionNotFound.into())
+    }
+
+    fn queue_turn(&mut self, sid: i64) -> Result<(i64, String), Error> {
+        let id = new_id(self.now);
+        self.run(
+            "INSERT INTO turns (id, sid, state, messages, created_at) VALUES (?1, ?2, 'queued', 1, ?3)",
+            params![id, sid, self.now],
+        )?;
+        Ok((self.conn.last_insert_rowid(), id))
+    }
+
+    /// Notes that the running turn is to be cancelled, so that a crash does not continue it. Whether one runs.
+    pub(super) fn ask_cancel(&mut self, sid: i64, why: &str) -> Result<bool, Error> {
+        Ok(self.run("UPDATE turns SET cancel=?2 WHERE sid=?1 AND state='running'", params![sid, why])? > 0)
+    }
+
+    /// Queued turns move to the session that answers now, in order and with their ids; their senders are told.
+    pub(super) fn move_queue(&mut self, from: &SessionRow, to: &SessionRow) -> Result<usize, Error> {
+        let turns = self.rows("SELECT tid, id FROM turns WHERE sid=?1 AND state='queued' ORDER BY tid", [from.sid], |r| {
+            Ok((r.get::<_, i64>(0)?, r.get::<_, String>(1)?))
+        })?;
+        for (tid, id) in &turns {
+            self.run("UPDATE turns SET sid=?2 WHERE tid=?1", params![tid, to.sid])?;
+            let moved = self.run("UPDATE messages SET sid=?2 WHERE tid=?1", params![tid, to.sid])?;
+            self.run("UPDATE sessions SET messages=messages-?2 WHERE sid=?1", params![from.sid, moved as i64])?;
+            self.run("UPDATE sessions SET messages=messages+?2 WHERE sid=?1", params![to.sid, moved as i64])?;
+            self.notice(to, Some(id), "moved", "the message moved to the session that answers now")?;
+        }
+        Ok(turns.len())
+    }
+}
+
+/// What waits and runs in a session.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Waiting {
+    pub messages: i64,
+    pub last_queued: Option<(i64, String)>,
+    pub running: bool,
+}
+

@@ -1,0 +1,117 @@
+//! Activations: opened once, closed once. Open ones are rows from their first instant.
+
+use rusqlite::params;
+use serde_json::json;
+
+use super::tx::Tx;
+use super::{Error, Refusal, Store};
+use crate::model::event::{Actor, EndReason, EventKind, HookEvent, StartReason};
+
+/// An activation that was opened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Opened {
+    /// Its number within the session, from 1.
+    pub epoch: i64,
+    /// The session.
+    pub session: OpenedSession,
+}
+
+/// What its worker needs of the session.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OpenedSession {
+    /// The row.
+    pub sid: i64,
+    /// The id.
+    pub id: String,
+    /// The key.
+    pub key: String,
+    /// The agent's own session id from before.
+    pub agent_session: Option<String>,
+    /// Turns so far.
+    pub turns: i64,
+}
+
+impl Store {
+    /// Opens an activation: `session_start`. The session becomes live.
+    ///
+    /// # Errors
+    /// [`Refusal::Stale`]: it is not open any more, or live already. [`Refusal::Closed`]: a stop has begun.
+    pub fn open_activation(&self, sid: i64, agent: String, cwd: String) -> Result<Opened, Error> {
+        self.write("open_activation", move |tx| tx.open_activation(sid, &agent, &cwd))
+    }
+
+    /// Notes the agent's own session id, for the next activation.
+    ///
+    /// # Errors
+    /// [`Refusal::Stale`].
+    pub fn note_agent(&self, sid: i64, epoch: i64, agent_session: Option<String>) -> Result<(), Error> {
+        self.write("note_agent", move |tx| {
+            tx.current_activation(sid, epoch)?;
+            tx.run("UPDATE sessions SET agent_session=?2 WHERE sid=?1", params![sid, agent_session])?;
+            Ok(())
+        })
+    }
+
+    /// Notes the agent's process, so that the next boot finds what is left of it.
+    ///
+    /// # Errors
+    /// [`Refusal::Stale`].
+    pub fn note_process(&self, sid: i64, epoch: i64, pid: u32, start: u64) -> Result<(), Error> {
+        self.write("note_process", move |tx| {
+            tx.current_activation(sid, epoch)?;
+            tx.run(
+                "UPDATE activations SET pid=?3, pid_start=?4 WHERE sid=?1 AND epoch=?2",
+                params![sid, epoch, pid, i64::try_from(start).unwrap_or(0)],
+            )?;
+            Ok(())
+        })
+    }
+
+    /// Closes an activation that its worker has finished with: `session_end`. `false`: somebody else had closed it.
+    ///
+    /// # Errors
+    /// The store fails.
+    pub fn close_activation(&self, sid: i64, epoch: i64, reason: EndReason, actor: Actor) -> Result<bool, Error> {
+        self.write("close_activation", move |tx| match tx.current_activation(sid, epoch) {
+            Ok(s) => tx.close_activation(&s, reason, actor, None),
+            Err(Error::Refused(Refusal::Stale)) => Ok(false),
+            Err(e) => Err(e),
+        })
+    }
+}
+
+impl Tx<'_> {
+    fn open_activation(&mut self, sid: i64, agent: &str, cwd: &str) -> Result<Opened, Error> {
+        if self.admission() == super::Admission::Stopping {
+            return Err(Refusal::Closed.into());
+        }
+        let s = self.session(sid)?.ok_or(Refusal::Stale)?;
+        if s.status != "open" || s.hidden || self.open_activation_of(sid)?.is_some() {
+            return Err(Refusal::Stale.into());
+        }
+        let epoch = s.epoch + 1;
+        // The first activation tells how the session before gave way; later ones how this one goes on.
+        let reason = if s.epoch == 0 {
+            StartReason::parse(&s.start_reason).unwrap_or(StartReason::New)
+        } else if s.mark_reason.is_some() {
+            StartReason::Resume
+        } else {
+            StartReason::Message
+        };
+        self.run("UPDATE sessions SET epoch=?2, agent=?3 WHERE sid=?1", params![sid, epoch, agent])?;
+        // What waited when it opened is counted to this activation.
+        let waiting = self.waiting(sid)?.messages;
+        self.run(
+            "INSERT INTO activations (sid, epoch, bid, start_reason, agent, cwd, opened_at, turns_before, messages_before)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
+            params![sid, epoch, self.bid, reason.as_str(), agent, cwd, self.now, s.turns, s.messages - waiting],
+        )?;
+        let fields = json!({
+            "epoch": epoch, "reason": reason, "previous_id": s.previous_id, "agent": agent, "cwd": cwd,
+        });
+        self.tell(EventKind::SessionStart, HookEvent::SessionStart, &s, fields)?;
+        let session =
+            OpenedSession { sid, id: s.id, key: s.key, agent_session: s.agent_session, turns: s.turns };
+        Ok(Opened { epoch, session })
+    }
+}

@@ -1,0 +1,260 @@
+//! Boots: what a start makes of what the last one left, and the durable facts of a stop.
+
+use rusqlite::params;
+use serde_json::Value;
+
+use super::tx::{SESSION_COLUMNS, SessionRow, Tx};
+use super::{Error, Store};
+use crate::clock::Millis;
+use crate::model::event::{Actor, MarkReason, Outcome, StopReason, Urgency};
+use crate::model::recovery::{Death, Left, judge};
+
+/// This run of the daemon.
+#[derive(Clone, Debug)]
+pub struct BootInfo {
+    /// Its random id.
+    pub boot_id: String,
+    /// Its process.
+    pub pid: u32,
+    /// `stuck_threshold`.
+    pub threshold: i64,
+}
+
+/// What recovery found and did.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Recovered {
+    /// Boots that had died.
+    pub deaths: i64,
+    /// Activations that were still open.
+    pub activations: i64,
+    /// Turns that had been running.
+    pub interrupted: i64,
+    /// Sessions suspended for it.
+    pub suspended: i64,
+    /// Unclean boots within the last five minutes.
+    pub recent_deaths: u32,
+}
+
+/// A stop, as noted at its first signal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StopNote {
+    /// Why.
+    pub reason: StopReason,
+    /// How much of the ladder it walks.
+    pub urgency: Urgency,
+    /// When it must be over, by the wall clock.
+    pub deadline_at: Millis,
+}
+
+/// How many activations one transaction closes, so that a boot or a stop of ten thousand holds the writer up in pieces
+/// that other writers can come between.
+const BATCH: i64 = 4096;
+
+impl Store {
+    /// Opens this boot's row and closes what dead boots left: every open activation gets its end, running turns become
+    /// interrupted, their sessions are marked, the death is counted. One transaction: a death in it changes nothing.
+    ///
+    /// # Errors
+    /// The store fails.
+    pub fn open_boot(&self, info: BootInfo) -> Result<Recovered, Error> {
+        let (bid, recovered) = self.write("open_boot", move |tx| {
+            let deaths = tx.deaths()?;
+            tx.run(
+                "INSERT INTO boots (boot_id, pid, version, started_at, alive_at) VALUES (?1, ?2, ?3, ?4, ?4)",
+                params![info.boot_id, info.pid, env!("CARGO_PKG_VERSION"), tx.now],
+            )?;
+            tx.bid = tx.conn.last_insert_rowid();
+            let mut r = Recovered { deaths: deaths.len() as i64, ..Recovered::default() };
+            for (bid, death, solo) in &deaths {
+                tx.recover(*bid, death, *solo, info.threshold, &mut r)?;
+                tx.run("UPDATE boots SET ended_at=?2, clean=0, solo=NULL WHERE bid=?1", params![bid, death.last_life])?;
+            }
+            // Marks of that stop are marks from before now.
+            tx.run("UPDATE sessions SET mark_boot=NULL WHERE mark_reason IS NOT NULL AND mark_boot IS NOT NULL", [])?;
+            let recent = tx.row(
+                "SELECT count(*) FROM (SELECT 1 FROM boots WHERE clean=0 AND stop_reason IS NULL AND ended_at>?1 LIMIT 100)",
+                [tx.now - 300_000],
+                |row| row.get(0),
+            )?;
+            r.recent_deaths = recent.unwrap_or(0);
+            Ok((tx.bid, r))
+        })?;
+        self.shared.boot.store(bid, std::sync::atomic::Ordering::SeqCst);
+        Ok(recovered)
+    }
+
+    /// A sign of life, noted once a minute while a turn runs.
+    ///
+    /// # Errors
+    /// The store fails.
+    pub fn note_alive(&self) -> Result<(), Error> {
+        self.write("note_alive", |tx| {
+            tx.run("UPDATE boots SET alive_at=?2 WHERE bid=?1", params![tx.bid, tx.now])?;
+            Ok(())
+        })
+    }
+
+    /// The session that was resumed alone has stood its time, or is done.
+    ///
+    /// # Errors
+    /// The store fails.
+    pub fn clear_solo(&self) -> Result<(), Error> {
+        self.write("clear_solo", |tx| {
+            tx.run("UPDATE boots SET solo=NULL WHERE bid=?1", [tx.bid])?;
+            Ok(())
+        })
+    }
+
+    /// Notes a stop, and marks every running session, before anything waits: one transaction.
+    /// Returns how many were marked now.
+    ///
+    /// # Errors
+    /// The store fails; the stop goes on, and the next boot derives the same from the rows that are open.
+    pub fn mark_running(&self, stop: StopNote) -> Result<usize, Error> {
+        self.write("mark_running", move |tx| {
+            tx.run(
+                "UPDATE boots SET stop_reason=?2, stop_urgency=?3, stop_at=coalesce(stop_at, ?4), stop_deadline=?5 WHERE bid=?1",
+                params![tx.bid, stop.reason.as_str(), stop.urgency.as_str(), tx.now, stop.deadline_at],
+            )?;
+            // Marks from before are left alone; those that are made here are remembered as this stop's.
+            Ok(tx.run(
+                "UPDATE sessions SET mark_reason=?1, marked_at=?2, mark_boot=?3 WHERE mark_reason IS NULL AND status='open'
+                 AND sid IN (SELECT sid FROM turns WHERE state='running')",
+                params![stop.reason.mark().as_str(), tx.now, tx.bid],
+            )?)
+        })
+    }
+
+    /// The drain ran out: every session still running carries this stop's reason and time.
+    ///
+    /// # Errors
+    /// As for [`Store::mark_running`].
+    pub fn refresh_marks(&self, reason: MarkReason) -> Result<usize, Error> {
+        self.write("refresh_marks", move |tx| {
+            Ok(tx.run(
+                "UPDATE sessions SET mark_reason=?1, marked_at=?2, mark_boot=?3 WHERE status='open'
+                 AND sid IN (SELECT sid FROM turns WHERE state='running')",
+                params![reason.as_str(), tx.now, tx.bid],
+            )?)
+        })
+    }
+
+    /// `session_end` for every activation still open, running or idle, once each; what runs becomes interrupted, and of
+    /// those the abandoned ones are counted as unclean deaths.
+    ///
+    /// # Errors
+    /// The store fails; the next boot writes the ends.
+    pub fn close_activations(&self, reason: StopReason) -> Result<i64, Error> {
+        let mut closed = 0;
+        loop {
+            let batch = self.write("close_activations", move |tx| {
+                let open = tx.rows(
+                    &format!(
+                        "SELECT {SESSION_COLUMNS} FROM sessions
+                         WHERE sid IN (SELECT sid FROM activations WHERE closed_at IS NULL LIMIT {BATCH})"
+                    ),
+                    [],
+                    SessionRow::read,
+                )?;
+                for s in &open {
+                    let at = tx.now;
+                    if tx.end_running(s, Outcome::Interrupted, Some((reason.mark(), at)), None)? {
+                        tx.run("UPDATE sessions SET unclean=unclean+1 WHERE sid=?1", [s.sid])?;
+                    }
+                    let s = tx.session(s.sid)?.unwrap_or_else(|| s.clone());
+                    tx.close_activation(&s, reason.end(), Actor::Supervisor, None)?;
+                }
+                Ok(open.len() as i64)
+            })?;
+            closed += batch;
+            if batch < BATCH {
+                return Ok(closed);
+            }
+        }
+    }
+
+    /// The clean record, last of all, with the report.
+    ///
+    /// # Errors
+    /// The store fails.
+    pub fn close_boot(&self, clean: bool, report: Value, keep: u32) -> Result<(), Error> {
+        self.write("close_boot", move |tx| {
+            tx.run(
+                "UPDATE boots SET ended_at=?2, clean=?3, report=?4 WHERE bid=?1",
+                params![tx.bid, tx.now, clean, report.to_string()],
+            )?;
+            tx.run("DELETE FROM boots WHERE bid<=?1", [tx.bid - i64::from(keep.max(1))])?;
+            Ok(())
+        })
+    }
+
+    /// Takes every mark's wish to go on away: the first boot of a restored copy must not answer what its original did.
+    ///
+    /// # Errors
+    /// The store fails.
+    pub fn forget_cut_turns(&self) -> Result<usize, Error> {
+        self.write("forget_cut_turns", |tx| {
+            Ok(tx.run("UPDATE sessions SET cut_turn=NULL WHERE mark_reason IS NOT NULL AND cut_turn IS NOT NULL", [])?)
+        })
+    }
+}
+
+impl Tx<'_> {
+    /// Boots that never ended: their processes are dead, for the state directory's lock is ours.
+    fn deaths(&self) -> Result<Vec<(i64, Death, Option<i64>)>, Error> {
+        let boots = self.rows(
+            "SELECT bid, alive_at, stop_reason, solo FROM boots WHERE ended_at IS NULL ORDER BY bid",
+            [],
+            |r| Ok((r.get::<_, i64>(0)?, r.get::<_, i64>(1)?, r.get::<_, Option<String>>(2)?, r.get::<_, Option<i64>>(3)?)),
+        )?;
+        let newest = |sql: &str| self.row(sql, [], |r| r.get::<_, Option<i64>>(0)).map(|at| at.flatten().unwrap_or(0));
+        let last_event = newest("SELECT at FROM events ORDER BY seq DESC LIMIT 1")?;
+        let last_message = newest("SELECT at FROM messages ORDER BY mid DESC LIMIT 1")?;
+        Ok(boots
+            .into_iter()
+            .map(|(bid, alive, stop, solo)| {
+                let last_life = alive.max(last_event).max(last_message).min(self.now);
+                let stop = stop.as_deref().and_then(StopReason::parse);
+                (bid, Death { stop, last_life, solo: solo.is_some() }, solo)
+            })
+            .collect())
+    }
+
+    fn recover(&mut self, bid: i64, death: &Death, solo: Option<i64>, threshold: i64, r: &mut Recovered) -> Result<(), Error> {
+        let left = self.rows(
+            &format!(
+                "SELECT {SESSION_COLUMNS} FROM sessions WHERE sid IN
+                 (SELECT sid FROM activations WHERE closed_at IS NULL AND bid=?1)"
+            ),
+            [bid],
+            SessionRow::read,
+        )?;
+        for s in left {
+            let cancel = self.row("SELECT cancel FROM turns WHERE sid=?1 AND state='running'", [s.sid], |row| {
+                row.get::<_, Option<String>>(0)
+            })?;
+            let facts = Left {
+                running: cancel.is_some(),
+                cancelled: matches!(cancel, Some(Some(_))),
+                solo: solo == Some(s.sid),
+                unclean: s.unclean,
+            };
+            let verdict = judge(death, &facts, threshold);
+            r.activations += 1;
+            if let Some(outcome) = verdict.turn {
+                r.interrupted += 1;
+                self.end_running(&s, outcome, verdict.mark, None)?;
+                self.run("UPDATE sessions SET unclean=?2 WHERE sid=?1", params![s.sid, verdict.unclean])?;
+            }
+            let s = self.session(s.sid)?.unwrap_or(s);
+            self.close_activation(&s, verdict.end, verdict.actor, None)?;
+            if verdict.suspend {
+                r.suspended += 1;
+                log::warn!(key = s.key, session = s.id; "session suspended: the daemon died {} times in a row while it ran", verdict.unclean);
+                let agent = s.agent.clone();
+                self.suspend_session(&s, Actor::Supervisor, &agent)?;
+            }
+        }
+        Ok(())
+    }
+}

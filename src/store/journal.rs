@@ -1,0 +1,211 @@
+//! The hook journal: deliveries that are due, and what became of them.
+
+use rusqlite::params;
+use serde_json::{Value, json};
+
+use super::tx::Tx;
+use super::{Error, Refusal, Store};
+use crate::clock::{self, Millis};
+use crate::model::event::{HandlerId, HookEvent};
+
+/// One event owed to one handler.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Owed {
+    /// The delivery's row; rises with time.
+    pub did: i64,
+    /// To whom.
+    pub handler: HandlerId,
+    /// The event's id.
+    pub event_id: String,
+    /// Its key.
+    pub key: String,
+    /// Its session's id.
+    pub session_id: String,
+    /// The newest transcript entry at the event.
+    pub upto: i64,
+    /// Its own fields.
+    pub fields: Value,
+    /// When it became true.
+    pub at: Millis,
+    /// Deliveries so far.
+    pub attempts: u32,
+    /// Not before this.
+    pub next_at: Millis,
+    /// It was journalled by an earlier boot, so its attempt is committed before the call.
+    pub earlier_boot: bool,
+}
+
+/// What became of a delivery.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Settled {
+    /// The handler returned.
+    Delivered,
+    /// It failed; tried again not before the time given.
+    Retry(String, Millis),
+    /// It failed too often: set aside.
+    SetAside(String),
+    /// The handler does not exist any more.
+    Orphaned,
+}
+
+/// A set-aside event, as listed.
+#[derive(Clone, Debug, PartialEq)]
+pub struct FailedEvent(pub Value);
+
+/// How the journal stands.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct JournalCounts {
+    /// Deliveries that are owed.
+    pub pending: i64,
+    /// Set aside.
+    pub failed: i64,
+}
+
+impl Store {
+    /// Deliveries that are owed, oldest first, after row `after`.
+    ///
+    /// # Errors
+    /// The store fails.
+    pub fn pending_deliveries(&self, after: i64, limit: usize) -> Result<Vec<Owed>, Error> {
+        let bid = self.shared.boot.load(std::sync::atomic::Ordering::SeqCst);
+        self.read(|conn| {
+            let mut statement = conn.prepare_cached(
+                "SELECT d.did, j.event, d.script, d.name, j.event_id, j.key, j.session_id, j.upto, j.fields, j.at, d.attempts,
+                 d.next_at, j.bid FROM deliveries d JOIN journal j ON j.jid=d.jid
+                 WHERE d.state='pending' AND d.did>?1 ORDER BY d.did LIMIT ?2",
+            )?;
+            let rows = statement.query_map(params![after, limit as i64], |r| {
+                let event: String = r.get(1)?;
+                let fields: String = r.get(8)?;
+                Ok(Owed {
+                    did: r.get(0)?,
+                    handler: HandlerId {
+                        event: HookEvent::parse(&event).unwrap_or(HookEvent::SessionEnd),
+                        script: r.get(2)?,
+                        name: r.get(3)?,
+                    },
+                    event_id: r.get(4)?,
+                    key: r.get(5)?,
+                    session_id: r.get(6)?,
+                    upto: r.get(7)?,
+                    fields: serde_json::from_str(&fields).unwrap_or_default(),
+                    at: r.get(9)?,
+                    attempts: r.get(10)?,
+                    next_at: r.get(11)?,
+                    earlier_boot: r.get::<_, i64>(12)? != bid,
+                })
+            })?;
+            rows.collect()
+        })
+    }
+
+    /// Commits an attempt before its call, so that a handler that kills the daemon is set aside in the end.
+    pub fn note_attempt(&self, did: i64, done: impl FnOnce(Result<(), Error>) + Send + 'static) {
+        self.write_then(
+            "note_attempt",
+            move |tx| {
+                tx.run("UPDATE deliveries SET attempts=attempts+1 WHERE did=?1 AND state='pending'", [did])?;
+                Ok(())
+            },
+            done,
+        );
+    }
+
+    /// Settles a delivery; `counted`: its attempt was committed before the call.
+    pub fn settle_delivery(
+        &self,
+        did: i64,
+        settled: Settled,
+        counted: bool,
+        done: impl FnOnce(Result<(), Error>) + Send + 'static,
+    ) {
+        self.write_then("settle_delivery", move |tx| tx.settle(did, &settled, counted), done);
+    }
+
+    /// Puts a set-aside event back on its way; with `None` all of them. Returns how many deliveries are due again.
+    ///
+    /// # Errors
+    /// [`Refusal::NotFound`].
+    pub fn retry_failed(&self, event_id: Option<String>) -> Result<usize, Error> {
+        self.write("retry_failed", move |tx| {
+            let n = tx.run(
+                "UPDATE deliveries SET state='pending', attempts=0, next_at=0, settled_at=NULL WHERE state='failed'
+                 AND (?1 IS NULL OR jid IN (SELECT jid FROM journal WHERE event_id=?1))",
+                [&event_id],
+            )?;
+            tx.out.deliveries += n;
+            if n == 0 && event_id.is_some() { Err(Refusal::NotFound.into()) } else { Ok(n) }
+        })
+    }
+
+    /// Gives a set-aside event up.
+    ///
+    /// # Errors
+    /// [`Refusal::NotFound`].
+    pub fn discard_failed(&self, event_id: String) -> Result<usize, Error> {
+        self.write("discard_failed", move |tx| {
+            let n = tx.run(
+                "UPDATE deliveries SET state='discarded', settled_at=?2 WHERE state='failed'
+                 AND jid IN (SELECT jid FROM journal WHERE event_id=?1)",
+                params![event_id, tx.now],
+            )?;
+            if n == 0 { Err(Refusal::NotFound.into()) } else { Ok(n) }
+        })
+    }
+
+    /// What was set aside or orphaned, newest first.
+    ///
+    /// # Errors
+    /// The store fails.
+    pub fn failed_events(&self, limit: usize) -> Result<Vec<FailedEvent>, Error> {
+        self.read(|conn| {
+            let mut statement = conn.prepare_cached(
+                "SELECT j.event_id, j.event, j.key, j.session_id, d.script, d.name, d.state, d.attempts, d.error, j.at, j.fields
+                 FROM deliveries d JOIN journal j ON j.jid=d.jid WHERE d.state IN ('failed', 'orphaned')
+                 ORDER BY d.did DESC LIMIT ?1",
+            )?;
+            let rows = statement.query_map([limit as i64], |r| {
+                let fields: String = r.get(10)?;
+                Ok(FailedEvent(json!({
+                    "event_id": r.get::<_, String>(0)?, "event": r.get::<_, String>(1)?, "key": r.get::<_, String>(2)?,
+                    "session_id": r.get::<_, String>(3)?, "script": r.get::<_, String>(4)?, "name": r.get::<_, String>(5)?,
+                    "state": r.get::<_, String>(6)?, "attempts": r.get::<_, i64>(7)?, "error": r.get::<_, Option<String>>(8)?,
+                    "at": clock::rfc3339(r.get(9)?), "fields": serde_json::from_str::<Value>(&fields).unwrap_or_default(),
+                })))
+            })?;
+            rows.collect()
+        })
+    }
+
+    /// How the journal stands.
+    ///
+    /// # Errors
+    /// The store fails.
+    pub fn journal_counts(&self) -> Result<JournalCounts, Error> {
+        self.read(|conn| {
+            let count = |sql: &str| conn.prepare_cached(sql)?.query_row([], |r| r.get::<_, i64>(0));
+            Ok(JournalCounts {
+                pending: count("SELECT count(*) FROM deliveries WHERE state='pending'")?,
+                failed: count("SELECT count(*) FROM deliveries WHERE state='failed'")?,
+            })
+        })
+    }
+}
+
+impl Tx<'_> {
+    fn settle(&mut self, did: i64, settled: &Settled, counted: bool) -> Result<(), Error> {
+        let one = i64::from(!counted);
+        let (state, error, next_at, at) = match settled {
+            Settled::Delivered => ("delivered", None, 0, Some(self.now)),
+            Settled::Retry(error, next_at) => ("pending", Some(error), *next_at, None),
+            Settled::SetAside(error) => ("failed", Some(error), 0, Some(self.now)),
+            Settled::Orphaned => ("orphaned", None, 0, Some(self.now)),
+        };
+        self.run(
+            "UPDATE deliveries SET state=?2, error=coalesce(?3, error), next_at=?4, settled_at=?5, attempts=attempts+?6
+             WHERE did=?1 AND state='pending'",
+            params![did, state, error, next_at, at, one],
+        )?;
+        Ok(())
+    }
+}

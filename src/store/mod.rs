@@ -1,0 +1,320 @@
+//! The store: the only place that knows SQL. What is in memory elsewhere is a cache of it, or a handle.
+//!
+//! One [`writer`] thread owns the only writing connection and commits whatever waits in one transaction; readers have
+//! connections of their own. Each durable change is one named transaction, a method of [`Store`] in the file of its
+//! subject; the journalled event is written in the same transaction as the change that it tells.
+//!
+//! It must not know threads other than its own, agents, hooks or HTTP.
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicI64, AtomicU8, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::Sender;
+
+use crate::model::event::{HandlerId, HookEvent};
+
+mod accept;
+mod activations;
+mod boots;
+mod journal;
+mod kv;
+mod read;
+mod retention;
+mod schema;
+mod sessions;
+mod turns;
+mod tx;
+mod writer;
+
+pub use accept::{Accept, Accepted, Limits};
+pub use activations::{Opened, OpenedSession};
+pub use boots::{BootInfo, Recovered, StopNote};
+pub use journal::{FailedEvent, JournalCounts, Owed, Settled};
+pub use read::{Counts, EventRow, Page, SessionFilter, SessionView, TranscriptEntry, TurnView, Wanted};
+pub use retention::Pruned;
+pub use schema::version as schema_version;
+pub use sessions::{Acted, Target};
+pub use turns::{Begin, Begun, Cut, Item, Ended, TurnRef};
+pub use tx::{Commit, Published, Tx};
+
+/// Why a transaction was not done.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum Error {
+    /// The rules say no; nothing was changed.
+    #[error("{0}")]
+    Refused(Refusal),
+    /// SQLite says no; nothing was changed.
+    #[error("store: {0}")]
+    Sql(Arc<rusqlite::Error>),
+    /// The commit failed or did not come in time: it may or may not have been kept.
+    #[error("store: {0}")]
+    Unavailable(String),
+    /// The file cannot be opened.
+    #[error("{}: {why}", path.display())]
+    Open {
+        /// The database file.
+        path: PathBuf,
+        /// What the system or SQLite said.
+        why: String,
+    },
+    /// The file is not ours.
+    #[error("{}: not an ostler database: {why}", path.display())]
+    Foreign {
+        /// The database file.
+        path: PathBuf,
+        /// What it is.
+        why: String,
+    },
+    /// The file is of a newer ostler.
+    #[error("{}: its schema is version {found}, this ostler knows up to {known}: use the newer ostler", path.display())]
+    Newer {
+        /// The database file.
+        path: PathBuf,
+        /// Its version.
+        found: usize,
+        /// Ours.
+        known: usize,
+    },
+}
+
+impl Error {
+    fn open(path: &Path, error: &rusqlite::Error) -> Self {
+        Self::Open { path: path.into(), why: error.to_string() }
+    }
+
+    /// The refusal, if the rules said no.
+    #[must_use]
+    pub const fn refusal(&self) -> Option<Refusal> {
+        match self {
+            Self::Refused(r) => Some(*r),
+            _ => None,
+        }
+    }
+}
+
+impl From<rusqlite::Error> for Error {
+    fn from(error: rusqlite::Error) -> Self {
+        Self::Sql(Arc::new(error))
+    }
+}
+
+impl From<Refusal> for Error {
+    fn from(refusal: Refusal) -> Self {
+        Self::Refused(refusal)
+    }
+}
+
+/// The rules that refuse.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// No such session.
+    #[error("no such session")]
+    SessionNotFound,
+    /// The session named by its id is not its key's current one.
+    #[error("the session is not the current one of its key")]
+    NotCurrent,
+    /// The session is over.
+    #[error("the session has ended")]
+    Ended,
+    /// The id was used for another text.
+    #[error("the id was used before with another text")]
+    IdReused,
+    /// `queue_limit`.
+    #[error("too many messages wait in this session")]
+    QueueFull,
+    /// `queue_total`.
+    #[error("too many messages wait")]
+    Overloaded,
+    /// A late writer: the session, epoch or turn it speaks for is not the current one any more.
+    #[error("the session has gone on without this writer")]
+    Stale,
+    /// Turns do not start now: a stop has begun, or the daemon is held.
+    #[error("turns do not start now")]
+    Closed,
+    /// No such thing (set-aside event, report).
+    #[error("no such entry")]
+    NotFound,
+}
+
+/// Whether turns may start. Kept by the daemon, looked at inside each transaction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Admission {
+    /// Turns start.
+    Open,
+    /// Messages are accepted, turns wait for a release.
+    Held,
+    /// A stop has begun: messages are accepted as deferred.
+    Stopping,
+}
+
+/// What is shared between the handle and the writer.
+struct Shared {
+    path: PathBuf,
+    admission: AtomicU8,
+    boot: AtomicI64,
+    owed: RwLock<OwedTo>,
+    observer: RwLock<Observer>,
+}
+
+type OwedTo = Arc<dyn Fn(HookEvent) -> Vec<HandlerId> + Send + Sync>;
+type Observer = Arc<dyn Fn(&Commit) + Send + Sync>;
+
+/// A handle to the store; cheap to clone.
+#[derive(Clone)]
+pub struct Store {
+    shared: Arc<Shared>,
+    jobs: Sender<writer::Job>,
+    readers: read::Readers,
+}
+
+impl std::fmt::Debug for Store {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Store").field("path", &self.shared.path).finish_non_exhaustive()
+    }
+}
+
+/// How many operations may wait for the writer.
+const QUEUE: usize = 1024;
+/// How long a caller waits for the writer before it must take the outcome as unknown.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+
+impl Store {
+    /// Opens `path`, migrates it, and starts the writer.
+    ///
+    /// # Errors
+    /// See [`schema::open`]; or no thread is to be had.
+    pub fn open(path: &Path) -> Result<Self, Error> {
+        let conn = schema::open(path)?;
+        let shared = Arc::new(Shared {
+            path: path.into(),
+            admission: AtomicU8::new(0),
+            boot: AtomicI64::new(0),
+            owed: RwLock::new(Arc::new(|_| Vec::new())),
+            observer: RwLock::new(Arc::new(|_| ())),
+        });
+        let readers = read::Readers::open(path)?;
+        let (jobs, inbox) = crossbeam_channel::bounded(QUEUE);
+        let state = shared.clone();
+        crate::thread::spawn("store", crate::thread::DEEP_STACK, move || writer::Writer::new(state, conn).run(&inbox))
+            .map_err(|e| Error::Unavailable(format!("no thread for the writer: {e}")))?;
+        Ok(Self { shared, jobs, readers })
+    }
+
+    /// Where the database is.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.shared.path
+    }
+
+    /// To whom a journalled event is owed; asked inside the transaction that writes it.
+    pub fn set_owed(&self, owed: OwedTo) {
+        *self.shared.owed.write().unwrap_or_else(PoisonError::into_inner) = owed;
+    }
+
+    /// Who is told of each commit, on the writer's thread; must not block.
+    pub fn set_observer(&self, observer: Observer) {
+        *self.shared.observer.write().unwrap_or_else(PoisonError::into_inner) = observer;
+    }
+
+    /// Opens or closes the door for turns; transactions after this see it.
+    pub fn set_admission(&self, admission: Admission) {
+        self.shared.admission.store(admission as u8, Ordering::SeqCst);
+    }
+
+    /// Whether turns may start.
+    #[must_use]
+    pub fn admission(&self) -> Admission {
+        self.shared.admission()
+    }
+
+    /// Runs one named transaction and waits for its commit.
+    fn write<T: Send + 'static>(
+        &self,
+        name: &'static str,
+        run: impl FnMut(&mut Tx<'_>) -> Result<T, Error> + Send + 'static,
+    ) -> Result<T, Error> {
+        let (send, receive) = crossbeam_channel::bounded(1);
+        self.write_then(name, run, move |result| {
+            let _ = send.send(result);
+        });
+        match receive.recv_timeout(PATIENCE) {
+            Ok(result) => result,
+            Err(crossbeam_channel::RecvTimeoutError::Timeout) => {
+                Err(Error::Unavailable(format!("{name}: the disk did not answer within {} s", PATIENCE.as_secs())))
+            }
+            Err(crossbeam_channel::RecvTimeoutError::Disconnected) => Err(closed()),
+        }
+    }
+
+    /// Runs one named transaction; `done` is told on the writer's thread, after the commit, and must not block.
+    fn write_then<T: Send + 'static>(
+        &self,
+        name: &'static str,
+        run: impl FnMut(&mut Tx<'_>) -> Result<T, Error> + Send + 'static,
+        done: impl FnOnce(Result<T, Error>) + Send + 'static,
+    ) {
+        let job = writer::Job::work(name, run, done);
+        if let Err(refused) = self.jobs.send_timeout(job, PATIENCE) {
+            refused.into_inner().refuse(&closed());
+        }
+    }
+
+    /// Answers once everything before it was committed: whether the writer is alive.
+    #[must_use]
+    pub fn answers(&self, within: Duration) -> bool {
+        let (send, receive) = crossbeam_channel::bounded(1);
+        let job = writer::Job::work("ping", |_| Ok(()), move |r: Result<(), Error>| {
+            let _ = send.send(r.is_ok());
+        });
+        let until = Instant::now() + within;
+        self.jobs.send_deadline(job, until).is_ok() && receive.recv_deadline(until).unwrap_or(false)
+    }
+
+    /// Writes the log back into the file, empties it and closes the file; later operations are refused.
+    ///
+    /// # Errors
+    /// The checkpoint failed or did not end in time; what was committed is safe in the log.
+    pub fn close(&self, until: Instant) -> Result<(), Error> {
+        self.readers.close();
+        let (send, receive) = crossbeam_channel::bounded(1);
+        self.jobs.send_deadline(writer::Job::Close(send), until).map_err(|_| closed())?;
+        receive.recv_deadline(until).map_err(|_| Error::Unavailable("close: the disk did not answer in time".into()))?
+    }
+
+    /// A consistent copy, made step by step so that writers are not held up.
+    ///
+    /// # Errors
+    /// The copy cannot be written, or is not sound.
+    pub fn backup(&self, to: &Path) -> Result<(), Error> {
+        let from = schema::open_reader(self.path())?;
+        let mut copy = rusqlite::Connection::open(to).map_err(|e| Error::open(to, &e))?;
+        rusqlite::backup::Backup::new(&from, &mut copy)
+            .and_then(|b| b.run_to_completion(2048, Duration::ZERO, None))
+            .map_err(|e| Error::open(to, &e))?;
+        let sound: String =
+            copy.query_row("PRAGMA integrity_check(1)", [], |r| r.get(0)).map_err(|e| Error::open(to, &e))?;
+        if sound != "ok" {
+            return Err(Error::Open { path: to.into(), why: format!("the copy is not sound: {sound}") });
+        }
+        Ok(())
+    }
+}
+
+impl Shared {
+    fn admission(&self) -> Admission {
+        match self.admission.load(Ordering::SeqCst) {
+            0 => Admission::Open,
+            1 => Admission::Held,
+            _ => Admission::Stopping,
+        }
+    }
+}
+
+fn closed() -> Error {
+    Error::Unavailable("the store is closed".into())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,494 @@
+//! Reading: connections of their own, so that no reader waits for the writer; never a long read transaction, which would
+//! hold up the checkpoint.
+
+use std::path::Path;
+
+use crossbeam_channel::{Receiver, Sender};
+use rusqlite::{Connection, OptionalExtension as _, params};
+use serde_json::{Value, json};
+
+use super::sessions::{Target, mark_json};
+use super::tx::{SESSION_COLUMNS, SessionRow, time};
+use super::{Error, PATIENCE, Refusal, Store, closed, schema};
+use crate::clock::{self, Millis};
+use crate::model::event::{Entry, Role};
+
+/// How many may read at once.
+const READERS: usize = 4;
+
+/// The pool.
+#[derive(Clone)]
+pub(super) struct Readers {
+    free: Receiver<Option<Connection>>,
+    back: Sender<Option<Connection>>,
+}
+
+impl Readers {
+    pub(super) fn open(path: &Path) -> Result<Self, Error> {
+        let (back, free) = crossbeam_channel::bounded(READERS + 1);
+        for _ in 0..READERS {
+            let _ = back.send(Some(schema::open_reader(path)?));
+        }
+        Ok(Self { free, back })
+    }
+
+    /// Closes the connections that are free; those in use are dropped when they come back to nobody.
+    pub(super) fn close(&self) {
+        for conn in self.free.try_iter() {
+            drop(conn);
+        }
+        let _ = self.back.try_send(None);
+    }
+
+    fn take(&self) -> Result<Connection, Error> {
+        match self.free.recv_timeout(PATIENCE) {
+            Ok(Some(conn)) => Ok(conn),
+            Ok(None) => {
+                // Closed: the next who asks is to hear it too.
+                let _ = self.back.try_send(None);
+                Err(closed())
+            }
+            Err(_) => Err(Error::Unavailable("all readers are busy".into())),
+        }
+    }
+}
+
+/// One session, as the API shows it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SessionView {
+    /// Its id.
+    pub id: String,
+    /// Its row: the place in a listing.
+    pub sid: i64,
+    /// Its key.
+    pub key: String,
+    /// The JSON.
+    pub json: Value,
+}
+
+/// A turn, as the API shows it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TurnView {
+    /// Its state's word.
+    pub state: String,
+    /// The turn that goes on with it.
+    pub continued_by: Option<String>,
+    /// Its error.
+    pub error: Option<(String, String)>,
+}
+
+/// Which sessions to list.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SessionFilter {
+    /// Any of these; empty: all but ended.
+    pub states: Vec<String>,
+    /// At most so many.
+    pub limit: usize,
+    /// Older than this row.
+    pub before: Option<i64>,
+}
+
+/// A page of a listing.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Page<T> {
+    /// What is on it.
+    pub items: Vec<T>,
+    /// Where the next begins, if there may be one.
+    pub next: Option<i64>,
+}
+
+/// A transcript entry, as the API shows it.
+pub type TranscriptEntry = Value;
+
+/// One event of the stream.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EventRow {
+    /// Its number.
+    pub seq: i64,
+    /// Its kind's word.
+    pub kind: String,
+    /// Its session.
+    pub session_id: String,
+    /// Its turn.
+    pub turn_id: Option<String>,
+    /// The JSON, whole.
+    pub data: String,
+}
+
+/// How many sessions there are of each sort.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Turns that run.
+    pub running: i64,
+    /// Messages that wait.
+    pub queued: i64,
+    /// Open activations.
+    pub live: i64,
+    /// Sessions neither live, suspended nor ended. Counted by subtraction of what is indexed.
+    pub parked: i64,
+    /// Suspended.
+    pub suspended: i64,
+    /// Marked.
+    pub resume_pending: i64,
+}
+
+impl Store {
+    /// Runs a read on a connection of its own.
+    pub(super) fn read<T>(&self, run: impl FnOnce(&Connection) -> rusqlite::Result<T>) -> Result<T, Error> {
+        let conn = self.readers.take()?;
+        let outcome = run(&conn);
+        let _ = self.readers.back.try_send(Some(conn));
+        Ok(outcome?)
+    }
+
+    /// The session that is meant.
+    ///
+    /// # Errors
+    /// [`Refusal::SessionNotFound`].
+    pub fn session(&self, target: &Target) -> Result<SessionView, Error> {
+        self.read(|conn| match find(conn, target)? {
+            Some(row) => view(conn, &row).map(Some),
+            None => Ok(None),
+        })?
+        .ok_or_else(|| Refusal::SessionNotFound.into())
+    }
+
+    /// Sessions, newest first.
+    ///
+    /// # Errors
+    /// The store fails.
+    pub fn sessions(&self, filter: &SessionFilter) -> Result<Page<SessionView>, Error> {
+        let limit = filter.limit.clamp(1, 1000);
+        let condition = condition(&filter.states);
+        self.read(|conn| {
+            let sql = format!(
+                "SELECT {SESSION_COLUMNS} FROM sessions s WHERE hidden=0 AND sid<?1 AND ({condition}) ORDER BY sid DESC LIMIT ?2"
+            );
+            let rows: Vec<SessionRow> = conn
+                .prepare_cached(&sql)?
+                .query_map(params![filter.before.unwrap_or(i64::MAX), limit as i64 + 1], SessionRow::read)?
+                .collect::<Result<_, _>>()?;
+            let more = rows.len() > limit;
+            let items = rows.iter().take(limit).map(|row| view(conn, row)).collect::<Result<Vec<_>, _>>()?;
+            let next = if more { items.last().map(|v| v.sid) } else { None };
+            Ok(Page { items, next })
+        })
+    }
+
+    /// The transcript after an entry.
+    ///
+    /// # Errors
+    /// [`Refusal::SessionNotFound`].
+    pub fn transcript(&self, target: &Target, after: i64, limit: usize) -> Result<Page<TranscriptEntry>, Error> {
+        self.read(|conn| {
+            let Some(s) = find(conn, target)? else { return Ok(None) };
+            let mut statement = conn.prepare_cached(
+                "SELECT e.seq, t.id, e.role, coalesce(e.text, m.text, ''), e.at, e.detail, m.id, c.id FROM entries e
+                 LEFT JOIN messages m ON m.mid=e.mid LEFT JOIN turns t ON t.tid=e.tid LEFT JOIN turns c ON c.tid=t.continues
+                 WHERE e.sid=?1 AND e.seq>?2 ORDER BY e.seq LIMIT ?3",
+            )?;
+            let rows = statement.query_map(params![s.sid, after, limit as i64 + 1], |r| {
+                let mut entry = json!({
+                    "seq": r.get::<_, i64>(0)?, "turn_id": r.get::<_, Option<String>>(1)?, "role": r.get::<_, String>(2)?,
+                    "text": r.get::<_, String>(3)?, "at": clock::rfc3339(r.get(4)?),
+                });
+                if let Some(detail) = r.get::<_, Option<String>>(5)?
+                    && let Ok(Value::Object(detail)) = serde_json::from_str(&detail)
+                {
+                    for (name, value) in detail {
+                        entry[name] = value;
+                    }
+                }
+                if let Some(message) = r.get::<_, Option<String>>(6)? {
+                    entry["message_id"] = message.into();
+                }
+                if let Some(continues) = r.get::<_, Option<String>>(7)? {
+                    entry["continues"] = continues.into();
+                }
+                Ok(entry)
+            })?;
+            let mut items: Vec<Value> = rows.collect::<Result<_, _>>()?;
+            let more = items.len() > limit;
+            items.truncate(limit);
+            let next = if more { items.last().and_then(|e| e["seq"].as_i64()) } else { None };
+            Ok(Some(Page { items, next }))
+        })?
+        .ok_or_else(|| Refusal::SessionNotFound.into())
+    }
+
+    /// Plain entries for agents and hooks: after `after`, at most up to `upto`, oldest first.
+    ///
+    /// # Errors
+    /// The store fails.
+    pub fn entries(&self, session_id: &str, after: i64, upto: i64, limit: usize) -> Result<Vec<Entry>, Error> {
+        self.read(|conn| {
+            let mut statement = conn.prepare_cached(&format!(
+                "{ENTRY} WHERE e.sid=(SELECT sid FROM sessions WHERE id=?1) AND e.seq>?2 AND e.seq<=?3 ORDER BY e.seq LIMIT ?4"
+            ))?;
+            statement.query_map(params![session_id, after, upto, limit as i64], entry)?.collect()
+        })
+    }
+
+    /// The newest whole entries that fit into `bytes`, oldest first, without those of the turn `but`.
+    ///
+    /// # Errors
+    /// The store fails.
+    pub fn history(&self, sid: i64, but: i64, bytes: u64) -> Result<Vec<Entry>, Error> {
+        self.read(|conn| {
+            let mut statement = conn.prepare_cached(&format!(
+                "{ENTRY} WHERE e.sid=?1 AND e.role IN ('user', 'agent') AND e.tid IS NOT ?2 ORDER BY e.seq DESC"
+            ))?;
+            let mut rows = statement.query(params![sid, but])?;
+            let (mut kept, mut left) = (Vec::new(), bytes);
+            while let Some(row) = rows.next()? {
+                let e = entry(row)?;
+                let size = e.text.len() as u64;
+                if size > left {
+                    break;
+                }
+                left -= size;
+                kept.push(e);
+            }
+            kept.reverse();
+            Ok(kept)
+        })
+    }
+
+    /// Events after `after`, of one key or of all.
+    ///
+    /// # Errors
+    /// The store fails.
+    pub fn events(&self, key: Option<&str>, after: i64, limit: usize) -> Result<Vec<EventRow>, Error> {
+        const COLUMNS: &str = "seq, kind, session_id, turn_id, data, at, key";
+        self.read(|conn| match key {
+            Some(key) => conn
+                .prepare_cached(&format!("SELECT {COLUMNS} FROM events WHERE key=?1 AND seq>?2 ORDER BY seq LIMIT ?3"))?
+                .query_map(params![key, after, limit as i64], event)?
+                .collect(),
+            None => conn
+                .prepare_cached(&format!("SELECT {COLUMNS} FROM events WHERE seq>?1 ORDER BY seq LIMIT ?2"))?
+                .query_map(params![after, limit as i64], event)?
+                .collect(),
+        })
+    }
+
+    /// The newest event's number, and the newest that retention removed.
+    ///
+    /// # Errors
+    /// The store fails.
+    pub fn event_bounds(&self) -> Result<(i64, i64), Error> {
+        self.read(|conn| {
+            let newest: Option<i64> = conn
+                .prepare_cached("SELECT seq FROM sqlite_sequence WHERE name='events'")?
+                .query_row([], |r| r.get(0))
+                .optional()?;
+            let pruned: Option<i64> = conn
+                .prepare_cached("SELECT value FROM meta WHERE name='events_pruned'")?
+                .query_row([], |r| r.get(0))
+                .optional()?;
+            Ok((newest.unwrap_or(0), pruned.unwrap_or(0)))
+        })
+    }
+
+    /// The key of a session that still exists, by its id.
+    ///
+    /// # Errors
+    /// [`Refusal::SessionNotFound`].
+    pub fn key_of(&self, session_id: &str) -> Result<String, Error> {
+        self.session(&Target::Id(session_id.to_owned())).map(|s| s.key)
+    }
+
+    /// A turn's state.
+    ///
+    /// # Errors
+    /// [`Refusal::NotFound`].
+    pub fn turn(&self, turn_id: &str) -> Result<TurnView, Error> {
+        self.read(|conn| {
+            conn.prepare_cached(
+                "SELECT t.state, n.id, t.error_code, t.error_text FROM turns t LEFT JOIN turns n ON n.tid=t.continued_by
+                 WHERE t.id=?1",
+            )?
+            .query_row([turn_id], |r| {
+                let code: Option<String> = r.get(2)?;
+                let text: Option<String> = r.get(3)?;
+                Ok(TurnView { state: r.get(0)?, continued_by: r.get(1)?, error: code.zip(text) })
+            })
+            .optional()
+        })?
+        .ok_or_else(|| Refusal::NotFound.into())
+    }
+
+    /// How many sessions there are of each sort.
+    ///
+    /// # Errors
+    /// The store fails.
+    pub fn counts(&self) -> Result<Counts, Error> {
+        self.read(|conn| {
+            let count = |sql: &str| conn.prepare_cached(sql)?.query_row([], |r| r.get::<_, f64>(0)).map(|n| n as i64);
+            let live = count("SELECT count(*) FROM activations WHERE closed_at IS NULL")?;
+            let suspended = count("SELECT count(*) FROM sessions WHERE status='suspended'")?;
+            let ended = count("SELECT count(*) FROM sessions WHERE ended_at IS NOT NULL")?;
+            let all = count("SELECT count(*) FROM sessions")?;
+            Ok(Counts {
+                running: count("SELECT count(*) FROM turns WHERE state='running'")?,
+                queued: count("SELECT total(messages) FROM turns WHERE state='queued'")?,
+                live,
+                parked: (all - live - suspended - ended).max(0),
+                suspended,
+                resume_pending: count("SELECT count(*) FROM sessions WHERE mark_reason IS NOT NULL")?,
+            })
+        })
+    }
+
+    /// Sessions in which something waits to run: messages, or an interrupted turn under a mark not older than `since`.
+    ///
+    /// # Errors
+    /// The store fails.
+    pub fn wanted(&self, after: i64, limit: usize, marked_since: Option<Millis>) -> Result<Vec<Wanted>, Error> {
+        self.read(|conn| {
+            conn.prepare_cached(
+                "SELECT sid, key, agent, unclean, EXISTS (SELECT 1 FROM turns t WHERE t.sid=s.sid AND t.state='queued') FROM sessions s
+                 WHERE sid>?1 AND status='open' AND (sid IN (SELECT sid FROM turns WHERE state='queued')
+                   OR (sid IN (SELECT sid FROM sessions WHERE mark_reason IS NOT NULL) AND cut_turn IS NOT NULL AND marked_at>=?3))
+                 ORDER BY sid LIMIT ?2",
+            )?
+            .query_map(params![after, limit as i64, marked_since.unwrap_or(i64::MAX)], |r| {
+                Ok(Wanted { sid: r.get(0)?, key: r.get(1)?, agent: r.get(2)?, unclean: r.get(3)?, queued: r.get(4)? })
+            })?
+            .collect()
+        })
+    }
+
+    /// The stored reports, newest first; or one of them.
+    ///
+    /// # Errors
+    /// [`Refusal::NotFound`].
+    pub fn reports(&self, boot_id: Option<&str>, limit: usize) -> Result<Vec<Value>, Error> {
+        let rows: Vec<String> = self.read(|conn| {
+            conn.prepare_cached(
+                "SELECT report FROM boots WHERE report IS NOT NULL AND (?1 IS NULL OR boot_id=?1) ORDER BY bid DESC LIMIT ?2",
+            )?
+            .query_map(params![boot_id, limit as i64], |r| r.get(0))?
+            .collect()
+        })?;
+        if rows.is_empty() && boot_id.is_some() {
+            return Err(Refusal::NotFound.into());
+        }
+        Ok(rows.iter().filter_map(|t| serde_json::from_str(t).ok()).collect())
+    }
+}
+
+/// A session in which something waits to run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Wanted {
+    /// Its row.
+    pub sid: i64,
+    /// Its key.
+    pub key: String,
+    /// The agent that answered it last.
+    pub agent: String,
+    /// Unclean deaths in a row.
+    pub unclean: i64,
+    /// A message waits.
+    pub queued: bool,
+}
+
+const ENTRY: &str = "SELECT e.seq, t.id, e.role, coalesce(e.text, m.text, ''), e.at FROM entries e
+     LEFT JOIN messages m ON m.mid=e.mid LEFT JOIN turns t ON t.tid=e.tid";
+
+fn entry(r: &rusqlite::Row<'_>) -> rusqlite::Result<Entry> {
+    Ok(Entry {
+        seq: r.get(0)?,
+        turn_id: r.get(1)?,
+        role: Role::parse(&r.get::<_, String>(2)?).unwrap_or(Role::System),
+        text: r.get(3)?,
+        at: r.get(4)?,
+    })
+}
+
+fn event(r: &rusqlite::Row<'_>) -> rusqlite::Result<EventRow> {
+    let (session_id, turn_id): (String, Option<String>) = (r.get(2)?, r.get(3)?);
+    let (own, at, key): (String, Millis, String) = (r.get(4)?, r.get(5)?, r.get(6)?);
+    let mut data = json!({ "key": key, "session_id": session_id });
+    if let Some(turn) = &turn_id {
+        data["turn_id"] = turn.as_str().into();
+    }
+    data["at"] = clock::rfc3339(at).into();
+    if let Ok(Value::Object(own)) = serde_json::from_str(&own) {
+        for (name, value) in own {
+            data[name] = value;
+        }
+    }
+    Ok(EventRow { seq: r.get(0)?, kind: r.get(1)?, session_id, turn_id, data: data.to_string() })
+}
+
+fn condition(states: &[String]) -> String {
+    const LIVE: &str = "sid IN (SELECT sid FROM activations WHERE closed_at IS NULL)";
+    if states.is_empty() {
+        return "status<>'ended'".into();
+    }
+    let one = |state: &String| match state.as_str() {
+        "live" => LIVE.into(),
+        "parked" => format!("status='open' AND NOT {LIVE}"),
+        "suspended" => "status='suspended'".into(),
+        "ended" => "status='ended'".into(),
+        "running" => "sid IN (SELECT sid FROM turns WHERE state='running')".into(),
+        "resume_pending" => "mark_reason IS NOT NULL".into(),
+        _ => "0".to_owned(),
+    };
+    states.iter().map(|s| format!("({})", one(s))).collect::<Vec<_>>().join(" OR ")
+}
+
+fn find(conn: &Connection, target: &Target) -> rusqlite::Result<Option<SessionRow>> {
+    let (sql, value) = match target {
+        Target::Key(key) => (
+            format!(
+                "SELECT {SESSION_COLUMNS} FROM sessions WHERE key=?1 AND status='open' AND hidden=0 ORDER BY sid DESC LIMIT 1"
+            ),
+            key,
+        ),
+        Target::Id(id) => (format!("SELECT {SESSION_COLUMNS} FROM sessions WHERE id=?1 AND hidden=0"), id),
+    };
+    conn.prepare_cached(&sql)?.query_row([value], SessionRow::read).optional()
+}
+
+fn view(conn: &Connection, s: &SessionRow) -> rusqlite::Result<SessionView> {
+    let live = conn
+        .prepare_cached("SELECT 1 FROM activations WHERE sid=?1 AND closed_at IS NULL")?
+        .query_row([s.sid], |_| Ok(()))
+        .optional()?
+        .is_some();
+    let state = match s.status.as_str() {
+        "open" if live => "live",
+        "open" => "parked",
+        other => other,
+    };
+    let turn = conn
+        .prepare_cached(
+            "SELECT t.id, t.state, t.started_at, c.id,
+               (SELECT e.text FROM entries e WHERE e.sid=t.sid AND e.tid=t.tid AND e.role='tool'
+                AND json_extract(e.detail, '$.status') IN ('pending', 'in_progress') ORDER BY e.seq DESC LIMIT 1)
+             FROM turns t LEFT JOIN turns c ON c.tid=t.continues
+             WHERE t.sid=?1 AND t.state IN ('running', 'queued') ORDER BY t.state='running' DESC, t.tid LIMIT 1",
+        )?
+        .query_row([s.sid], |r| {
+            Ok(json!({
+                "id": r.get::<_, String>(0)?, "state": r.get::<_, String>(1)?, "started_at": time(r.get(2)?),
+                "tool": r.get::<_, Option<String>>(4)?, "continues": r.get::<_, Option<String>>(3)?,
+            }))
+        })
+        .optional()?;
+    let queued: f64 = conn
+        .prepare_cached("SELECT total(messages) FROM turns WHERE sid=?1 AND state='queued'")?
+        .query_row([s.sid], |r| r.get(0))?;
+    let (ended_at, end_reason): (Option<i64>, Option<String>) = conn
+        .prepare_cached("SELECT ended_at, end_reason FROM sessions WHERE sid=?1")?
+        .query_row([s.sid], |r| Ok((r.get(0)?, r.get(1)?)))?;
+    let json = json!({
+        "key": s.key, "id": s.id, "state": state, "epoch": s.epoch, "agent": s.agent, "turn": turn, "queued": queued as i64,
+        "resume_pending": mark_json(s.mark_reason.as_deref(), s.marked_at), "unclean": s.unclean,
+        "created_at": clock::rfc3339(s.created_at), "updated_at": clock::rfc3339(s.active_at), "ended_at": time(ended_at),
+        "end_reason": end_reason, "previous_id": s.previous_id, "next_id": s.next_id, "turns": s.turns, "messages": s.messages,
+    });
+    Ok(SessionView { id: s.id.clone(), sid: s.sid, key: s.key.clone(), json })
+}

@@ -1,0 +1,142 @@
+//! What is pruned, in small transactions while the daemon is idle, and counted.
+
+use std::time::Duration;
+
+use rusqlite::params;
+
+use super::tx::Tx;
+use super::{Error, Store};
+use crate::clock::Millis;
+use crate::config::Retention;
+
+/// Rows removed by one small transaction.
+const STEP: i64 = 500;
+/// Set-aside events are kept longer than settled ones.
+const SET_ASIDE: Duration = Duration::from_secs(30 * 86_400);
+
+/// What was removed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Pruned {
+    /// Events of the stream.
+    pub events: usize,
+    /// Idempotency ids.
+    pub ids: usize,
+    /// Settled deliveries.
+    pub deliveries: usize,
+    /// Sessions whose text went.
+    pub sessions: usize,
+    /// Expired key/value pairs.
+    pub kv: usize,
+}
+
+impl Pruned {
+    /// How much in all.
+    #[must_use]
+    pub const fn total(&self) -> usize {
+        self.events + self.ids + self.deliveries + self.sessions + self.kv
+    }
+}
+
+impl Store {
+    /// One small step of pruning. When [`Pruned::total`] is nought, nothing is left to prune now.
+    ///
+    /// # Errors
+    /// The store fails.
+    pub fn prune(&self, keep: Retention) -> Result<Pruned, Error> {
+        self.write("prune", move |tx| {
+            let before = |age: Option<Duration>| {
+                age.map(|a| tx.now.saturating_sub(i64::try_from(a.as_millis()).unwrap_or(i64::MAX)))
+            };
+            let (events, ids, journal, ended) =
+                (before(keep.events), before(keep.ids), before(keep.journal), before(keep.ended));
+            let set_aside = before(Some(SET_ASIDE));
+            Ok(Pruned {
+                events: tx.prune_events(events)?,
+                ids: tx.prune_ids(ids)?,
+                deliveries: tx.prune_deliveries(journal, set_aside)?,
+                sessions: tx.purge_sessions(ended)?,
+                kv: tx.run(
+                    "DELETE FROM kv WHERE name IN (SELECT name FROM kv WHERE expires_at<=?1 LIMIT ?2)",
+                    params![tx.now, STEP],
+                )?,
+            })
+        })
+    }
+}
+
+impl Tx<'_> {
+    fn prune_events(&mut self, before: Option<Millis>) -> Result<usize, Error> {
+        let Some(before) = before else { return Ok(0) };
+        // Events rise with time, so what is old stands first; a running turn's text is still needed for its transcript.
+        let last: Option<i64> = self
+            .row(
+                "SELECT max(seq) FROM (SELECT seq, at, turn_id FROM events ORDER BY seq LIMIT ?2) WHERE at<?1",
+                params![before, STEP],
+                |r| r.get(0),
+            )?
+            .flatten();
+        let Some(last) = last else { return Ok(0) };
+        let oldest_needed: Option<i64> =
+            self.row("SELECT min(sealed) FROM turns WHERE state='running'", [], |r| r.get(0))?.flatten();
+        let last = oldest_needed.map_or(last, |needed| last.min(needed));
+        let n = self.run("DELETE FROM events WHERE seq<=?1", [last])?;
+        if n > 0 {
+            self.run(
+                "INSERT INTO meta (name, value) VALUES ('events_pruned', ?1)
+                 ON CONFLICT (name) DO UPDATE SET value=max(value, excluded.value)",
+                [last],
+            )?;
+        }
+        Ok(n)
+    }
+
+    fn prune_ids(&mut self, before: Option<Millis>) -> Result<usize, Error> {
+        let Some(before) = before else { return Ok(0) };
+        Ok(self.run(
+            "UPDATE messages SET client_id=NULL, digest=NULL WHERE mid IN (
+               SELECT m.mid FROM messages m JOIN turns t ON t.tid=m.tid
+               WHERE m.client_id IS NOT NULL AND m.at<?1 AND t.state NOT IN ('queued', 'running') LIMIT ?2)",
+            params![before, STEP],
+        )?)
+    }
+
+    fn prune_deliveries(&mut self, settled: Option<Millis>, set_aside: Option<Millis>) -> Result<usize, Error> {
+        let mut n = 0;
+        for (states, before) in [("('delivered', 'orphaned', 'discarded')", settled), ("('failed')", set_aside)] {
+            let Some(before) = before else { continue };
+            n += self.run(
+                &format!(
+                    "DELETE FROM deliveries WHERE did IN (
+                       SELECT did FROM deliveries WHERE settled_at<?1 AND state IN {states} LIMIT ?2)"
+                ),
+                params![before, STEP],
+            )?;
+        }
+        if n > 0 {
+            self.run("DELETE FROM journal WHERE jid NOT IN (SELECT jid FROM deliveries)", [])?;
+        }
+        Ok(n)
+    }
+
+    /// Removes the text of deleted sessions, once their ends are settled, and of sessions that ended long ago.
+    fn purge_sessions(&mut self, ended_before: Option<Millis>) -> Result<usize, Error> {
+        let sessions = self.rows(
+            "SELECT sid, id, key, hidden FROM sessions WHERE ended_at IS NOT NULL AND (hidden=1 OR ended_at<?1)
+             AND NOT EXISTS (SELECT 1 FROM journal j JOIN deliveries d ON d.jid=j.jid
+                             WHERE j.sid=sessions.sid AND d.state='pending')
+             AND (EXISTS (SELECT 1 FROM entries WHERE entries.sid=sessions.sid)
+                  OR EXISTS (SELECT 1 FROM messages WHERE messages.sid=sessions.sid AND text<>'')) LIMIT 20",
+            [ended_before.unwrap_or(i64::MIN)],
+            |r| Ok((r.get::<_, i64>(0)?, r.get::<_, String>(1)?, r.get::<_, String>(2)?, r.get::<_, bool>(3)?)),
+        )?;
+        for (sid, id, key, hidden) in &sessions {
+            self.run("DELETE FROM entries WHERE sid=?1", [sid])?;
+            // The ids stay known for their time; the text goes.
+            self.run("UPDATE messages SET text='' WHERE sid=?1", [sid])?;
+            if *hidden {
+                self.run("DELETE FROM events WHERE key=?1 AND session_id=?2 AND kind IN ('text', 'thought', 'tool', 'plan', 'permission')", params![key, id])?;
+            }
+        }
+        Ok(sessions.len())
+    }
+}

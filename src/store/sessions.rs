@@ -1,0 +1,346 @@
+//! What people do to sessions: reset, delete, suspend, resume, cancel; and the two ways in which a session's stretch or
+//! life ends, shared by every transaction that ends one.
+
+use rusqlite::params;
+use serde_json::{Value, json};
+
+use super::tx::{SESSION_COLUMNS, SessionRow, Tx, time};
+use super::{Error, Refusal, Store};
+use crate::clock;
+use crate::model::event::{Actor, EndReason, EventKind, HookEvent, Outcome, StartReason};
+
+/// Which session is meant: a key's current one, or that very one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// The current session of a key.
+    Key(String),
+    /// The session with this id.
+    Id(String),
+}
+
+/// What was done, and what the daemon must now catch up with.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Acted {
+    /// The session that answers the request.
+    pub session_id: String,
+    /// Its row.
+    pub sid: i64,
+    /// Sessions whose workers are to go.
+    pub retired: Vec<i64>,
+    /// Sessions whose running turn is to be cancelled.
+    pub cancel: Vec<i64>,
+    /// Sessions in which something may run now.
+    pub wake: Vec<i64>,
+    /// A continuation was asked for.
+    pub asked: bool,
+}
+
+impl Store {
+    /// Ends the session and makes a new one's row at once. What runs in it is cancelled, what waits is cancelled and told.
+    ///
+    /// # Errors
+    /// No such session, not the current one, or it has ended.
+    pub fn reset(&self, target: Target, agent: String, actor: Actor) -> Result<Acted, Error> {
+        self.write("reset", move |tx| {
+            let old = tx.target(&target)?;
+            tx.must_be_current(&old)?;
+            tx.cancel_queued(&old, "reset")?;
+            let new = tx.new_session(&old.key, StartReason::Reset, &agent, Some(&old.id))?;
+            tx.end_session(&old, EndReason::Reset, actor, Some(&new.id))?;
+            Ok(Acted { session_id: new.id, sid: new.sid, retired: vec![old.sid], ..Acted::default() })
+        })
+    }
+
+    /// Hides the session (with `all` every one of its key) at once; its text is purged when its ends are settled.
+    ///
+    /// # Errors
+    /// No such session.
+    pub fn delete(&self, target: Target, all: bool, actor: Actor) -> Result<Acted, Error> {
+        self.write("delete", move |tx| {
+            let sessions = match (&target, all) {
+                (Target::Key(key), true) => tx.rows(
+                    &format!("SELECT {SESSION_COLUMNS} FROM sessions WHERE key=?1 AND hidden=0 ORDER BY sid DESC"),
+                    [key],
+                    SessionRow::read,
+                )?,
+                (target, _) => {
+                    let one = tx.target(target)?;
+                    if all {
+                        tx.rows(
+                            &format!("SELECT {SESSION_COLUMNS} FROM sessions WHERE key=?1 AND hidden=0 ORDER BY sid DESC"),
+                            [&one.key],
+                            SessionRow::read,
+                        )?
+                    } else {
+                        vec![one]
+                    }
+                }
+            };
+            let Some(first) = sessions.first().cloned() else { return Err(Refusal::SessionNotFound.into()) };
+            let mut acted = Acted { session_id: first.id, sid: first.sid, ..Acted::default() };
+            for s in sessions {
+                if s.status != "ended" {
+                    tx.cancel_queued(&s, "deleted")?;
+                    tx.end_session(&s, EndReason::Deleted, actor, None)?;
+                    acted.retired.push(s.sid);
+                }
+                tx.run("UPDATE sessions SET hidden=1 WHERE sid=?1", [s.sid])?;
+            }
+            Ok(acted)
+        })
+    }
+
+    /// Quarantines the session: its turn is cancelled, an older mark is kept, what waits moves to the session that answers
+    /// from now on.
+    ///
+    /// # Errors
+    /// No such session, not the current one, or it has ended.
+    pub fn suspend(&self, target: Target, agent: String, actor: Actor) -> Result<Acted, Error> {
+        self.write("suspend", move |tx| {
+            let s = tx.target(&target)?;
+            let mut acted = Acted { session_id: s.id.clone(), sid: s.sid, ..Acted::default() };
+            if s.status == "suspended" {
+                return Ok(acted);
+            }
+            tx.must_be_current(&s)?;
+            if let Some(new) = tx.suspend_session(&s, actor, &agent)? {
+                acted.wake.push(new);
+            }
+            acted.retired.push(s.sid);
+            Ok(acted)
+        })
+    }
+
+    /// Brings a suspended session back, or lets a parked marked one continue now.
+    ///
+    /// # Errors
+    /// No such session, or it has ended.
+    pub fn resume(&self, target: Target, actor: Actor) -> Result<Acted, Error> {
+        self.write("resume", move |tx| {
+            let s = tx.resume_target(&target)?;
+            let mut acted = Acted { session_id: s.id.clone(), sid: s.sid, ..Acted::default() };
+            match s.status.as_str() {
+                "ended" => return Err(Refusal::Ended.into()),
+                "suspended" => {
+                    tx.run(
+                        "UPDATE sessions SET status='open', unclean=0,
+                         marked_at=CASE WHEN mark_reason IS NULL THEN NULL ELSE ?2 END WHERE sid=?1",
+                        params![s.sid, tx.now],
+                    )?;
+                    // The newer current one gives way; its queue comes along.
+                    let newer = tx.rows(
+                        &format!(
+                            "SELECT {SESSION_COLUMNS} FROM sessions WHERE key=?1 AND status='open' AND hidden=0 AND sid<>?2"
+                        ),
+                        params![s.key, s.sid],
+                        SessionRow::read,
+                    )?;
+                    for current in newer {
+                        tx.move_queue(&current, &s)?;
+                        tx.end_session(&current, EndReason::New, actor, Some(&s.id))?;
+                        acted.retired.push(current.sid);
+                    }
+                    acted.wake.push(s.sid);
+                }
+                _ if s.mark_reason.is_some() && tx.open_activation_of(s.sid)?.is_none() => {
+                    tx.run("UPDATE sessions SET marked_at=?2 WHERE sid=?1", params![s.sid, tx.now])?;
+                    acted.wake.push(s.sid);
+                    acted.asked = true;
+                }
+                _ => {}
+            }
+            Ok(acted)
+        })
+    }
+
+    /// Cancels the running turn, or with `queued` what waits. Nothing to cancel is no error.
+    ///
+    /// # Errors
+    /// No such session.
+    pub fn cancel(&self, target: Target, queued: bool) -> Result<Acted, Error> {
+        self.write("cancel", move |tx| {
+            let s = tx.target(&target)?;
+            let mut acted = Acted { session_id: s.id.clone(), sid: s.sid, ..Acted::default() };
+            if queued {
+                tx.cancel_queued(&s, "cancel")?;
+            } else if tx.ask_cancel(s.sid, "cancel")? {
+                acted.cancel.push(s.sid);
+            }
+            Ok(acted)
+        })
+    }
+}
+
+impl Tx<'_> {
+    /// The session that is meant.
+    pub(super) fn target(&self, target: &Target) -> Result<SessionRow, Error> {
+        let found = match target {
+            Target::Key(key) => self.current(key)?,
+            Target::Id(id) => self.row(
+                &format!("SELECT {SESSION_COLUMNS} FROM sessions WHERE id=?1 AND hidden=0"),
+                [id],
+                SessionRow::read,
+            )?,
+        };
+        found.ok_or_else(|| Refusal::SessionNotFound.into())
+    }
+
+    /// For `resume`, a key means its newest suspended session, else its current one.
+    fn resume_target(&self, target: &Target) -> Result<SessionRow, Error> {
+        if let Target::Key(key) = target {
+            let suspended = self.row(
+                &format!(
+                    "SELECT {SESSION_COLUMNS} FROM sessions WHERE key=?1 AND status='suspended' AND hidden=0 ORDER BY sid DESC LIMIT 1"
+                ),
+                [key],
+                SessionRow::read,
+            )?;
+            if let Some(s) = suspended {
+                return Ok(s);
+            }
+        }
+        self.target(target)
+    }
+
+    fn must_be_current(&self, s: &SessionRow) -> Result<(), Error> {
+        match s.status.as_str() {
+            "ended" => Err(Refusal::Ended.into()),
+            "suspended" => Err(Refusal::NotCurrent.into()),
+            _ => match self.current(&s.key)? {
+                Some(current) if current.sid == s.sid => Ok(()),
+                _ => Err(Refusal::NotCurrent.into()),
+            },
+        }
+    }
+
+    /// Suspends an open session. Returns the session to which its queue moved, if anything waited.
+    pub(super) fn suspend_session(&mut self, s: &SessionRow, actor: Actor, agent: &str) -> Result<Option<i64>, Error> {
+        self.end_running(s, Outcome::Cancelled, None, Some("suspended"))?;
+        self.run("UPDATE sessions SET status='suspended' WHERE sid=?1", [s.sid])?;
+        self.close_activation(s, EndReason::Suspended, actor, None)?;
+        self.notice(s, None, "session_suspended", "the session is suspended; `ostler resume` brings it back")?;
+        if self.waiting(s.sid)?.messages == 0 {
+            return Ok(None);
+        }
+        let new = self.new_session(&s.key, StartReason::Suspended, agent, Some(&s.id))?;
+        self.move_queue(s, &new)?;
+        Ok(Some(new.sid))
+    }
+
+    /// Cancels every queued turn of a session, each told with the reason.
+    pub(super) fn cancel_queued(&mut self, s: &SessionRow, reason: &str) -> Result<usize, Error> {
+        let turns =
+            self.rows("SELECT tid, id FROM turns WHERE sid=?1 AND state='queued' ORDER BY tid", [s.sid], |r| {
+                Ok((r.get::<_, i64>(0)?, r.get::<_, String>(1)?))
+            })?;
+        for (tid, id) in &turns {
+            self.run(
+                "UPDATE turns SET state='cancelled', ended_at=?2, cancel=?3 WHERE tid=?1",
+                params![tid, self.now, reason],
+            )?;
+            let data = json!({ "outcome": Outcome::Cancelled, "error": null, "reason": reason });
+            self.emit(EventKind::TurnEnd, &s.key, &s.id, Some(id), &data)?;
+        }
+        Ok(turns.len())
+    }
+
+    /// Ends a session for good: its turn is cancelled, its activation closed, and `session_closed` said once.
+    pub(super) fn end_session(
+        &mut self,
+        s: &SessionRow,
+        reason: EndReason,
+        actor: Actor,
+        next_id: Option<&str>,
+    ) -> Result<(), Error> {
+        self.end_running(s, Outcome::Cancelled, None, Some(reason.as_str()))?;
+        self.run(
+            "UPDATE sessions SET status='ended', ended_at=?2, end_reason=?3, next_id=?4, mark_reason=NULL, marked_at=NULL,
+             mark_boot=NULL, cut_turn=NULL WHERE sid=?1",
+            params![s.sid, self.now, reason.as_str(), next_id],
+        )?;
+        // The counts may have changed in this transaction.
+        let s = &self.session(s.sid)?.unwrap_or_else(|| s.clone());
+        self.close_activation(s, reason, actor, next_id)?;
+        let fields = json!({
+            "reason": reason, "actor": actor, "previous_id": s.previous_id, "next_id": next_id, "epochs": s.epoch,
+            "turns": s.turns, "messages": s.messages, "created_at": clock::rfc3339(s.created_at),
+            "ended_at": clock::rfc3339(self.now),
+        });
+        self.tell(EventKind::SessionClosed, HookEvent::SessionClosed, s, fields)
+    }
+
+    /// Closes the session's open activation, if there is one: `session_end`, once.
+    pub(super) fn close_activation(
+        &mut self,
+        s: &SessionRow,
+        reason: EndReason,
+        actor: Actor,
+        next_id: Option<&str>,
+    ) -> Result<bool, Error> {
+        let Some(a) = self.open_activation_of(s.sid)? else { return Ok(false) };
+        self.run(
+            "UPDATE activations SET closed_at=?2, end_reason=?3 WHERE aid=?1",
+            params![a.aid, self.now, reason.as_str()],
+        )?;
+        let fields = json!({
+            "epoch": a.epoch, "reason": reason, "final": reason.is_final(), "actor": actor, "agent": a.agent, "cwd": a.cwd,
+            "started_at": clock::rfc3339(a.opened_at), "ended_at": clock::rfc3339(self.now),
+            "turns": s.turns - a.turns_before, "messages": s.messages - a.messages_before,
+            "previous_id": s.previous_id, "next_id": next_id,
+            "resume_pending": mark_json(s.mark_reason.as_deref(), s.marked_at),
+        });
+        self.tell(EventKind::SessionEnd, HookEvent::SessionEnd, s, fields)?;
+        Ok(true)
+    }
+
+    /// The same fact to the event stream and to the journal.
+    pub(super) fn tell(
+        &mut self,
+        kind: EventKind,
+        hook: HookEvent,
+        s: &SessionRow,
+        fields: Value,
+    ) -> Result<(), Error> {
+        self.emit(kind, &s.key, &s.id, None, &fields)?;
+        self.journal(hook, s, &fields)
+    }
+
+    pub(super) fn open_activation_of(&self, sid: i64) -> Result<Option<ActivationRow>, Error> {
+        Ok(self.row(
+            "SELECT aid, epoch, agent, cwd, opened_at, turns_before, messages_before FROM activations
+             WHERE sid=?1 AND closed_at IS NULL",
+            [sid],
+            |r| {
+                Ok(ActivationRow {
+                    aid: r.get(0)?,
+                    epoch: r.get(1)?,
+                    agent: r.get(2)?,
+                    cwd: r.get(3)?,
+                    opened_at: r.get(4)?,
+                    turns_before: r.get(5)?,
+                    messages_before: r.get(6)?,
+                })
+            },
+        )?)
+    }
+}
+
+/// An open activation.
+#[derive(Clone, Debug)]
+pub(super) struct ActivationRow {
+    pub aid: i64,
+    pub epoch: i64,
+    pub agent: String,
+    pub cwd: String,
+    pub opened_at: i64,
+    pub turns_before: i64,
+    pub messages_before: i64,
+}
+
+/// `resume_pending` as the API and the hooks show it.
+pub(super) fn mark_json(reason: Option<&str>, at: Option<i64>) -> Value {
+    match reason {
+        Some(reason) => json!({ "reason": reason, "marked_at": time(at) }),
+        None => Value::Null,
+    }
+}

@@ -1,0 +1,479 @@
+//! Turns: begun, written to, ended. Every write carries session, epoch and turn, and is refused when they are not current.
+
+use rusqlite::params;
+use serde_json::{Value, json};
+
+use super::tx::{SessionRow, Tx, new_id};
+use super::{Admission, Error, Refusal, Store};
+use crate::clock::Millis;
+use crate::config::{OnInterrupt, Resume};
+use crate::model::event::{EventKind, MarkReason, Outcome, Role};
+use crate::model::session::{Policy, age, may_resume};
+use crate::model::turn::{Continuation, CutOff, TurnState, continuation, note};
+
+/// The turn for which a worker writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TurnRef {
+    /// The session's row.
+    pub sid: i64,
+    /// The activation's number.
+    pub epoch: i64,
+    /// The turn's row.
+    pub tid: i64,
+}
+
+/// What [`Store::begin_turn`] needs to know beside the session.
+#[derive(Clone, Debug)]
+pub struct Begin {
+    /// The session's row.
+    pub sid: i64,
+    /// The activation's number.
+    pub epoch: i64,
+    /// What becomes of an interrupted turn with this agent.
+    pub on_interrupt: OnInterrupt,
+    /// Whether interrupted turns go on at all.
+    pub resume: Resume,
+    /// The resume window.
+    pub policy: Policy,
+    /// A boot or an operator wants an interrupted turn to go on by itself.
+    pub asked: bool,
+    /// What hooks put before the prompt.
+    pub context: Option<String>,
+    /// The unclean counter at which a session is one death short of suspension; 0: off.
+    pub alone_at: i64,
+}
+
+/// The turn that a turn goes on with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Cut {
+    /// The interrupted turn's id.
+    pub turn_id: String,
+    /// Whether its message runs again, rather than being told of in a note.
+    pub rerun: bool,
+}
+
+/// A turn that has begun: its prompt is about to be given.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Begun {
+    /// Whom to write for.
+    pub turn: TurnRef,
+    /// The turn's id.
+    pub turn_id: String,
+    /// What the agent is asked: the messages, or the continuation's note. Never empty.
+    pub prompt: String,
+    /// What it goes on with.
+    pub continues: Option<Cut>,
+    /// Whether it is the session's first turn.
+    pub first: bool,
+    /// Turns that the transcript holds already.
+    pub turns: i64,
+    /// The session is one death short of suspension: it runs alone for a while.
+    pub alone: bool,
+}
+
+/// Something that a turn adds to the transcript or the stream.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Item {
+    /// A piece of the answer.
+    Text(String),
+    /// A piece of reasoning.
+    Thought(String),
+    /// A tool call, whole as now known.
+    Tool {
+        /// The agent's id for it.
+        id: String,
+        /// One line.
+        title: String,
+        /// Its kind.
+        kind: String,
+        /// Its status.
+        status: String,
+        /// Raw fields.
+        detail: Value,
+    },
+    /// Any other event of the stream, as it is.
+    Event(EventKind, Value),
+}
+
+/// How a turn ended, and what its session may do next.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ended {
+    /// The outcome that stands (a cancel that was asked for turns a failure into `cancelled`).
+    pub outcome: Outcome,
+    /// Whether more waits.
+    pub more: bool,
+}
+
+impl Store {
+    /// Begins the next turn of a session: the oldest that waits, or a continuation. From here on it is running, durably.
+    /// `None`: nothing is to be done.
+    ///
+    /// # Errors
+    /// [`Refusal::Closed`] while turns do not start, [`Refusal::Stale`] when the activation is not current.
+    pub fn begin_turn(&self, begin: Begin) -> Result<Option<Begun>, Error> {
+        self.write("begin_turn", move |tx| tx.begin(&begin))
+    }
+
+    /// The text of the turn that would begin next, without beginning it: what `before_turn` handlers are shown.
+    ///
+    /// # Errors
+    /// The store fails.
+    pub fn peek_turn(&self, sid: i64) -> Result<Option<(String, String)>, Error> {
+        self.write("peek_turn", move |tx| {
+            let Some((tid, id)) = tx.first_queued(sid)? else { return Ok(None) };
+            Ok(Some((id, tx.messages_of(tid)?.join("\n\n"))))
+        })
+    }
+
+    /// Adds to a running turn; `done` is told after the commit.
+    pub fn append(&self, turn: TurnRef, items: Vec<Item>, done: impl FnOnce(Result<(), Error>) + Send + 'static) {
+        self.write_then(
+            "append",
+            move |tx| {
+                let s = tx.current_turn(turn)?;
+                tx.add(&s.0, turn.tid, &s.1, &items)
+            },
+            done,
+        );
+    }
+
+    /// Ends a running turn with its last words.
+    ///
+    /// # Errors
+    /// [`Refusal::Stale`]: it has its outcome already; nothing was written.
+    pub fn finish_turn(
+        &self,
+        turn: TurnRef,
+        items: Vec<Item>,
+        outcome: Outcome,
+        error: Option<(String, String)>,
+        mark: MarkReason,
+    ) -> Result<Ended, Error> {
+        self.write("finish_turn", move |tx| {
+            let (s, turn_id, cancel) = tx.current_turn(turn)?;
+            tx.add(&s, turn.tid, &turn_id, &items)?;
+            // Whoever asked for a cancel gets one, unless the whole answer came first.
+            let outcome = match (outcome, &cancel) {
+                (Outcome::Failed | Outcome::Interrupted, Some(_)) => Outcome::Cancelled,
+                (outcome, _) => outcome,
+            };
+            let error = if outcome == Outcome::Failed { error.clone() } else { None };
+            tx.end_turn(&s, turn.tid, outcome, error.as_ref(), cancel.as_deref(), mark)?;
+            let more = tx.first_queued(s.sid)?.is_some();
+            Ok(Ended { outcome, more })
+        })
+    }
+
+    /// Ends a turn that never began: its agent cannot be started. The sender is told.
+    ///
+    /// # Errors
+    /// The store fails.
+    pub fn fail_queued(&self, sid: i64, epoch: i64, code: String, text: String) -> Result<bool, Error> {
+        self.write("fail_queued", move |tx| {
+            let s = tx.current_activation(sid, epoch)?;
+            let Some((tid, id)) = tx.first_queued(sid)? else { return Ok(false) };
+            tx.run(
+                "UPDATE turns SET state='failed', started_at=?2, ended_at=?2, error_code=?3, error_text=?4, epoch=?5 WHERE tid=?1",
+                params![tid, tx.now, code, text, epoch],
+            )?;
+            tx.user_entries(&s, tid)?;
+            tx.emit(EventKind::TurnStart, &s.key, &s.id, Some(&id), &json!({ "continues": null, "resumed": false }))?;
+            let error = json!({ "code": code, "message": text });
+            tx.emit(EventKind::TurnEnd, &s.key, &s.id, Some(&id), &json!({ "outcome": Outcome::Failed, "error": error }))?;
+            Ok(tx.first_queued(sid)?.is_some())
+        })
+    }
+}
+
+impl Tx<'_> {
+    fn begin(&mut self, b: &Begin) -> Result<Option<Begun>, Error> {
+        let s = self.current_activation(b.sid, b.epoch)?;
+        if self.admission() != Admission::Open {
+            return Err(Refusal::Closed.into());
+        }
+        let queued = self.first_queued(b.sid)?;
+        let may = b.resume != Resume::Never && s.marked_at.is_some_and(|at| may_resume(at, &b.policy, self.now));
+        let cut = s.cut_turn.filter(|_| may);
+        let plan = match cut {
+            Some(_) => continuation(b.on_interrupt, queued.is_some(), b.asked),
+            None => Continuation::Wait,
+        };
+        let (tid, turn_id) = match (plan, queued) {
+            (Continuation::Note | Continuation::Rerun, _) => {
+                let id = new_id(self.now);
+                self.run(
+                    "INSERT INTO turns (id, sid, state, messages, created_at) VALUES (?1, ?2, 'queued', 0, ?3)",
+                    params![id, s.sid, self.now],
+                )?;
+                (self.conn.last_insert_rowid(), id)
+            }
+            (Continuation::Carried | Continuation::Wait, Some(queued)) => queued,
+            (Continuation::Carried | Continuation::Wait, None) => return Ok(None),
+        };
+        let alone = cut.is_some() && b.alone_at > 0 && s.unclean >= b.alone_at;
+        let cut = cut.filter(|_| plan != Continuation::Wait);
+        let resumed = cut.is_some();
+        let first = s.turns == 0;
+        self.run(
+            "UPDATE turns SET state='running', epoch=?2, started_at=?3, continues=?4, resumed=?5 WHERE tid=?1",
+            params![tid, b.epoch, self.now, cut, resumed],
+        )?;
+        self.run("UPDATE sessions SET turns=turns+1 WHERE sid=?1", [s.sid])?;
+        if alone {
+            self.run("UPDATE boots SET solo=?2 WHERE bid=?1", params![self.bid, s.sid])?;
+        }
+        let own = self.messages_of(tid)?.join("\n\n");
+        let (prompt, continues) = match cut {
+            None => (own, None),
+            Some(cut) => self.take_up(&s, tid, cut, plan, own)?,
+        };
+        let data = json!({ "continues": continues.as_ref().map(|c| &c.turn_id), "resumed": resumed });
+        let seq = self.emit(EventKind::TurnStart, &s.key, &s.id, Some(&turn_id), &data)?;
+        self.run("UPDATE turns SET sealed=?2 WHERE tid=?1", params![tid, seq])?;
+        if let Some(context) = &b.context {
+            self.entry(s.sid, Some(tid), Role::System, context, None)?;
+        }
+        self.user_entries(&s, tid)?;
+        let turn = TurnRef { sid: b.sid, epoch: b.epoch, tid };
+        Ok(Some(Begun { turn, turn_id, prompt, continues, first, turns: s.turns, alone }))
+    }
+
+    /// Lets `tid` go on with the turn `cut`: names each to the other, and words the prompt.
+    fn take_up(
+        &mut self,
+        s: &SessionRow,
+        tid: i64,
+        cut: i64,
+        plan: Continuation,
+        own: String,
+    ) -> Result<(String, Option<Cut>), Error> {
+        self.run("UPDATE turns SET continued_by=?2 WHERE tid=?1", params![cut, tid])?;
+        self.run("UPDATE sessions SET cut_turn=NULL WHERE sid=?1", [s.sid])?;
+        let turn_id: String =
+            self.row("SELECT id FROM turns WHERE tid=?1", [cut], |r| r.get(0))?.ok_or(Refusal::NotFound)?;
+        let told = self.chain_messages(cut)?.join("\n\n");
+        if plan == Continuation::Rerun {
+            return Ok((told, Some(Cut { turn_id, rerun: true })));
+        }
+        let tools = self.rows(
+            "SELECT text FROM entries WHERE sid=?1 AND tid=?2 AND role='tool'
+             AND json_extract(detail, '$.status') IN ('pending', 'in_progress') ORDER BY seq",
+            params![s.sid, cut],
+            |r| r.get::<_, String>(0),
+        )?;
+        let answered = self
+            .row("SELECT 1 FROM entries WHERE sid=?1 AND tid=?2 AND role IN ('agent', 'tool')", params![s.sid, cut], |_| Ok(()))?
+            .is_some();
+        let reason = s.mark_reason.as_deref().and_then(MarkReason::parse).unwrap_or(MarkReason::Crash);
+        let ago = age(s.marked_at.unwrap_or(self.now), self.now);
+        let facts = CutOff { reason, age: ago, message: &told, tools: &tools, answered };
+        let alone = note(&facts, None);
+        let prompt = match plan {
+            Continuation::Carried => note(&facts, Some(&own)),
+            Continuation::Note | Continuation::Rerun | Continuation::Wait => alone.clone(),
+        };
+        self.entry(s.sid, Some(tid), Role::System, &alone, Some(&json!({ "continues": turn_id })))?;
+        Ok((prompt, Some(Cut { turn_id, rerun: false })))
+    }
+
+    pub(super) fn first_queued(&self, sid: i64) -> Result<Option<(i64, String)>, Error> {
+        Ok(self.row(
+            "SELECT tid, id FROM turns WHERE sid=?1 AND state='queued' ORDER BY tid LIMIT 1",
+            [sid],
+            |r| Ok((r.get(0)?, r.get(1)?)),
+        )?)
+    }
+
+    fn messages_of(&self, tid: i64) -> Result<Vec<String>, Error> {
+        Ok(self.rows("SELECT text FROM messages WHERE tid=?1 ORDER BY mid", [tid], |r| r.get(0))?)
+    }
+
+    /// The messages of a turn and of those that it goes on with, oldest first. A chain is as long as the interruptions in a
+    /// row; what is further back than a hundred was told to the agent often enough.
+    fn chain_messages(&self, tid: i64) -> Result<Vec<String>, Error> {
+        Ok(self.rows(
+            "WITH RECURSIVE chain(tid, depth) AS (
+               SELECT ?1, 0 UNION ALL
+               SELECT t.continues, depth+1 FROM chain JOIN turns t ON t.tid=chain.tid
+               WHERE t.continues IS NOT NULL AND depth < 100)
+             SELECT m.text FROM chain JOIN messages m ON m.tid=chain.tid ORDER BY m.mid",
+            [tid],
+            |r| r.get(0),
+        )?)
+    }
+
+    /// The session of an activation, if that is the current one.
+    pub(super) fn current_activation(&self, sid: i64, epoch: i64) -> Result<SessionRow, Error> {
+        match self.open_activation_of(sid)? {
+            Some(a) if a.epoch == epoch => self.session(sid)?.ok_or_else(|| Refusal::Stale.into()),
+            _ => Err(Refusal::Stale.into()),
+        }
+    }
+
+    /// The session of a running turn, the turn's id, and why a cancel was asked for.
+    #[allow(clippy::type_complexity)]
+    fn current_turn(&self, turn: TurnRef) -> Result<(SessionRow, String, Option<String>), Error> {
+        let found = self.row(
+            "SELECT id, cancel FROM turns WHERE tid=?1 AND sid=?2 AND epoch=?3 AND state='running'",
+            params![turn.tid, turn.sid, turn.epoch],
+            |r| Ok((r.get::<_, String>(0)?, r.get::<_, Option<String>>(1)?)),
+        )?;
+        let (id, cancel) = found.ok_or(Refusal::Stale)?;
+        let s = self.session(turn.sid)?.ok_or(Refusal::Stale)?;
+        Ok((s, id, cancel))
+    }
+
+    /// Adds what a turn said, in order. Text stays in the stream until something else closes it off.
+    fn add(&mut self, s: &SessionRow, tid: i64, turn_id: &str, items: &[Item]) -> Result<(), Error> {
+        for item in items {
+            match item {
+                Item::Text(text) => {
+                    self.emit(EventKind::Text, &s.key, &s.id, Some(turn_id), &json!({ "text": text }))?;
+                }
+                Item::Thought(text) => {
+                    self.emit(EventKind::Thought, &s.key, &s.id, Some(turn_id), &json!({ "text": text }))?;
+                }
+                Item::Event(kind, data) => {
+                    self.emit(*kind, &s.key, &s.id, Some(turn_id), data)?;
+                }
+                Item::Tool { id, title, kind, status, detail } => {
+                    self.seal(s, tid, turn_id)?;
+                    let data = json!({ "tool_call_id": id, "title": title, "kind": kind, "status": status });
+                    self.emit(EventKind::Tool, &s.key, &s.id, Some(turn_id), &data)?;
+                    let whole = json!({
+                        "tool_call_id": id, "title": title, "kind": kind, "status": status, "detail": detail
+                    });
+                    let known = self.run(
+                        "UPDATE entries SET text=?4, detail=?5 WHERE sid=?1 AND tid=?2 AND role='tool'
+                         AND json_extract(detail, '$.tool_call_id')=?3",
+                        params![s.sid, tid, id, title, whole.to_string()],
+                    )?;
+                    if known == 0 {
+                        self.entry(s.sid, Some(tid), Role::Tool, title, Some(&whole))?;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Moves the answer so far from the stream into the transcript, as one entry.
+    pub(super) fn seal(&mut self, s: &SessionRow, tid: i64, turn_id: &str) -> Result<(), Error> {
+        let sealed: i64 =
+            self.row("SELECT sealed FROM turns WHERE tid=?1", [tid], |r| r.get(0))?.ok_or(Refusal::Stale)?;
+        let pieces = self.rows(
+            "SELECT seq, json_extract(data, '$.text') FROM events
+             WHERE key=?1 AND seq>?2 AND turn_id=?3 AND kind='text' ORDER BY seq",
+            params![s.key, sealed, turn_id],
+            |r| Ok((r.get::<_, i64>(0)?, r.get::<_, String>(1)?)),
+        )?;
+        let Some((last, _)) = pieces.last() else { return Ok(()) };
+        self.run("UPDATE turns SET sealed=?2 WHERE tid=?1", params![tid, last])?;
+        let text: String = pieces.iter().map(|(_, t)| t.as_str()).collect();
+        self.entry(s.sid, Some(tid), Role::Agent, &text, None)
+    }
+
+    fn user_entries(&mut self, s: &SessionRow, tid: i64) -> Result<(), Error> {
+        self.run(
+            "INSERT INTO entries (sid, tid, role, mid, at) SELECT ?1, ?2, 'user', mid, ?3 FROM messages WHERE tid=?2 ORDER BY mid",
+            params![s.sid, tid, self.now],
+        )?;
+        Ok(())
+    }
+
+    pub(super) fn entry(
+        &mut self,
+        sid: i64,
+        tid: Option<i64>,
+        role: Role,
+        text: &str,
+        detail: Option<&Value>,
+    ) -> Result<(), Error> {
+        self.run(
+            "INSERT INTO entries (sid, tid, role, text, detail, at) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+            params![sid, tid, role.as_str(), text, detail.map(Value::to_string), self.now],
+        )?;
+        Ok(())
+    }
+
+    /// Ends the running turn of a session, if one runs, on behalf of somebody other than its worker.
+    pub(super) fn end_running(
+        &mut self,
+        s: &SessionRow,
+        outcome: Outcome,
+        mark: Option<(MarkReason, Millis)>,
+        why: Option<&str>,
+    ) -> Result<bool, Error> {
+        let Some((tid, cancel)) =
+            self.row("SELECT tid, cancel FROM turns WHERE sid=?1 AND state='running'", [s.sid], |r| {
+                Ok((r.get::<_, i64>(0)?, r.get::<_, Option<String>>(1)?))
+            })?
+        else {
+            return Ok(false);
+        };
+        let outcome = if cancel.is_some() { Outcome::Cancelled } else { outcome };
+        let why = cancel.as_deref().or(why);
+        let reason = mark.map_or(MarkReason::Crash, |m| m.0);
+        self.end_turn(s, tid, outcome, None, why, reason)?;
+        if let (Outcome::Interrupted, Some((_, at))) = (outcome, mark) {
+            self.run("UPDATE sessions SET marked_at=?2 WHERE sid=?1", params![s.sid, at])?;
+        }
+        Ok(true)
+    }
+
+    /// Ends a running turn: state, transcript, mark and stream together.
+    pub(super) fn end_turn(
+        &mut self,
+        s: &SessionRow,
+        tid: i64,
+        outcome: Outcome,
+        error: Option<&(String, String)>,
+        cancel: Option<&str>,
+        mark: MarkReason,
+    ) -> Result<(), Error> {
+        let turn_id: String =
+            self.row("SELECT id FROM turns WHERE tid=?1", [tid], |r| r.get(0))?.ok_or(Refusal::Stale)?;
+        self.seal(s, tid, &turn_id)?;
+        self.run(
+            "UPDATE turns SET state=?2, ended_at=?3, error_code=?4, error_text=?5 WHERE tid=?1 AND state='running'",
+            params![
+                tid,
+                TurnState::from(outcome).as_str(),
+                self.now,
+                error.map(|e| e.0.as_str()),
+                error.map(|e| e.1.as_str())
+            ],
+        )?;
+        self.run("UPDATE sessions SET active_at=?2 WHERE sid=?1", params![s.sid, self.now])?;
+        match outcome {
+            Outcome::Completed => {
+                self.run(
+                    "UPDATE sessions SET mark_reason=NULL, marked_at=NULL, mark_boot=NULL, cut_turn=NULL, unclean=0
+                     WHERE sid=?1 AND (mark_reason IS NOT NULL OR unclean>0 OR cut_turn IS NOT NULL)",
+                    [s.sid],
+                )?;
+            }
+            // A mark that this stop made is taken back by any end but an interrupt; one from before stays.
+            Outcome::Failed | Outcome::Cancelled => {
+                self.run(
+                    "UPDATE sessions SET mark_reason=NULL, marked_at=NULL, mark_boot=NULL WHERE sid=?1 AND mark_boot=?2",
+                    params![s.sid, self.bid],
+                )?;
+            }
+            Outcome::Interrupted => {
+                self.run(
+                    "UPDATE sessions SET mark_reason=?2, marked_at=?3, mark_boot=NULL, cut_turn=?4 WHERE sid=?1",
+                    params![s.sid, mark.as_str(), self.now, tid],
+                )?;
+            }
+        }
+        self.run("UPDATE boots SET solo=NULL WHERE bid=?1 AND solo=?2", params![self.bid, s.sid])?;
+        let error = error.map(|(code, message)| json!({ "code": code, "message": message }));
+        let mut data = json!({ "outcome": outcome, "error": error });
+        if let (Outcome::Cancelled, Some(why)) = (outcome, cancel) {
+            data["reason"] = why.into();
+        }
+        self.emit(EventKind::TurnEnd, &s.key, &s.id, Some(&turn_id), &data)?;
+        Ok(())
+    }
+}

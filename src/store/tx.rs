@@ -1,0 +1,214 @@
+//! Inside a transaction: what every named transaction is given, and the two things that most of them write.
+
+use std::sync::{Arc, PoisonError};
+
+use rusqlite::{Connection, params};
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+use super::{Admission, Error, Shared};
+use crate::clock::{self, Millis};
+use crate::model::event::{EventKind, HookEvent};
+
+/// A transaction in progress.
+pub struct Tx<'c> {
+    pub(super) conn: &'c Connection,
+    /// The wall clock at its begin.
+    pub(super) now: Millis,
+    /// This boot's row.
+    pub(super) bid: i64,
+    pub(super) shared: &'c Shared,
+    pub(super) out: Commit,
+}
+
+impl std::fmt::Debug for Tx<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Tx").field("now", &self.now).finish_non_exhaustive()
+    }
+}
+
+/// One event of the durable stream, as published after its commit.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Published {
+    /// Its number.
+    pub seq: i64,
+    /// Its key.
+    pub key: Arc<str>,
+}
+
+/// What a commit made known.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Commit {
+    /// New events, in order.
+    pub events: Vec<Published>,
+    /// How many deliveries to handlers became due.
+    pub deliveries: usize,
+}
+
+impl Commit {
+    pub(super) const fn is_empty(&self) -> bool {
+        self.events.is_empty() && self.deliveries == 0
+    }
+
+    pub(super) const fn mark(&self) -> (usize, usize) {
+        (self.events.len(), self.deliveries)
+    }
+
+    pub(super) fn truncate(&mut self, mark: (usize, usize)) {
+        self.events.truncate(mark.0);
+        self.deliveries = mark.1;
+    }
+}
+
+/// The columns of a session that most transactions look at.
+#[derive(Clone, Debug)]
+pub(super) struct SessionRow {
+    pub sid: i64,
+    pub id: String,
+    pub key: String,
+    pub status: String,
+    pub hidden: bool,
+    pub agent: String,
+    pub epoch: i64,
+    pub created_at: Millis,
+    pub active_at: Millis,
+    pub mark_reason: Option<String>,
+    pub marked_at: Option<Millis>,
+    pub mark_boot: Option<i64>,
+    pub cut_turn: Option<i64>,
+    pub previous_id: Option<String>,
+    pub next_id: Option<String>,
+    pub turns: i64,
+    pub messages: i64,
+    pub start_reason: String,
+    pub unclean: i64,
+    pub agent_session: Option<String>,
+}
+
+pub(super) const SESSION_COLUMNS: &str = "sid, id, key, status, hidden, agent, epoch, created_at, active_at, mark_reason, \
+     marked_at, mark_boot, cut_turn, previous_id, next_id, turns, messages, start_reason, unclean, agent_session";
+
+impl SessionRow {
+    pub(super) fn read(r: &rusqlite::Row<'_>) -> rusqlite::Result<Self> {
+        Ok(Self {
+            sid: r.get(0)?,
+            id: r.get(1)?,
+            key: r.get(2)?,
+            status: r.get(3)?,
+            hidden: r.get(4)?,
+            agent: r.get(5)?,
+            epoch: r.get(6)?,
+            created_at: r.get(7)?,
+            active_at: r.get(8)?,
+            mark_reason: r.get(9)?,
+            marked_at: r.get(10)?,
+            mark_boot: r.get(11)?,
+            cut_turn: r.get(12)?,
+            previous_id: r.get(13)?,
+            next_id: r.get(14)?,
+            turns: r.get(15)?,
+            messages: r.get(16)?,
+            start_reason: r.get(17)?,
+            unclean: r.get(18)?,
+            agent_session: r.get(19)?,
+        })
+    }
+}
+
+impl Tx<'_> {
+    /// Whether turns may start.
+    pub(super) fn admission(&self) -> Admission {
+        self.shared.admission()
+    }
+
+    /// Runs a statement, its plan cached.
+    pub(super) fn run(&self, sql: &str, params: impl rusqlite::Params) -> rusqlite::Result<usize> {
+        self.conn.prepare_cached(sql)?.execute(params)
+    }
+
+    /// The first row, if any.
+    pub(super) fn row<T>(
+        &self,
+        sql: &str,
+        params: impl rusqlite::Params,
+        read: impl FnOnce(&rusqlite::Row<'_>) -> rusqlite::Result<T>,
+    ) -> rusqlite::Result<Option<T>> {
+        use rusqlite::OptionalExtension as _;
+        self.conn.prepare_cached(sql)?.query_row(params, read).optional()
+    }
+
+    /// Every row.
+    pub(super) fn rows<T>(
+        &self,
+        sql: &str,
+        params: impl rusqlite::Params,
+        read: impl FnMut(&rusqlite::Row<'_>) -> rusqlite::Result<T>,
+    ) -> rusqlite::Result<Vec<T>> {
+        self.conn.prepare_cached(sql)?.query_map(params, read)?.collect()
+    }
+
+    /// The session in row `sid`.
+    pub(super) fn session(&self, sid: i64) -> Result<Option<SessionRow>, Error> {
+        Ok(self.row(&format!("SELECT {SESSION_COLUMNS} FROM sessions WHERE sid=?1"), [sid], SessionRow::read)?)
+    }
+
+    /// Appends to the durable event stream. `data` holds what is beside `key`, `session_id`, `turn_id` and `at`.
+    pub(super) fn emit(
+        &mut self,
+        kind: EventKind,
+        key: &str,
+        session_id: &str,
+        turn_id: Option<&str>,
+        data: &Value,
+    ) -> Result<i64, Error> {
+        self.run(
+            "INSERT INTO events (key, session_id, turn_id, kind, data, at) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+            params![key, session_id, turn_id, kind.as_str(), data.to_string(), self.now],
+        )?;
+        let seq = self.conn.last_insert_rowid();
+        self.out.events.push(Published { seq, key: key.into() });
+        Ok(seq)
+    }
+
+    /// Tells the sender something, through the stream.
+    pub(super) fn notice(&mut self, s: &SessionRow, turn_id: Option<&str>, code: &str, text: &str) -> Result<(), Error> {
+        self.emit(EventKind::Notice, &s.key, &s.id, turn_id, &json!({ "code": code, "text": text }))?;
+        Ok(())
+    }
+
+    /// Journals an event for the handlers registered now. With none, nothing is written.
+    pub(super) fn journal(&mut self, event: HookEvent, s: &SessionRow, fields: &Value) -> Result<(), Error> {
+        let owed = self.shared.owed.read().unwrap_or_else(PoisonError::into_inner).clone()(event);
+        if owed.is_empty() {
+            return Ok(());
+        }
+        let upto = self
+            .row("SELECT max(seq) FROM entries WHERE sid=?1", [s.sid], |r| r.get::<_, Option<i64>>(0))?
+            .flatten()
+            .unwrap_or(0);
+        self.run(
+            "INSERT INTO journal (event_id, event, key, session_id, sid, upto, fields, bid, at)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
+            params![new_id(self.now), event.as_str(), s.key, s.id, s.sid, upto, fields.to_string(), self.bid, self.now],
+        )?;
+        let jid = self.conn.last_insert_rowid();
+        for handler in owed {
+            self.run(
+                "INSERT INTO deliveries (jid, script, name, state) VALUES (?1, ?2, ?3, 'pending')",
+                params![jid, handler.script, handler.name],
+            )?;
+            self.out.deliveries += 1;
+        }
+        Ok(())
+    }
+}
+
+/// A new id: UUIDv7, so that ids sort by their time.
+pub(super) fn new_id(_now: Millis) -> String {
+    Uuid::now_v7().to_string()
+}
+
+/// A time as the API shows it, or null.
+pub(super) fn time(at: Option<Millis>) -> Value {
+    at.map_or(Value::Null, |at| clock::rfc3339(at).into())
+}

@@ -1,0 +1,301 @@
+//! The writer thread: group commit.
+//!
+//! Whatever waits is run in one transaction, a savepoint each, so that a refused member sinks alone; one COMMIT makes all
+//! of them durable, and only then is anybody answered. After an error SQLite is asked whether the transaction still
+//! stands, because a full disk rolls all of it back: its members are then run again, one by one. A COMMIT that fails
+//! acknowledges nobody, and the connection is opened anew before anything else is accepted: after a failed fsync the
+//! cached pages are not to be trusted.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
+use rusqlite::Connection;
+
+use super::tx::{Commit, Tx};
+use super::{Error, Shared, closed, schema};
+use crate::{clock, failpoint};
+
+/// The most members of one transaction.
+const GROUP: usize = 512;
+/// After this long without work the log is folded into the file.
+const QUIET: Duration = Duration::from_secs(2);
+
+/// One operation on its way.
+pub(super) enum Job {
+    /// A named transaction.
+    Work(Box<dyn Work>),
+    /// Checkpoint, close, answer, end.
+    Close(Sender<Result<(), Error>>),
+}
+
+impl Job {
+    pub(super) fn work<T, R, D>(name: &'static str, run: R, done: D) -> Self
+    where
+        T: Send + 'static,
+        R: FnMut(&mut Tx<'_>) -> Result<T, Error> + Send + 'static,
+        D: FnOnce(Result<T, Error>) + Send + 'static,
+    {
+        Self::Work(Box::new(Named { name, run, value: None, done: Some(done) }))
+    }
+
+    /// Tells the caller that it was not done.
+    pub(super) fn refuse(self, error: &Error) {
+        match self {
+            Self::Work(mut work) => work.done(Err(error.clone())),
+            Self::Close(answer) => {
+                let _ = answer.send(Err(error.clone()));
+            }
+        }
+    }
+}
+
+/// A transaction that can be run again, and whoever waits for it.
+pub(super) trait Work: Send {
+    fn name(&self) -> &'static str;
+    fn run(&mut self, tx: &mut Tx<'_>) -> Result<(), Error>;
+    fn done(&mut self, outcome: Result<(), Error>);
+}
+
+struct Named<T, R, D> {
+    name: &'static str,
+    run: R,
+    value: Option<T>,
+    done: Option<D>,
+}
+
+impl<T, R, D> Work for Named<T, R, D>
+where
+    T: Send,
+    R: FnMut(&mut Tx<'_>) -> Result<T, Error> + Send,
+    D: FnOnce(Result<T, Error>) + Send,
+{
+    fn name(&self) -> &'static str {
+        self.name
+    }
+
+    fn run(&mut self, tx: &mut Tx<'_>) -> Result<(), Error> {
+        self.value = None;
+        self.value = Some((self.run)(tx)?);
+        Ok(())
+    }
+
+    fn done(&mut self, outcome: Result<(), Error>) {
+        let Some(done) = self.done.take() else { return };
+        match (outcome, self.value.take()) {
+            (Ok(()), Some(value)) => done(Ok(value)),
+            (Ok(()), None) => done(Err(closed())),
+            (Err(e), _) => done(Err(e)),
+        }
+    }
+}
+
+/// The thread's own state.
+pub(super) struct Writer {
+    shared: Arc<Shared>,
+    conn: Option<Connection>,
+    dirty: bool,
+}
+
+/// What became of a group.
+enum Fate {
+    /// Committed; the outcome of each member.
+    Committed(Vec<Result<(), Error>>, Commit),
+    /// Rolled back whole before the COMMIT: run the members one by one.
+    Lost,
+    /// The COMMIT failed.
+    Broken(Error),
+}
+
+impl Writer {
+    pub(super) fn new(shared: Arc<Shared>, conn: Connection) -> Self {
+        Self { shared, conn: Some(conn), dirty: true }
+    }
+
+    /// Until the store is closed or every handle is gone.
+    pub(super) fn run(&mut self, inbox: &Receiver<Job>) {
+        loop {
+            let first = if self.dirty {
+                match inbox.recv_timeout(QUIET) {
+                    Ok(job) => job,
+                    Err(RecvTimeoutError::Timeout) => {
+                        self.fold();
+                        continue;
+                    }
+                    Err(RecvTimeoutError::Disconnected) => return,
+                }
+            } else {
+                match inbox.recv() {
+                    Ok(job) => job,
+                    Err(_) => return,
+                }
+            };
+            let mut group = Vec::new();
+            let mut next = Some(first);
+            while let Some(job) = next {
+                match job {
+                    Job::Work(work) => group.push(work),
+                    Job::Close(answer) => {
+                        self.commit(group);
+                        let _ = answer.send(self.close());
+                        for job in inbox.try_iter() {
+                            job.refuse(&closed());
+                        }
+                        return;
+                    }
+                }
+                next = if group.len() < GROUP { inbox.try_recv().ok() } else { None };
+            }
+            self.commit(group);
+        }
+    }
+
+    /// Runs a group to its end and answers every member.
+    fn commit(&mut self, mut group: Vec<Box<dyn Work>>) {
+        if group.is_empty() {
+            return;
+        }
+        match self.attempt(&mut group) {
+            Fate::Committed(outcomes, commit) => self.answer(group, outcomes, &commit),
+            Fate::Broken(error) => self.broken(group, &error),
+            Fate::Lost => {
+                for work in group {
+                    let mut one = vec![work];
+                    match self.attempt(&mut one) {
+                        Fate::Committed(outcomes, commit) => self.answer(one, outcomes, &commit),
+                        Fate::Broken(error) => self.broken(one, &error),
+                        Fate::Lost => one.into_iter().for_each(|mut w| w.done(Err(disk_full()))),
+                    }
+                }
+            }
+        }
+    }
+
+    fn answer(&self, group: Vec<Box<dyn Work>>, outcomes: Vec<Result<(), Error>>, commit: &Commit) {
+        if !commit.is_empty() {
+            let observer = self.shared.observer.read().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
+            observer(commit);
+        }
+        for (mut work, outcome) in group.into_iter().zip(outcomes) {
+            work.done(outcome);
+        }
+    }
+
+    /// A failed COMMIT: nobody is acknowledged, and the connection is opened anew.
+    fn broken(&mut self, group: Vec<Box<dyn Work>>, error: &Error) {
+        log::error!("store: commit: {error}; the database is opened anew");
+        self.conn = None;
+        for mut work in group {
+            work.done(Err(Error::Unavailable(format!("the commit failed, it may or may not have been kept: {error}"))));
+        }
+    }
+
+    /// The connection, opened anew if the last commit failed.
+    fn ready(&mut self) -> Result<&Connection, Error> {
+        if self.conn.is_none() {
+            self.conn = Some(schema::open(&self.shared.path)?);
+            log::info!("store: the database is open again");
+        }
+        self.conn.as_ref().ok_or_else(closed)
+    }
+
+    fn attempt(&mut self, group: &mut [Box<dyn Work>]) -> Fate {
+        self.dirty = true;
+        let shared = self.shared.clone();
+        let conn = match self.ready() {
+            Ok(conn) => conn,
+            Err(e) => return Fate::Broken(e),
+        };
+        if let Err(e) = conn.execute_batch("BEGIN IMMEDIATE") {
+            return Fate::Broken(e.into());
+        }
+        let alone = group.len() == 1;
+        let mut outcomes = Vec::with_capacity(group.len());
+        let mut tx =
+            Tx { conn, now: clock::now(), bid: shared.boot.load(Ordering::SeqCst), shared: &shared, out: Commit::default() };
+        for work in group.iter_mut() {
+            failpoint::hit(work.name(), "before");
+            match one(&mut tx, work.as_mut(), alone) {
+                Ok(outcome) => outcomes.push(outcome),
+                Err(()) => return Fate::Lost,
+            }
+            failpoint::hit(work.name(), "inside");
+        }
+        let commit = tx.out;
+        if let Err(e) = conn.execute_batch("COMMIT") {
+            if !conn.is_autocommit() {
+                let _ = conn.execute_batch("ROLLBACK");
+            }
+            return Fate::Broken(e.into());
+        }
+        for work in group.iter() {
+            failpoint::hit(work.name(), "committed");
+        }
+        Fate::Committed(outcomes, commit)
+    }
+
+    /// Folds the log into the file while nobody waits.
+    fn fold(&mut self) {
+        self.dirty = false;
+        if let Some(conn) = &self.conn
+            && let Err(e) = conn.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))
+        {
+            log::debug!("store: checkpoint: {e}");
+        }
+    }
+
+    fn close(&mut self) -> Result<(), Error> {
+        let Some(conn) = self.conn.take() else { return Ok(()) };
+        let busy: i64 = conn.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |r| r.get(0))?;
+        conn.close().map_err(|(conn, e)| {
+            drop(conn);
+            Error::from(e)
+        })?;
+        if busy == 0 { Ok(()) } else { Err(Error::Unavailable("close: a reader held up the checkpoint".into())) }
+    }
+}
+
+/// Runs one member in its savepoint. `Err(())`: the whole transaction is gone.
+fn one(tx: &mut Tx<'_>, work: &mut dyn Work, alone: bool) -> Result<Result<(), Error>, ()> {
+    let conn = tx.conn;
+    let mark = tx.out.mark();
+    if !alone && conn.prepare_cached("SAVEPOINT member").and_then(|mut s| s.execute([])).is_err() {
+        rollback(conn);
+        return Err(());
+    }
+    let outcome = work.run(tx);
+    if outcome.is_err() {
+        tx.out.truncate(mark);
+        if conn.is_autocommit() {
+            return Err(());
+        }
+        if alone {
+            // Nothing else is in this transaction: what the member did before its error goes with it.
+            rollback(conn);
+            return match conn.execute_batch("BEGIN IMMEDIATE") {
+                Ok(()) => Ok(outcome),
+                Err(_) => Err(()),
+            };
+        }
+        if conn.prepare_cached("ROLLBACK TO member").and_then(|mut s| s.execute([])).is_err() {
+            rollback(conn);
+            return Err(());
+        }
+    }
+    if !alone && conn.prepare_cached("RELEASE member").and_then(|mut s| s.execute([])).is_err() {
+        rollback(conn);
+        return Err(());
+    }
+    Ok(outcome)
+}
+
+fn rollback(conn: &Connection) {
+    if !conn.is_autocommit() {
+        let _ = conn.execute_batch("ROLLBACK");
+    }
+}
+
+fn disk_full() -> Error {
+    Error::Unavailable("the disk is full or failing; nothing was kept of this".into())
+}
