@@ -84,6 +84,7 @@ CREATE TABLE turns (
   resumed INTEGER NOT NULL DEFAULT 0,
   continues INTEGER,                  -- tid
   continued_by INTEGER,               -- tid
+  pieces INTEGER NOT NULL DEFAULT 0,  -- how many appends it has had
   sealed INTEGER NOT NULL DEFAULT 0   -- the text events up to this one are in the transcript
 ) STRICT;
 CREATE INDEX turns_queued ON turns(sid, tid, messages) WHERE state = 'queued';

@@ -125,16 +125,17 @@ impl Store {
         })
     }
 
-    /// Adds to a running turn; `done` is told after the commit.
-    pub fn append(&self, turn: TurnRef, items: Vec<Item>, done: impl FnOnce(Result<(), Error>) + Send + 'static) {
-        self.write_then(
-            "append",
-            move |tx| {
-                let s = tx.current_turn(turn)?;
-                tx.add(&s.0, turn.tid, &s.1, &items)
-            },
-            done,
-        );
+    /// Adds to a running turn. `number` counts the appends of the turn from 1: one whose commit was in doubt is sent again
+    /// with the same number, and kept once.
+    ///
+    /// # Errors
+    /// [`Refusal::Stale`]: the turn has its outcome already.
+    pub fn append(&self, turn: TurnRef, number: i64, items: Vec<Item>) -> Result<(), Error> {
+        self.write("append", move |tx| {
+            let (s, turn_id, _) = tx.current_turn(turn)?;
+            let fresh = tx.run("UPDATE turns SET pieces=?2 WHERE tid=?1 AND pieces<?2", params![turn.tid, number])? > 0;
+            if fresh { tx.add(&s, turn.tid, &turn_id, &items) } else { Ok(()) }
+        })
     }
 
     /// Ends a running turn with its last words.

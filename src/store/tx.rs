@@ -74,7 +74,6 @@ pub(super) struct SessionRow {
     pub active_at: Millis,
     pub mark_reason: Option<String>,
     pub marked_at: Option<Millis>,
-    pub mark_boot: Option<i64>,
     pub cut_turn: Option<i64>,
     pub previous_id: Option<String>,
     pub next_id: Option<String>,
@@ -86,7 +85,7 @@ pub(super) struct SessionRow {
 }
 
 pub(super) const SESSION_COLUMNS: &str = "sid, id, key, status, hidden, agent, epoch, created_at, active_at, mark_reason, \
-     marked_at, mark_boot, cut_turn, previous_id, next_id, turns, messages, start_reason, unclean, agent_session";
+     marked_at, cut_turn, previous_id, next_id, turns, messages, start_reason, unclean, agent_session";
 
 impl SessionRow {
     pub(super) fn read(r: &rusqlite::Row<'_>) -> rusqlite::Result<Self> {
@@ -102,15 +101,14 @@ impl SessionRow {
             active_at: r.get(8)?,
             mark_reason: r.get(9)?,
             marked_at: r.get(10)?,
-            mark_boot: r.get(11)?,
-            cut_turn: r.get(12)?,
-            previous_id: r.get(13)?,
-            next_id: r.get(14)?,
-            turns: r.get(15)?,
-            messages: r.get(16)?,
-            start_reason: r.get(17)?,
-            unclean: r.get(18)?,
-            agent_session: r.get(19)?,
+            cut_turn: r.get(11)?,
+            previous_id: r.get(12)?,
+            next_id: r.get(13)?,
+            turns: r.get(14)?,
+            messages: r.get(15)?,
+            start_reason: r.get(16)?,
+            unclean: r.get(17)?,
+            agent_session: r.get(18)?,
         })
     }
 }

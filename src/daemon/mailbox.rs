@@ -1,0 +1,287 @@
+//! A worker's mailbox: what others want of it, and how it is woken.
+//!
+//! Letters are wishes that can be wished again without growing: flags, the greatest interrupt, and the answers to
+//! permissions that are open (bounded by those). So it is never full, and nobody who posts waits. The worker sleeps on a
+//! condition, or, where its agent has descriptors, in poll(2) with an eventfd that is made when it is first needed.
+
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Instant;
+
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+
+use crate::agent::{Interrupt, PermissionOutcome, Watch};
+use crate::hooks::Verdict;
+
+/// Why a running turn is to end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Why {
+    /// Somebody cancelled it.
+    Cancelled,
+    /// The daemon stops.
+    Stop,
+    /// Its session gave way: its writes are refused already.
+    Retired,
+}
+
+/// How a worker is to close.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Close {
+    /// To make room; its activation ends as parked.
+    Park,
+    /// The daemon stops: its activation is closed by the stop.
+    Stop,
+    /// Its session gave way: its activation is closed already.
+    Retire,
+}
+
+/// What came since the worker last looked.
+#[derive(Debug, Default)]
+pub struct Letters {
+    /// Something may wait to run.
+    pub work: bool,
+    /// An interrupted turn is to go on by itself.
+    pub asked: bool,
+    /// Close, after the running turn.
+    pub close: Option<Close>,
+    /// End the running turn.
+    pub interrupt: Option<(Interrupt, Why)>,
+    /// By when everything must be closed.
+    pub close_by: Option<Instant>,
+    /// Permissions that were settled: request, outcome, by whom.
+    pub permissions: Vec<(String, PermissionOutcome, &'static str)>,
+    /// What hooks made of a permission.
+    pub verdicts: Vec<(String, Verdict)>,
+}
+
+impl Letters {
+    const fn any(&self) -> bool {
+        self.work
+            || self.asked
+            || self.close.is_some()
+            || self.interrupt.is_some()
+            || self.close_by.is_some()
+            || !self.permissions.is_empty()
+            || !self.verdicts.is_empty()
+    }
+}
+
+/// Why a wait ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Woken {
+    /// A letter is there.
+    Letter,
+    /// A descriptor is ready.
+    Ready,
+    /// The instant passed.
+    Timeout,
+}
+
+/// The mailbox.
+#[derive(Debug, Default)]
+pub struct Mailbox {
+    letters: Mutex<Letters>,
+    arrived: Condvar,
+    wake: OnceLock<Arc<OwnedFd>>,
+    interrupted: Arc<AtomicBool>,
+}
+
+impl Mailbox {
+    fn lock(&self) -> MutexGuard<'_, Letters> {
+        self.letters.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Posts: changes the letters and wakes the worker.
+    pub fn post(&self, write: impl FnOnce(&mut Letters)) {
+        let mut letters = self.lock();
+        write(&mut letters);
+        if letters.interrupt.is_some() {
+            self.interrupted.store(true, Ordering::Release);
+        }
+        drop(letters);
+        self.arrived.notify_one();
+        if let Some(fd) = self.wake.get() {
+            // A full counter wakes just as well.
+            let _ = rustix::io::write(fd.as_fd(), &1u64.to_ne_bytes());
+        }
+    }
+
+    /// Posts an interrupt; it only rises.
+    pub fn interrupt(&self, interrupt: Interrupt, why: Why) {
+        self.post(|l| {
+            let greater = match &l.interrupt {
+                None => true,
+                Some((Interrupt::Cancel(old), _)) => match interrupt {
+                    Interrupt::Cancel(new) => new < *old,
+                    Interrupt::Kill => true,
+                },
+                Some((Interrupt::Kill, _)) => false,
+            };
+            if greater {
+                l.interrupt = Some((interrupt, why));
+            }
+        });
+    }
+
+    /// Takes what came.
+    pub fn take(&self) -> Letters {
+        if let Some(fd) = self.wake.get() {
+            let mut count = [0u8; 8];
+            let _ = rustix::io::read(fd.as_fd(), &mut count);
+        }
+        std::mem::take(&mut *self.lock())
+    }
+
+    /// Whether work was asked for; looked at without taking anything.
+    pub fn has_work(&self) -> bool {
+        let l = self.lock();
+        l.work || l.asked
+    }
+
+    /// Set from an interrupt's posting until [`Self::clear_interrupted`].
+    pub fn interrupted(&self) -> Arc<AtomicBool> {
+        self.interrupted.clone()
+    }
+
+    /// A turn has ended: what interrupted it is over.
+    pub fn clear_interrupted(&self) {
+        self.interrupted.store(false, Ordering::Release);
+    }
+
+    /// A descriptor that is readable while letters are there.
+    ///
+    /// # Errors
+    /// The system has none to give.
+    pub fn waker(&self) -> std::io::Result<Arc<OwnedFd>> {
+        if let Some(fd) = self.wake.get() {
+            return Ok(fd.clone());
+        }
+        let fd = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
+        let fd = self.wake.get_or_init(|| fd).clone();
+        if self.lock().any() {
+            let _ = rustix::io::write(fd.as_fd(), &1u64.to_ne_bytes());
+        }
+        Ok(fd)
+    }
+
+    /// Waits for a letter, a descriptor or the instant.
+    ///
+    /// # Errors
+    /// The system cannot poll (out of memory or descriptors).
+    pub fn wait(&self, watches: &mut [Watch<'_>], until: Option<Instant>) -> std::io::Result<Woken> {
+        if watches.is_empty() {
+            return Ok(self.wait_letters(until));
+        }
+        let waker = self.waker()?;
+        loop {
+            if self.lock().any() {
+                return Ok(Woken::Letter);
+            }
+            let timeout = until.map(|u| timespec(u.saturating_duration_since(Instant::now())));
+            let mut fds: Vec<PollFd<'_>> = Vec::with_capacity(watches.len() + 1);
+            fds.push(PollFd::new(&*waker, PollFlags::IN));
+            for w in watches.iter() {
+                let mut flags = PollFlags::empty();
+                flags.set(PollFlags::IN, w.read);
+                flags.set(PollFlags::OUT, w.write);
+                fds.push(PollFd::from_borrowed_fd(w.fd, flags));
+            }
+            match poll(&mut fds, timeout.as_ref()) {
+                Ok(0) => return Ok(Woken::Timeout),
+                Err(rustix::io::Errno::INTR) => continue,
+                Err(e) => return Err(e.into()),
+                Ok(_) => {}
+            }
+            let ready: Vec<bool> = fds.iter().map(|fd| !fd.revents().is_empty()).collect();
+            drop(fds);
+            for (w, ready) in watches.iter_mut().zip(&ready[1..]) {
+                w.ready = *ready;
+            }
+            if ready[1..].contains(&true) {
+                return Ok(Woken::Ready);
+            }
+            if !self.lock().any() {
+                // Woken by a letter that was taken since: empty the counter, or poll would spin.
+                let mut count = [0u8; 8];
+                let _ = rustix::io::read(waker.as_fd(), &mut count);
+            }
+        }
+    }
+
+    fn wait_letters(&self, until: Option<Instant>) -> Woken {
+        let mut letters = self.lock();
+        while !letters.any() {
+            match until {
+                None => letters = self.arrived.wait(letters).unwrap_or_else(PoisonError::into_inner),
+                Some(until) => {
+                    let left = until.saturating_duration_since(Instant::now());
+                    if left.is_zero() {
+                        return Woken::Timeout;
+                    }
+                    letters = self.arrived.wait_timeout(letters, left).unwrap_or_else(PoisonError::into_inner).0;
+                }
+            }
+        }
+        Woken::Letter
+    }
+}
+
+/// A duration as poll(2) wants it, rounded up so that a wait does not end just before its instant.
+fn timespec(d: std::time::Duration) -> Timespec {
+    let nanos = d.as_nanos().saturating_add(1);
+    Timespec {
+        tv_sec: i64::try_from(nanos / 1_000_000_000).unwrap_or(i64::MAX),
+        tv_nsec: (nanos % 1_000_000_000) as _,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    #[test]
+    fn a_letter_posted_before_the_wait_is_seen_by_it() {
+        let m = Mailbox::default();
+        m.post(|l| l.work = true);
+        assert_eq!(m.wait(&mut [], None).expect("a wait"), Woken::Letter);
+        assert!(m.take().work && !m.take().work);
+    }
+
+    #[test]
+    fn a_wait_ends_at_its_instant() {
+        let m = Mailbox::default();
+        let until = Instant::now() + Duration::from_millis(20);
+        assert_eq!(m.wait(&mut [], Some(until)).expect("a wait"), Woken::Timeout);
+        assert!(Instant::now() >= until);
+    }
+
+    #[test]
+    fn poll_sees_letters_and_descriptors() {
+        let m = Arc::new(Mailbox::default());
+        let (read, write) = rustix::pipe::pipe().expect("a pipe");
+        let watch = || Watch { fd: read.as_fd(), read: true, write: false, ready: false };
+        let poster = m.clone();
+        let t = std::thread::spawn(move || poster.post(|l| l.work = true));
+        assert_eq!(m.wait(&mut [watch()], None).expect("a wait"), Woken::Letter);
+        t.join().expect("posted");
+        let _ = m.take();
+        rustix::io::write(&write, b"x").expect("written");
+        let mut watches = [watch()];
+        assert_eq!(m.wait(&mut watches, None).expect("a wait"), Woken::Ready);
+        assert!(watches[0].ready);
+    }
+
+    #[test]
+    fn interrupts_only_rise() {
+        let m = Mailbox::default();
+        let soon = Instant::now();
+        let late = soon + Duration::from_secs(9);
+        m.interrupt(Interrupt::Cancel(late), Why::Cancelled);
+        m.interrupt(Interrupt::Cancel(soon), Why::Stop);
+        m.interrupt(Interrupt::Cancel(late), Why::Cancelled);
+        assert!(m.interrupted().load(Ordering::Acquire));
+        assert_eq!(m.take().interrupt, Some((Interrupt::Cancel(soon), Why::Stop)));
+    }
+}

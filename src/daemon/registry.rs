@@ -1,0 +1,460 @@
+//! The registry: one map of the live sessions, one entry a session, and the only place that knows whether one is running.
+//!
+//! An entry owns the mailbox, the turn and the timestamps together, so that they cannot drift apart. Its lock is held for
+//! moments and never across I/O. Which session gives way is decided by the model; who is woken, here.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Instant;
+
+use super::mailbox::{Close, Mailbox, Why};
+use crate::agent::{Interrupt, PermissionOption, PermissionOutcome};
+use crate::model::session::{Cached, victim};
+
+/// A session that wants a worker.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Wish {
+    /// The session's row.
+    pub sid: i64,
+    /// Its key.
+    pub key: String,
+    /// An interrupted turn is to go on by itself.
+    pub asked: bool,
+}
+
+/// What a worker does.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Doing {
+    /// Its agent is being started.
+    Starting,
+    /// It waits.
+    Idle,
+    /// A turn begins or runs.
+    Running {
+        /// The turn; `None` until its begin is committed.
+        turn_id: Option<String>,
+        /// Since when.
+        since: Instant,
+        /// The tool in which it is.
+        tool: Option<String>,
+    },
+    /// It is closing.
+    Closing,
+}
+
+/// A permission that is open.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Asked {
+    /// Its id.
+    pub request_id: String,
+    /// What the agent offers.
+    pub options: Vec<PermissionOption>,
+}
+
+struct Entry {
+    key: String,
+    agent: String,
+    mailbox: Arc<Mailbox>,
+    doing: Doing,
+    used: u64,
+    join: Option<JoinHandle<()>>,
+    again: Option<Wish>,
+    permissions: Vec<Asked>,
+    abandoned: bool,
+}
+
+#[derive(Default)]
+struct Inner {
+    live: HashMap<i64, Entry>,
+    wishes: VecDeque<Wish>,
+    by_agent: HashMap<String, usize>,
+    running: usize,
+    clock: u64,
+    closed: bool,
+    /// Sessions whose last activation's processes are still being ended.
+    haunted: std::collections::HashSet<i64>,
+}
+
+/// Room for a newcomer, or who is asked to make it.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Room {
+    /// There is room: its entry is made, its worker may be started with this mailbox.
+    Granted,
+    /// A session was asked to give way, or all run: it waits.
+    Wait,
+}
+
+/// A running turn, as a stop shows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Blocking {
+    /// The session's row.
+    pub sid: i64,
+    /// Its key.
+    pub key: String,
+    /// The turn.
+    pub turn_id: Option<String>,
+    /// For how long.
+    pub age: std::time::Duration,
+    /// In which tool.
+    pub tool: Option<String>,
+}
+
+/// What came of an answer to a permission.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Answered {
+    /// It was the first.
+    Settled,
+    /// It had been settled, or never asked.
+    Resolved,
+    /// The agent did not offer that.
+    NotOffered,
+}
+
+/// Numbers for the status.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Numbers {
+    /// Workers.
+    pub live: usize,
+    /// With a turn.
+    pub running: usize,
+    /// Sessions that wait for room.
+    pub waiting: usize,
+}
+
+/// The registry; shared by everybody who wakes a session.
+#[derive(Default)]
+pub struct Registry {
+    inner: Mutex<Inner>,
+    changed: Condvar,
+}
+
+impl std::fmt::Debug for Registry {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Registry").field("numbers", &self.numbers()).finish()
+    }
+}
+
+impl Registry {
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Something waits in a session: wakes its worker, or remembers that it wants one. `true`: the coordinator has to look.
+    pub fn want(&self, wish: Wish) -> bool {
+        let mut inner = self.lock();
+        inner.clock += 1;
+        let clock = inner.clock;
+        if let Some(entry) = inner.live.get_mut(&wish.sid) {
+            entry.used = clock;
+            if entry.doing == Doing::Closing {
+                let asked = wish.asked || entry.again.as_ref().is_some_and(|w| w.asked);
+                entry.again = Some(Wish { asked, ..wish });
+            } else {
+                let mailbox = entry.mailbox.clone();
+                drop(inner);
+                mailbox.post(|l| {
+                    l.work = true;
+                    l.asked |= wish.asked;
+                });
+            }
+            return false;
+        }
+        if inner.closed {
+            return false;
+        }
+        match inner.wishes.iter_mut().find(|w| w.sid == wish.sid) {
+            Some(known) => known.asked |= wish.asked,
+            None => inner.wishes.push_back(wish),
+        }
+        true
+    }
+
+    /// The sessions that want a worker, taken out; the coordinator gives back those for which there is no room.
+    pub fn take_wishes(&self) -> VecDeque<Wish> {
+        std::mem::take(&mut self.lock().wishes)
+    }
+
+    /// Gives back wishes that must wait, before those that came since.
+    pub fn return_wishes(&self, waiting: VecDeque<Wish>) {
+        let mut inner = self.lock();
+        for wish in waiting.into_iter().rev() {
+            if !inner.wishes.iter().any(|w| w.sid == wish.sid) {
+                inner.wishes.push_front(wish);
+            }
+        }
+    }
+
+    /// Whether anybody waits for room.
+    pub fn has_wishes(&self) -> bool {
+        !self.lock().wishes.is_empty()
+    }
+
+    /// Looks for room, and makes the newcomer's entry or asks the least recently used idle session to give way.
+    pub fn room(&self, wish: &Wish, agent: &str, max_live: usize, max_processes: usize, mailbox: &Arc<Mailbox>) -> Room {
+        let mut inner = self.lock();
+        if inner.closed || inner.live.contains_key(&wish.sid) || inner.haunted.contains(&wish.sid) {
+            return Room::Wait;
+        }
+        let of_agent = inner.by_agent.get(agent).copied().unwrap_or(0);
+        if inner.live.len() < max_live && of_agent < max_processes {
+            inner.clock += 1;
+            let used = inner.clock;
+            *inner.by_agent.entry(agent.to_owned()).or_default() += 1;
+            inner.live.insert(wish.sid, Entry {
+                key: wish.key.clone(),
+                agent: agent.to_owned(),
+                mailbox: mailbox.clone(),
+                doing: Doing::Starting,
+                used,
+                join: None,
+                again: None,
+                permissions: Vec::new(),
+                abandoned: false,
+            });
+            return Room::Granted;
+        }
+        // One that is closing already makes room soon; another need not go as well.
+        let full = of_agent >= max_processes;
+        let mine = |e: &Entry| !full || e.agent == agent;
+        let closing = inner.live.values().filter(|e| e.doing == Doing::Closing && mine(e)).count();
+        let wishing = inner.wishes.len() + 1;
+        if closing < wishing {
+            let idle = inner
+                .live
+                .iter()
+                .filter(|(_, e)| mine(e) && e.doing != Doing::Closing)
+                .map(|(sid, e)| (*sid, Cached { running: e.doing != Doing::Idle || e.mailbox.has_work(), used: e.used }));
+            if let Some(sid) = victim(idle)
+                && let Some(entry) = inner.live.get_mut(&sid)
+            {
+                entry.doing = Doing::Closing;
+                let mailbox = entry.mailbox.clone();
+                drop(inner);
+                mailbox.post(|l| l.close = l.close.max(Some(Close::Park)));
+            }
+        }
+        Room::Wait
+    }
+
+    /// The worker's thread was started.
+    pub fn started(&self, sid: i64, join: JoinHandle<()>) {
+        if let Some(entry) = self.lock().live.get_mut(&sid) {
+            entry.join = Some(join);
+        }
+    }
+
+    /// A worker says what it does. `None`: it is to close instead (it was chosen to give way in this moment).
+    pub fn set(&self, sid: i64, doing: Doing) -> Option<()> {
+        let mut inner = self.lock();
+        let inner = &mut *inner;
+        let entry = inner.live.get_mut(&sid)?;
+        if entry.abandoned {
+            return None;
+        }
+        let was = matches!(entry.doing, Doing::Running { .. });
+        let is = matches!(doing, Doing::Running { .. });
+        let closing = entry.doing == Doing::Closing;
+        if closing && is {
+            return None;
+        }
+        if !closing {
+            entry.doing = doing;
+        }
+        if was && !is {
+            inner.running -= 1;
+            entry.permissions.clear();
+        } else if is && !was {
+            inner.running += 1;
+        }
+        inner.clock += 1;
+        entry.used = inner.clock;
+        self.changed.notify_all();
+        Some(())
+    }
+
+    /// The tool in which a turn is.
+    pub fn set_tool(&self, sid: i64, now_in: Option<String>) {
+        if let Some(Entry { doing: Doing::Running { tool, .. }, .. }) = self.lock().live.get_mut(&sid) {
+            *tool = now_in;
+        }
+    }
+
+    /// An idle worker wants to park: allowed unless something came for it.
+    pub fn may_park(&self, sid: i64) -> bool {
+        let mut inner = self.lock();
+        match inner.live.get_mut(&sid) {
+            Some(entry) if entry.doing == Doing::Idle && !entry.mailbox.has_work() => {
+                entry.doing = Doing::Closing;
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// A worker has ended: its entry goes, with its thread's handle, and the wish that came while it closed.
+    pub fn remove(&self, sid: i64) -> Option<(Option<JoinHandle<()>>, Option<Wish>)> {
+        let mut inner = self.lock();
+        let entry = inner.live.remove(&sid)?;
+        if let Some(n) = inner.by_agent.get_mut(&entry.agent) {
+            *n -= 1;
+        }
+        if matches!(entry.doing, Doing::Running { .. }) {
+            inner.running -= 1;
+        }
+        self.changed.notify_all();
+        Some((entry.join, entry.again))
+    }
+
+    /// Posts to a live session.
+    pub fn post(&self, sid: i64, write: impl FnOnce(&Mailbox)) -> bool {
+        let mailbox = match self.lock().live.get(&sid) {
+            Some(entry) => entry.mailbox.clone(),
+            None => return false,
+        };
+        write(&mailbox);
+        true
+    }
+
+    /// A session gave way: its worker ends, its turn is cut off.
+    pub fn retire(&self, sid: i64, by: Instant) {
+        let mut inner = self.lock();
+        inner.wishes.retain(|w| w.sid != sid);
+        let Some(entry) = inner.live.get_mut(&sid) else { return };
+        let mailbox = entry.mailbox.clone();
+        drop(inner);
+        mailbox.interrupt(Interrupt::Cancel(by), Why::Retired);
+        mailbox.post(|l| l.close = Some(Close::Retire));
+    }
+
+    /// No newcomers from now on; every worker is told to close.
+    pub fn close_all(&self) {
+        let mut inner = self.lock();
+        inner.closed = true;
+        inner.wishes.clear();
+        let all: Vec<_> = inner.live.values().map(|e| e.mailbox.clone()).collect();
+        drop(inner);
+        for mailbox in all {
+            mailbox.post(|l| l.close = l.close.max(Some(Close::Stop)));
+        }
+    }
+
+    /// Interrupts every session in which a turn runs.
+    pub fn interrupt_running(&self, interrupt: Interrupt) {
+        let running: Vec<_> = self
+            .lock()
+            .live
+            .values()
+            .filter(|e| matches!(e.doing, Doing::Running { .. }))
+            .map(|e| e.mailbox.clone())
+            .collect();
+        for mailbox in running {
+            mailbox.interrupt(interrupt, Why::Stop);
+        }
+    }
+
+    /// Every worker is to be done by the instant; with `kill`, agents are killed.
+    pub fn hurry(&self, by: Instant, kill: bool) {
+        let all: Vec<_> = self.lock().live.values().map(|e| e.mailbox.clone()).collect();
+        for mailbox in all {
+            mailbox.post(|l| l.close_by = Some(by));
+            if kill {
+                mailbox.interrupt(Interrupt::Kill, Why::Stop);
+            }
+        }
+    }
+
+    /// Gives up the workers that have not come: their keys, and their sessions' rows.
+    pub fn abandon(&self) -> Vec<(i64, String)> {
+        let mut inner = self.lock();
+        let mut given_up = Vec::new();
+        for (sid, entry) in &mut inner.live {
+            entry.abandoned = true;
+            given_up.push((*sid, entry.key.clone()));
+        }
+        inner.live.clear();
+        inner.by_agent.clear();
+        inner.running = 0;
+        given_up.sort();
+        given_up
+    }
+
+    /// What still runs, oldest first.
+    pub fn blocking(&self) -> Vec<Blocking> {
+        let now = Instant::now();
+        let mut blocking: Vec<_> = self
+            .lock()
+            .live
+            .iter()
+            .filter_map(|(sid, e)| match &e.doing {
+                Doing::Running { turn_id, since, tool } => Some(Blocking {
+                    sid: *sid,
+                    key: e.key.clone(),
+                    turn_id: turn_id.clone(),
+                    age: now.saturating_duration_since(*since),
+                    tool: tool.clone(),
+                }),
+                Doing::Starting | Doing::Idle | Doing::Closing => None,
+            })
+            .collect();
+        blocking.sort_by(|a, b| b.age.cmp(&a.age).then_with(|| a.key.cmp(&b.key)));
+        blocking
+    }
+
+    /// How many there are.
+    pub fn numbers(&self) -> Numbers {
+        let inner = self.lock();
+        Numbers { live: inner.live.len(), running: inner.running, waiting: inner.wishes.len() }
+    }
+
+    /// Every live session, with its key.
+    pub fn live(&self) -> BTreeMap<i64, String> {
+        self.lock().live.iter().map(|(sid, e)| (*sid, e.key.clone())).collect()
+    }
+
+    /// Wakes every worker: turns start again.
+    pub fn wake_all(&self) {
+        let all: Vec<_> = self.lock().live.values().map(|e| e.mailbox.clone()).collect();
+        for mailbox in all {
+            mailbox.post(|l| l.work = true);
+        }
+    }
+
+    /// The agent asks for leave: known from here on to whoever may answer.
+    pub fn open_permission(&self, sid: i64, asked: Asked) {
+        if let Some(entry) = self.lock().live.get_mut(&sid) {
+            entry.permissions.push(asked);
+        }
+    }
+
+    /// Settles an open permission, first come first served.
+    pub fn answer_permission(&self, sid: i64, request_id: &str, option: Option<&str>, by: &'static str) -> Answered {
+        let mut inner = self.lock();
+        let Some(entry) = inner.live.get_mut(&sid) else { return Answered::Resolved };
+        let Some(at) = entry.permissions.iter().position(|p| p.request_id == request_id) else {
+            return Answered::Resolved;
+        };
+        let outcome = match option {
+            None => PermissionOutcome::Cancelled,
+            Some(option) if entry.permissions[at].options.iter().any(|o| o.option_id == option) => {
+                PermissionOutcome::Selected(option.to_owned())
+            }
+            Some(_) => return Answered::NotOffered,
+        };
+        entry.permissions.remove(at);
+        let mailbox = entry.mailbox.clone();
+        drop(inner);
+        mailbox.post(|l| l.permissions.push((request_id.to_owned(), outcome, by)));
+        Answered::Settled
+    }
+
+    /// Sessions that must not start until the processes of their last activation are gone.
+    pub fn haunt(&self, sids: impl IntoIterator<Item = i64>) {
+        self.lock().haunted.extend(sids);
+    }
+
+    /// A session's old processes are gone.
+    pub fn exorcise(&self, sid: i64) {
+        self.lock().haunted.remove(&sid);
+    }
+}
