@@ -21,7 +21,7 @@ fn too_large(cap: u64) -> Refusal {
 }
 
 /// When a body of which `received` bytes are here must be complete.
-fn deadline(started: Instant, received: usize, limits: &Limits) -> Instant {
+pub(super) fn deadline(started: Instant, received: usize, limits: &Limits) -> Instant {
     let rate = limits.body_rate.max(1);
     let earned = Duration::from_millis((received as u64).saturating_mul(1000) / rate);
     let granted = limits.body_timeout.saturating_add(earned);
@@ -179,8 +179,10 @@ impl Chunked {
     }
 
     fn trim(&mut self, next: State) -> Result<State, Refusal> {
-        self.trimmings =
-            self.trimmings.checked_sub(1).ok_or_else(|| Refusal::bad("body: too much beside the data of its chunks"))?;
+        self.trimmings = self
+            .trimmings
+            .checked_sub(1)
+            .ok_or_else(|| Refusal::bad("body: too much beside the data of its chunks"))?;
         Ok(next)
     }
 }

@@ -111,13 +111,8 @@ pub(super) fn parse(bytes: &[u8], max_headers: usize) -> Result<(Head, Framing),
     }
     let (authority, path, query) = split_target(method, target)?;
     check_host(&mut headers, authority, minor)?;
-    let head = Head {
-        method: method.to_owned(),
-        path: path.to_owned(),
-        query: query.map(str::to_owned),
-        headers,
-        minor,
-    };
+    let head =
+        Head { method: method.to_owned(), path: path.to_owned(), query: query.map(str::to_owned), headers, minor };
     let framing = frame(&head)?;
     Ok((head, framing))
 }
@@ -139,11 +134,12 @@ fn refuse_syntax(e: httparse::Error, bytes: &[u8]) -> Refusal {
     }
 }
 
-/// Whether the request line ends in a well-formed version, of whatever number.
+/// Whether the request line is well-formed and its version merely not ours.
 fn names_other_version(bytes: &[u8]) -> bool {
     let line = bytes.split(|&b| b == b'\r').next().unwrap_or_default();
-    let word = line.rsplit(|&b| b == b' ').next().unwrap_or_default();
-    matches!(word, [b'H', b'T', b'T', b'P', b'/', major, b'.', minor] if major.is_ascii_digit() && minor.is_ascii_digit())
+    let words: Vec<&[u8]> = line.split(|&b| b == b' ').collect();
+    let [_, _, [b'H', b'T', b'T', b'P', b'/', major, b'.', minor]] = words[..] else { return false };
+    major.is_ascii_digit() && minor.is_ascii_digit()
 }
 
 /// Splits a request target into authority (of an absolute one), path and query.
@@ -227,7 +223,7 @@ fn chunked(head: &Head) -> Result<bool, Refusal> {
         [] => Ok(false),
         _ if head.minor == 0 => Err(Refusal::bad("Transfer-Encoding: not part of HTTP/1.0")),
         [only] if is_chunked(only) => Ok(true),
-        [first @ .., last] if is_chunked(last) && !first.iter().any(|t| is_chunked(&t) || t.is_empty()) => {
+        [first @ .., last] if is_chunked(last) && !first.iter().any(|t| is_chunked(t) || t.is_empty()) => {
             Err(Refusal::new(501, "Transfer-Encoding: only chunked is understood"))
         }
         _ => Err(Refusal::bad("Transfer-Encoding: chunked must be the last coding, and the only one")),

@@ -167,6 +167,7 @@ struct Entry {
 
 impl Entry {
     fn serve(&self) {
+        self.shared.counters.accepted.add();
         if let Some(conn) = &self.conn {
             conn::serve(&self.shared, conn);
         }
@@ -282,6 +283,16 @@ impl Server {
     }
 }
 
+#[cfg(test)]
+impl Server {
+    /// Waits until there are so many connections; false if that takes longer than anybody would wait.
+    pub(super) fn wait_for_connections(&self, n: usize) -> bool {
+        let patience = Duration::from_secs(60);
+        let waited = self.shared.changed.wait_timeout_while(self.shared.register(), patience, |r| r.live != n);
+        !waited.unwrap_or_else(PoisonError::into_inner).1.timed_out()
+    }
+}
+
 impl Drop for Server {
     fn drop(&mut self) {
         self.drain(Instant::now());
@@ -357,10 +368,7 @@ fn admit(shared: &Arc<Shared>, socket: Socket) {
         return shared.turn_away(&conn, format!("{} connections are the most", shared.limits.max_connections));
     };
     match thread::spawn("http", shared.limits.stack, move || entry.serve()) {
-        Ok(_detached) => {
-            shared.counters.accepted.add();
-            shared.full.store(false, Ordering::Relaxed);
-        }
+        Ok(_detached) => shared.full.store(false, Ordering::Relaxed),
         Err(e) => shared.turn_away(&conn, format!("no thread for this connection: {e}")),
     }
 }
