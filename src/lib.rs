@@ -1,10 +1,14 @@
 //! scaffold
 #![allow(missing_docs)]
 pub mod agent;
+pub mod client;
 pub mod clock;
 pub mod config;
-pub mod model;
-pub mod thread;
-pub mod hooks;
+pub mod daemon;
 pub mod failpoint;
+pub mod hooks;
+pub mod http;
+pub mod log;
+pub mod model;
 pub mod store;
+pub mod thread;

@@ -1,0 +1,298 @@
+//! The loop of one connection: a head, a look, a body, an answer, and again.
+//!
+//! It owns the connection's input and decides how the connection ends. It must not know how others are doing, but for
+//! whether the server drains.
+//!
+//! What wakes each blocking call: reads end by bytes, by their deadline, or by the server's `shutdown` of the socket;
+//! writes by room, by the write timeout, or by the same. The handler's own waits are the handler's.
+
+use std::io;
+use std::net::Shutdown;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::head::{self, BodyKind, Framing, Head, Scan};
+use super::respond::{self, Exchange, Sent};
+use super::server::{Conn, Shared};
+use super::socket::{Socket, after};
+use super::{Peer, Refusal, Request, body};
+
+/// Read at a time when the length of what comes is not known.
+const STEP: usize = 8 * 1024;
+
+/// Why a request is not handled to its end.
+#[derive(Debug)]
+pub(super) enum Trouble {
+    /// The client gets to know why.
+    Refused(Refusal),
+    /// The input ended within the message.
+    Ended,
+    /// The connection broke.
+    Broken(io::Error),
+    /// The handler gave up.
+    Handler(io::Error),
+}
+
+impl From<Refusal> for Trouble {
+    fn from(refusal: Refusal) -> Self {
+        Self::Refused(refusal)
+    }
+}
+
+/// What has been read from the connection and not yet used.
+pub(super) struct Input<'s> {
+    socket: &'s Socket,
+    buf: Vec<u8>,
+    start: usize,
+}
+
+impl<'s> Input<'s> {
+    fn new(socket: &'s Socket) -> Self {
+        Self { socket, buf: Vec::new(), start: 0 }
+    }
+
+    pub(super) fn bytes(&self) -> &[u8] {
+        &self.buf[self.start..]
+    }
+
+    pub(super) fn consume(&mut self, n: usize) {
+        self.start += n;
+        if self.start >= self.buf.len() {
+            self.buf.clear();
+            self.start = 0;
+        }
+    }
+
+    /// The next bytes, at most `n`, of those that are here.
+    pub(super) fn take(&mut self, n: usize) -> Vec<u8> {
+        let here = self.bytes();
+        let taken = here[..n.min(here.len())].to_vec();
+        self.consume(taken.len());
+        taken
+    }
+
+    /// Waits for more; 0 is the end.
+    pub(super) fn fill(&mut self, deadline: Instant) -> io::Result<usize> {
+        self.buf.drain(..self.start);
+        self.start = 0;
+        let have = self.buf.len();
+        self.buf.resize(have + STEP, 0);
+        let got = read_until(self.socket, &mut self.buf[have..], deadline);
+        self.buf.truncate(have + got.as_ref().map_or(0, |n| *n));
+        got
+    }
+
+    /// Reads into the caller's own buffer; only for when nothing is left in this one.
+    pub(super) fn read_past(&mut self, into: &mut [u8], deadline: Instant) -> io::Result<usize> {
+        debug_assert!(self.bytes().is_empty(), "what came first is used first");
+        read_until(self.socket, into, deadline)
+    }
+
+    /// Drops the empty lines that some clients send after a body (RFC 9112, 2.2).
+    fn skip_empty_lines(&mut self) {
+        while self.bytes().starts_with(b"\r\n") {
+            self.consume(2);
+        }
+    }
+}
+
+/// A read after the deadline fails even if something is there, or a client that always has one more byte would win.
+fn read_until(socket: &Socket, into: &mut [u8], deadline: Instant) -> io::Result<usize> {
+    let left = deadline.saturating_duration_since(Instant::now());
+    if left.is_zero() {
+        return Err(io::ErrorKind::TimedOut.into());
+    }
+    socket.read(into, left)
+}
+
+/// How a connection goes on after a request.
+enum Next {
+    Request,
+    /// An orderly end; `unread` if the client may still be sending.
+    Close {
+        unread: bool,
+    },
+    /// Nothing more can be said.
+    Cut,
+}
+
+/// Serves a connection to its end.
+pub(super) fn serve(shared: &Arc<Shared>, conn: &Arc<Conn>) {
+    let Ok(peer) = conn.socket.prepare() else { return };
+    let mut out = Exchange::new(Arc::clone(shared), Arc::clone(conn));
+    let mut input = Input::new(&conn.socket);
+    let mut first = true;
+    loop {
+        shared.now_idle(conn);
+        let next = match next_head(shared, &mut input, first) {
+            Ok(Some((head, framing))) => {
+                conn.now_busy();
+                answer(shared, &mut input, &mut out, &peer, head, framing)
+            }
+            Ok(None) => Next::Close { unread: false },
+            Err(trouble) => {
+                out.begin_unread();
+                conn.now_busy();
+                fail(shared, &mut out, &peer, trouble)
+            }
+        };
+        match next {
+            Next::Request => first = false,
+            Next::Close { unread } => {
+                // What came and was not looked at is unread too: a pipelined request after the last.
+                return conn.socket.close_in_order(unread || !input.bytes().is_empty());
+            }
+            Next::Cut => return conn.socket.shutdown(Shutdown::Both),
+        }
+    }
+}
+
+/// The next head; `None` when the client is done, or was silent for too long.
+fn next_head(shared: &Shared, input: &mut Input<'_>, first: bool) -> Result<Option<(Head, Framing)>, Trouble> {
+    let limits = &shared.limits;
+    let mut deadline = after(limits.head_timeout);
+    if input.bytes().is_empty() {
+        let wait = if first { deadline } else { after(limits.idle_timeout) };
+        match input.fill(wait) {
+            Ok(0) => return Ok(None),
+            Ok(_) => {}
+            Err(e) if e.kind() == io::ErrorKind::TimedOut => return Ok(None),
+            Err(e) => return Err(Trouble::Broken(e)),
+        }
+        if !first {
+            deadline = after(limits.head_timeout);
+        }
+    }
+    let mut scan = Scan::default();
+    loop {
+        input.skip_empty_lines();
+        // A lone carriage return may yet become an empty line.
+        if !matches!(input.bytes(), [] | [b'\r']) {
+            let here = input.bytes();
+            let end = scan.end(here)?;
+            if end.unwrap_or(here.len()) > limits.head_bytes {
+                return Err(too_long(&scan).into());
+            }
+            if let Some(end) = end {
+                let parsed = head::parse(&here[..end], limits.headers)?;
+                input.consume(end);
+                return Ok(Some(parsed));
+            }
+        }
+        match input.fill(deadline) {
+            Ok(0) if input.bytes().is_empty() => return Ok(None),
+            Ok(0) => return Err(Trouble::Ended),
+            Ok(_) => {}
+            Err(e) if e.kind() == io::ErrorKind::TimedOut => {
+                return Err(Refusal::new(408, "head: it came too slowly").into());
+            }
+            Err(e) => return Err(Trouble::Broken(e)),
+        }
+    }
+}
+
+fn too_long(scan: &Scan) -> Refusal {
+    if scan.in_request_line() {
+        Refusal::new(414, "request line: too long")
+    } else {
+        Refusal::new(431, "head: too long")
+    }
+}
+
+/// Lets the handler answer a request, and survives the handler.
+fn answer(
+    shared: &Arc<Shared>,
+    input: &mut Input<'_>,
+    out: &mut Exchange,
+    peer: &Peer,
+    head: Head,
+    framing: Framing,
+) -> Next {
+    shared.counters.requests.add();
+    out.begin(&head, framing);
+    // Nothing that the closure touches is used after a panic, but for `out`, whose `sent` is set before each write.
+    let result = catch_unwind(AssertUnwindSafe(|| handle(shared, input, out, peer, head, framing)));
+    match result {
+        Ok(Ok(handled)) => match (out.sent(), handled) {
+            (Sent::Nothing, _) => {
+                fail(shared, out, peer, Refusal::new(500, "the request was left without an answer").into())
+            }
+            (Sent::Part, _) => Next::Cut,
+            (Sent::Whole, Handled::Gated { unread }) => Next::Close { unread },
+            (Sent::Whole, Handled::Whole) if out.may_go_on() => Next::Request,
+            (Sent::Whole, Handled::Whole) => Next::Close { unread: false },
+        },
+        Ok(Err(trouble)) => fail(shared, out, peer, trouble),
+        Err(_) => {
+            shared.counters.panics.add();
+            fail(shared, out, peer, Refusal::new(500, "the request could not be handled").into())
+        }
+    }
+}
+
+/// What became of a request that was answered.
+enum Handled {
+    /// By the handler, which had the whole of it.
+    Whole,
+    /// By the gate; `unread` if it has a body.
+    Gated { unread: bool },
+}
+
+/// Gate, body, handler.
+fn handle(
+    shared: &Arc<Shared>,
+    input: &mut Input<'_>,
+    out: &mut Exchange,
+    peer: &Peer,
+    head: Head,
+    framing: Framing,
+) -> Result<Handled, Trouble> {
+    let handler = &shared.handler;
+    if let Some(response) = handler.gate(&head, peer) {
+        out.close_after();
+        out.send(&response).map_err(Trouble::Handler)?;
+        return Ok(Handled::Gated { unread: framing.body != BodyKind::Length(0) });
+    }
+    let cap = handler.body_limit(&head);
+    body::check(framing.body, cap)?;
+    // A client that has begun to send does not wait for leave.
+    if framing.expects_continue && input.bytes().is_empty() {
+        out.send_continue().map_err(Trouble::Broken)?;
+    }
+    let body = body::read(input, framing.body, cap, &shared.limits)?;
+    handler.handle(Request { head, body, peer: peer.clone() }, out.responder()).map_err(Trouble::Handler)?;
+    Ok(Handled::Whole)
+}
+
+/// Tells the client what went wrong, if that can still be told.
+fn fail(shared: &Shared, out: &mut Exchange, peer: &Peer, trouble: Trouble) -> Next {
+    let refusal = match trouble {
+        Trouble::Refused(refusal) => refusal,
+        // The end may be the server's doing: it stopped listening to those who had no request complete.
+        Trouble::Ended if shared.is_draining() => Refusal::new(503, "the server is stopping"),
+        Trouble::Ended => Refusal::bad("the message ended early"),
+        Trouble::Handler(e) if out.sent() == Sent::Nothing => {
+            log::warn!("http: answer to {peer:?}: {e}");
+            Refusal::new(500, "the request could not be answered")
+        }
+        Trouble::Broken(e) | Trouble::Handler(e) => {
+            log::debug!("http: connection of {peer:?}: {e}");
+            return Next::Cut;
+        }
+    };
+    match refusal.status {
+        408 => shared.counters.timeouts.add(),
+        500 | 503 => {}
+        _ => shared.counters.protocol_errors.add(),
+    }
+    log::debug!("http: {} to {peer:?}: {}", refusal.status, refusal.what);
+    if out.sent() != Sent::Nothing {
+        return Next::Cut;
+    }
+    out.close_after();
+    match out.send(&respond::refusal(&*shared.handler, &refusal)) {
+        Ok(()) => Next::Close { unread: true },
+        Err(_) => Next::Cut,
+    }
+}

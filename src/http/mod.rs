@@ -1,0 +1,162 @@
+//! A small synchronous HTTP/1.1 server: one thread a connection, every wait with a deadline, every size with a bound.
+//!
+//! It owns the sockets, the framing (RFC 9112), the limits and the orderly end; a [`Handler`] answers. It knows nothing
+//! of sessions, routes or JSON bodies, and must stay so: what a path means is the handler's business.
+//!
+//! The life of a connection: the accept thread counts it and gives it a thread (or answers 503). The thread waits for a
+//! head (`head.rs`), lets the handler look at it ([`Handler::gate`]), reads the body (`body.rs`), lets the handler
+//! answer through a [`Responder`] (`respond.rs`), and begins again unless one side wants to close. Whatever is ambiguous
+//! about where a message ends is refused and ends the connection: that is how requests get smuggled.
+//!
+//! ```text
+//! server.rs   Server, accept threads, the register of connections, drain
+//! conn.rs     the loop of one connection
+//! head.rs     request line and header fields, and what they say about the body
+//! body.rs     Content-Length and chunked bodies
+//! respond.rs  answers, whole or streamed
+//! socket.rs   a unix or TCP stream with deadlines
+//! sse.rs      the text of server-sent events, written and read
+//! ```
+
+use std::borrow::Cow;
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::os::unix::net::UnixListener;
+use std::time::Duration;
+
+mod body;
+mod conn;
+mod head;
+mod respond;
+mod server;
+mod socket;
+pub mod sse;
+#[cfg(test)]
+mod tests;
+
+pub use head::Head;
+pub use respond::{Responder, Response, Stream};
+pub use server::{Server, Stats};
+
+/// A bound and listening socket. When the server stops accepting it closes its descriptor and does nothing else to the
+/// socket: one that a service manager keeps open too goes on queueing clients for whoever comes next.
+#[derive(Debug)]
+pub enum Listener {
+    /// A unix socket; the file belongs to whoever bound it, and is never unlinked here.
+    Unix(UnixListener),
+    /// A TCP socket.
+    Tcp(TcpListener),
+}
+
+/// Who is on the other side of a connection.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Peer {
+    /// A process of this machine, as the kernel vouches for it at the time of its connect.
+    Unix {
+        /// Its effective user.
+        uid: u32,
+        /// Its effective group.
+        gid: u32,
+        /// Its process id, if it is visible from here. For logs alone: it may have ended and been given anew.
+        pid: Option<i32>,
+    },
+    /// An address, which proves nothing.
+    Tcp(SocketAddr),
+}
+
+/// The bounds of a server. All are in force for each connection on its own, but for [`Limits::max_connections`].
+#[derive(Clone, Debug)]
+pub struct Limits {
+    /// The most bytes of a request's line and header fields together; beyond it 431 (414 if the line alone is longer).
+    pub head_bytes: usize,
+    /// The most header fields; beyond it 431.
+    pub headers: usize,
+    /// How long a whole head may take, from its first byte (on a new connection from the accept); then 408.
+    pub head_timeout: Duration,
+    /// How long a connection may stay idle between two requests; then it is closed without a word.
+    pub idle_timeout: Duration,
+    /// How long a whole body may take, beside what [`Limits::body_rate`] grants; then 408.
+    pub body_timeout: Duration,
+    /// Bytes a second that a body must bring: each byte received extends the deadline by its share of a second.
+    pub body_rate: u64,
+    /// How long a write may wait for a client that takes nothing; then the connection is cut.
+    pub write_timeout: Duration,
+    /// The most connections at once; beyond it a client gets 503 with `Retry-After` and is closed.
+    pub max_connections: usize,
+    /// Bytes of stack of a connection's thread.
+    pub stack: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            head_bytes: 16 * 1024,
+            headers: 64,
+            head_timeout: Duration::from_secs(10),
+            idle_timeout: Duration::from_secs(60),
+            body_timeout: Duration::from_secs(10),
+            body_rate: 16 * 1024,
+            write_timeout: Duration::from_secs(10),
+            max_connections: 4096,
+            stack: 512 * 1024,
+        }
+    }
+}
+
+/// A request with its whole body.
+#[derive(Clone, Debug)]
+pub struct Request {
+    /// Its line and header fields.
+    pub head: Head,
+    /// Its body, decoded; empty if it has none.
+    pub body: Vec<u8>,
+    /// Who sent it.
+    pub peer: Peer,
+}
+
+/// What answers requests. Its methods are called on the connections' threads, many at once.
+///
+/// A panic in any of them costs its connection, after a 500 if nothing was sent yet.
+pub trait Handler: Send + Sync + 'static {
+    /// The most bytes this request's body may have, judged by its head; beyond it 413.
+    fn body_limit(&self, head: &Head) -> u64 {
+        let _ = head;
+        4 << 20
+    }
+
+    /// A look before the body is read (authority, 404, 405): `Some` refuses the request with that answer, leaves its
+    /// body unread and closes the connection.
+    fn gate(&self, head: &Head, peer: &Peer) -> Option<Response> {
+        let _ = (head, peer);
+        None
+    }
+
+    /// Answers a request through `out`. One that returns without having answered gives the client a 500.
+    ///
+    /// # Errors
+    /// What `out` gave: the client is gone or took too long. The connection ends; nobody else is told.
+    fn handle(&self, request: Request, out: Responder<'_>) -> io::Result<()>;
+
+    /// How the server's own refusals look (400, 408, 413, 414, 417, 431, 500, 501, 503, 505). The server adds
+    /// `Retry-After` to a 503, and `Connection: close` to all.
+    fn error(&self, status: u16, what: &str) -> Response {
+        Response::new(status).header("Content-Type", "text/plain; charset=utf-8").body(format!("{what}\n"))
+    }
+}
+
+/// Why a request is not served: the status, and a sentence for the client.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Refusal {
+    status: u16,
+    what: Cow<'static, str>,
+}
+
+impl Refusal {
+    fn new(status: u16, what: impl Into<Cow<'static, str>>) -> Self {
+        Self { status, what: what.into() }
+    }
+
+    fn bad(what: impl Into<Cow<'static, str>>) -> Self {
+        Self::new(400, what)
+    }
+}

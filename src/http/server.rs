@@ -1,0 +1,374 @@
+//! The server: accept threads, the register of connections, and the end.
+//!
+//! It owns the listeners and knows every connection, busy or idle, and nothing of what they say.
+//!
+//! How it ends ([`Server::drain`]): the accept threads are woken and joined, so that nobody new comes. Then *draining*
+//! is set and whoever has no complete request is no longer listened to; each connection checks the flag whenever it
+//! becomes idle. As the flag and a connection's *busy* are each written before the other is read, in one order for all
+//! threads, no connection can be overlooked. What is being handled is waited for, and at the instant given cut.
+
+use std::collections::HashMap;
+use std::io;
+use std::net::Shutdown;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
+use rustix::io::Errno;
+
+use super::socket::Socket;
+use super::{Handler, Limits, Listener, Refusal, conn, respond};
+use crate::thread;
+
+/// How long an accept thread that finds no descriptor or memory waits for a connection to end before it tries again.
+const BREATH: Duration = Duration::from_secs(1);
+
+/// A number that only rises.
+#[derive(Debug, Default)]
+pub(super) struct Counter(AtomicU64);
+
+impl Counter {
+    pub(super) fn add(&self) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Counters {
+    accepted: Counter,
+    refused: Counter,
+    pub(super) requests: Counter,
+    pub(super) protocol_errors: Counter,
+    pub(super) timeouts: Counter,
+    pub(super) panics: Counter,
+}
+
+/// What a server has seen since its start. Each number only rises.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Stats {
+    /// Connections that got a thread.
+    pub accepted: u64,
+    /// Connections turned away with 503 because there were too many, or no thread was to be had.
+    pub refused: u64,
+    /// Requests whose head was read and found good.
+    pub requests: u64,
+    /// Requests refused for what they are: malformed, too large, not understood.
+    pub protocol_errors: u64,
+    /// Clients cut for being too slow: in a head, in a body, in taking an answer. Idle ones do not count.
+    pub timeouts: u64,
+    /// Panics of the handler.
+    pub panics: u64,
+}
+
+/// A connection as the server sees it.
+#[derive(Debug)]
+pub(super) struct Conn {
+    pub(super) socket: Socket,
+    /// A request's head is complete, and its answer is not.
+    busy: AtomicBool,
+}
+
+impl Conn {
+    pub(super) fn now_busy(&self) {
+        self.busy.store(true, Ordering::SeqCst);
+    }
+}
+
+#[derive(Debug, Default)]
+struct Register {
+    conns: HashMap<u64, Arc<Conn>>,
+    next: u64,
+    /// Connections whose thread has not given up the descriptor: those in `conns`, and those just leaving.
+    live: usize,
+    stopping: bool,
+}
+
+/// What the threads of a server share.
+pub(super) struct Shared {
+    pub(super) handler: Arc<dyn Handler>,
+    pub(super) limits: Limits,
+    pub(super) counters: Counters,
+    register: Mutex<Register>,
+    /// A connection ended, or the server stops accepting.
+    changed: Condvar,
+    draining: AtomicBool,
+    /// The last client was turned away.
+    full: AtomicBool,
+    /// Readable for ever once the server stops accepting.
+    wake: OwnedFd,
+}
+
+impl Shared {
+    fn register(&self) -> MutexGuard<'_, Register> {
+        // Nothing is done under the lock that could leave the register half changed.
+        self.register.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::SeqCst)
+    }
+
+    /// A connection has nothing in work. In a drain it is then listened to no more: what has arrived is still read.
+    pub(super) fn now_idle(&self, conn: &Conn) {
+        conn.busy.store(false, Ordering::SeqCst);
+        if self.is_draining() {
+            conn.socket.shutdown(Shutdown::Read);
+        }
+    }
+
+    /// Enters a connection, unless there are too many.
+    fn enter(self: &Arc<Self>, conn: &Arc<Conn>) -> Option<Entry> {
+        let mut register = self.register();
+        if register.live >= self.limits.max_connections {
+            return None;
+        }
+        let id = register.next;
+        register.next += 1;
+        register.live += 1;
+        register.conns.insert(id, Arc::clone(conn));
+        Some(Entry { shared: Arc::clone(self), id, conn: Some(Arc::clone(conn)) })
+    }
+
+    /// Turns a client away without a thread. Told once in the log until somebody is let in again.
+    fn turn_away(&self, conn: &Conn, why: String) {
+        self.counters.refused.add();
+        if !self.full.swap(true, Ordering::Relaxed) {
+            log::warn!("http: clients are turned away: {why}");
+        }
+        let response = respond::refusal(&*self.handler, &Refusal::new(503, why));
+        match respond::last_words(&response) {
+            Ok(bytes) => conn.socket.dismiss(&bytes),
+            Err(e) => log::warn!("http: refusal: {e}"),
+        }
+    }
+
+    /// Waits until a connection has ended, accepting stops, or a moment has passed.
+    fn breathe(&self) {
+        let register = self.register();
+        let live = register.live;
+        // A timeout is as good as an event here: the accept thread tries again.
+        let _ = self.changed.wait_timeout_while(register, BREATH, |r| r.live >= live && !r.stopping);
+    }
+}
+
+/// A connection's place in the register, given back when its thread ends or was not to be had.
+struct Entry {
+    shared: Arc<Shared>,
+    id: u64,
+    conn: Option<Arc<Conn>>,
+}
+
+impl Entry {
+    fn serve(&self) {
+        self.shared.counters.accepted.add();
+        if let Some(conn) = &self.conn {
+            conn::serve(&self.shared, conn);
+        }
+    }
+}
+
+impl Drop for Entry {
+    fn drop(&mut self) {
+        let entered = self.shared.register().conns.remove(&self.id);
+        // The descriptor goes first: whoever is woken may be waiting for one.
+        drop(entered);
+        drop(self.conn.take());
+        self.shared.register().live -= 1;
+        self.shared.changed.notify_all();
+    }
+}
+
+/// A running server. Dropped, it stops accepting and cuts every connection.
+pub struct Server {
+    shared: Arc<Shared>,
+    accepting: Mutex<Vec<JoinHandle<()>>>,
+}
+
+impl Server {
+    /// Starts to accept on all listeners, one thread each.
+    ///
+    /// # Errors
+    /// No thread or descriptor is to be had, or a listener is not fit to be waited for.
+    pub fn start(listeners: Vec<Listener>, limits: Limits, handler: Arc<dyn Handler>) -> io::Result<Self> {
+        let shared = Arc::new(Shared {
+            handler,
+            limits,
+            counters: Counters::default(),
+            register: Mutex::default(),
+            changed: Condvar::new(),
+            draining: AtomicBool::new(false),
+            full: AtomicBool::new(false),
+            wake: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
+        });
+        let server = Self { shared, accepting: Mutex::default() };
+        for listener in listeners {
+            // The client may be gone between poll and accept, which must not block the thread.
+            match &listener {
+                Listener::Unix(l) => l.set_nonblocking(true)?,
+                Listener::Tcp(l) => l.set_nonblocking(true)?,
+            }
+            let shared = Arc::clone(&server.shared);
+            let thread = thread::spawn("http-accept", thread::IO_STACK, move || accept_all(&shared, &listener))?;
+            server.accept_threads().push(thread);
+        }
+        Ok(server)
+    }
+
+    fn accept_threads(&self) -> MutexGuard<'_, Vec<JoinHandle<()>>> {
+        self.accepting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How many connections there are, idle ones and ones just ending too.
+    #[must_use]
+    pub fn connections(&self) -> usize {
+        self.shared.register().live
+    }
+
+    /// What has happened so far.
+    #[must_use]
+    pub fn stats(&self) -> Stats {
+        let c = &self.shared.counters;
+        Stats {
+            accepted: c.accepted.get(),
+            refused: c.refused.get(),
+            requests: c.requests.get(),
+            protocol_errors: c.protocol_errors.get(),
+            timeouts: c.timeouts.get(),
+            panics: c.panics.get(),
+        }
+    }
+
+    /// Ends the accept threads and closes the listeners' descriptors; when it returns, nobody new is let in. A socket
+    /// that a service manager also holds keeps its queue. Connections go on. A second call does nothing.
+    pub fn stop_accepting(&self) {
+        self.shared.register().stopping = true;
+        self.shared.changed.notify_all();
+        // The write can only fail for a counter that is full, and then the descriptor is readable as well.
+        let _ = rustix::io::write(&self.shared.wake, &1_u64.to_ne_bytes());
+        let threads = std::mem::take(&mut *self.accept_threads());
+        for thread in threads {
+            // An accept thread never waits but for `wake` and `changed`. Its panic was told by the panic hook.
+            let _ = thread.join();
+        }
+    }
+
+    /// Ends the server in order: stops accepting; ends idle connections, and those whose request is not yet complete;
+    /// lets every answer in work be finished, with `Connection: close`; waits for that until `until` at the latest, and
+    /// cuts what is left. Returns how many connections were cut. A handler that does not return keeps its thread.
+    pub fn drain(&self, until: Instant) -> usize {
+        self.stop_accepting();
+        self.shared.draining.store(true, Ordering::SeqCst);
+        let all: Vec<Arc<Conn>> = self.shared.register().conns.values().cloned().collect();
+        for conn in all {
+            if !conn.busy.load(Ordering::SeqCst) {
+                conn.socket.shutdown(Shutdown::Read);
+            }
+        }
+        let left = until.saturating_duration_since(Instant::now());
+        let waited = self.shared.changed.wait_timeout_while(self.shared.register(), left, |r| r.live > 0);
+        let (register, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        let rest: Vec<Arc<Conn>> = register.conns.values().cloned().collect();
+        drop(register);
+        for conn in &rest {
+            conn.socket.shutdown(Shutdown::Both);
+        }
+        rest.len()
+    }
+}
+
+#[cfg(test)]
+impl Server {
+    /// Waits until there are so many connections; false if that takes longer than anybody would wait.
+    pub(super) fn wait_for_connections(&self, n: usize) -> bool {
+        let patience = Duration::from_secs(60);
+        let waited = self.shared.changed.wait_timeout_while(self.shared.register(), patience, |r| r.live != n);
+        !waited.unwrap_or_else(PoisonError::into_inner).1.timed_out()
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.drain(Instant::now());
+    }
+}
+
+impl AsFd for Listener {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Listener::Unix(l) => l.as_fd(),
+            Listener::Tcp(l) => l.as_fd(),
+        }
+    }
+}
+
+impl Listener {
+    fn accept(&self) -> io::Result<Socket> {
+        match self {
+            Listener::Unix(l) => l.accept().map(|(s, _)| Socket::from(s)),
+            Listener::Tcp(l) => l.accept().map(|(s, _)| Socket::from(s)),
+        }
+    }
+}
+
+/// The accept thread. It waits for the listener or the wake, and for nothing else but a breath when the system is out
+/// of descriptors.
+fn accept_all(shared: &Arc<Shared>, listener: &Listener) {
+    let mut starved = false;
+    loop {
+        let mut fds = [PollFd::new(listener, PollFlags::IN), PollFd::new(&shared.wake, PollFlags::IN)];
+        let error = match poll(&mut fds, None) {
+            Ok(_) if !fds[1].revents().is_empty() => return,
+            Ok(_) => listener.accept().map(|socket| admit(shared, socket)).err(),
+            Err(e) => Some(e.into()),
+        };
+        match error {
+            None => starved = false,
+            Some(e) if concerns_one_client(&e) => {}
+            Some(e) => {
+                // The listener stays readable, so without a pause this would be a busy loop.
+                if !starved {
+                    log::warn!("http: accept: {e}; trying again as connections end");
+                }
+                starved = true;
+                shared.breathe();
+            }
+        }
+    }
+}
+
+/// Whether an error of accept used up the one connection that it is about (see accept(2)).
+fn concerns_one_client(e: &io::Error) -> bool {
+    const PASSING: [Errno; 12] = [
+        Errno::AGAIN,
+        Errno::INTR,
+        Errno::CONNABORTED,
+        Errno::PERM,
+        Errno::PROTO,
+        Errno::NETDOWN,
+        Errno::NOPROTOOPT,
+        Errno::HOSTDOWN,
+        Errno::NONET,
+        Errno::HOSTUNREACH,
+        Errno::OPNOTSUPP,
+        Errno::NETUNREACH,
+    ];
+    Errno::from_io_error(e).is_some_and(|e| PASSING.contains(&e))
+}
+
+fn admit(shared: &Arc<Shared>, socket: Socket) {
+    let conn = Arc::new(Conn { socket, busy: AtomicBool::new(false) });
+    let Some(entry) = shared.enter(&conn) else {
+        return shared.turn_away(&conn, format!("{} connections are the most", shared.limits.max_connections));
+    };
+    match thread::spawn("http", shared.limits.stack, move || entry.serve()) {
+        Ok(_detached) => shared.full.store(false, Ordering::Relaxed),
+        Err(e) => shared.turn_away(&conn, format!("no thread for this connection: {e}")),
+    }
+}
