@@ -3,6 +3,7 @@
 pub mod agent;
 pub mod clock;
 pub mod config;
+pub mod log;
 pub mod model;
 pub mod thread;
 pub mod hooks;
