@@ -1,6 +1,7 @@
 //! scaffold
 #![allow(missing_docs)]
 pub mod agent;
+pub mod client;
 pub mod clock;
 pub mod config;
 pub mod log;

@@ -83,7 +83,9 @@ pub fn flush(until: Instant) -> bool {
 fn log_panic(info: &std::panic::PanicHookInfo<'_>) {
     let current = std::thread::current();
     let thread = current.name().unwrap_or("?");
-    let message = info.payload_as_str().unwrap_or("(no message)");
+    let payload = info.payload();
+    let text = payload.downcast_ref::<&str>().copied();
+    let message = text.or_else(|| payload.downcast_ref::<String>().map(String::as_str)).unwrap_or("(no message)");
     let location = info.location().map_or_else(|| "?".to_owned(), ToString::to_string);
     log::error!(thread, location; "panic: {message}");
     let backtrace = std::backtrace::Backtrace::capture();
