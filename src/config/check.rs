@@ -1,0 +1,246 @@
+//! What values say of each other: impossible ones are refused, useless ones are told.
+//!
+//! Owns the relations between limits. It must not know the text: it names keys, and the caller finds their lines.
+
+use std::collections::BTreeMap;
+use std::path::{Component, Path};
+use std::time::Duration;
+
+use super::locate::join;
+use super::read::{RawAgent, duration_text};
+use super::{Agent, AgentKind, Config, DEFAULT_AGENT, PermissionPolicy};
+
+/// What the stop's phases must leave of its deadline.
+const SLACK: Duration = Duration::from_secs(1);
+/// Below this a Lua state cannot load its libraries and a script.
+const LEAST_MEMORY: u64 = 1 << 20;
+
+type Check = Result<(), (String, String)>;
+
+fn fail<T>(key: impl Into<String>, why: impl Into<String>) -> Result<T, (String, String)> {
+    Err((key.into(), why.into()))
+}
+
+/// Refuses what cannot be: the key to blame, and why.
+pub fn config(c: &Config, given: &BTreeMap<String, RawAgent>) -> Check {
+    sessions(c)?;
+    shutdown(c)?;
+    http(c)?;
+    hooks(c)?;
+    if c.retention.reports == 0 {
+        return fail("retention.reports", "0 would keep no report, not even of the stop in progress; at least 1");
+    }
+    for (name, agent) in &c.agents {
+        one_agent(agent, given.get(name))?;
+    }
+    for (n, route) in c.routes.iter().enumerate() {
+        if route.pattern.is_empty() {
+            return fail(format!("route[{n}].match"), "is empty and would match no key");
+        }
+        if !c.agents.contains_key(&route.agent) {
+            let known: Vec<_> = c.agents.keys().map(String::as_str).collect();
+            let why = format!("there is no agent {:?} (known: {})", route.agent, known.join(", "));
+            return fail(format!("route[{n}].agent"), why);
+        }
+    }
+    Ok(())
+}
+
+fn at_least_one(key: impl Into<String>, n: usize, what: &str) -> Check {
+    if n == 0 { fail(key, format!("0 would let {what}; at least 1")) } else { Ok(()) }
+}
+
+fn above_zero(key: impl Into<String>, d: Option<Duration>, what: &str) -> Check {
+    if d == Some(Duration::ZERO) { fail(key, format!("\"0s\" would {what}")) } else { Ok(()) }
+}
+
+fn sessions(c: &Config) -> Check {
+    let s = &c.sessions;
+    at_least_one("sessions.max_live", s.max_live, "no session run")?;
+    at_least_one("sessions.queue_limit", s.queue_limit, "no message wait")?;
+    at_least_one("sessions.queue_total", s.queue_total, "no message wait")?;
+    above_zero("sessions.idle_reset", s.idle_reset, "end the session with every message; \"never\" is off")
+}
+
+fn shutdown(c: &Config) -> Check {
+    let s = &c.shutdown;
+    if s.sum().saturating_add(SLACK) <= s.deadline {
+        return Ok(());
+    }
+    let t = duration_text;
+    fail(
+        "shutdown.deadline",
+        format!(
+            "drain {} + interrupt {} + hooks {} + close {} = {}, which must stay at least {} below the deadline of {}",
+            t(s.drain),
+            t(s.interrupt),
+            t(s.hooks),
+            t(s.close),
+            t(s.sum()),
+            t(SLACK),
+            t(s.deadline)
+        ),
+    )
+}
+
+fn http(c: &Config) -> Check {
+    match &c.http {
+        Some(h) if !h.listen.ip().is_loopback() && h.token_file.is_none() => {
+            fail("http.listen", format!("{} is not a loopback address, which needs http.token_file", h.listen))
+        }
+        Some(h) if h.token_file.as_ref().is_some_and(|f| f.as_os_str().is_empty()) => {
+            fail("http.token_file", "is empty")
+        }
+        _ => Ok(()),
+    }
+}
+
+fn hooks(c: &Config) -> Check {
+    let h = &c.hooks;
+    at_least_one("hooks.threads", h.threads, "no hook run")?;
+    at_least_one("hooks.attempts", h.attempts as usize, "no event be delivered")?;
+    above_zero("hooks.timeout", Some(h.timeout), "stop every handler before it begins")?;
+    if h.memory < LEAST_MEMORY {
+        return fail("hooks.memory", format!("{} bytes are too few for a Lua state; at least 1MiB", h.memory));
+    }
+    if h.dir.as_ref().is_some_and(|d| d.as_os_str().is_empty()) {
+        return fail("hooks.dir", "is empty");
+    }
+    for (n, root) in h.fs_roots.iter().enumerate() {
+        if !root.is_absolute() {
+            return fail(format!("hooks.fs_roots[{n}]"), format!("{:?} is not an absolute path", root.display()));
+        }
+    }
+    Ok(())
+}
+
+fn one_agent(a: &Agent, given: Option<&RawAgent>) -> Check {
+    let at = join("agent", &a.name);
+    let key = |name: &str| format!("{at}.{name}");
+    if a.name.is_empty() || a.name.chars().any(char::is_control) {
+        return fail(at, "an agent's name must not be empty or have control characters");
+    }
+    kind_has_its_keys(a, given, &key)?;
+    at_least_one(key("max_processes"), a.max_processes, "the agent serve no session")?;
+    above_zero(key("start_timeout"), Some(a.start_timeout), "leave no time to start")?;
+    above_zero(key("turn_timeout"), a.turn_timeout, "fail every turn; \"never\" is off")?;
+    above_zero(key("silence_timeout"), a.silence_timeout, "fail every turn; \"never\" is off")?;
+    above_zero(key("permission_timeout"), a.permission_timeout, "deny at once; say so with permission = \"deny\"")?;
+    if a.cwd.is_empty() || a.cwd.contains('\0') {
+        return fail(key("cwd"), "must be a path");
+    }
+    for name in a.env.keys().chain(&a.env_pass) {
+        if name.is_empty() || name.contains(['=', '\0']) {
+            let of = if a.env.contains_key(name) { "env" } else { "env_pass" };
+            return fail(key(of), format!("{name:?} is not the name of a variable"));
+        }
+    }
+    if let Some((name, _)) = a.env.iter().find(|(_, v)| v.contains('\0')) {
+        return fail(key("env"), format!("the value of {name} has a NUL byte"));
+    }
+    Ok(())
+}
+
+fn kind_has_its_keys(a: &Agent, given: Option<&RawAgent>, key: &dyn Fn(&str) -> String) -> Check {
+    if let Some(given) = given
+        && given.kind.is_none()
+        && let Some((name, kinds)) = kind_keys(given).into_iter().find(|(_, kinds)| !kinds.contains(&AgentKind::Echo))
+    {
+        let kinds: Vec<_> = kinds.iter().map(|k| k.as_str()).collect();
+        return fail(key("kind"), format!("is missing (`{name}` is for {})", kinds.join(" and ")));
+    }
+    match a.kind {
+        AgentKind::Acp | AgentKind::Exec => {
+            let program = a.command.first().map(String::as_str).unwrap_or_default();
+            if program.is_empty() {
+                return fail(key("command"), format!("an agent of kind {} needs a program to run", a.kind));
+            }
+            if a.command.iter().any(|part| part.contains('\0')) {
+                return fail(key("command"), "has a NUL byte");
+            }
+        }
+        AgentKind::Openai => {
+            if !a.url.starts_with("http://") && !a.url.starts_with("https://") {
+                let why = if a.url.is_empty() { "is missing".into() } else { format!("{:?}", a.url) };
+                return fail(key("url"), format!("{why}: an agent of kind openai needs an http:// or https:// URL"));
+            }
+            if a.model.is_empty() {
+                return fail(key("model"), "an agent of kind openai needs the model's name");
+            }
+        }
+        AgentKind::Lua => {
+            let plain = |c: Component<'_>| matches!(c, Component::Normal(_));
+            if a.handler.is_empty() || !Path::new(&a.handler).components().all(plain) {
+                return fail(key("handler"), "an agent of kind lua needs a file below `agents` in the hooks directory");
+            }
+        }
+        AgentKind::Echo => {}
+    }
+    Ok(())
+}
+
+/// The keys that belong to some kinds only, of those that were given.
+fn kind_keys(given: &RawAgent) -> Vec<(&'static str, &'static [AgentKind])> {
+    use AgentKind::{Acp, Echo, Exec, Lua, Openai};
+    let all: [(bool, &'static str, &'static [AgentKind]); 7] = [
+        (given.command.is_some(), "command", &[Acp, Exec]),
+        (given.url.is_some(), "url", &[Openai]),
+        (given.model.is_some(), "model", &[Openai]),
+        (given.api_key_file.is_some(), "api_key_file", &[Openai]),
+        (given.history.is_some(), "history", &[Acp, Openai]),
+        (given.handler.is_some(), "handler", &[Lua]),
+        (given.delay.is_some(), "delay", &[Echo]),
+    ];
+    all.into_iter().filter(|(is, ..)| *is).map(|(_, name, kinds)| (name, kinds)).collect()
+}
+
+/// What stands there without effect: the key, and why.
+pub fn warnings(c: &Config, given: &BTreeMap<String, RawAgent>) -> Vec<(String, String)> {
+    let mut out = Vec::new();
+    let mut warn = |key: String, why: String| out.push((key, why));
+    for (name, raw) in given {
+        let kind = raw.kind.unwrap_or(AgentKind::Echo);
+        for (key, kinds) in kind_keys(raw) {
+            if !kinds.contains(&kind) {
+                warn(join(&join("agent", name), key), format!("has no effect on an agent of kind {kind}"));
+            }
+        }
+        if raw.permission_timeout.is_some() && raw.permission.is_some_and(|p| p != PermissionPolicy::Ask) {
+            let why = "has no effect unless permission = \"ask\"".to_owned();
+            warn(join(&join("agent", name), "permission_timeout"), why);
+        }
+        if name != DEFAULT_AGENT && !c.routes.iter().any(|r| r.agent == *name) {
+            warn(join("agent", name), "is never used: no route names it, and it is not `default`".into());
+        }
+    }
+    let catch_all = c.routes.iter().position(|r| r.pattern.bytes().all(|b| b == b'*'));
+    if let Some(first) = catch_all {
+        for n in first + 1..c.routes.len() {
+            warn(format!("route[{n}]"), format!("is never reached: route[{first}] matches every key"));
+        }
+    } else if !given.is_empty() && !given.contains_key(DEFAULT_AGENT) {
+        warn("agent".into(), "none is called `default`: keys that no route claims are answered by echo".into());
+    }
+    for (n, route) in c.routes.iter().enumerate() {
+        if !route.pattern.contains([':', '*']) {
+            warn(format!("route[{n}].match"), format!("{:?} matches no key: every key has a colon", route.pattern));
+        }
+    }
+    if !c.hooks.fs_roots.is_empty() && !c.hooks.allow_fs {
+        warn("hooks.fs_roots".into(), "has no effect without \"fs\" in hooks.allow".into());
+    }
+    out
+}
+
+/// Refuses a log filter that would not do what it looks like. A lone word that is no level would silence everything but
+/// the module of that name: more likely it is a typing error.
+pub fn log_filter(text: &str) -> Result<(), String> {
+    env_filter::Builder::new().try_parse(text).map_err(|e| format!("{text:?} is not a log filter: {e}"))?;
+    for part in text.split('/').next().unwrap_or_default().split(',').map(str::trim).filter(|p| !p.is_empty()) {
+        let module = |m: &str| m.contains("::") || m == "ostler";
+        if !part.contains('=') && part.parse::<log::LevelFilter>().is_err() && !module(part) {
+            return Err(format!("{text:?} is not a log filter: {part:?} is neither a level nor MODULE=LEVEL"));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,294 @@
+//! The one table of keys: ostler.toml(5), the commented sample and the list of what a restart takes are made from it.
+//!
+//! A test holds it against the parser: every key parses with the default that stands here, and none is missing.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
+
+use super::{Agent, Config, Daemon, Hooks, Http, Retention, Route, Sessions, Shutdown};
+
+/// One key, for manuals.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KeyDoc {
+    /// Dotted; `agent.*.` stands for every agent, `route.` for every route.
+    pub key: &'static str,
+    /// The default as TOML; `None`: absent by default.
+    pub default: Option<&'static str>,
+    /// A value to show where the default says nothing.
+    pub example: Option<&'static str>,
+    /// What it does, in a sentence or two.
+    pub doc: &'static str,
+}
+
+impl KeyDoc {
+    /// Section and name: `agent.*.kind` is `("agent.*", "kind")`.
+    #[must_use]
+    pub fn split(&self) -> (&'static str, &'static str) {
+        self.key.rsplit_once('.').unwrap_or(("", self.key))
+    }
+
+    /// Whether a change needs a restart.
+    #[must_use]
+    pub fn needs_restart(&self) -> bool {
+        restarts(self.key)
+    }
+}
+
+const fn key(key: &'static str, default: &'static str, doc: &'static str) -> KeyDoc {
+    KeyDoc { key, default: Some(default), example: None, doc }
+}
+
+const fn absent(key: &'static str, example: &'static str, doc: &'static str) -> KeyDoc {
+    KeyDoc { key, default: None, example: Some(example), doc }
+}
+
+const fn shown(key: &'static str, default: &'static str, example: &'static str, doc: &'static str) -> KeyDoc {
+    KeyDoc { key, default: Some(default), example: Some(example), doc }
+}
+
+/// Every section, with a sentence for manuals, in the order of the sample.
+pub static SECTIONS: &[(&str, &str)] = &[
+    ("daemon", "The daemon itself."),
+    ("http", "A TCP listener with the same API as the socket. Without this section there is the unix socket only."),
+    ("sessions", "How many sessions live, how long, and what a message meets."),
+    ("shutdown", "The budget of a stop. The sum of the phases must stay at least 1s below `deadline`."),
+    ("hooks", "Lua scripts and their limits."),
+    ("hooks.config", "Anything; scripts see it as `ostler.config`."),
+    ("retention", "What is pruned, and when; a duration or \"never\"."),
+    ("agent.*", "An agent, by name. `default` serves keys that no route claims; when it is not defined, echo does."),
+    ("route", "Which agent serves which keys: the first route that matches wins."),
+];
+
+/// Every key, in the order of the sample.
+pub static KEYS: &[KeyDoc] = &[
+    key("daemon.log", "\"info\"", "Log filter: a level, or MODULE=LEVEL with commas between. RUST_LOG wins."),
+    key("http.listen", "\"127.0.0.1:7411\"", "Address and port of the listener."),
+    absent(
+        "http.token_file",
+        "\"/etc/ostler/token\"",
+        "File with the bearer token; required for anything but loopback. A bare name is looked up in \
+         $CREDENTIALS_DIRECTORY.",
+    ),
+    key(
+        "sessions.max_live",
+        "1024",
+        "Live sessions at once. Beyond it the least recently used idle one is parked; if all run, the newcomer waits.",
+    ),
+    key("sessions.park_after", "\"30m\"", "After this an idle session's agent is closed and its thread ends."),
+    key("sessions.idle_reset", "\"never\"", "A message after this much silence opens a new session."),
+    shown(
+        "sessions.daily_reset",
+        "\"never\"",
+        "\"04:00\"",
+        "The first message after this local time (HH:MM) opens a new session.",
+    ),
+    key("sessions.queue_limit", "32", "Queued messages a session; beyond it a message is refused (queue_full)."),
+    key("sessions.queue_total", "10000", "Waiting messages in all; beyond it a message is refused (overloaded)."),
+    key(
+        "sessions.busy",
+        "\"queue\"",
+        "What a message during a turn does: \"queue\" waits, \"collect\" makes all that wait share one turn, \
+         \"interrupt\" cancels the turn.",
+    ),
+    key(
+        "sessions.resume",
+        "\"auto\"",
+        "When interrupted sessions go on: \"auto\" at boot, \"on_message\" with the next message, \"never\".",
+    ),
+    key("sessions.resume_window", "\"1h\"", "How old an interruption may be; an older one opens a new session."),
+    key(
+        "sessions.stuck_threshold",
+        "3",
+        "Unclean deaths in a row without a completed turn before a session is suspended; 0 is off.",
+    ),
+    key("shutdown.drain", "\"30s\"", "Running turns may finish."),
+    key("shutdown.interrupt", "\"10s\"", "Turns that still run are cancelled and their agents ended."),
+    key("shutdown.hooks", "\"10s\"", "One pot for the hooks of a stop: `shutdown`, `session_end`, `stopped`."),
+    key("shutdown.close", "\"5s\"", "The agents of idle sessions, and the store."),
+    key(
+        "shutdown.deadline",
+        "\"60s\"",
+        "The hard end: past it the process writes what hangs and leaves at once, with exit code 1.",
+    ),
+    absent(
+        "hooks.dir",
+        "\"/etc/ostler/hooks.d\"",
+        "Where the scripts are; default: hooks.d beside the configuration file, if it is there.",
+    ),
+    key("hooks.threads", "2", "Threads for journalled and notifying events; synchronous ones have their own."),
+    key("hooks.timeout", "\"5s\"", "One handler call, unless its registration says otherwise."),
+    key("hooks.memory", "\"64MiB\"", "Memory of one Lua state."),
+    shown(
+        "hooks.allow",
+        "[]",
+        "[\"exec\", \"http\", \"fs\"]",
+        "What scripts may do beyond pure Lua: \"exec\" runs commands, \"http\" makes requests, \"fs\" opens files.",
+    ),
+    shown(
+        "hooks.fs_roots",
+        "[]",
+        "[\"/srv/notes\"]",
+        "With \"fs\": only below these; empty: wherever the process may.",
+    ),
+    key("hooks.attempts", "5", "Deliveries of a journalled event to a handler before it is set aside."),
+    key("retention.ended", "\"never\"", "Transcripts of ended sessions."),
+    key("retention.events", "\"7d\"", "The event stream."),
+    key("retention.ids", "\"7d\"", "Idempotency ids."),
+    key("retention.journal", "\"7d\"", "Settled deliveries; those set aside are kept 30 days."),
+    key("retention.reports", "100", "Stop reports, a count."),
+    shown(
+        "agent.*.kind",
+        "\"echo\"",
+        "\"acp\"",
+        "\"acp\" a program that speaks the Agent Client Protocol, \"exec\" a command run once a turn, \"openai\" an \
+         OpenAI-compatible endpoint, \"lua\" a Lua function, \"echo\" says what it was told.",
+    ),
+    shown("agent.*.command", "[]", "[\"my-agent\", \"--acp\"]", "acp, exec: program and arguments."),
+    key(
+        "agent.*.cwd",
+        "\"work/{key}\"",
+        "Working directory, relative to the state directory, made if missing. {key} is the session's key with all but \
+         A-Za-z0-9_- percent-encoded.",
+    ),
+    key(
+        "agent.*.env",
+        "{ LANG = \"C.UTF-8\" }",
+        "The agent's environment. The daemon's own is not inherited, except env_pass.",
+    ),
+    key("agent.*.env_pass", "[\"PATH\", \"HOME\"]", "Variables of the daemon that the agent inherits."),
+    key("agent.*.max_processes", "32", "Live sessions of this agent, by the same rule as sessions.max_live."),
+    key("agent.*.start_timeout", "\"90s\"", "Until it must be ready for a prompt."),
+    key(
+        "agent.*.turn_timeout",
+        "\"2h\"",
+        "A whole turn, without waits for a permission; then it is cancelled and failed (timeout).",
+    ),
+    key("agent.*.silence_timeout", "\"never\"", "A turn without a word from the agent; then the same."),
+    key(
+        "agent.*.permission",
+        "\"ask\"",
+        "What a permission request meets: \"ask\" (hooks, then the client), \"allow\", \"deny\".",
+    ),
+    key("agent.*.permission_timeout", "\"5m\"", "Then it is denied with an option that the agent offered."),
+    shown(
+        "agent.*.on_interrupt",
+        "\"rerun\"",
+        "\"resume\"",
+        "What becomes of an interrupted turn: \"resume\" a continuation with a note, \"rerun\" the message again, \
+         \"wait\" for the next message. The default is \"resume\" for acp and \"rerun\" for the others.",
+    ),
+    shown("agent.*.url", "\"\"", "\"http://127.0.0.1:8080/v1\"", "openai: requests go to URL/chat/completions."),
+    shown("agent.*.model", "\"\"", "\"my-model\"", "openai: the model's name."),
+    absent(
+        "agent.*.api_key_file",
+        "\"/etc/ostler/api-key\"",
+        "openai: file with the key, sent as a bearer token. A bare name is looked up in $CREDENTIALS_DIRECTORY.",
+    ),
+    key(
+        "agent.*.history",
+        "\"64KiB\"",
+        "openai, and acp when the agent lost the session: how much of the transcript it is given, the newest whole \
+         entries that fit.",
+    ),
+    shown("agent.*.handler", "\"\"", "\"reply.lua\"", "lua: a file below `agents` in the hooks directory."),
+    key("agent.*.delay", "\"0s\"", "echo: answers after this."),
+    absent("route.match", "\"telegram:*\"", "Keys that the route claims; * is any characters. Required."),
+    key("route.agent", "\"default\"", "The agent that serves them."),
+];
+
+/// The configuration as a commented sample: every key with its default, nothing in force.
+#[must_use]
+pub fn sample() -> String {
+    let mut out = String::from(
+        "# ostler's configuration. Every key is optional; what stands here, commented out, is the default\n\
+         # (or an example, where there is none). Durations: \"30s\", \"5m\", \"1h30m\", \"7d\", \"never\".\n",
+    );
+    for (section, about) in SECTIONS {
+        let header = match *section {
+            "agent.*" => "[agent.default]".to_owned(),
+            "route" => "[[route]]".to_owned(),
+            name => format!("[{name}]"),
+        };
+        let _ = write!(out, "\n# {about}\n#{header}\n");
+        for k in KEYS.iter().filter(|k| k.split().0 == *section) {
+            let value = k.default.filter(|d| !matches!(*d, "\"\"" | "[]")).or(k.example).unwrap_or("\"\"");
+            let _ = write!(out, "# {}\n#{} = {value}\n", k.doc, k.split().1);
+        }
+    }
+    out
+}
+
+/// The keys whose values differ, dotted and sorted: `agent.default.kind`, `route`, `http.listen`.
+#[must_use]
+pub fn diff(old: &Config, new: &Config) -> Vec<String> {
+    let (old, new) = (flat(old), flat(new));
+    let names: BTreeSet<_> = old.keys().chain(new.keys()).collect();
+    names.into_iter().filter(|name| old.get(*name) != new.get(*name)).cloned().collect()
+}
+
+/// Those of the keys that take effect only with a restart.
+#[must_use]
+pub fn needs_restart(changed: &[String]) -> Vec<String> {
+    changed.iter().filter(|key| restarts(key)).cloned().collect()
+}
+
+fn restarts(key: &str) -> bool {
+    key.starts_with("http.") || key == "http"
+}
+
+/// Puts every field of a section into the map. The pattern has no `..`, so a new field cannot be forgotten.
+macro_rules! put {
+    ($out:ident, $at:expr, $value:expr, $of:ident { $($field:ident $(as $name:literal)?),+ $(; $skip:ident)* }) => {{
+        let $of { $($field,)+ $($skip: _,)* } = $value;
+        $(
+            #[allow(unused_mut, unused_assignments)]
+            let mut name = stringify!($field);
+            $(name = $name;)?
+            $out.entry(format!("{}.{name}", $at)).or_insert_with(String::new).push_str(&format!("{:?};", $field));
+        )+
+    }};
+}
+
+/// Every key in force with its value as text.
+pub(super) fn flat(c: &Config) -> BTreeMap<String, String> {
+    let mut out = BTreeMap::new();
+    let Config { daemon, http, sessions, shutdown, hooks, retention, agents, routes, file: _, warnings: _ } = c;
+    put!(out, "daemon", daemon, Daemon { log });
+    if let Some(http) = http {
+        put!(out, "http", http, Http { listen, token_file });
+    }
+    put!(
+        out,
+        "sessions",
+        sessions,
+        Sessions {
+            max_live,
+            park_after,
+            idle_reset,
+            daily_reset,
+            queue_limit,
+            queue_total,
+            busy,
+            resume,
+            resume_window,
+            stuck_threshold
+        }
+    );
+    put!(out, "shutdown", shutdown, Shutdown { drain, interrupt, hooks, close, deadline });
+    put!(out, "hooks", hooks, Hooks {
+        dir, threads, timeout, memory, allow_exec as "allow", allow_http as "allow", allow_fs as "allow", fs_roots,
+        attempts, config
+    });
+    put!(out, "retention", retention, Retention { ended, events, ids, journal, reports });
+    for agent in agents.values() {
+        let at = super::locate::join("agent", &agent.name);
+        put!(out, at, agent, Agent {
+            kind, command, cwd, env, env_pass, max_processes, start_timeout, turn_timeout, silence_timeout, permission,
+            permission_timeout, on_interrupt, url, model, api_key_file, history, handler, delay; name
+        });
+    }
+    for (n, route) in routes.iter().enumerate() {
+        put!(out, format!("route[{n}]"), route, Route { pattern as "match", agent });
+    }
+    out
+}

@@ -1,0 +1,513 @@
+//! Configuration: text in, [`Config`] out. Owns every limit, the stop budget and its check.
+//!
+//! Pure but for [`load`], which reads the file, and the look-ups in [`paths`]. An error names the file, the line and the
+//! key. It must not know the daemon: what a limit does is decided where it is enforced.
+//!
+//! Reading order: the structs here; `read` turns text into values; `check` refuses what cannot be; [`keys`] is the one
+//! table of keys, from which the manual and the sample are made; [`paths`] says where the files are.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
+use std::time::Duration;
+
+use serde::Deserialize;
+
+use crate::model::event::words;
+
+mod check;
+pub mod keys;
+mod locate;
+pub mod paths;
+mod read;
+
+pub use keys::{KEYS, KeyDoc, diff, needs_restart};
+pub use paths::{Paths, find_file};
+pub use read::{duration_text, parse_duration, parse_maybe};
+
+/// A duration that may be "never".
+pub type Maybe = Option<Duration>;
+
+words! {
+    /// What a message during a turn does.
+    Busy {
+        /// It waits its turn.
+        Queue = "queue",
+        /// All that wait share one turn.
+        Collect = "collect",
+        /// It cancels the turn that runs.
+        Interrupt = "interrupt",
+    }
+}
+
+words! {
+    /// When interrupted sessions go on after a boot.
+    Resume {
+        /// By themselves, right after the boot.
+        Auto = "auto",
+        /// With the next message under their key.
+        OnMessage = "on_message",
+        /// Never: the mark is kept, the next message opens a new session.
+        Never = "never",
+    }
+}
+
+words! {
+    /// What runs a conversation.
+    AgentKind {
+        /// A program that speaks the Agent Client Protocol on stdin and stdout.
+        Acp = "acp",
+        /// A command, once a turn.
+        Exec = "exec",
+        /// An OpenAI-compatible endpoint.
+        Openai = "openai",
+        /// A Lua function.
+        Lua = "lua",
+        /// Answers with what it was told.
+        Echo = "echo",
+    }
+}
+
+words! {
+    /// What a permission request of an agent meets.
+    PermissionPolicy {
+        /// Hooks, then the client.
+        Ask = "ask",
+        /// An offered `allow_once`.
+        Allow = "allow",
+        /// An offered reject option.
+        Deny = "deny",
+    }
+}
+
+words! {
+    /// What becomes of an interrupted turn.
+    OnInterrupt {
+        /// A continuation with a note.
+        Resume = "resume",
+        /// The message runs again.
+        Rerun = "rerun",
+        /// It waits for the next message.
+        Wait = "wait",
+    }
+}
+
+/// The whole configuration, checked.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    /// `[daemon]`
+    pub daemon: Daemon,
+    /// `[http]`, absent: unix socket only.
+    pub http: Option<Http>,
+    /// `[sessions]`
+    pub sessions: Sessions,
+    /// `[shutdown]`
+    pub shutdown: Shutdown,
+    /// `[hooks]`
+    pub hooks: Hooks,
+    /// `[retention]`
+    pub retention: Retention,
+    /// `[agent.NAME]`; always has the one that answers keys without a route (`default`, echo when none is configured).
+    pub agents: BTreeMap<String, Agent>,
+    /// `[[route]]`, in order.
+    pub routes: Vec<Route>,
+    /// The file it came from, `None` for the defaults.
+    pub file: Option<PathBuf>,
+    /// What stands there without effect, a line each (`FILE:LINE: KEY: why`): worth telling, no reason to refuse.
+    pub warnings: Vec<String>,
+}
+
+/// `[daemon]`
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Daemon {
+    /// A log filter; `RUST_LOG` wins.
+    #[serde(deserialize_with = "read::filter")]
+    pub log: String,
+}
+
+/// `[http]`
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Http {
+    /// Where the TCP listener stands.
+    pub listen: std::net::SocketAddr,
+    /// The bearer token's file; needed for anything but loopback.
+    pub token_file: Option<PathBuf>,
+}
+
+/// `[sessions]`
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Sessions {
+    /// Live sessions at once.
+    pub max_live: usize,
+    /// After this an idle session is parked.
+    #[serde(deserialize_with = "read::maybe")]
+    pub park_after: Maybe,
+    /// After this an idle session is over.
+    #[serde(deserialize_with = "read::maybe")]
+    pub idle_reset: Maybe,
+    /// Local hour and minute at which sessions are over.
+    #[serde(deserialize_with = "read::local_time")]
+    pub daily_reset: Option<(i8, i8)>,
+    /// Queued messages a session.
+    pub queue_limit: usize,
+    /// Waiting messages in all.
+    pub queue_total: usize,
+    /// What a message during a turn does.
+    pub busy: Busy,
+    /// When interrupted sessions go on.
+    pub resume: Resume,
+    /// How old a mark may be.
+    #[serde(deserialize_with = "read::maybe")]
+    pub resume_window: Maybe,
+    /// Unclean deaths in a row before a session is suspended; 0 is off.
+    pub stuck_threshold: u32,
+}
+
+/// `[shutdown]`: the budget of a stop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Shutdown {
+    /// Steps 2 to 5.
+    #[serde(deserialize_with = "read::duration")]
+    pub drain: Duration,
+    /// Steps 6 and 7.
+    #[serde(deserialize_with = "read::duration")]
+    pub interrupt: Duration,
+    /// Steps 4, 9 and 10 together.
+    #[serde(deserialize_with = "read::duration")]
+    pub hooks: Duration,
+    /// Step 8's rest and the store.
+    #[serde(deserialize_with = "read::duration")]
+    pub close: Duration,
+    /// The hard end.
+    #[serde(deserialize_with = "read::duration")]
+    pub deadline: Duration,
+}
+
+/// `[hooks]`
+#[derive(Clone, Debug, PartialEq)]
+pub struct Hooks {
+    /// Where the scripts are; `None`: `hooks.d` beside the configuration file, else none.
+    pub dir: Option<PathBuf>,
+    /// Threads for journalled and notifying events.
+    pub threads: usize,
+    /// One handler call.
+    pub timeout: Duration,
+    /// One Lua state, in bytes.
+    pub memory: u64,
+    /// Scripts may run commands.
+    pub allow_exec: bool,
+    /// Scripts may make HTTP requests.
+    pub allow_http: bool,
+    /// Scripts may open files.
+    pub allow_fs: bool,
+    /// With `allow_fs`: only below these; empty: wherever the process may.
+    pub fs_roots: Vec<PathBuf>,
+    /// Deliveries of a journalled event to a handler before it is set aside.
+    pub attempts: u32,
+    /// `ostler.config` in Lua.
+    pub config: serde_json::Value,
+}
+
+/// `[retention]`
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Retention {
+    /// Transcripts of ended sessions.
+    #[serde(deserialize_with = "read::maybe")]
+    pub ended: Maybe,
+    /// The event stream.
+    #[serde(deserialize_with = "read::maybe")]
+    pub events: Maybe,
+    /// Idempotency ids.
+    #[serde(deserialize_with = "read::maybe")]
+    pub ids: Maybe,
+    /// Settled deliveries.
+    #[serde(deserialize_with = "read::maybe")]
+    pub journal: Maybe,
+    /// Stop reports, a count.
+    pub reports: u32,
+}
+
+/// `[agent.NAME]`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Agent {
+    /// Its name.
+    pub name: String,
+    /// What it is.
+    pub kind: AgentKind,
+    /// acp, exec: program and arguments.
+    pub command: Vec<String>,
+    /// The working directory, with `{key}`; relative to the state directory.
+    pub cwd: String,
+    /// Its environment.
+    pub env: BTreeMap<String, String>,
+    /// What it inherits of the daemon's.
+    pub env_pass: Vec<String>,
+    /// Live sessions of this agent.
+    pub max_processes: usize,
+    /// To be ready for a prompt.
+    pub start_timeout: Duration,
+    /// A whole turn, without waits for a permission.
+    pub turn_timeout: Maybe,
+    /// Without a word from it.
+    pub silence_timeout: Maybe,
+    /// What its permission requests meet.
+    pub permission: PermissionPolicy,
+    /// Then denied.
+    pub permission_timeout: Maybe,
+    /// What becomes of an interrupted turn.
+    pub on_interrupt: OnInterrupt,
+    /// openai
+    pub url: String,
+    /// openai
+    pub model: String,
+    /// openai
+    pub api_key_file: Option<PathBuf>,
+    /// openai, and acp when it lost the session; bytes.
+    pub history: u64,
+    /// lua: a file below `agents` in the hooks directory.
+    pub handler: String,
+    /// echo
+    pub delay: Duration,
+}
+
+/// `[[route]]`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Route {
+    /// A key; `*` is any characters.
+    pub pattern: String,
+    /// The agent's name.
+    pub agent: String,
+}
+
+/// What is wrong with a configuration, and where.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConfigError {
+    /// The file, `None` for text from elsewhere.
+    pub file: Option<PathBuf>,
+    /// The line, from 1; `None` when the file cannot be read.
+    pub line: Option<usize>,
+    /// The dotted key (`sessions.daily_reset`, `route[0].agent`), where one is to blame.
+    pub key: Option<String>,
+    /// What is wrong with it.
+    pub why: String,
+}
+
+impl std::fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match &self.file {
+            Some(file) => write!(f, "{}", file.display())?,
+            None => f.write_str("configuration")?,
+        }
+        if let Some(line) = self.line {
+            write!(f, ":{line}")?;
+        }
+        if let Some(key) = &self.key {
+            write!(f, ": {key}")?;
+        }
+        write!(f, ": {}", self.why)
+    }
+}
+
+impl std::error::Error for ConfigError {}
+
+/// Reads a configuration from text. `file` is where the text came from: it stands in errors, and relative paths in it
+/// are taken from its directory.
+///
+/// # Errors
+/// The text is not TOML, has a key that is not in [`KEYS`], or a value that cannot be.
+pub fn parse(text: &str, file: Option<&Path>) -> Result<Config, ConfigError> {
+    read::config(text, file)
+}
+
+/// Reads the configuration file; `None` gives the defaults.
+///
+/// # Errors
+/// The file cannot be read (every failure, a missing file too), or as [`parse`].
+pub fn load(file: Option<&Path>) -> Result<Config, ConfigError> {
+    let Some(path) = file else { return Ok(Config::default()) };
+    let unreadable = |why: String| ConfigError { file: Some(path.to_path_buf()), line: None, key: None, why };
+    let bytes = std::fs::read(path).map_err(|e| unreadable(format!("cannot be read: {e}")))?;
+    let text = String::from_utf8(bytes).map_err(|e| {
+        let valid = e.utf8_error().valid_up_to();
+        let line = 1 + e.as_bytes().iter().take(valid).filter(|b| **b == b'\n').count();
+        ConfigError { line: Some(line), ..unreadable("is not UTF-8 text".into()) }
+    })?;
+    parse(&text, Some(path))
+}
+
+/// The name of the agent that serves keys without a route.
+pub const DEFAULT_AGENT: &str = "default";
+
+static ECHO: LazyLock<Agent> = LazyLock::new(|| Agent::of_kind(DEFAULT_AGENT, AgentKind::Echo));
+
+impl Config {
+    /// The agent that serves `key`: that of the first route that matches, else `default`.
+    #[must_use]
+    pub fn route<'a>(&'a self, key: &str) -> &'a Agent {
+        let name = self.routes.iter().find(|r| r.matches(key)).map_or(DEFAULT_AGENT, |r| r.agent.as_str());
+        self.agents.get(name).or_else(|| self.agents.get(DEFAULT_AGENT)).unwrap_or(&ECHO)
+    }
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            daemon: Daemon::default(),
+            http: None,
+            sessions: Sessions::default(),
+            shutdown: Shutdown::default(),
+            hooks: Hooks::default(),
+            retention: Retention::default(),
+            agents: BTreeMap::from([(DEFAULT_AGENT.to_owned(), ECHO.clone())]),
+            routes: Vec::new(),
+            file: None,
+            warnings: Vec::new(),
+        }
+    }
+}
+
+impl Default for Daemon {
+    fn default() -> Self {
+        Self { log: "info".into() }
+    }
+}
+
+impl Default for Http {
+    fn default() -> Self {
+        Self { listen: std::net::SocketAddr::from(([127, 0, 0, 1], 7411)), token_file: None }
+    }
+}
+
+impl Default for Sessions {
+    fn default() -> Self {
+        Self {
+            max_live: 1024,
+            park_after: Some(minutes(30)),
+            idle_reset: None,
+            daily_reset: None,
+            queue_limit: 32,
+            queue_total: 10_000,
+            busy: Busy::Queue,
+            resume: Resume::Auto,
+            resume_window: Some(minutes(60)),
+            stuck_threshold: 3,
+        }
+    }
+}
+
+impl Default for Shutdown {
+    fn default() -> Self {
+        Self {
+            drain: Duration::from_secs(30),
+            interrupt: Duration::from_secs(10),
+            hooks: Duration::from_secs(10),
+            close: Duration::from_secs(5),
+            deadline: Duration::from_secs(60),
+        }
+    }
+}
+
+impl Shutdown {
+    /// What the phases take together.
+    #[must_use]
+    pub fn sum(&self) -> Duration {
+        self.drain.saturating_add(self.interrupt).saturating_add(self.hooks).saturating_add(self.close)
+    }
+}
+
+impl Default for Hooks {
+    fn default() -> Self {
+        Self {
+            dir: None,
+            threads: 2,
+            timeout: Duration::from_secs(5),
+            memory: 64 << 20,
+            allow_exec: false,
+            allow_http: false,
+            allow_fs: false,
+            fs_roots: Vec::new(),
+            attempts: 5,
+            config: serde_json::Value::Object(serde_json::Map::new()),
+        }
+    }
+}
+
+impl Default for Retention {
+    fn default() -> Self {
+        Self { ended: None, events: Some(days(7)), ids: Some(days(7)), journal: Some(days(7)), reports: 100 }
+    }
+}
+
+impl Agent {
+    /// An agent of that kind with every default.
+    #[must_use]
+    pub fn of_kind(name: &str, kind: AgentKind) -> Self {
+        Self {
+            name: name.to_owned(),
+            kind,
+            command: Vec::new(),
+            cwd: "work/{key}".into(),
+            env: BTreeMap::from([("LANG".to_owned(), "C.UTF-8".to_owned())]),
+            env_pass: vec!["PATH".into(), "HOME".into()],
+            max_processes: 32,
+            start_timeout: Duration::from_secs(90),
+            turn_timeout: Some(minutes(120)),
+            silence_timeout: None,
+            permission: PermissionPolicy::Ask,
+            permission_timeout: Some(minutes(5)),
+            on_interrupt: if kind == AgentKind::Acp { OnInterrupt::Resume } else { OnInterrupt::Rerun },
+            url: String::new(),
+            model: String::new(),
+            api_key_file: None,
+            history: 64 << 10,
+            handler: String::new(),
+            delay: Duration::ZERO,
+        }
+    }
+}
+
+impl Route {
+    /// Whether the route claims the key.
+    #[must_use]
+    pub fn matches(&self, key: &str) -> bool {
+        glob(self.pattern.as_bytes(), key.as_bytes())
+    }
+}
+
+/// `*` is any characters, everything else itself. Linear but for one step back, so a pattern cannot be made slow.
+fn glob(pattern: &[u8], text: &[u8]) -> bool {
+    let (mut p, mut t) = (0, 0);
+    let mut back: Option<(usize, usize)> = None;
+    while t < text.len() {
+        if pattern.get(p) == Some(&b'*') {
+            back = Some((p + 1, t));
+            p += 1;
+        } else if pattern.get(p) == Some(&text[t]) {
+            p += 1;
+            t += 1;
+        } else if let Some((star, taken)) = back {
+            p = star;
+            t = taken + 1;
+            back = Some((star, taken + 1));
+        } else {
+            return false;
+        }
+    }
+    pattern[p..].iter().all(|b| *b == b'*')
+}
+
+const fn minutes(n: u64) -> Duration {
+    Duration::from_secs(n * 60)
+}
+
+const fn days(n: u64) -> Duration {
+    Duration::from_secs(n * 86_400)
+}
+
+#[cfg(test)]
+mod tests;

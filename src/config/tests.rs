@@ -1,0 +1,313 @@
+//! What the configuration promises: defaults, the contract's example, and an error for everything that cannot be.
+#![allow(clippy::unwrap_used)]
+
+use super::*;
+
+const FILE: &str = "/etc/ostler/ostler.toml";
+
+fn ok(text: &str) -> Config {
+    parse(text, Some(Path::new(FILE))).unwrap_or_else(|e| panic!("{e}\n{text}"))
+}
+
+fn secs(n: u64) -> Duration {
+    Duration::from_secs(n)
+}
+
+#[test]
+fn an_empty_file_is_valid_and_means_the_defaults() {
+    assert_eq!(parse("", None).unwrap(), Config::default());
+    let c = Config::default();
+    assert_eq!(c.sessions.park_after, Some(secs(1800)));
+    assert_eq!(c.shutdown.sum(), secs(55));
+    assert_eq!(c.retention.events, Some(secs(7 * 86_400)));
+    assert_eq!(c.agents[DEFAULT_AGENT].kind, AgentKind::Echo);
+    assert!(c.http.is_none() && c.warnings.is_empty());
+}
+
+#[test]
+fn the_contracts_example_parses() {
+    let c = ok(include_str!("testdata/interface.toml"));
+    let a = &c.agents[DEFAULT_AGENT];
+    assert_eq!((a.kind, a.on_interrupt), (AgentKind::Acp, OnInterrupt::Resume));
+    assert_eq!(a.command, ["my-agent", "--acp"]);
+    assert_eq!((a.history, a.turn_timeout), (64 << 10, Some(secs(7200))));
+    assert_eq!(c.http.as_ref().unwrap().listen.port(), 7411);
+    assert_eq!(c.hooks.dir, Some("/etc/ostler/hooks.d".into()));
+    // The table shows the keys of every kind at once: those of other kinds are told, not refused.
+    let told: Vec<_> = c.warnings.iter().map(|w| w.split(": ").nth(1).unwrap()).collect();
+    assert_eq!(told, ["url", "model", "api_key_file", "handler", "delay"].map(|k| format!("agent.default.{k}")));
+    assert!(c.warnings[0].starts_with("/etc/ostler/ostler.toml:57: agent.default.url: "), "{}", c.warnings[0]);
+}
+
+#[test]
+fn every_key_of_the_table_parses_with_its_default() {
+    for k in KEYS {
+        let (section, name) = k.split();
+        let header = match section {
+            "agent.*" => "[agent.default]".to_owned(),
+            "route" => "[[route]]\nmatch = \"a:*\"".to_owned(),
+            s => format!("[{s}]"),
+        };
+        for value in [k.default, k.example].into_iter().flatten() {
+            let kind = match name {
+                "command" => "kind = \"exec\"",
+                "url" | "model" | "api_key_file" => "kind = \"openai\"\nmodel = \"m\"\nurl = \"http://h\"",
+                "handler" => "kind = \"lua\"",
+                "history" => "kind = \"acp\"\ncommand = [\"a\"]",
+                "kind" if value.contains("acp") => "command = [\"a\"]",
+                _ => "",
+            };
+            if name == "match" || matches!((name, value), ("command", "[]") | ("url" | "model" | "handler", "\"\"")) {
+                continue; // The default of a key that its kind requires; the refusals are tested below.
+            }
+            let kind: String =
+                kind.lines().filter(|l| !l.starts_with(&format!("{name} "))).map(|l| format!("{l}\n")).collect();
+            let text = format!("{header}\n{kind}{name} = {value}\n");
+            let c = ok(&text);
+            if Some(value) == k.default && kind.is_empty() && !matches!(section, "http" | "route") {
+                assert_eq!(Config { file: None, ..c }, Config::default(), "{text}");
+            }
+        }
+    }
+    let http = ok("[http]").http.unwrap();
+    assert_eq!(http, ok("[http]\nlisten = \"127.0.0.1:7411\"").http.unwrap());
+}
+
+#[test]
+fn no_key_of_the_parser_is_missing_in_the_table() {
+    let mut c = ok("[http]\n[[route]]\nmatch = \"*\"");
+    c.agents.retain(|name, _| name == DEFAULT_AGENT);
+    for key in keys::flat(&c).keys() {
+        let generic = key.replace("agent.default.", "agent.*.").replace("route[0].", "route.");
+        let in_table = KEYS.iter().any(|k| k.key == generic) || generic == "hooks.config";
+        assert!(in_table, "{generic} is not in KEYS");
+    }
+    let flat = keys::flat(&c);
+    for k in KEYS {
+        let key = k.key.replace("agent.*.", "agent.default.").replace("route.", "route[0].");
+        assert!(flat.contains_key(&key), "{} is in KEYS but nowhere else", k.key);
+        assert!(keys::SECTIONS.iter().any(|(s, _)| *s == k.split().0), "{} has no section", k.key);
+    }
+}
+
+#[test]
+fn the_sample_is_valid_as_it_is_and_with_every_key_in_force() {
+    assert_eq!(Config { file: None, ..ok(&keys::sample()) }, Config::default());
+    let in_force: String = keys::sample()
+        .lines()
+        .map(|l| match l.strip_prefix('#') {
+            Some(rest) if !rest.starts_with(' ') => format!("{rest}\n"),
+            _ => format!("{l}\n"),
+        })
+        .collect();
+    let in_force = in_force.replace("kind = \"echo\"", "kind = \"exec\"");
+    let c = ok(&in_force);
+    assert_eq!(c.agents[DEFAULT_AGENT].command, ["my-agent", "--acp"]);
+    assert_eq!(c.routes.len(), 1);
+}
+
+#[test]
+fn durations_and_sizes_are_read_as_written() {
+    for (text, want) in [
+        ("30s", 30),
+        ("5m", 300),
+        ("1h30m", 5400),
+        ("1h 30m", 5400),
+        ("7d", 7 * 86_400),
+        ("1w", 7 * 86_400),
+        ("90 minutes", 5400),
+        ("0s", 0),
+    ] {
+        assert_eq!(parse_duration(text), Ok(secs(want)), "{text}");
+    }
+    assert_eq!(parse_duration("1500ms"), Ok(Duration::from_millis(1500)));
+    assert_eq!(parse_maybe("never"), Ok(None));
+    for bad in
+        ["", "30", "-5m", "5m ago", "never", "soon", "1h30", "5 parsecs", "PT5M", "1:30:00", "200y", "40000d", "m"]
+    {
+        assert!(parse_duration(bad).is_err(), "{bad:?} was taken as {:?}", parse_duration(bad));
+    }
+    for text in ["1s", "1h30m", "36h", "250ms", "55s"] {
+        let d = parse_duration(text).unwrap();
+        assert_eq!(parse_duration(&duration_text(d)), Ok(d), "{text} became {}", duration_text(d));
+    }
+    assert_eq!(ok("[hooks]\nmemory = \"2MiB\"").hooks.memory, 2 << 20);
+    assert_eq!(ok("[hooks]\nmemory = \"2MB\"").hooks.memory, 2_000_000);
+}
+
+/// Text, then the line and the key of the error, then a piece of the reason.
+const BAD: &[(&str, usize, &str, &str)] = &[
+    ("\n[sessions]\ndaily_reset = \"25:00\"", 3, "sessions.daily_reset", "\"25:00\" is not a local time (HH:MM)"),
+    ("[sessions]\ndaily_reset = \"4:00\"", 2, "sessions.daily_reset", "not a local time"),
+    ("[sessions]\ndaily_reset = \"04:60\"", 2, "sessions.daily_reset", "not a local time"),
+    ("[sessions]\ndaily_reset = 04:00:00", 2, "sessions.daily_reset", "expected a local time"),
+    ("[sessions]\nmax_liv = 3", 2, "sessions.max_liv", "unknown key `max_liv`"),
+    ("[session]\n", 1, "session", "unknown key `session`"),
+    ("log = 1", 1, "log", "unknown key `log`"),
+    ("[sessions]\n\n\nmax_live = \"many\"", 4, "sessions.max_live", "invalid type"),
+    ("[sessions]\nmax_live = -1", 2, "sessions.max_live", "-1"),
+    ("[sessions]\nmax_live = 0", 2, "sessions.max_live", "no session run"),
+    ("[sessions]\nqueue_limit = 0", 2, "sessions.queue_limit", "at least 1"),
+    ("[sessions]\nqueue_total = 0", 2, "sessions.queue_total", "at least 1"),
+    ("[sessions]\nidle_reset = \"0s\"", 2, "sessions.idle_reset", "\"never\" is off"),
+    ("[sessions]\nidle_reset = 0", 2, "sessions.idle_reset", "0 is not a duration"),
+    ("[sessions]\npark_after = \"-5m\"", 2, "sessions.park_after", "\"-5m\" is not a duration"),
+    ("[sessions]\nbusy = \"drop\"", 2, "sessions.busy", "expected one of `queue`, `collect`, `interrupt`"),
+    ("[sessions]\nresume = \"later\"", 2, "sessions.resume", "expected one of"),
+    ("sessions = 3", 1, "sessions", "invalid type"),
+    ("[shutdown]\ndrain = 30", 2, "shutdown.drain", "30 is not a duration (such as \"30s\""),
+    ("[shutdown]\ndrain = \"never\"", 2, "shutdown.drain", "\"never\" is not a duration"),
+    ("[shutdown]\ndrain = true", 2, "shutdown.drain", "true is not a duration"),
+    ("[shutdown]\ndrain = \"35s\"", 1, "shutdown.deadline", "drain 35s + interrupt 10s + hooks 10s + close 5s = 1m"),
+    ("[shutdown]\nclose = \"5s\"\ndeadline = \"55s\"", 3, "shutdown.deadline", "at least 1s below the deadline of 55s"),
+    ("[daemon]\nlog = \"inof\"", 2, "daemon.log", "\"inof\" is neither a level nor MODULE=LEVEL"),
+    ("[daemon]\nlog = \"info,ostler=loud\"", 2, "daemon.log", "is not a log filter"),
+    ("[daemon]\nlog = 3", 2, "daemon.log", "3 is not a log filter"),
+    ("[http]\nlisten = \"localhost\"", 2, "http.listen", "invalid socket address"),
+    ("[http]\nlisten = \"0.0.0.0:80\"", 2, "http.listen", "needs http.token_file"),
+    ("[http]\nlisten = \"[2001:db8::1]:80\"", 2, "http.listen", "needs http.token_file"),
+    ("[http]\ntoken_file = \"\"", 2, "http.token_file", "is empty"),
+    ("[hooks]\nallow = [\"exec\",\n \"net\"]", 3, "hooks.allow[1]", "expected one of `exec`, `http`, `fs`"),
+    ("[hooks]\nallow = \"exec\"", 2, "hooks.allow", "invalid type"),
+    ("[hooks]\nmemory = \"lots\"", 2, "hooks.memory", "\"lots\" is not a size"),
+    ("[hooks]\nmemory = \"-1MiB\"", 2, "hooks.memory", "not a size"),
+    ("[hooks]\nmemory = \"1KiB\"", 2, "hooks.memory", "at least 1MiB"),
+    ("[hooks]\nmemory = 64", 2, "hooks.memory", "64 is not a size"),
+    ("[hooks]\nthreads = 0", 2, "hooks.threads", "at least 1"),
+    ("[hooks]\nattempts = 0", 2, "hooks.attempts", "at least 1"),
+    ("[hooks]\ntimeout = \"0s\"", 2, "hooks.timeout", "before it begins"),
+    ("[hooks]\ndir = \"\"", 2, "hooks.dir", "is empty"),
+    ("[hooks]\nfs_roots = [\"notes\"]", 2, "hooks.fs_roots[0]", "not an absolute path"),
+    ("[hooks]\n[hooks.config]\nx = inf", 2, "hooks.config", "inf is not a number"),
+    ("[retention]\nreports = 0", 2, "retention.reports", "at least 1"),
+    ("[retention]\nevents = \"a week\"", 2, "retention.events", "or \"never\""),
+    ("[agent.a]\nkind = \"acp\"", 1, "agent.a.command", "needs a program"),
+    ("[agent.a]\nkind = \"exec\"\ncommand = []", 3, "agent.a.command", "needs a program"),
+    ("[agent.a]\nkind = \"exec\"\ncommand = \"ls\"", 3, "agent.a.command", "invalid type"),
+    ("[agent.a]\nkind = \"exec\"\ncommand = [\"a\\u0000\"]", 3, "agent.a.command", "NUL"),
+    ("[agent.a]\ncommand = [\"ls\"]", 1, "agent.a.kind", "is missing (`command` is for acp and exec)"),
+    ("[agent.a]\nkind = \"openai\"\nmodel = \"m\"", 1, "agent.a.url", "needs an http:// or https:// URL"),
+    ("[agent.a]\nkind = \"openai\"\nurl = \"ftp://h\"\nmodel = \"m\"", 3, "agent.a.url", "\"ftp://h\""),
+    ("[agent.a]\nkind = \"openai\"\nurl = \"http://h\"", 1, "agent.a.model", "needs the model's name"),
+    ("[agent.a]\nkind = \"lua\"", 1, "agent.a.handler", "needs a file"),
+    ("[agent.a]\nkind = \"lua\"\nhandler = \"../x.lua\"", 3, "agent.a.handler", "below `agents`"),
+    ("[agent.a]\nkind = \"robot\"", 2, "agent.a.kind", "expected one of `acp`"),
+    ("[agent.a]\nkid = \"acp\"", 2, "agent.a.kid", "unknown key"),
+    ("[agent.\"a b\"]\nmax_processes = 0", 2, "agent.\"a b\".max_processes", "at least 1"),
+    ("[agent.a]\nturn_timeout = \"0s\"", 2, "agent.a.turn_timeout", "fail every turn"),
+    ("[agent.a]\npermission_timeout = \"0s\"", 2, "agent.a.permission_timeout", "permission = \"deny\""),
+    ("[agent.a]\nenv = { \"A=B\" = \"x\" }", 2, "agent.a.env", "not the name of a variable"),
+    ("[agent.a]\nenv = { A = 1 }", 2, "agent.a.env.A", "invalid type"),
+    ("[agent.a]\nenv_pass = [\"\"]", 2, "agent.a.env_pass", "not the name of a variable"),
+    ("[agent.a]\ncwd = \"\"", 2, "agent.a.cwd", "must be a path"),
+    (
+        "[[route]]\nmatch = \"*\"\n[[route]]\nmatch = \"a:*\"\nagent = \"x\"",
+        5,
+        "route[1].agent",
+        "there is no agent \"x\"",
+    ),
+    ("[[route]]\nmatch = \"\"", 2, "route[0].match", "is empty"),
+    ("[[route]]\nagent = \"default\"", 1, "route[0]", "missing field `match`"),
+    ("[sessions]\nmax_live = 1\nmax_live = 2", 3, "sessions.max_live", "duplicate key"),
+    ("[sessions]\nmax_live = \n", 2, "sessions.max_live", ""),
+    ("[sessions\nmax_live = 1", 1, "", ""),
+];
+
+#[test]
+fn what_cannot_be_is_refused_with_file_line_and_key() {
+    let mut wrong = Vec::new();
+    for (text, line, key, why) in BAD {
+        match parse(text, Some(Path::new(FILE))) {
+            Err(e) => {
+                let place = e.line == Some(*line) && e.key.as_deref().unwrap_or("") == *key;
+                let said = e.why.contains(why) && !e.why.contains('\n');
+                if !place || !said || !e.to_string().starts_with(&format!("{FILE}:{line}: {key}")) {
+                    wrong.push(format!("{text}\n  gave {e}\n  not line {line}, {key}, {why}"));
+                }
+            }
+            Ok(_) => wrong.push(format!("{text}\n  was taken")),
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n\n"));
+}
+
+#[test]
+fn a_file_that_cannot_be_read_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("ostler.toml");
+    let e = load(Some(&path)).unwrap_err();
+    assert!(e.to_string().starts_with(&format!("{}: cannot be read: ", path.display())), "{e}");
+    std::fs::write(&path, b"[daemon]\nlog = \"\xff\"").unwrap();
+    let e = load(Some(&path)).unwrap_err();
+    assert_eq!(e.to_string(), format!("{}:2: is not UTF-8 text", path.display()));
+    std::fs::write(&path, "[hooks]\ndir = \"my-hooks\"").unwrap();
+    let c = load(Some(&path)).unwrap();
+    assert_eq!(c.hooks.dir, Some(dir.path().join("my-hooks")), "relative to the file");
+    assert_eq!(c.file, Some(path));
+}
+
+#[test]
+fn hook_configuration_becomes_json() {
+    let c = ok("[hooks.config]\nn = 3\nx = 1.5\nat = 2026-11-22\nlist = [true, { a = \"b\" }]");
+    let want = serde_json::json!({ "n": 3, "x": 1.5, "at": "2026-11-22", "list": [true, { "a": "b" }] });
+    assert_eq!(c.hooks.config, want);
+}
+
+#[test]
+fn the_first_route_that_matches_wins() {
+    let c = ok("[agent.default]\n[agent.a]\n[agent.b]\n\
+        [[route]]\nmatch = \"telegram:*:a\"\nagent = \"a\"\n\
+        [[route]]\nmatch = \"telegram:*\"\nagent = \"b\"\n\
+        [[route]]\nmatch = \"local:x\"\nagent = \"a\"");
+    for (key, agent) in [
+        ("telegram:1:a", "a"),
+        ("telegram:1:aa", "b"),
+        ("telegram:", "b"),
+        ("telegra", "default"),
+        ("local:x", "a"),
+        ("local:xy", "default"),
+    ] {
+        assert_eq!(c.route(key).name, agent, "{key}");
+    }
+    assert!(glob(b"*a*b*", b"xxaxxbxx") && !glob(b"*a*b", b"xxaxxbx") && glob(b"**", b"") && !glob(b"a", b""));
+    let long = "a".repeat(200);
+    assert!(!glob("*a".repeat(60).as_bytes(), format!("{long}b").as_bytes()), "and in no noticeable time");
+}
+
+#[test]
+fn without_a_default_agent_the_rest_is_echo() {
+    let c = ok("[agent.a]\nkind = \"exec\"\ncommand = [\"cat\"]\n[[route]]\nmatch = \"a:*\"\nagent = \"a\"");
+    assert_eq!(c.route("a:1").kind, AgentKind::Exec);
+    assert_eq!(c.route("b:1").kind, AgentKind::Echo);
+    assert!(c.warnings.iter().any(|w| w.contains("answered by echo")), "{:?}", c.warnings);
+}
+
+#[test]
+fn what_has_no_effect_is_told() {
+    let warns = |text: &str, want: &str| {
+        let c = ok(text);
+        assert!(c.warnings.iter().any(|w| w.contains(want)), "{want}: {:?}", c.warnings);
+    };
+    warns("[agent.a]", "1: agent.a: is never used");
+    warns("[[route]]\nmatch = \"*\"\n[[route]]\nmatch = \"a:*\"", "3: route[1]: is never reached");
+    warns("[[route]]\nmatch = \"alice\"", "2: route[0].match: \"alice\" matches no key");
+    warns("[hooks]\nfs_roots = [\"/srv\"]", "2: hooks.fs_roots: has no effect without \"fs\"");
+    warns("[agent.default]\npermission = \"deny\"\npermission_timeout = \"1m\"", "3: agent.default.permission_timeout");
+}
+
+#[test]
+fn what_changed_is_named_and_what_needs_a_restart() {
+    let old = ok("[http]\n[agent.b]\n");
+    let new = ok("[http]\nlisten = \"127.0.0.1:1\"\n[sessions]\nmax_live = 3\n[hooks]\nallow = [\"fs\"]\n\
+        [agent.default]\ndelay = \"1s\"\n[[route]]\nmatch = \"a:*\"");
+    let changed = diff(&old, &new);
+    for key in
+        ["http.listen", "sessions.max_live", "hooks.allow", "agent.default.delay", "agent.b.kind", "route[0].match"]
+    {
+        assert!(changed.iter().any(|c| c == key), "{key} is not in {changed:?}");
+    }
+    assert!(!changed.iter().any(|c| c == "agent.default.kind"), "{changed:?}");
+    assert_eq!(needs_restart(&changed), ["http.listen"]);
+    assert!(diff(&old, &old).is_empty());
+    assert!(!needs_restart(&diff(&ok(""), &ok("[http]"))).is_empty(), "a listener that appears");
+}
