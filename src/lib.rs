@@ -1,6 +1,7 @@
 //! scaffold
 #![allow(missing_docs)]
 pub mod agent;
+pub mod api;
 pub mod client;
 pub mod clock;
 pub mod config;
@@ -11,4 +12,5 @@ pub mod http;
 pub mod log;
 pub mod model;
 pub mod store;
+pub mod sys;
 pub mod thread;

@@ -4,9 +4,11 @@
 //! moments and never across I/O. Which session gives way is decided by the model; who is woken, here.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Instant;
+
+use crossbeam_channel::Sender;
 
 use super::mailbox::{Close, Mailbox, Why};
 use crate::agent::{Interrupt, PermissionOption, PermissionOutcome};
@@ -72,6 +74,8 @@ struct Inner {
     running: usize,
     clock: u64,
     closed: bool,
+    /// The session that is resumed alone: one death short of suspension; since when its turn runs.
+    solo: Option<(i64, Option<Instant>)>,
     /// Sessions whose last activation's processes are still being ended.
     haunted: std::collections::HashSet<i64>,
 }
@@ -126,7 +130,7 @@ pub struct Numbers {
 #[derive(Default)]
 pub struct Registry {
     inner: Mutex<Inner>,
-    changed: Condvar,
+    nudge: OnceLock<Sender<()>>,
 }
 
 impl std::fmt::Debug for Registry {
@@ -140,8 +144,20 @@ impl Registry {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Something waits in a session: wakes its worker, or remembers that it wants one. `true`: the coordinator has to look.
-    pub fn want(&self, wish: Wish) -> bool {
+    /// Who is nudged when nothing runs any more, a worker has gone, or room may have come free.
+    pub fn set_nudge(&self, nudge: Sender<()>) {
+        let _ = self.nudge.set(nudge);
+    }
+
+    fn nudge(&self) {
+        if let Some(nudge) = self.nudge.get() {
+            // A nudge that waits already says the same.
+            let _ = nudge.try_send(());
+        }
+    }
+
+    /// Something waits in a session: wakes its worker, or remembers that it wants one.
+    pub fn want(&self, wish: Wish) {
         let mut inner = self.lock();
         inner.clock += 1;
         let clock = inner.clock;
@@ -158,16 +174,16 @@ impl Registry {
                     l.asked |= wish.asked;
                 });
             }
-            return false;
+            return;
         }
         if inner.closed {
-            return false;
+            return;
         }
         match inner.wishes.iter_mut().find(|w| w.sid == wish.sid) {
             Some(known) => known.asked |= wish.asked,
             None => inner.wishes.push_back(wish),
         }
-        true
+        self.nudge();
     }
 
     /// The sessions that want a worker, taken out; the coordinator gives back those for which there is no room.
@@ -269,7 +285,10 @@ impl Registry {
         }
         inner.clock += 1;
         entry.used = inner.clock;
-        self.changed.notify_all();
+        let look = inner.running == 0 && was != is || (!inner.wishes.is_empty() && !is);
+        if look {
+            self.nudge();
+        }
         Some(())
     }
 
@@ -302,7 +321,7 @@ impl Registry {
         if matches!(entry.doing, Doing::Running { .. }) {
             inner.running -= 1;
         }
-        self.changed.notify_all();
+        self.nudge();
         Some((entry.join, entry.again))
     }
 
@@ -456,5 +475,40 @@ impl Registry {
     /// A session's old processes are gone.
     pub fn exorcise(&self, sid: i64) {
         self.lock().haunted.remove(&sid);
+    }
+
+    /// Whether a session may be resumed alone now; if so, it is this one.
+    pub fn solo_start(&self, sid: i64) -> bool {
+        let mut inner = self.lock();
+        if inner.solo.is_some() {
+            return false;
+        }
+        inner.solo = Some((sid, None));
+        true
+    }
+
+    /// The turn of the session that is resumed alone has begun.
+    pub fn solo_begun(&self, sid: i64) {
+        let mut inner = self.lock();
+        if let Some((who, since)) = &mut inner.solo
+            && *who == sid
+        {
+            *since = Some(Instant::now());
+        }
+        self.nudge();
+    }
+
+    /// The turn of the session that is resumed alone has ended, or its worker has.
+    pub fn solo_done(&self, sid: i64) {
+        let mut inner = self.lock();
+        if inner.solo.is_some_and(|(who, _)| who == sid) {
+            inner.solo = None;
+        }
+        self.nudge();
+    }
+
+    /// The session that is resumed alone, and since when its turn runs.
+    pub fn solo(&self) -> Option<(i64, Option<Instant>)> {
+        self.lock().solo
     }
 }

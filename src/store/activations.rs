@@ -5,7 +5,7 @@ use serde_json::json;
 
 use super::tx::Tx;
 use super::{Error, Refusal, Store};
-use crate::model::event::{Actor, EndReason, EventKind, HookEvent, StartReason};
+use crate::model::event::{Actor, EndReason, EventKind, HookEvent, MarkReason, Outcome, StartReason};
 
 /// An activation that was opened.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -76,6 +76,23 @@ impl Store {
             Ok(s) => tx.close_activation(&s, reason, actor, None),
             Err(Error::Refused(Refusal::Stale)) => Ok(false),
             Err(e) => Err(e),
+        })
+    }
+
+    /// A worker ended without a word (it panicked): its turn fails, its activation ends.
+    ///
+    /// # Errors
+    /// The store fails; the next boot writes the end.
+    pub fn worker_died(&self, sid: i64) -> Result<(), Error> {
+        self.write("worker_died", move |tx| {
+            let Some(s) = tx.session(sid)? else { return Ok(()) };
+            if let Some(tid) = tx.running_turn(sid)? {
+                let error = ("internal".to_owned(), "the session's worker failed; see the daemon's log".to_owned());
+                tx.end_turn(&s, tid, Outcome::Failed, Some(&error), None, MarkReason::Crash)?;
+            }
+            let s = tx.session(sid)?.unwrap_or(s);
+            tx.close_activation(&s, EndReason::Crash, Actor::Supervisor, None)?;
+            Ok(())
         })
     }
 }

@@ -104,7 +104,8 @@ impl Store {
         self.write_then(
             "note_attempt",
             move |tx| {
-                tx.run("UPDATE deliveries SET attempts=attempts+1 WHERE did=?1 AND state='pending'", [did])?;
+                // The boot that journalled it may have called the handler and died before it could say so.
+                tx.run("UPDATE deliveries SET attempts=max(attempts, 1)+1 WHERE did=?1 AND state='pending'", [did])?;
                 Ok(())
             },
             done,

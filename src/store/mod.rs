@@ -7,7 +7,7 @@
 //! It must not know threads other than its own, agents, hooks or HTTP.
 
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicI64, AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU8, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
@@ -32,7 +32,7 @@ pub use accept::{Accept, Accepted, Limits};
 pub use activations::{Opened, OpenedSession};
 pub use boots::{BootInfo, Recovered, StopNote};
 pub use journal::{FailedEvent, JournalCounts, Owed, Settled};
-pub use read::{Counts, EventRow, Page, SessionFilter, SessionView, TranscriptEntry, TurnView, Wanted};
+pub use read::{Counts, EventRow, Page, SessionFilter, SessionView, StopOutcome, TranscriptEntry, TurnView, Wanted};
 pub use retention::Pruned;
 pub use schema::version as schema_version;
 pub use sessions::{Acted, Target};
@@ -154,6 +154,7 @@ struct Shared {
     path: PathBuf,
     admission: AtomicU8,
     boot: AtomicI64,
+    working: AtomicBool,
     owed: RwLock<OwedTo>,
     observer: RwLock<Observer>,
 }
@@ -167,6 +168,7 @@ pub struct Store {
     shared: Arc<Shared>,
     jobs: Sender<writer::Job>,
     readers: read::Readers,
+    patience: Duration,
 }
 
 impl std::fmt::Debug for Store {
@@ -191,6 +193,7 @@ impl Store {
             path: path.into(),
             admission: AtomicU8::new(0),
             boot: AtomicI64::new(0),
+            working: AtomicBool::new(false),
             owed: RwLock::new(Arc::new(|_| Vec::new())),
             observer: RwLock::new(Arc::new(|_| ())),
         });
@@ -199,7 +202,13 @@ impl Store {
         let state = shared.clone();
         crate::thread::spawn("store", crate::thread::DEEP_STACK, move || writer::Writer::new(state, conn).run(&inbox))
             .map_err(|e| Error::Unavailable(format!("no thread for the writer: {e}")))?;
-        Ok(Self { shared, jobs, readers })
+        Ok(Self { shared, jobs, readers, patience: PATIENCE })
+    }
+
+    /// The same store, for a caller that must not wait for it beyond an instant.
+    #[must_use]
+    pub fn until(&self, until: Instant) -> Self {
+        Self { patience: until.saturating_duration_since(Instant::now()).max(Duration::from_millis(1)), ..self.clone() }
     }
 
     /// Where the database is.
@@ -239,10 +248,10 @@ impl Store {
         self.write_then(name, run, move |result| {
             let _ = send.send(result);
         });
-        match receive.recv_timeout(PATIENCE) {
+        match receive.recv_timeout(self.patience) {
             Ok(result) => result,
             Err(crossbeam_channel::RecvTimeoutError::Timeout) => {
-                Err(Error::Unavailable(format!("{name}: the disk did not answer within {} s", PATIENCE.as_secs())))
+                Err(Error::Unavailable(format!("{name}: the disk did not answer within {} s", self.patience.as_secs())))
             }
             Err(crossbeam_channel::RecvTimeoutError::Disconnected) => Err(closed()),
         }
@@ -256,7 +265,7 @@ impl Store {
         done: impl FnOnce(Result<T, Error>) + Send + 'static,
     ) {
         let job = writer::Job::work(name, run, done);
-        if let Err(refused) = self.jobs.send_timeout(job, PATIENCE) {
+        if let Err(refused) = self.jobs.send_timeout(job, self.patience) {
             refused.into_inner().refuse(&closed());
         }
     }
@@ -270,6 +279,12 @@ impl Store {
         });
         let until = Instant::now() + within;
         self.jobs.send_deadline(job, until).is_ok() && receive.recv_deadline(until).unwrap_or(false)
+    }
+
+    /// Whether the writer is inside SQLite now: a stalled disk keeps it there, and is no reason to kill the daemon.
+    #[must_use]
+    pub fn is_working(&self) -> bool {
+        self.shared.working.load(Ordering::SeqCst)
     }
 
     /// Writes the log back into the file, empties it and closes the file; later operations are refused.

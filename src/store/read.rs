@@ -298,6 +298,17 @@ impl Store {
         self.session(&Target::Id(session_id.to_owned())).map(|s| s.key)
     }
 
+    /// The key of the session in a row.
+    ///
+    /// # Errors
+    /// [`Refusal::SessionNotFound`].
+    pub fn key_of_row(&self, sid: i64) -> Result<String, Error> {
+        self.read(|conn| {
+            conn.prepare_cached("SELECT key FROM sessions WHERE sid=?1")?.query_row([sid], |r| r.get(0)).optional()
+        })?
+        .ok_or_else(|| Refusal::SessionNotFound.into())
+    }
+
     /// A turn's state.
     ///
     /// # Errors
@@ -359,6 +370,44 @@ impl Store {
         })
     }
 
+    /// The row of a session by its id, deleted ones too.
+    ///
+    /// # Errors
+    /// The store fails.
+    pub fn sid_of(&self, session_id: &str) -> Result<Option<i64>, Error> {
+        self.read(|conn| {
+            conn.prepare_cached("SELECT sid FROM sessions WHERE id=?1")?.query_row([session_id], |r| r.get(0)).optional()
+        })
+    }
+
+    /// What became of the sessions that a stop found live, those with a turn first, for its report.
+    ///
+    /// # Errors
+    /// The store fails.
+    pub fn stop_outcomes(&self, since: Millis, limit: usize) -> Result<Vec<StopOutcome>, Error> {
+        let bid = self.shared.boot.load(std::sync::atomic::Ordering::SeqCst);
+        self.read(|conn| {
+            conn.prepare_cached(
+                "SELECT s.sid, s.key, s.id, s.mark_reason,
+                   (SELECT t.state FROM turns t WHERE t.sid=a.sid AND t.epoch=a.epoch AND t.ended_at>=?2 ORDER BY t.tid DESC LIMIT 1),
+                   EXISTS (SELECT 1 FROM journal j JOIN deliveries d ON d.jid=j.jid WHERE j.sid=s.sid AND d.state='pending')
+                 FROM activations a JOIN sessions s ON s.sid=a.sid WHERE a.bid=?1 AND a.closed_at>=?2
+                 ORDER BY 5 IS NULL, a.aid LIMIT ?3",
+            )?
+            .query_map(params![bid, since, limit as i64], |r| {
+                Ok(StopOutcome {
+                    sid: r.get(0)?,
+                    key: r.get(1)?,
+                    session_id: r.get(2)?,
+                    mark: r.get(3)?,
+                    turn: r.get(4)?,
+                    end_pending: r.get(5)?,
+                })
+            })?
+            .collect()
+        })
+    }
+
     /// The stored reports, newest first; or one of them.
     ///
     /// # Errors
@@ -376,6 +425,23 @@ impl Store {
         }
         Ok(rows.iter().filter_map(|t| serde_json::from_str(t).ok()).collect())
     }
+}
+
+/// What became of one session in a stop.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StopOutcome {
+    /// Its row.
+    pub sid: i64,
+    /// Its key.
+    pub key: String,
+    /// Its id.
+    pub session_id: String,
+    /// The mark that it carries now.
+    pub mark: Option<String>,
+    /// The state of the turn that ended in the stop.
+    pub turn: Option<String>,
+    /// Its end is still owed to a handler.
+    pub end_pending: bool,
 }
 
 /// A session in which something waits to run.

@@ -165,6 +165,24 @@ impl Store {
         })
     }
 
+    /// Fails the oldest turn that waits in a session for which not even a worker can be had.
+    ///
+    /// # Errors
+    /// The store fails.
+    pub fn fail_waiting(&self, sid: i64, code: &'static str, text: String) -> Result<(), Error> {
+        self.write("fail_waiting", move |tx| {
+            let (Some(s), Some((tid, id))) = (tx.session(sid)?, tx.first_queued(sid)?) else { return Ok(()) };
+            tx.run(
+                "UPDATE turns SET state='failed', ended_at=?2, error_code=?3, error_text=?4 WHERE tid=?1",
+                params![tid, tx.now, code, text],
+            )?;
+            tx.user_entries(&s, tid)?;
+            let error = json!({ "code": code, "message": text });
+            tx.emit(EventKind::TurnEnd, &s.key, &s.id, Some(&id), &json!({ "outcome": Outcome::Failed, "error": error }))?;
+            Ok(())
+        })
+    }
+
     /// Ends a turn that never began: its agent cannot be started. The sender is told.
     ///
     /// # Errors
@@ -283,6 +301,10 @@ impl Tx<'_> {
             [sid],
             |r| Ok((r.get(0)?, r.get(1)?)),
         )?)
+    }
+
+    pub(super) fn running_turn(&self, sid: i64) -> Result<Option<i64>, Error> {
+        Ok(self.row("SELECT tid FROM turns WHERE sid=?1 AND state='running'", [sid], |r| r.get(0))?)
     }
 
     fn messages_of(&self, tid: i64) -> Result<Vec<String>, Error> {

@@ -156,7 +156,10 @@ impl Writer {
         if group.is_empty() {
             return;
         }
-        match self.attempt(&mut group) {
+        self.shared.working.store(true, Ordering::SeqCst);
+        let fate = self.attempt(&mut group);
+        self.shared.working.store(false, Ordering::SeqCst);
+        match fate {
             Fate::Committed(outcomes, commit) => self.answer(group, outcomes, &commit),
             Fate::Broken(error) => self.broken(group, &error),
             Fate::Lost => {

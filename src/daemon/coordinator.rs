@@ -1,0 +1,641 @@
+//! The coordinator: one select loop that feeds the machine of the daemon's life and performs its actions. It decides
+//! nothing itself.
+//!
+//! It waits for signals, requests, nudges of the registry, workers that ended, news of its own actions, and the next
+//! instant that is due; it never waits for anything else without a bound.
+
+use std::collections::{BTreeSet, VecDeque};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, Sender, never, select};
+
+use super::delivery::{Delivery, Message};
+use super::house::{House, Reloaded, Request};
+use super::mailbox::Mailbox;
+use super::registry::{Room, Wish};
+use super::report::Report;
+use super::signals::Signal;
+use super::{desk, notify, reload, watchdog, worker};
+use crate::agent::Interrupt;
+use crate::clock;
+use crate::config::{AgentKind, Resume};
+use crate::model::event::{HookEvent, StopReason, Urgency};
+use crate::model::lifecycle::{Action, Event, Lifecycle, Phase};
+use crate::model::recovery::continuation_delay_s;
+use crate::store::{Admission, Recovered, StopNote};
+use crate::thread;
+
+/// A sign of life while a turn runs.
+const ALIVE: Duration = Duration::from_secs(60);
+/// Continuations a second.
+const PACE: Duration = Duration::from_millis(125);
+/// How long a session that is resumed alone is watched.
+const ALONE: Duration = Duration::from_secs(10);
+/// How often something is looked for to prune; while there is more, without a pause.
+const PRUNE: Duration = Duration::from_secs(600);
+/// After a worker's thread could not be had.
+const NO_THREAD: Duration = Duration::from_secs(1);
+/// While a stop drains, its status line is renewed.
+const PROGRESS: Duration = Duration::from_secs(1);
+
+/// What comes back from the coordinator's own actions.
+#[derive(Debug)]
+pub enum News {
+    /// To the machine.
+    Life(Event),
+    /// `daemon_start` handlers are done: the journal may be delivered.
+    Started,
+    /// A worker's thread is about to end.
+    WorkerEnded(i64),
+    /// A reload ended.
+    Reloaded(Result<Reloaded, String>),
+    /// A pruning step ended; whether there is more.
+    Pruned(bool),
+}
+
+/// What the coordinator is given.
+pub struct Inboxes {
+    /// From the signals' thread.
+    pub signals: Receiver<Signal>,
+    /// From the API.
+    pub requests: Receiver<Request>,
+    /// From the registry.
+    pub nudges: Receiver<()>,
+}
+
+/// How the daemon ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ending {
+    /// Why.
+    pub reason: StopReason,
+    /// Nothing was abandoned, and it was no `now`.
+    pub clean: bool,
+}
+
+/// The coordinator.
+pub struct Coordinator {
+    house: Arc<House>,
+    machine: Lifecycle,
+    delivery: Delivery,
+    news: (Sender<News>, Receiver<News>),
+    report: Option<Report>,
+    deadline_guard: Option<Sender<()>>,
+    continuations: VecDeque<Wish>,
+    next_continuation: Option<Instant>,
+    loners: VecDeque<Wish>,
+    ended: BTreeSet<i64>,
+    alive_at: Instant,
+    prune_at: Instant,
+    retry_at: Option<Instant>,
+    progress_at: Option<Instant>,
+    reloading: Vec<Sender<Result<Reloaded, String>>>,
+    pruning: bool,
+    leave: bool,
+    hooks_abandoned: bool,
+}
+
+impl Coordinator {
+    /// A coordinator that is about to start its loop.
+    #[must_use]
+    pub fn new(house: Arc<House>, delivery: Delivery) -> Self {
+        let machine = Lifecycle::new(house.config().shutdown);
+        let now = Instant::now();
+        Self {
+            house,
+            machine,
+            delivery,
+            news: crossbeam_channel::bounded(4096),
+            report: None,
+            deadline_guard: None,
+            continuations: VecDeque::new(),
+            next_continuation: None,
+            loners: VecDeque::new(),
+            ended: BTreeSet::new(),
+            alive_at: now + ALIVE,
+            prune_at: now + PRUNE,
+            retry_at: None,
+            progress_at: None,
+            reloading: Vec::new(),
+            pruning: false,
+            leave: false,
+            hooks_abandoned: false,
+        }
+    }
+
+    /// Runs until the daemon may leave.
+    pub fn run(mut self, inboxes: &Inboxes, recovered: &Recovered) -> Ending {
+        self.become_ready(recovered);
+        while !self.leave {
+            let due = self.due();
+            let alarm = due.map_or_else(never, |at| crossbeam_channel::at(at));
+            select! {
+                recv(inboxes.signals) -> signal => if let Ok(signal) = signal { self.signal(signal) },
+                recv(inboxes.requests) -> request => if let Ok(request) = request { self.request(request) },
+                recv(inboxes.nudges) -> _ => {}
+                recv(self.news.1) -> news => if let Ok(news) = news { self.take(news) },
+                recv(alarm) -> _ => {}
+            }
+            while let Ok(news) = self.news.1.try_recv() {
+                self.take(news);
+            }
+            self.look();
+        }
+        let reason = self.machine.stop().map_or(StopReason::Shutdown, |s| s.reason);
+        let now = self.machine.stop().is_some_and(|s| s.urgency == Urgency::Now);
+        Ending { reason, clean: !self.machine.abandoned() && !self.hooks_abandoned && !now }
+    }
+
+    fn become_ready(&mut self, recovered: &Recovered) {
+        self.step(Event::BecameReady);
+        self.house.set_ready();
+        notify::ready();
+        log::info!(boot = self.house.boot_id; "ready, {} after the start", took(clock::now() - self.house.started_at));
+        let fields = serde_json::json!({
+            "version": env!("CARGO_PKG_VERSION"),
+            "recovered": {
+                "deaths": recovered.deaths, "activations": recovered.activations,
+                "interrupted": recovered.interrupted, "suspended": recovered.suspended,
+            },
+        });
+        let news = self.news.0.clone();
+        let event = desk::hook_event(HookEvent::DaemonStart, "", fields, None);
+        self.house.hooks.notify(event, Box::new(move |_| {
+            let _ = news.try_send(News::Started);
+        }));
+        self.schedule(recovered.recent_deaths);
+    }
+
+    /// Every session in which something waits gets a worker, each on its own; interrupted turns are paced.
+    fn schedule(&mut self, deaths: u32) {
+        let config = self.house.config();
+        let since = config.sessions.resume_window.map_or(0, |w| clock::now() - i64::try_from(w.as_millis()).unwrap_or(i64::MAX));
+        let marked = (config.sessions.resume == Resume::Auto).then_some(since);
+        let alone_at = i64::from(config.sessions.stuck_threshold) - 1;
+        let mut after = 0;
+        loop {
+            let page = match self.house.store.wanted(after, 1000, marked) {
+                Ok(page) => page,
+                Err(e) => {
+                    log::error!("what waits cannot be read: {e}");
+                    return;
+                }
+            };
+            let Some(last) = page.last() else { break };
+            after = last.sid;
+            for w in page {
+                let wish = Wish { sid: w.sid, key: w.key, asked: marked.is_some() };
+                if alone_at > 0 && w.unclean >= alone_at {
+                    self.loners.push_back(wish);
+                } else if w.queued {
+                    self.house.registry.want(wish);
+                } else {
+                    self.continuations.push_back(wish);
+                }
+            }
+        }
+        self.next_continuation = Some(Instant::now() + Duration::from_secs(continuation_delay_s(deaths).into()));
+    }
+
+    /// When something is due at the latest.
+    fn due(&self) -> Option<Instant> {
+        let numbers = self.house.registry.numbers();
+        let continuation = self.next_continuation.filter(|_| !self.continuations.is_empty() && self.is_open());
+        let alone = self.house.registry.solo().and_then(|(_, since)| since).map(|s| s + ALONE);
+        let alive = (numbers.running > 0 && self.machine.stop().is_none()).then_some(self.alive_at);
+        let prune = (!self.pruning && self.machine.phase() == Phase::Running).then_some(self.prune_at);
+        let retry = self.retry_at.filter(|_| self.house.registry.has_wishes());
+        [self.machine.alarm(), continuation, alone, alive, prune, retry, self.progress_at].into_iter().flatten().min()
+    }
+
+    fn is_open(&self) -> bool {
+        self.machine.phase() == Phase::Running && !self.house.board().held
+    }
+
+    /// Does what has become due or possible.
+    fn look(&mut self) {
+        let now = Instant::now();
+        if self.machine.alarm().is_some_and(|at| at <= now) {
+            self.step(Event::TimeUp);
+        }
+        match self.machine.phase() {
+            Phase::Running => self.look_running(now),
+            Phase::Draining | Phase::Interrupting | Phase::Sweeping => self.look_stopping(now),
+            Phase::Starting | Phase::CallingHooks | Phase::Closing | Phase::Ended => {}
+        }
+    }
+
+    fn look_running(&mut self, now: Instant) {
+        if self.alive_at <= now && self.house.registry.numbers().running > 0 {
+            self.alive_at = now + ALIVE;
+            self.aside("alive", |house| {
+                if let Err(e) = house.store.note_alive() {
+                    log::warn!("the sign of life cannot be noted: {e}");
+                }
+                None
+            });
+        }
+        if self.prune_at <= now && !self.pruning {
+            self.pruning = true;
+            self.aside("prune", |house| Some(News::Pruned(prune(house))));
+        }
+        if let Some((sid, Some(since))) = self.house.registry.solo()
+            && since + ALONE <= now
+        {
+            self.house.registry.solo_done(sid);
+            self.aside("solo", |house| {
+                if let Err(e) = house.store.clear_solo() {
+                    log::warn!("{e}");
+                }
+                None
+            });
+        }
+        if self.is_open() {
+            while self.next_continuation.is_some_and(|at| at <= now) {
+                let Some(wish) = self.continuations.pop_front() else { break };
+                self.next_continuation = self.next_continuation.map(|at| at + PACE);
+                self.house.registry.want(wish);
+            }
+            if let Some(wish) = self.loners.front()
+                && self.house.registry.solo_start(wish.sid)
+                && let Some(wish) = self.loners.pop_front()
+            {
+                self.house.registry.want(wish);
+            }
+        }
+        self.seat(now);
+    }
+
+    /// Gives workers to the sessions that want one, as far as there is room.
+    fn seat(&mut self, now: Instant) {
+        let wishes = self.house.registry.take_wishes();
+        if wishes.is_empty() {
+            return;
+        }
+        let config = self.house.config();
+        let mut waiting = VecDeque::new();
+        self.retry_at = None;
+        for wish in wishes {
+            let agent = config.route(&wish.key).clone();
+            let mailbox = Arc::new(Mailbox::default());
+            let registry = &self.house.registry;
+            if self.retry_at.is_some()
+                || registry.room(&wish, &agent.name, config.sessions.max_live, agent.max_processes, &mailbox) == Room::Wait
+            {
+                waiting.push_back(wish);
+                continue;
+            }
+            let stack = if agent.kind == AgentKind::Lua { thread::DEEP_STACK } else { thread::IO_STACK };
+            let (house, news, seat) = (self.house.clone(), self.news.0.clone(), wish.clone());
+            let started = thread::spawn(format!("s{}", wish.sid), stack, move || {
+                worker::run(&house, &seat, agent, &mailbox);
+                let _ = news.send(News::WorkerEnded(seat.sid));
+            });
+            match started {
+                Ok(join) => registry.started(wish.sid, join),
+                Err(e) => {
+                    let _ = registry.remove(wish.sid);
+                    if registry.numbers().live == 0 {
+                        log::error!(key = wish.key; "no thread for the session: {e}");
+                        let _ = self.house.store.fail_waiting(wish.sid, "overloaded", format!("no thread for the session: {e}"));
+                    } else {
+                        self.retry_at = Some(now + NO_THREAD);
+                        waiting.push_back(wish);
+                    }
+                }
+            }
+        }
+        self.house.registry.return_wishes(waiting);
+    }
+
+    fn look_stopping(&mut self, now: Instant) {
+        let numbers = self.house.registry.numbers();
+        let delivering = self.house.hub.delivering();
+        if numbers.live == 0 && (delivering == 0 || self.machine.phase() != Phase::Draining) {
+            self.step(Event::WorkersGone);
+        } else if numbers.running == 0 && delivering == 0 && self.machine.phase() != Phase::Sweeping {
+            self.step(Event::TurnsEnded);
+        }
+        if self.progress_at.is_some_and(|at| at <= now) {
+            self.progress_at = Some(now + PROGRESS);
+            let blocking = self.house.registry.blocking();
+            let first = blocking.first().map(|b| format!(", longest: {} for {} s", b.key, b.age.as_secs())).unwrap_or_default();
+            notify::status(&format!("{}: {} turns run{first}", self.machine.phase(), blocking.len()));
+            self.keep_facts();
+        }
+    }
+
+    fn keep_facts(&self) {
+        let blocking = self.house.registry.blocking();
+        let keys: Vec<&str> = blocking.iter().take(20).map(|b| b.key.as_str()).collect();
+        watchdog::facts(format!(
+            "ostler: the stop's deadline has passed in phase {}: {} turns run ({}); leaving\n",
+            self.machine.phase(),
+            blocking.len(),
+            keys.join(" ")
+        ));
+    }
+
+    fn signal(&mut self, signal: Signal) {
+        let again = self.machine.stop().map_or(Urgency::Graceful, |s| s.urgency.raised());
+        match signal {
+            Signal::Stop => self.ask_stop(StopReason::Shutdown, again),
+            Signal::Restart => self.ask_stop(StopReason::Restart, again),
+            Signal::Reload => self.reload(None),
+        }
+    }
+
+    fn request(&mut self, request: Request) {
+        match request {
+            Request::Stop(reason, urgency, answer) => {
+                let shutting = self.machine.stop().is_some_and(|s| s.reason == StopReason::Shutdown);
+                if shutting && reason == StopReason::Restart {
+                    let _ = answer.try_send(Err("a shutdown is in progress"));
+                } else {
+                    let _ = answer.try_send(Ok(()));
+                    self.ask_stop(reason, urgency);
+                }
+            }
+            Request::Reload(answer) => self.reload(Some(answer)),
+            Request::Hold(hold) => self.hold(hold),
+            Request::Ping(answer) => {
+                let _ = answer.try_send(());
+            }
+        }
+    }
+
+    fn hold(&mut self, hold: bool) {
+        if self.machine.stop().is_some() {
+            return;
+        }
+        self.house.store.set_admission(if hold { Admission::Held } else { Admission::Open });
+        self.house.show(|b| b.held = hold);
+        log::info!("{}", if hold { "held: messages are accepted, no turn starts" } else { "released: turns start" });
+        if !hold {
+            self.house.registry.wake_all();
+            self.schedule(0);
+        }
+    }
+
+    fn reload(&mut self, answer: Option<Sender<Result<Reloaded, String>>>) {
+        if self.machine.stop().is_some() {
+            log::warn!("reload refused: the daemon is stopping");
+            if let Some(answer) = answer {
+                let _ = answer.try_send(Err("the daemon is stopping".into()));
+            }
+            return;
+        }
+        let idle = self.reloading.is_empty();
+        self.reloading.push(answer.unwrap_or_else(|| crossbeam_channel::bounded(1).0));
+        if idle {
+            notify::reloading();
+            self.aside("reload", |house| Some(News::Reloaded(reload::run(house))));
+        }
+    }
+
+    fn ask_stop(&mut self, reason: StopReason, urgency: Urgency) {
+        self.machine.set_budget(self.house.config().shutdown);
+        self.step(Event::StopAsked(reason, urgency));
+    }
+
+    fn take(&mut self, news: News) {
+        match news {
+            News::Life(event) => self.step(event),
+            News::Started => self.delivery.tell(Message::Go),
+            News::WorkerEnded(sid) => {
+                self.ended.insert(sid);
+                if let Some((join, again)) = self.house.registry.remove(sid) {
+                    // The thread has said its last word: the join is a matter of microseconds.
+                    if let Some(join) = join
+                        && join.join().is_err()
+                    {
+                        log::error!("the worker of session row {sid} panicked at its end");
+                    }
+                    self.house.registry.solo_done(sid);
+                    if let Some(wish) = again {
+                        self.house.registry.want(wish);
+                    }
+                }
+            }
+            News::Reloaded(outcome) => {
+                notify::ready();
+                match &outcome {
+                    Ok(r) => {
+                        log::info!("reloaded: {} keys changed{}", r.changed.len(), restart_text(r));
+                        let fields = serde_json::json!({ "changed": r.changed });
+                        let event = desk::hook_event(HookEvent::Reload, "", fields, None);
+                        self.house.hooks.notify(event, Box::new(|_| ()));
+                        self.prune_at = Instant::now();
+                    }
+                    Err(e) => log::error!("reload refused, the old configuration and hooks stay: {e}"),
+                }
+                for answer in self.reloading.drain(..) {
+                    let _ = answer.try_send(outcome.clone());
+                }
+            }
+            News::Pruned(more) => {
+                self.pruning = false;
+                self.prune_at = Instant::now() + if more { Duration::ZERO } else { PRUNE };
+            }
+        }
+    }
+
+    /// Runs something that may take its time on a thread of its own.
+    fn aside(&self, name: &str, body: impl FnOnce(&Arc<House>) -> Option<News> + Send + 'static) {
+        let (house, news) = (self.house.clone(), self.news.0.clone());
+        let body = move || {
+            if let Some(result) = body(&house) {
+                let _ = news.send_timeout(result, Duration::from_secs(60));
+            }
+        };
+        if let Err(e) = thread::spawn(name, thread::DEEP_STACK, body) {
+            log::error!("{name}: no thread: {e}");
+        }
+    }
+
+    /// Feeds the machine, and does what it says.
+    fn step(&mut self, event: Event) {
+        let before = self.machine.phase();
+        let actions = self.machine.step(event, Instant::now());
+        let phase = self.machine.phase();
+        if let Some(stop) = self.machine.stop() {
+            let deadline_at = clock::now() + millis(stop.deadline.saturating_duration_since(Instant::now()));
+            self.house.show(|b| b.stop = Some((stop.reason, stop.urgency, deadline_at)));
+        }
+        if phase != before {
+            self.house.show(|b| b.phase = phase.as_str());
+            if let Some(report) = &mut self.report {
+                report.enter(phase);
+            }
+            if self.machine.stop().is_some() {
+                log::info!("stop: {before} → {phase}");
+                self.keep_facts();
+            }
+        }
+        for action in actions {
+            self.perform(action);
+        }
+    }
+
+    fn perform(&mut self, action: Action) {
+        let house = self.house.clone();
+        let Some(stop) = self.machine.stop() else { return };
+        match action {
+            Action::CloseAdmission => {
+                house.store.set_admission(Admission::Stopping);
+                self.report = Some(Report::begin(&house, stop, self.machine.phase()));
+                self.progress_at = Some(Instant::now());
+                log::info!("stop: {} ({}), at most {} s", stop.reason, stop.urgency, left(stop.deadline).as_secs());
+            }
+            Action::TellManager => {
+                notify::stopping(left(stop.deadline));
+                let code = if stop.reason == StopReason::Restart { 75 } else { 1 };
+                match watchdog::arm(stop.deadline, code) {
+                    Ok(guard) => self.deadline_guard = Some(guard),
+                    Err(e) => log::error!("no thread for the stop's deadline: {e}"),
+                }
+            }
+            Action::MarkRunning => {
+                let note = StopNote {
+                    reason: stop.reason,
+                    urgency: stop.urgency,
+                    deadline_at: clock::now() + millis(left(stop.deadline)),
+                };
+                match house.store.until(Instant::now() + house.config().shutdown.close).mark_running(note) {
+                    Ok(n) => log::info!("stop: {n} running sessions are marked"),
+                    Err(e) => log::error!("stop: the marks could not be written, the next boot derives them: {e}"),
+                }
+                crate::failpoint::hit("stop", "marked");
+            }
+            Action::CallShutdownHooks(until) => self.call_hooks(HookEvent::Shutdown, until, Event::ShutdownHooksEnded),
+            Action::CloseWorkers => house.registry.close_all(),
+            Action::RefreshMarks => {
+                crate::failpoint::hit("stop", "timeout");
+                if let Err(e) = house.store.until(Instant::now() + house.config().shutdown.close).refresh_marks(stop.reason.mark()) {
+                    log::error!("stop: the marks could not be renewed: {e}");
+                }
+            }
+            Action::Interrupt(until) => house.registry.interrupt_running(Interrupt::Cancel(until)),
+            Action::Kill => house.registry.hurry(Instant::now(), true),
+            Action::Abandon => {
+                let given_up = house.registry.abandon();
+                if !given_up.is_empty() {
+                    let keys: Vec<&str> = given_up.iter().take(20).map(|(_, key)| key.as_str()).collect();
+                    log::error!("stop: {} workers were abandoned: {}", given_up.len(), keys.join(" "));
+                }
+                if let Some(report) = &mut self.report {
+                    report.abandoned(given_up);
+                }
+            }
+            Action::Sweep(until) => house.registry.hurry(until, false),
+            Action::CloseActivations => {
+                crate::failpoint::hit("stop", "swept");
+                let patient = house.store.until(Instant::now() + house.config().shutdown.close);
+                match patient.close_activations(stop.reason) {
+                    Ok(n) => log::info!("stop: {n} activations closed"),
+                    Err(e) => log::error!("stop: the ends could not be written, the next boot writes them: {e}"),
+                }
+            }
+            Action::DeliverEnds(_) => {
+                crate::failpoint::hit("stop", "ended");
+                let news = self.news.0.clone();
+                self.delivery.tell(Message::Drain(Box::new(move || {
+                    let _ = news.try_send(News::Life(Event::EndsDelivered));
+                })));
+            }
+            Action::CallStopped(until) => {
+                // No event is delivered after this.
+                self.delivery.tell(Message::Halt);
+                self.call_hooks(HookEvent::Stopped, until, Event::StoppedHooksEnded);
+            }
+            Action::CloseStore(until) => self.close_store(until),
+            Action::Leave => self.leave = true,
+        }
+    }
+
+    /// Calls the handlers of one of the stop's own events; the machine is told when they are done.
+    fn call_hooks(&mut self, kind: HookEvent, until: Instant, done: Event) {
+        let Some(stop) = self.machine.stop() else { return };
+        let blocking = self.house.registry.blocking();
+        let fields = match kind {
+            HookEvent::Stopped => serde_json::json!({
+                "reason": stop.reason, "clean": !self.machine.abandoned(),
+                "report": self.report.as_ref().map(|r| r.json(&self.house, false)),
+            }),
+            _ => serde_json::json!({
+                "reason": stop.reason, "deadline_ms": millis(left(until)),
+                "running": blocking.iter().map(|b| b.key.as_str()).collect::<Vec<_>>(),
+                "live": self.house.registry.numbers().live,
+            }),
+        };
+        let news = self.news.0.clone();
+        let event = desk::hook_event(kind, "", fields, None);
+        self.house.hooks.notify(event, Box::new(move |_| {
+            let _ = news.try_send(News::Life(done));
+        }));
+    }
+
+    fn close_store(&mut self, until: Instant) {
+        crate::failpoint::hit("stop", "stopped");
+        self.delivery.tell(Message::Halt);
+        self.house.hooks.stop_calling();
+        let given_up = self.house.hooks.close(Instant::now() + left(until) / 4);
+        self.hooks_abandoned = given_up > 0;
+        let now = self.machine.stop().is_some_and(|s| s.urgency == Urgency::Now);
+        let clean = !self.machine.abandoned() && !self.hooks_abandoned && !now;
+        let report = match &mut self.report {
+            Some(report) => {
+                report.finish(clean);
+                report.json(&self.house, true)
+            }
+            None => serde_json::Value::Null,
+        };
+        let store = self.house.store.until(until);
+        let keep = self.house.config().retention.reports;
+        if let Err(e) = store.close_boot(clean, report, keep) {
+            log::error!("stop: the clean record could not be written: {e}");
+        }
+        let news = self.news.0.clone();
+        let body = move || {
+            if let Err(e) = store.close(until) {
+                log::error!("stop: the store could not be closed: {e}");
+            }
+            let _ = news.send_timeout(News::Life(Event::StoreClosed), Duration::from_secs(60));
+        };
+        if let Err(e) = thread::spawn("close", thread::IO_STACK, body) {
+            log::error!("stop: no thread to close the store: {e}");
+        }
+    }
+}
+
+/// One round of pruning. Whether there may be more.
+fn prune(house: &House) -> bool {
+    match house.store.prune(house.config().retention.clone()) {
+        Ok(pruned) => {
+            if pruned.total() > 0 {
+                log::debug!("pruned: {pruned:?}");
+            }
+            pruned.total() > 0
+        }
+        Err(e) => {
+            log::warn!("nothing can be pruned now: {e}");
+            false
+        }
+    }
+}
+
+fn restart_text(r: &Reloaded) -> String {
+    if r.needs_restart.is_empty() { String::new() } else { format!(", needs a restart: {}", r.needs_restart.join(", ")) }
+}
+
+fn left(until: Instant) -> Duration {
+    until.saturating_duration_since(Instant::now())
+}
+
+fn millis(d: Duration) -> clock::Millis {
+    clock::Millis::try_from(d.as_millis()).unwrap_or(clock::Millis::MAX)
+}
+
+fn took(ms: clock::Millis) -> String {
+    format!("{ms} ms")
+}

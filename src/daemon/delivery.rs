@@ -1,0 +1,334 @@
+//! Delivery of the journal: one thread that hands each owed event to its handler, in order a key and a handler, and
+//! commits what came of it.
+//!
+//! A handler's return is committed before the next event of its lane is handed over, so what was committed is never
+//! repeated. What fails is tried again after growing pauses, then set aside. It holds a window of the oldest deliveries in
+//! memory; the rest waits in the store.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TrySendError};
+
+use super::house::House;
+use crate::clock;
+use crate::hooks::{Delivered, Event};
+use crate::model::event::HandlerId;
+use crate::store::{Owed, Settled};
+
+/// Deliveries held in memory.
+const WINDOW: usize = 512;
+/// Calls under way at once.
+const CALLS: usize = 32;
+/// After a refusal of the store or of a full hook thread.
+const AGAIN: Duration = Duration::from_millis(500);
+/// The longest pause between two attempts.
+const LONGEST: Duration = Duration::from_secs(600);
+
+/// What the thread is told.
+pub enum Message {
+    /// More may be due.
+    Due,
+    /// Set-aside deliveries are due again: look from the beginning.
+    Rescan,
+    /// `daemon_start` is done: deliver.
+    Go,
+    /// The attempt is committed: call.
+    Noted(i64, bool),
+    /// A handler answered.
+    Answered(i64, Delivered),
+    /// What came of it is committed, or not.
+    Kept(i64, bool),
+    /// Say when nothing more can be delivered now.
+    Drain(Box<dyn FnOnce() + Send>),
+    /// Call nobody any more, and end.
+    Halt,
+}
+
+/// A handle to the thread.
+#[derive(Clone)]
+pub struct Delivery(Sender<Message>);
+
+impl std::fmt::Debug for Delivery {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Delivery")
+    }
+}
+
+impl Delivery {
+    /// A handle, and the thread's inbox; bounded by what can be under way.
+    #[must_use]
+    pub fn new() -> (Self, Receiver<Message>) {
+        let (send, receive) = crossbeam_channel::bounded(4 * WINDOW);
+        (Self(send), receive)
+    }
+
+    /// More may be due. Never blocks, and leaves room in the inbox for answers: one that is that full is looked at anyway.
+    pub fn poke(&self) {
+        if self.0.len() < WINDOW {
+            let _ = self.0.try_send(Message::Due);
+        }
+    }
+
+    /// Tells it something that must arrive.
+    pub fn tell(&self, message: Message) {
+        if let Err(TrySendError::Full(message)) = self.0.try_send(message) {
+            let _ = self.0.send_timeout(message, Duration::from_secs(5));
+        }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum State {
+    Waiting,
+    Calling,
+    Keeping(Settled),
+    Unkept(Settled),
+}
+
+struct Item {
+    owed: Owed,
+    state: State,
+    not_before: Option<Instant>,
+}
+
+struct Pump {
+    house: Arc<House>,
+    me: Delivery,
+    window: BTreeMap<i64, Item>,
+    lanes: HashMap<(HandlerId, String), BTreeSet<i64>>,
+    cursor: i64,
+    more: bool,
+    going: bool,
+    calls: usize,
+    drained: Vec<Box<dyn FnOnce() + Send>>,
+}
+
+/// The thread, until it is halted.
+pub fn run(house: Arc<House>, me: Delivery, inbox: &Receiver<Message>) {
+    let mut pump = Pump {
+        house,
+        me,
+        window: BTreeMap::new(),
+        lanes: HashMap::new(),
+        cursor: 0,
+        more: true,
+        going: false,
+        calls: 0,
+        drained: Vec::new(),
+    };
+    loop {
+        let next = pump.turn();
+        let message = match next {
+            None => inbox.recv().map_err(|_| RecvTimeoutError::Disconnected),
+            Some(at) => inbox.recv_timeout(at.saturating_duration_since(Instant::now())),
+        };
+        match message {
+            Ok(Message::Halt) | Err(RecvTimeoutError::Disconnected) => return,
+            Ok(message) => pump.take(message),
+            Err(RecvTimeoutError::Timeout) => {}
+        }
+        for message in inbox.try_iter().take(4 * WINDOW) {
+            if matches!(message, Message::Halt) {
+                return;
+            }
+            pump.take(message);
+        }
+    }
+}
+
+impl Pump {
+    fn take(&mut self, message: Message) {
+        match message {
+            Message::Due => self.more = true,
+            Message::Rescan => {
+                self.more = true;
+                self.cursor = 0;
+            }
+            Message::Go => self.going = true,
+            Message::Noted(did, true) => self.call(did),
+            Message::Noted(did, false) => {
+                self.calls -= 1;
+                self.later(did, Instant::now() + AGAIN);
+            }
+            Message::Answered(did, delivered) => self.answered(did, delivered),
+            Message::Kept(did, kept) => self.kept(did, kept),
+            Message::Drain(done) => self.drained.push(done),
+            Message::Halt => {}
+        }
+    }
+
+    /// Fills the window, calls what can be called, and says when to look again.
+    fn turn(&mut self) -> Option<Instant> {
+        if !self.going {
+            return None;
+        }
+        self.fill();
+        let now = Instant::now();
+        let mut next: Option<Instant> = None;
+        let heads: Vec<i64> = self.lanes.values().filter_map(|lane| lane.first().copied()).collect();
+        for did in heads {
+            let Some(item) = self.window.get(&did) else { continue };
+            let ready = item.not_before.is_none_or(|at| at <= now);
+            match (&item.state, ready) {
+                (State::Waiting, true) if self.calls < CALLS => self.begin(did),
+                (State::Unkept(settled), true) => {
+                    let settled = settled.clone();
+                    self.keep(did, settled);
+                }
+                (State::Waiting | State::Unkept(_), false) => next = next.into_iter().chain(item.not_before).min(),
+                (State::Waiting, true) | (State::Calling | State::Keeping(_), _) => {}
+            }
+        }
+        let busy = self.window.values().any(|i| match i.state {
+            State::Calling | State::Keeping(_) => true,
+            State::Waiting | State::Unkept(_) => i.not_before.is_none_or(|at| at <= now),
+        });
+        // What waits behind a delivery that is being tried again cannot be delivered now either.
+        let stuck = self.calls == 0 && !self.more && self.lanes.values().all(|l| {
+            l.first().and_then(|did| self.window.get(did)).is_none_or(|i| i.not_before.is_some_and(|at| at > now))
+        });
+        if !busy && !self.more || stuck {
+            for done in self.drained.drain(..) {
+                done();
+            }
+        }
+        next
+    }
+
+    fn fill(&mut self) {
+        while self.more && self.window.len() < WINDOW {
+            match self.house.store.pending_deliveries(self.cursor, WINDOW) {
+                Ok(page) => {
+                    self.more = page.len() == WINDOW;
+                    for owed in page {
+                        self.cursor = self.cursor.max(owed.did);
+                        if self.window.contains_key(&owed.did) {
+                            continue;
+                        }
+                        let wait = u64::try_from(owed.next_at - clock::now()).unwrap_or(0);
+                        let not_before = (wait > 0).then(|| Instant::now() + Duration::from_millis(wait).min(LONGEST));
+                        self.lanes.entry((owed.handler.clone(), owed.key.clone())).or_default().insert(owed.did);
+                        self.window.insert(owed.did, Item { owed, state: State::Waiting, not_before });
+                    }
+                }
+                Err(e) => {
+                    log::error!("the hook journal cannot be read: {e}");
+                    self.more = false;
+                }
+            }
+        }
+    }
+
+    fn begin(&mut self, did: i64) {
+        let Some(item) = self.window.get_mut(&did) else { return };
+        item.state = State::Calling;
+        self.calls += 1;
+        if item.owed.earlier_boot {
+            // Committed before the call: a handler that kills the daemon is set aside in the end.
+            let me = self.me.clone();
+            self.house.store.note_attempt(did, move |kept| me.tell(Message::Noted(did, kept.is_ok())));
+        } else {
+            self.call(did);
+        }
+    }
+
+    fn call(&mut self, did: i64) {
+        let Some(item) = self.window.get_mut(&did) else { return };
+        let owed = &mut item.owed;
+        let earlier = owed.earlier_boot;
+        owed.attempts = if earlier { owed.attempts.max(1) + 1 } else { owed.attempts + 1 };
+        let event = Event {
+            kind: owed.handler.event,
+            event_id: owed.event_id.clone(),
+            at: owed.at,
+            attempt: owed.attempts,
+            redelivered: owed.attempts > 1,
+            test: false,
+            key: Some(owed.key.clone()),
+            fields: {
+                let mut fields = owed.fields.clone();
+                fields["session_id"] = owed.session_id.as_str().into();
+                fields
+            },
+            transcript: Some((owed.session_id.clone(), owed.upto)),
+        };
+        crate::failpoint::hit("delivery", "before");
+        let me = self.me.clone();
+        self.house.hooks.deliver(&owed.handler, event, Box::new(move |d| me.tell(Message::Answered(did, d))));
+    }
+
+    fn answered(&mut self, did: i64, delivered: Delivered) {
+        self.calls -= 1;
+        crate::failpoint::hit("delivery", "answered");
+        let Some(item) = self.window.get_mut(&did) else { return };
+        let attempts = self.house.config().hooks.attempts;
+        let settled = match delivered {
+            Delivered::Done => Settled::Delivered,
+            Delivered::Orphaned => Settled::Orphaned,
+            Delivered::NotCalled => {
+                item.owed.attempts -= 1;
+                item.state = State::Waiting;
+                item.not_before = Some(Instant::now() + AGAIN);
+                return;
+            }
+            Delivered::Failed(why) | Delivered::TimedOut(why) if item.owed.attempts >= attempts => {
+                log::error!(key = item.owed.key, hook = item.owed.handler.script, event = item.owed.event_id;
+                    "set aside after {} deliveries: {why}", item.owed.attempts);
+                Settled::SetAside(why)
+            }
+            Delivered::Failed(why) | Delivered::TimedOut(why) => {
+                let pause = pause(item.owed.attempts);
+                item.not_before = Some(Instant::now() + pause);
+                Settled::Retry(why, clock::now() + i64::try_from(pause.as_millis()).unwrap_or(0))
+            }
+        };
+        self.keep(did, settled);
+    }
+
+    fn keep(&mut self, did: i64, settled: Settled) {
+        let Some(item) = self.window.get_mut(&did) else { return };
+        item.state = State::Keeping(settled.clone());
+        let me = self.me.clone();
+        let counted = item.owed.earlier_boot;
+        self.house.store.settle_delivery(did, settled, counted, move |kept| me.tell(Message::Kept(did, kept.is_ok())));
+    }
+
+    fn kept(&mut self, did: i64, kept: bool) {
+        let Some(item) = self.window.get_mut(&did) else { return };
+        let State::Keeping(settled) = item.state.clone() else { return };
+        match (kept, &settled) {
+            (true, Settled::Retry(..)) => item.state = State::Waiting,
+            (true, Settled::Delivered | Settled::SetAside(_) | Settled::Orphaned) => self.forget(did),
+            // The handler is not called again for it in this boot: only the note of it is tried again.
+            (false, _) => {
+                item.state = State::Unkept(settled);
+                item.not_before = Some(Instant::now() + AGAIN);
+            }
+        }
+    }
+
+    fn later(&mut self, did: i64, at: Instant) {
+        if let Some(item) = self.window.get_mut(&did) {
+            item.state = State::Waiting;
+            item.not_before = Some(at);
+        }
+    }
+
+    fn forget(&mut self, did: i64) {
+        let Some(item) = self.window.remove(&did) else { return };
+        let lane = (item.owed.handler, item.owed.key);
+        if let Some(dids) = self.lanes.get_mut(&lane) {
+            dids.remove(&did);
+            if dids.is_empty() {
+                self.lanes.remove(&lane);
+            }
+        }
+    }
+}
+
+/// The pause after as many attempts: 1 s, 5 s, 25 s, …
+fn pause(attempts: u32) -> Duration {
+    Duration::from_secs(5u64.saturating_pow(attempts.saturating_sub(1))).min(LONGEST)
+}

@@ -1,0 +1,603 @@
+//! The desk: what a worker lends its agent. It turns what the agent says into durable items, keeps the turn's deadlines,
+//! settles permissions, and passes on interrupts. It decides nothing about sessions; the worker does.
+
+use std::collections::HashMap;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use super::house::{CANCEL, House};
+use super::mailbox::{Close, Letters, Mailbox, Why, Woken};
+use super::registry::{Answered, Asked};
+use crate::agent::{
+    Entry, Host, Identity, Interrupt, PermissionOption, PermissionOutcome, PermissionRequest, Said, ToolCall, Wake, Watch,
+};
+use crate::config::{self, PermissionPolicy};
+use crate::hooks::{Event, Verdict};
+use crate::model::event::{EventKind, HookEvent};
+use crate::store::{Begun, Error, Item, Refusal, TurnRef};
+use crate::clock;
+
+/// Text is committed at the latest after this.
+const FLUSH: Duration = Duration::from_millis(100);
+/// After a failed write, tried again after this.
+const AGAIN: Duration = Duration::from_secs(1);
+/// So much unwritten text makes the agent wait for the disk.
+const UNWRITTEN: usize = 8 << 20;
+/// So much is written without waiting for the 100 ms.
+const PIECE: usize = 64 << 10;
+/// The most tool calls of one turn that are remembered for upserts.
+const TOOLS: usize = 4096;
+/// The most of an answer that `turn_end` handlers are shown.
+const SHOWN: usize = 1 << 20;
+
+/// A permission that waits for its answer.
+struct Open {
+    request: PermissionRequest,
+    since: Instant,
+    until: Option<Instant>,
+}
+
+/// What is known of the running turn.
+pub struct Running {
+    /// Whom to write for.
+    pub turn: TurnRef,
+    /// Its id.
+    pub turn_id: String,
+    /// Why its time ran out, if it did.
+    pub timed_out: Option<String>,
+    /// The answer so far, for `turn_end` handlers.
+    pub answer: String,
+    /// Somebody else ended the turn: nothing more is written.
+    pub stale: bool,
+    items: Vec<Item>,
+    unwritten: usize,
+    number: i64,
+    flush_at: Option<Instant>,
+    deadline: Option<Instant>,
+    heard: Instant,
+    offset: usize,
+    tools: HashMap<String, ToolCall>,
+    open: Vec<Open>,
+}
+
+/// The desk of one worker.
+pub struct Desk {
+    /// The house.
+    pub house: Arc<House>,
+    /// The session's row.
+    pub sid: i64,
+    /// The activation's number.
+    pub epoch: i64,
+    /// The agent's definition, as it was when the activation opened.
+    pub agent: config::Agent,
+    /// The turn in progress.
+    pub running: Option<Running>,
+    /// Something may wait to run.
+    pub work: bool,
+    /// An interrupted turn is to go on by itself.
+    pub asked: bool,
+    /// Close, after the running turn.
+    pub close: Option<Close>,
+    /// By when everything must be closed.
+    pub close_by: Option<Instant>,
+    mailbox: Arc<Mailbox>,
+    identity: Identity,
+    interrupt: Option<(Interrupt, Why)>,
+    settled: Vec<(String, PermissionOutcome)>,
+    keep_answer: bool,
+}
+
+impl Desk {
+    /// A desk for one activation.
+    #[must_use]
+    pub fn new(house: Arc<House>, sid: i64, epoch: i64, agent: config::Agent, mailbox: Arc<Mailbox>, identity: Identity) -> Self {
+        Self {
+            house,
+            sid,
+            epoch,
+            agent,
+            running: None,
+            work: false,
+            asked: false,
+            close: None,
+            close_by: None,
+            mailbox,
+            identity,
+            interrupt: None,
+            settled: Vec::new(),
+            keep_answer: false,
+        }
+    }
+
+    /// Takes in the letters that came. `true`: one of them concerns the agent.
+    pub fn collect(&mut self) -> bool {
+        let letters: Letters = self.mailbox.take();
+        self.work |= letters.work;
+        self.asked |= letters.asked;
+        self.close = self.close.max(letters.close);
+        self.close_by = letters.close_by.or(self.close_by);
+        let mut concerns = letters.close.is_some() || letters.close_by.is_some();
+        if let Some((interrupt, why)) = letters.interrupt {
+            let greater = match (&self.interrupt, &interrupt) {
+                (None, _) => true,
+                (Some((Interrupt::Kill, _)), _) => false,
+                (Some((Interrupt::Cancel(old), _)), Interrupt::Cancel(new)) => new < old,
+                (Some((Interrupt::Cancel(_), _)), Interrupt::Kill) => true,
+            };
+            // An interrupt for a turn that has ended meanwhile concerns nobody.
+            if greater && (self.running.is_some() || why != Why::Cancelled) {
+                self.interrupt = Some((interrupt, why));
+                concerns = true;
+            }
+        }
+        for (id, outcome, by) in letters.permissions {
+            self.settle(&id, outcome, by);
+            concerns = true;
+        }
+        for (id, verdict) in letters.verdicts {
+            concerns |= self.judged(&id, verdict);
+        }
+        concerns
+    }
+
+    /// Waits outside a turn for a letter or the agent's descriptors.
+    pub fn rest(&mut self, watches: &mut [Watch<'_>], until: Option<Instant>) -> Woken {
+        match self.mailbox.wait(watches, until) {
+            Ok(woken) => woken,
+            Err(e) => {
+                log::error!(key = self.identity.key; "cannot wait for the agent: {e}");
+                self.mailbox.wait(&mut [], Some(Instant::now() + AGAIN)).unwrap_or(Woken::Timeout)
+            }
+        }
+    }
+
+    /// A turn begins.
+    pub fn begin(&mut self, begun: &Begun) {
+        let now = Instant::now();
+        self.keep_answer = self.house.hooked(HookEvent::TurnEnd);
+        self.running = Some(Running {
+            turn: begun.turn,
+            turn_id: begun.turn_id.clone(),
+            timed_out: None,
+            answer: String::new(),
+            stale: false,
+            items: Vec::new(),
+            unwritten: 0,
+            number: 0,
+            flush_at: None,
+            deadline: self.agent.turn_timeout.map(|t| now + t),
+            heard: now,
+            offset: 0,
+            tools: HashMap::new(),
+            open: Vec::new(),
+        });
+    }
+
+    /// A turn has ended for the agent: what is still to be written, and what interrupted it.
+    pub fn end(&mut self) -> Option<(Running, Vec<Item>, Option<Why>)> {
+        self.collect();
+        for id in self.running.as_ref().map(|r| r.open.iter().map(|o| o.request.request_id.clone()).collect()).unwrap_or(Vec::new()) {
+            let _ = self.house.registry.answer_permission(self.sid, &id, None, "daemon");
+            self.settle(&id, PermissionOutcome::Cancelled, "daemon");
+        }
+        self.settled.clear();
+        let mut running = self.running.take()?;
+        let items = std::mem::take(&mut running.items);
+        let why = self.interrupt.take().map(|i| i.1);
+        self.mailbox.clear_interrupted();
+        Some((running, items, why))
+    }
+
+    /// Whether the stop wants this worker gone at once.
+    #[must_use]
+    pub fn is_killed(&self) -> bool {
+        matches!(self.interrupt, Some((Interrupt::Kill, _)))
+    }
+
+    /// When the next deadline of the turn is due.
+    fn due(&self) -> Option<Instant> {
+        let r = self.running.as_ref()?;
+        let quiet = r.open.is_empty();
+        let turn = r.deadline.filter(|_| quiet && self.interrupt.is_none());
+        let silence = self.agent.silence_timeout.map(|s| r.heard + s).filter(|_| quiet && self.interrupt.is_none());
+        r.open.iter().filter_map(|o| o.until).chain(r.flush_at).chain(turn).chain(silence).min()
+    }
+
+    /// Does what is due. `true`: it concerns the agent.
+    fn act_on_time(&mut self) -> bool {
+        let now = Instant::now();
+        if self.running.as_ref().is_some_and(|r| r.flush_at.is_some_and(|at| at <= now)) {
+            self.flush();
+        }
+        let Some(r) = self.running.as_ref() else { return false };
+        let late: Vec<String> =
+            r.open.iter().filter(|o| o.until.is_some_and(|u| u <= now)).map(|o| o.request.request_id.clone()).collect();
+        for id in &late {
+            self.deny(id, "timeout");
+        }
+        let Some(r) = self.running.as_mut() else { return false };
+        if r.open.is_empty() && self.interrupt.is_none() {
+            let silent = self.agent.silence_timeout.filter(|s| r.heard + *s <= now);
+            let over = r.deadline.is_some_and(|d| d <= now);
+            let why = if over {
+                self.agent.turn_timeout.map(|t| format!("the turn took longer than {} s", t.as_secs_f64()))
+            } else {
+                silent.map(|s| format!("the agent was silent for {} s", s.as_secs_f64()))
+            };
+            if let Some(why) = why {
+                r.timed_out = Some(why);
+                self.interrupt = Some((Interrupt::Cancel(now + CANCEL), Why::Cancelled));
+                return true;
+            }
+        }
+        !late.is_empty()
+    }
+
+    /// Commits what was said so far. Kept for another try if the store fails.
+    fn flush(&mut self) {
+        let Some(r) = self.running.as_mut() else { return };
+        if r.items.is_empty() || r.stale {
+            r.flush_at = None;
+            return;
+        }
+        match self.house.store.append(r.turn, r.number + 1, r.items.clone()) {
+            Ok(()) => {
+                r.number += 1;
+                r.items.clear();
+                r.unwritten = 0;
+                r.flush_at = None;
+            }
+            Err(Error::Refused(Refusal::Stale)) => {
+                r.stale = true;
+                r.items.clear();
+                r.flush_at = None;
+            }
+            Err(e) => {
+                log::error!(key = self.identity.key, turn = r.turn_id; "what the agent says cannot be written yet: {e}");
+                r.flush_at = Some(Instant::now() + AGAIN);
+            }
+        }
+    }
+
+    fn push(&mut self, item: Item, at_once: bool) {
+        let Some(r) = self.running.as_mut() else { return };
+        if r.stale {
+            return;
+        }
+        let size = match &item {
+            Item::Text(t) | Item::Thought(t) => t.len(),
+            Item::Tool { detail, .. } => detail.to_string().len(),
+            Item::Event(_, v) => v.to_string().len(),
+        };
+        r.unwritten += size;
+        match (r.items.last_mut(), item) {
+            (Some(Item::Text(last)), Item::Text(more)) | (Some(Item::Thought(last)), Item::Thought(more)) => last.push_str(&more),
+            (_, item) => r.items.push(item),
+        }
+        let now = Instant::now();
+        if at_once || r.unwritten >= PIECE && r.flush_at.is_none_or(|at| at <= now + FLUSH) {
+            self.flush();
+        } else if r.flush_at.is_none() {
+            r.flush_at = Some(now + FLUSH);
+        } else if r.flush_at.is_some_and(|at| at <= now) {
+            // The agent never pauses for a wait: its text is committed all the same.
+            self.flush();
+        }
+        // Too much that the disk does not take: the agent waits for it, as for any slow reader.
+        while self.running.as_ref().is_some_and(|r| r.unwritten > UNWRITTEN && !r.stale) && self.interrupt.is_none() {
+            let _ = self.mailbox.wait(&mut [], Some(Instant::now() + AGAIN));
+            self.collect();
+            self.flush();
+        }
+    }
+
+    fn speak(&mut self, kind: EventKind, text: String) {
+        let Some(r) = self.running.as_mut() else { return };
+        if text.is_empty() {
+            return;
+        }
+        if kind == EventKind::Text && self.keep_answer && r.answer.len() < SHOWN {
+            r.answer.push_str(&text);
+        }
+        let offset = r.offset;
+        if kind == EventKind::Text {
+            r.offset += text.len();
+        }
+        if self.house.hub.wants_deltas(&self.identity.key) {
+            let delta = json!({
+                "key": self.identity.key, "session_id": self.identity.session_id, "turn_id": r.turn_id, "kind": kind,
+                "offset": offset, "text": text,
+            });
+            self.house.hub.delta(&self.identity.key, &delta.to_string().into());
+        }
+        self.push(if kind == EventKind::Text { Item::Text(text) } else { Item::Thought(text) }, false);
+    }
+
+    fn tool(&mut self, call: ToolCall) {
+        let Some(r) = self.running.as_mut() else { return };
+        if r.tools.len() >= TOOLS && !r.tools.contains_key(&call.id) {
+            return;
+        }
+        let known = r.tools.entry(call.id.clone()).or_insert_with(|| ToolCall { id: call.id.clone(), ..ToolCall::default() });
+        let before = known.clone();
+        known.title = call.title.or(known.title.take());
+        known.kind = call.kind.or(known.kind.take());
+        known.status = call.status.or(known.status.take());
+        known.detail = match (known.detail.take(), call.detail) {
+            (Some(Value::Object(mut old)), Some(Value::Object(new))) => {
+                old.extend(new);
+                Some(Value::Object(old))
+            }
+            (old, new) => new.or(old),
+        };
+        if *known == before {
+            return;
+        }
+        let known = known.clone();
+        let busy = r
+            .tools
+            .values()
+            .find(|t| !matches!(t.status.as_deref(), Some("completed" | "failed")))
+            .map(|t| t.title.clone().unwrap_or_else(|| t.id.clone()));
+        self.house.registry.set_tool(self.sid, busy);
+        let or = |v: Option<String>, default: &str| v.filter(|v| !v.is_empty()).unwrap_or_else(|| default.to_owned());
+        let item = Item::Tool {
+            title: or(known.title, &known.id),
+            id: known.id,
+            kind: or(known.kind, "other"),
+            status: or(known.status, "pending"),
+            detail: known.detail.unwrap_or(Value::Null),
+        };
+        self.push(item, true);
+    }
+
+    /// Hands a permission request to hooks or to the client.
+    fn ask(&mut self, request: PermissionRequest) {
+        let now = Instant::now();
+        let until = self.agent.permission_timeout.map(|t| now + t);
+        let hooked = self.house.hooked(HookEvent::Permission);
+        if let Some(r) = self.running.as_mut() {
+            r.open.push(Open { request: request.clone(), since: now, until });
+        }
+        if !hooked {
+            self.open_to_client(&request);
+            return;
+        }
+        let detail = |name: &str| request.tool.detail.as_ref().map_or(Value::Null, |d| d[name].clone());
+        let options: Vec<Value> = request.options.iter().map(option_json).collect();
+        let fields = json!({
+            "session_id": self.identity.session_id, "turn_id": self.running.as_ref().map(|r| &r.turn_id),
+            "request_id": request.request_id, "tool": request.tool.id, "title": request.tool.title, "kind": request.tool.kind,
+            "input": detail("rawInput"), "locations": detail("locations"), "options": options,
+        });
+        let event = hook_event(HookEvent::Permission, &self.identity.key, fields, None);
+        let (mailbox, id) = (self.mailbox.clone(), request.request_id);
+        self.house.hooks.ask(event, Box::new(move |verdict| mailbox.post(|l| l.verdicts.push((id, verdict)))));
+    }
+
+    fn open_to_client(&mut self, request: &PermissionRequest) {
+        self.house.registry.open_permission(self.sid, Asked {
+            request_id: request.request_id.clone(),
+            options: request.options.clone(),
+        });
+        let data = json!({
+            "request_id": request.request_id, "state": "open", "options": request.options.iter().map(option_json).collect::<Vec<_>>(),
+            "tool_call_id": request.tool.id, "title": request.tool.title, "kind": request.tool.kind,
+        });
+        self.push(Item::Event(EventKind::Permission, data), true);
+    }
+
+    /// What hooks made of a permission. `true`: it is settled.
+    fn judged(&mut self, id: &str, verdict: Verdict) -> bool {
+        let Some(request) = self.running.as_ref().and_then(|r| r.open.iter().find(|o| o.request.request_id == id)) else {
+            return false;
+        };
+        let request = request.request.clone();
+        let choice = match verdict {
+            Verdict::Pass(None) => {
+                self.open_to_client(&request);
+                return false;
+            }
+            Verdict::Pass(Some(word)) => word,
+            Verdict::Refuse(why) | Verdict::HookFailed(why) => {
+                log::warn!(key = self.identity.key; "permission denied, its hook failed: {why}");
+                "deny".to_owned()
+            }
+        };
+        let outcome = match choice.as_str() {
+            "allow" => allow(&request.options),
+            "deny" => deny(&request.options),
+            id if request.options.iter().any(|o| o.option_id == id) => PermissionOutcome::Selected(id.to_owned()),
+            other => {
+                log::warn!(key = self.identity.key; "permission: a hook chose {other:?}, which the agent does not offer; denied");
+                deny(&request.options)
+            }
+        };
+        self.settle(id, outcome, "hook");
+        true
+    }
+
+    fn deny(&mut self, id: &str, by: &'static str) {
+        let Some(open) = self.running.as_ref().and_then(|r| r.open.iter().find(|o| o.request.request_id == id)) else { return };
+        let outcome = deny(&open.request.options);
+        let option = match &outcome {
+            PermissionOutcome::Selected(id) => Some(id.clone()),
+            PermissionOutcome::Cancelled => None,
+        };
+        // Through the registry, so that a client that answers in this moment is either first or told that it is late.
+        if self.house.registry.answer_permission(self.sid, id, option.as_deref(), by) == Answered::Settled {
+            self.collect();
+        } else {
+            self.settle(id, outcome, by);
+        }
+    }
+
+    /// A permission has its outcome.
+    fn settle(&mut self, id: &str, outcome: PermissionOutcome, by: &'static str) {
+        let Some(r) = self.running.as_mut() else { return };
+        let Some(at) = r.open.iter().position(|o| o.request.request_id == id) else { return };
+        let open = r.open.remove(at);
+        // The wait does not count against the turn.
+        let waited = open.since.elapsed();
+        r.deadline = r.deadline.map(|d| d + waited);
+        r.heard = Instant::now();
+        self.settled.push((id.to_owned(), outcome.clone()));
+        self.tell_outcome(&open.request, &outcome, by);
+    }
+
+    fn tell_outcome(&mut self, request: &PermissionRequest, outcome: &PermissionOutcome, by: &str) {
+        let outcome = match outcome {
+            PermissionOutcome::Selected(id) => id.as_str(),
+            PermissionOutcome::Cancelled => "cancelled",
+        };
+        let data = json!({
+            "request_id": request.request_id, "state": "resolved", "outcome": outcome, "by": by,
+            "tool_call_id": request.tool.id, "title": request.tool.title,
+        });
+        self.push(Item::Event(EventKind::Permission, data), true);
+    }
+}
+
+impl Host for Desk {
+    fn identity(&self) -> &Identity {
+        &self.identity
+    }
+
+    fn wait(&mut self, watches: &mut [Watch<'_>], until: Option<Instant>) -> Wake {
+        loop {
+            if self.collect() | self.act_on_time() {
+                return Wake::Letter;
+            }
+            let due = [until, self.due()].into_iter().flatten().min();
+            match self.mailbox.wait(watches, due) {
+                Ok(Woken::Ready) => {
+                    self.act_on_time();
+                    return Wake::Ready;
+                }
+                Ok(Woken::Letter) => {}
+                Ok(Woken::Timeout) => {
+                    if until.is_some_and(|u| u <= Instant::now()) {
+                        return Wake::Timeout;
+                    }
+                }
+                Err(e) => {
+                    log::error!(key = self.identity.key; "cannot wait for the agent: {e}");
+                    return Wake::Timeout;
+                }
+            }
+        }
+    }
+
+    fn interrupt(&self) -> Option<Interrupt> {
+        if let Some((interrupt, _)) = &self.interrupt {
+            return Some(*interrupt);
+        }
+        // Outside a turn (while it starts) a wish to close is one to stop starting.
+        match (&self.running, self.close) {
+            (None, Some(Close::Stop | Close::Retire)) => {
+                Some(Interrupt::Cancel(self.close_by.unwrap_or_else(|| Instant::now() + CANCEL)))
+            }
+            (Some(r), _) if r.stale => Some(Interrupt::Kill),
+            _ => None,
+        }
+    }
+
+    fn interrupted_flag(&self) -> Arc<AtomicBool> {
+        self.mailbox.interrupted()
+    }
+
+    fn waker(&self) -> std::io::Result<Arc<OwnedFd>> {
+        self.mailbox.waker()
+    }
+
+    fn said(&mut self, what: Said) {
+        if let Some(r) = self.running.as_mut() {
+            r.heard = Instant::now();
+        }
+        match what {
+            Said::Text(text) => self.speak(EventKind::Text, text),
+            Said::Thought(text) => self.speak(EventKind::Thought, text),
+            Said::Tool(call) => self.tool(call),
+            Said::Plan(entries) => self.push(Item::Event(EventKind::Plan, json!({ "entries": entries })), true),
+            Said::Usage(usage) => self.push(Item::Event(EventKind::Usage, usage), true),
+            Said::Notice(code, text) => {
+                self.push(Item::Event(EventKind::Notice, json!({ "code": code, "text": text })), true);
+            }
+        }
+    }
+
+    fn permission(&mut self, request: PermissionRequest) -> Option<PermissionOutcome> {
+        self.tool(request.tool.clone());
+        let outcome = match self.agent.permission {
+            PermissionPolicy::Allow => allow(&request.options),
+            PermissionPolicy::Deny => deny(&request.options),
+            PermissionPolicy::Ask => {
+                self.ask(request);
+                return None;
+            }
+        };
+        self.tell_outcome(&request, &outcome, "policy");
+        Some(outcome)
+    }
+
+    fn permission_answers(&mut self) -> Vec<(String, PermissionOutcome)> {
+        std::mem::take(&mut self.settled)
+    }
+
+    fn process_started(&mut self, pid: u32, start: u64) {
+        if let Err(e) = self.house.store.note_process(self.sid, self.epoch, pid, start) {
+            // The environment marker finds it all the same.
+            log::warn!(key = self.identity.key; "the agent's process {pid} could not be noted: {e}");
+        }
+    }
+
+    fn history(&mut self, limit: u64) -> Vec<Entry> {
+        let but = self.running.as_ref().map_or(0, |r| r.turn.tid);
+        self.house.store.history(self.sid, but, limit).unwrap_or_else(|e| {
+            log::error!(key = self.identity.key; "the transcript cannot be read: {e}");
+            Vec::new()
+        })
+    }
+}
+
+fn option_json(o: &PermissionOption) -> Value {
+    json!({ "option_id": o.option_id, "name": o.name, "kind": o.kind })
+}
+
+/// The option that means yes: an offered `allow_once`, else another that allows, else none.
+fn allow(options: &[PermissionOption]) -> PermissionOutcome {
+    choose(options, "allow_once", "allow")
+}
+
+/// The option that means no: an offered `reject_once`, else another that rejects, else the request is withdrawn.
+fn deny(options: &[PermissionOption]) -> PermissionOutcome {
+    choose(options, "reject_once", "reject")
+}
+
+fn choose(options: &[PermissionOption], kind: &str, prefix: &str) -> PermissionOutcome {
+    options
+        .iter()
+        .find(|o| o.kind == kind)
+        .or_else(|| options.iter().find(|o| o.kind.starts_with(prefix)))
+        .map_or(PermissionOutcome::Cancelled, |o| PermissionOutcome::Selected(o.option_id.clone()))
+}
+
+/// A hook event that is not journalled.
+#[must_use]
+pub fn hook_event(kind: HookEvent, key: &str, fields: Value, transcript: Option<(String, i64)>) -> Event {
+    Event {
+        kind,
+        event_id: uuid::Uuid::now_v7().to_string(),
+        at: clock::now(),
+        attempt: 1,
+        redelivered: false,
+        test: false,
+        key: (!key.is_empty()).then(|| key.to_owned()),
+        fields,
+        transcript,
+    }
+}

@@ -1,0 +1,104 @@
+//! What scripts may ask of the house: the hooks' view of the store.
+
+use std::sync::{Arc, OnceLock, Weak};
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use super::house::House;
+use crate::clock::Millis;
+use crate::hooks::Home;
+use crate::model::event::Entry;
+use crate::store::{Accept, Error, Refusal, Store, Target};
+
+/// The store, and the house once it stands (scripts are loaded before it).
+pub struct Scripts {
+    store: Store,
+    house: OnceLock<Weak<House>>,
+}
+
+impl Scripts {
+    /// Over a store.
+    #[must_use]
+    pub fn new(store: Store) -> Arc<Self> {
+        Arc::new(Self { store, house: OnceLock::new() })
+    }
+
+    /// The house stands.
+    pub fn enter(&self, house: &Arc<House>) {
+        let _ = self.house.set(Arc::downgrade(house));
+    }
+
+    fn house(&self) -> Result<Arc<House>, String> {
+        self.house.get().and_then(Weak::upgrade).ok_or_else(|| "the daemon is not ready yet".to_owned())
+    }
+}
+
+fn text(e: Error) -> String {
+    e.to_string()
+}
+
+impl Home for Scripts {
+    fn transcript(&self, session_id: &str, after: i64, limit: usize, upto: Option<i64>) -> Result<Vec<Entry>, String> {
+        self.store.entries(session_id, after, upto.unwrap_or(i64::MAX), limit.min(10_000)).map_err(text)
+    }
+
+    fn kv_get(&self, key: &str) -> Result<Option<Value>, String> {
+        self.store.kv_get(key).map_err(text)
+    }
+
+    fn kv_set(
+        &self,
+        key: &str,
+        value: Option<Value>,
+        ttl: Option<Duration>,
+        only_if: Option<Option<Value>>,
+    ) -> Result<bool, String> {
+        self.store.kv_set(key.to_owned(), value, ttl, only_if).map_err(text)
+    }
+
+    fn kv_incr(&self, key: &str, by: i64, ttl: Option<Duration>) -> Result<i64, String> {
+        self.store.kv_incr(key.to_owned(), by, ttl).map_err(text)
+    }
+
+    /// Never runs `message` handlers.
+    fn send(&self, key: &str, body: &str, id: Option<&str>) -> Result<Value, String> {
+        let house = self.house()?;
+        if let Some(fault) = crate::model::session::key_fault(key) {
+            return Err(format!("{key:?}: {fault}"));
+        }
+        if body.trim().is_empty() {
+            return Err("a message is never empty".to_owned());
+        }
+        let accept = Accept {
+            key: key.to_owned(),
+            text: body.to_owned(),
+            original: body.to_owned(),
+            client_id: id.map(str::to_owned),
+            agent: house.agent_of(key),
+            limits: house.limits(),
+        };
+        let accepted = super::accept(&house, accept).map_err(text)?;
+        Ok(json!({
+            "session_id": accepted.session_id, "turn_id": accepted.turn_id, "message_id": accepted.message_id,
+            "duplicate": accepted.duplicate,
+        }))
+    }
+
+    fn session_info(&self, key: &str) -> Result<Option<Value>, String> {
+        let target = if uuid::Uuid::parse_str(key).is_ok() { Target::Id(key.into()) } else { Target::Key(key.into()) };
+        match self.store.session(&target) {
+            Ok(view) => Ok(Some(view.json)),
+            Err(Error::Refused(Refusal::SessionNotFound)) => Ok(None),
+            Err(e) => Err(text(e)),
+        }
+    }
+
+    fn timer_claim(&self, name: &str, due: Millis) -> Result<bool, String> {
+        self.store.timer_claim(name.to_owned(), due).map_err(text)
+    }
+
+    fn timer_last(&self, name: &str) -> Result<Option<Millis>, String> {
+        self.store.timer_last(name).map_err(text)
+    }
+}

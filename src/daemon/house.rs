@@ -1,0 +1,215 @@
+//! What every thread of the daemon shares: handles, and the configuration in force.
+
+use std::path::PathBuf;
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::Sender;
+
+use super::hub::Hub;
+use super::registry::{Registry, Wish};
+use crate::clock;
+use crate::config::Config;
+use crate::hooks::Hooks;
+use crate::model::event::{HookEvent, StopReason, Urgency};
+use crate::model::session::Policy;
+use crate::store::{Acted, Limits, Store};
+
+/// What the coordinator is told by others.
+#[derive(Debug)]
+pub enum Request {
+    /// Stop, or stop harder. The answer is given at once.
+    Stop(StopReason, Urgency, Sender<Result<(), &'static str>>),
+    /// Swap configuration and hooks.
+    Reload(Sender<Result<Reloaded, String>>),
+    /// Accept messages, start no turns.
+    Hold(bool),
+    /// Are you there?
+    Ping(Sender<()>),
+}
+
+/// What a reload changed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Reloaded {
+    /// Keys that are in force now.
+    pub changed: Vec<String>,
+    /// Keys that need a restart.
+    pub needs_restart: Vec<String>,
+}
+
+/// The house.
+pub struct House {
+    /// Truth.
+    pub store: Store,
+    /// Who is live.
+    pub registry: Registry,
+    /// Who listens.
+    pub hub: Arc<Hub>,
+    /// The operator's scripts.
+    pub hooks: Hooks,
+    /// This boot.
+    pub boot_id: String,
+    /// When it began, by the wall clock.
+    pub started_at: clock::Millis,
+    /// Where the state is.
+    pub state_dir: PathBuf,
+    /// Runs under a service manager or another supervisor that starts it again.
+    pub supervised: bool,
+    /// To the coordinator.
+    pub requests: Sender<Request>,
+    /// What the coordinator shows of itself.
+    pub board: RwLock<Board>,
+    config: RwLock<Arc<Config>>,
+    ready: OnceLock<Instant>,
+}
+
+impl std::fmt::Debug for House {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("House").field("boot_id", &self.boot_id).finish_non_exhaustive()
+    }
+}
+
+/// What the coordinator shows of itself: written by it alone.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Board {
+    /// The phase's word.
+    pub phase: &'static str,
+    /// Turns do not start, by an operator's wish.
+    pub held: bool,
+    /// The stop in progress: reason, urgency, deadline by the wall clock.
+    pub stop: Option<(StopReason, Urgency, clock::Millis)>,
+}
+
+/// What a [`House`] is made of.
+pub struct Parts {
+    /// See [`House`].
+    pub store: Store,
+    /// See [`House`].
+    pub hub: Arc<Hub>,
+    /// See [`House`].
+    pub hooks: Hooks,
+    /// See [`House`].
+    pub boot_id: String,
+    /// See [`House`].
+    pub state_dir: PathBuf,
+    /// See [`House`].
+    pub supervised: bool,
+    /// See [`House`].
+    pub requests: Sender<Request>,
+    /// See [`House::config`].
+    pub config: Config,
+}
+
+impl House {
+    /// Puts it together.
+    #[must_use]
+    pub fn new(parts: Parts) -> Self {
+        Self {
+            store: parts.store,
+            registry: Registry::default(),
+            hub: parts.hub,
+            hooks: parts.hooks,
+            boot_id: parts.boot_id,
+            started_at: clock::now(),
+            state_dir: parts.state_dir,
+            supervised: parts.supervised,
+            requests: parts.requests,
+            board: RwLock::new(Board { phase: "starting", ..Board::default() }),
+            config: RwLock::new(Arc::new(parts.config)),
+            ready: OnceLock::new(),
+        }
+    }
+
+    /// The configuration in force.
+    #[must_use]
+    pub fn config(&self) -> Arc<Config> {
+        self.config.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Puts another configuration in force.
+    pub fn set_config(&self, config: Config) {
+        *self.config.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(config);
+    }
+
+    /// What the coordinator shows of itself.
+    #[must_use]
+    pub fn board(&self) -> Board {
+        self.board.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Changes the board.
+    pub fn show(&self, write: impl FnOnce(&mut Board)) {
+        write(&mut self.board.write().unwrap_or_else(PoisonError::into_inner));
+    }
+
+    /// Messages are accepted from now on.
+    pub fn set_ready(&self) {
+        let _ = self.ready.set(Instant::now());
+    }
+
+    /// When messages began to be accepted.
+    #[must_use]
+    pub fn ready_since(&self) -> Option<Instant> {
+        self.ready.get().copied()
+    }
+
+    /// The policies that decide which session answers, as of now.
+    #[must_use]
+    pub fn policy(&self) -> Policy {
+        let s = &self.config().sessions;
+        Policy {
+            resume_window: s.resume_window,
+            idle_reset: s.idle_reset,
+            daily_boundary: s.daily_reset.map(|(hour, minute)| clock::last_daily(clock::now(), hour, minute)),
+        }
+    }
+
+    /// The limits that a message meets, as of now.
+    #[must_use]
+    pub fn limits(&self) -> Limits {
+        let s = &self.config().sessions;
+        Limits { policy: self.policy(), busy: s.busy, queue_limit: s.queue_limit, queue_total: s.queue_total }
+    }
+
+    /// The agent that answers a key.
+    #[must_use]
+    pub fn agent_of(&self, key: &str) -> String {
+        self.config().route(key).name.clone()
+    }
+
+    /// Lets the workers catch up with what a transaction did.
+    pub fn catch_up(&self, acted: &Acted) {
+        let by = Instant::now() + RETIRE;
+        for sid in &acted.retired {
+            self.registry.retire(*sid, by);
+        }
+        for sid in &acted.cancel {
+            self.cancel_turn(*sid);
+        }
+        for sid in &acted.wake {
+            match self.store.key_of_row(*sid) {
+                Ok(key) => self.registry.want(Wish { sid: *sid, key, asked: acted.asked }),
+                Err(e) => log::error!("a session cannot be woken: {e}"),
+            }
+        }
+    }
+
+    /// Cancels the running turn of a live session.
+    pub fn cancel_turn(&self, sid: i64) {
+        let by = Instant::now() + CANCEL;
+        self.registry.post(sid, |m| {
+            m.interrupt(crate::agent::Interrupt::Cancel(by), super::mailbox::Why::Cancelled);
+        });
+    }
+
+    /// Whether a hook is registered for this event.
+    #[must_use]
+    pub fn hooked(&self, event: HookEvent) -> bool {
+        self.hooks.has(event)
+    }
+}
+
+/// How long a cancelled turn may take to end: cancel by protocol, then signals.
+pub const CANCEL: Duration = Duration::from_secs(10);
+/// How long the turn of a session that gave way may take to end.
+pub const RETIRE: Duration = Duration::from_secs(10);

@@ -1,0 +1,147 @@
+//! The state directory's lock: held by the kernel, so a dead owner never blocks, whatever process has its pid now.
+
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io::{self, Read as _, Seek as _, Write as _};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+
+/// The lock, until it is dropped.
+#[derive(Debug)]
+pub struct Lock {
+    file: File,
+}
+
+/// Why it was not taken.
+#[derive(Debug, thiserror::Error)]
+pub enum Held {
+    /// Another daemon lives.
+    #[error("{}: another ostler{} owns it", dir.display(), pid_text(*pid))]
+    Owned {
+        /// The state directory.
+        dir: PathBuf,
+        /// Its pid, as it wrote it.
+        pid: Option<i32>,
+    },
+    /// The file cannot be made or locked.
+    #[error("{}: {error}", path.display())]
+    Io {
+        /// The lock file.
+        path: PathBuf,
+        /// What the system said.
+        error: io::Error,
+    },
+}
+
+fn pid_text(pid: Option<i32>) -> String {
+    pid.map(|p| format!(" (pid {p})")).unwrap_or_default()
+}
+
+impl Lock {
+    /// Takes the lock of a state directory, and notes our pid in it.
+    ///
+    /// # Errors
+    /// [`Held`].
+    pub fn take(dir: &Path) -> Result<Self, Held> {
+        let path = dir.join("lock");
+        let fail = |error| Held::Io { path: path.clone(), error };
+        let mut file =
+            OpenOptions::new().create(true).truncate(false).read(true).write(true).open(&path).map_err(fail)?;
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => return Err(Held::Owned { dir: dir.into(), pid: read_pid(&mut file) }),
+            Err(TryLockError::Error(error)) => return Err(fail(error)),
+        }
+        file.set_len(0)
+            .and_then(|()| file.rewind())
+            .and_then(|()| writeln!(file, "{}", std::process::id()))
+            .map_err(fail)?;
+        Ok(Self { file })
+    }
+
+    /// Takes the lock from a live owner: asks it to stop, waits, then forces it. A process that does not have the lock file
+    /// open is never touched.
+    ///
+    /// # Errors
+    /// [`Held`]: it could not be had by the instant.
+    pub fn replace(dir: &Path, patience: Duration) -> Result<Self, Held> {
+        let until = Instant::now() + patience;
+        let mut forced = false;
+        for _ in 0..8 {
+            let pid = match Self::take(dir) {
+                Err(Held::Owned { pid: Some(pid), .. }) => pid,
+                other => return other,
+            };
+            let Some(owner) = owner(dir, pid) else { continue };
+            let signal = if forced { Signal::KILL } else { Signal::TERM };
+            log::info!("another ostler (pid {pid}) owns {}: {}", dir.display(), if forced { "it is killed" } else { "it is asked to stop" });
+            let _ = pidfd_send_signal(&owner, signal);
+            let wait = if forced { Duration::from_secs(10) } else { until.saturating_duration_since(Instant::now()) };
+            let timeout = Timespec { tv_sec: i64::try_from(wait.as_secs()).unwrap_or(3600), tv_nsec: wait.subsec_nanos().into() };
+            let _ = poll(&mut [PollFd::new(&owner, PollFlags::IN)], Some(&timeout));
+            forced = true;
+        }
+        Self::take(dir)
+    }
+
+    /// The file's descriptor is the lock; it must live as long as the daemon.
+    #[must_use]
+    pub const fn file(&self) -> &File {
+        &self.file
+    }
+}
+
+/// Who owns the lock of a state directory now, without taking it.
+#[must_use]
+pub fn holder(dir: &Path) -> Option<i32> {
+    let mut file = File::open(dir.join("lock")).ok()?;
+    match file.try_lock_shared() {
+        Err(TryLockError::WouldBlock) => read_pid(&mut file),
+        Ok(()) | Err(TryLockError::Error(_)) => None,
+    }
+}
+
+fn read_pid(file: &mut File) -> Option<i32> {
+    let mut text = String::new();
+    file.rewind().ok()?;
+    file.take(32).read_to_string(&mut text).ok()?;
+    text.trim().parse().ok()
+}
+
+/// A handle to the process, if it is one that has the lock file open: held before the check, so that the pid cannot be
+/// another's by the time of the signal.
+fn owner(dir: &Path, pid: i32) -> Option<std::os::fd::OwnedFd> {
+    let pidfd = pidfd_open(Pid::from_raw(pid)?, PidfdFlags::empty()).ok()?;
+    let lock = std::fs::canonicalize(dir.join("lock")).ok()?;
+    let open = std::fs::read_dir(format!("/proc/{pid}/fd")).ok()?;
+    let has = open.flatten().any(|fd| std::fs::read_link(fd.path()).is_ok_and(|to| to == lock));
+    has.then_some(pidfd)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_of_two_wins_and_names_the_other() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let first = Lock::take(dir.path()).expect("the lock");
+        match Lock::take(dir.path()) {
+            Err(Held::Owned { pid, .. }) => assert_eq!(pid, i32::try_from(std::process::id()).ok()),
+            other => panic!("{other:?}"),
+        }
+        assert_eq!(holder(dir.path()), i32::try_from(std::process::id()).ok());
+        drop(first);
+        assert_eq!(holder(dir.path()), None);
+        Lock::take(dir.path()).expect("free again, whatever pid stands in it");
+    }
+
+    #[test]
+    fn a_process_that_does_not_hold_it_is_no_owner() {
+        let dir = tempfile::tempdir().expect("a directory");
+        std::fs::write(dir.path().join("lock"), "1\n").expect("written");
+        assert!(owner(dir.path(), 1).is_none());
+    }
+}

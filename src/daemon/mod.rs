@@ -1,0 +1,346 @@
+//! The daemon: its threads, and the order in which they come and go.
+//!
+//! [`serve`] is the whole of it: configuration, state directory and lock, store, recovery, scripts, API, and then the
+//! [`coordinator`]'s loop until the machine says leave.
+
+use std::fs;
+use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::agent::process;
+use crate::config::{self, Config, Paths};
+use crate::hooks::{self, Event, Hooks, Verdict};
+use crate::http::{Limits, Listener, Server};
+use crate::model::event::StopReason;
+use crate::store::{Accept, Accepted, BootInfo, Error, Store};
+use crate::{api, thread};
+
+pub mod coordinator;
+pub mod delivery;
+pub mod desk;
+mod home;
+pub mod house;
+pub mod hub;
+pub mod limits;
+pub mod lock;
+pub mod mailbox;
+mod notify;
+pub mod registry;
+mod reload;
+pub mod report;
+pub mod signals;
+mod watchdog;
+pub mod worker;
+
+use house::{House, Parts};
+use registry::Wish;
+
+/// What `serve` was asked.
+#[derive(Clone, Debug, Default)]
+pub struct ServeOptions {
+    /// The configuration file.
+    pub config: Option<PathBuf>,
+    /// The state directory.
+    pub state_dir: Option<PathBuf>,
+    /// The API's socket.
+    pub socket: Option<PathBuf>,
+    /// A live owner of the state is asked to leave.
+    pub replace: bool,
+    /// Interrupted turns do not go on: for the first boot of a restored copy.
+    pub no_resume: bool,
+}
+
+/// Exit codes of `serve`.
+pub mod exit {
+    /// Stopped in order.
+    pub const OK: i32 = 0;
+    /// Stopped, but something had to be abandoned.
+    pub const UNCLEAN: i32 = 1;
+    /// Another one owns the state.
+    pub const OWNED: i32 = 69;
+    /// Internal error.
+    pub const INTERNAL: i32 = 70;
+    /// The state directory or the disk is unusable.
+    pub const STATE: i32 = 74;
+    /// Ended for a restart.
+    pub const RESTART: i32 = 75;
+    /// Configuration or a script is wrong.
+    pub const CONFIG: i32 = 78;
+}
+
+/// Why the daemon did not start: an exit code and a text.
+struct NoStart(i32, String);
+
+/// Runs the daemon; returns its exit code.
+#[must_use]
+pub fn serve(options: &ServeOptions) -> i32 {
+    match start(options) {
+        Ok(code) => code,
+        Err(NoStart(code, why)) => {
+            // The log may be going to a journal, or nowhere yet: whoever started it by hand reads stderr.
+            eprintln!("ostler: {why}");
+            crate::log::flush(Instant::now() + Duration::from_secs(1));
+            code
+        }
+    }
+}
+
+fn start(options: &ServeOptions) -> Result<i32, NoStart> {
+    let env = &config::process_env;
+    let bad_config = |e: String| NoStart(exit::CONFIG, e);
+    let paths = Paths::of_daemon(options.config.as_deref(), options.state_dir.as_deref(), options.socket.as_deref(), env)
+        .map_err(|e| NoStart(exit::STATE, e))?;
+    let mut config = config::load(paths.config.as_deref()).map_err(|e| bad_config(e.to_string()))?;
+    config.hooks.dir = config::hooks_dir(&config);
+    crate::log::init(&config.daemon.log);
+    let (safe, by) = limits::threads();
+    thread::set_limit(safe);
+    let descriptors = limits::raise_descriptors();
+    log::info!("ostler {}; at most {safe} threads (by {by}), {descriptors} descriptors", env!("CARGO_PKG_VERSION"));
+    let scripts = hooks::load(&config.hooks, env!("CARGO_PKG_VERSION")).map_err(|e| bad_config(e.to_string()))?;
+    let token = api::token(&config).map_err(bad_config)?;
+
+    let internal = |e: std::io::Error| NoStart(exit::INTERNAL, e.to_string());
+    let signals = signals::listen(|| {
+        process::reap_strays();
+    })
+    .map_err(internal)?;
+    if let Err(e) = rustix::process::set_child_subreaper(Some(rustix::process::getpid())) {
+        log::warn!("what agents leave behind cannot be adopted: {e}");
+    }
+    make_state_dir(&paths.state_dir)?;
+    let lock = take_lock(&paths.state_dir, options.replace, config.shutdown.deadline)?;
+    let store = Store::open(&paths.state_dir.join("ostler.db")).map_err(|e| NoStart(exit::STATE, e.to_string()))?;
+    let code = run(options, &paths, config, token, store, scripts, signals)?;
+    drop(lock);
+    crate::log::flush(Instant::now() + Duration::from_secs(2));
+    Ok(code)
+}
+
+#[allow(clippy::too_many_arguments)]
+fn run(
+    options: &ServeOptions,
+    paths: &Paths,
+    config: Config,
+    token: Option<api::Token>,
+    store: Store,
+    scripts: hooks::Scripts,
+    signals: crossbeam_channel::Receiver<signals::Signal>,
+) -> Result<i32, NoStart> {
+    let internal = |e: std::io::Error| NoStart(exit::INTERNAL, e.to_string());
+    let boot_id = uuid::Uuid::new_v4().to_string();
+    let home = home::Scripts::new(store.clone());
+    let hooks = Hooks::start(scripts, home.clone(), &boot_id).map_err(internal)?;
+    let hub = Arc::new(hub::Hub::default());
+    let (delivery, delivery_inbox) = delivery::Delivery::new();
+    connect(&store, &hooks, &hub, &delivery);
+
+    let http = config.http.clone();
+    let threshold = i64::from(config.sessions.stuck_threshold);
+    let (requests, request_inbox) = crossbeam_channel::bounded(256);
+    let house = Arc::new(House::new(Parts {
+        store: store.clone(),
+        hub,
+        hooks,
+        boot_id: boot_id.clone(),
+        state_dir: paths.state_dir.clone(),
+        supervised: notify::is_supervised(),
+        requests: requests.clone(),
+        config,
+    }));
+    home.enter(&house);
+
+    // What the last boot's agents left is looked for before anything is answered, and ended beside it.
+    let leftovers = process::find_marked(None, Some(&boot_id));
+    let recovered = store
+        .open_boot(BootInfo { boot_id, pid: std::process::id(), threshold })
+        .map_err(|e| NoStart(exit::STATE, format!("recovery: {e}")))?;
+    if recovered.deaths > 0 {
+        log::warn!("the last boot had died: {recovered:?}");
+    }
+    if options.no_resume
+        && let Err(e) = store.forget_cut_turns()
+    {
+        return Err(NoStart(exit::STATE, format!("--no-resume: {e}")));
+    }
+    sweep(&house, leftovers);
+
+    let (nudge, nudges) = crossbeam_channel::bounded(1);
+    house.registry.set_nudge(nudge);
+    let courier = house.clone();
+    let me = delivery.clone();
+    thread::spawn("delivery", thread::IO_STACK, move || delivery::run(courier, me, &delivery_inbox)).map_err(internal)?;
+    let service = Arc::new(api::Api::new(house.clone(), token, delivery.clone()));
+    let listeners = listen(paths, http.as_ref())?;
+    let server = Server::start(listeners, Limits { stack: 512 * 1024, ..Limits::default() }, service.clone()).map_err(internal)?;
+    service.enter(&server);
+    let _fed = notify::watchdog(requests, store);
+
+    let inboxes = coordinator::Inboxes { signals, requests: request_inbox, nudges };
+    let ending = coordinator::Coordinator::new(house.clone(), delivery).run(&inboxes, &recovered);
+
+    house.hub.close();
+    let cut = server.drain(Instant::now() + Duration::from_millis(500));
+    if cut > 0 {
+        log::info!("{cut} connections were cut");
+    }
+    if std::env::var_os("LISTEN_FDS").is_none() {
+        let _ = fs::remove_file(&paths.socket);
+    }
+    log::info!("stopped{}", if ending.clean { "" } else { ", uncleanly" });
+    Ok(match (ending.reason, ending.clean) {
+        (StopReason::Restart, _) => exit::RESTART,
+        (StopReason::Shutdown, true) => exit::OK,
+        (StopReason::Shutdown, false) => exit::UNCLEAN,
+    })
+}
+
+/// Lets the store know the handlers, and everybody else its commits.
+fn connect(store: &Store, hooks: &Hooks, hub: &Arc<hub::Hub>, delivery: &delivery::Delivery) {
+    let hooks = hooks.clone();
+    store.set_owed(Arc::new(move |event| hooks.handlers(event)));
+    let (hub, delivery) = (hub.clone(), delivery.clone());
+    store.set_observer(Arc::new(move |commit| {
+        hub.publish(commit);
+        if commit.deliveries > 0 {
+            delivery.poke();
+        }
+    }));
+}
+
+fn make_state_dir(dir: &Path) -> Result<(), NoStart> {
+    let no = |e: std::io::Error| NoStart(exit::STATE, format!("{}: {e}", dir.display()));
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(no)?;
+    let probe = dir.join(".probe");
+    fs::write(&probe, b"ostler").and_then(|()| fs::remove_file(&probe)).map_err(no)
+}
+
+fn take_lock(dir: &Path, replace: bool, deadline: Duration) -> Result<lock::Lock, NoStart> {
+    let taken = if replace { lock::Lock::replace(dir, deadline + Duration::from_secs(5)) } else { lock::Lock::take(dir) };
+    taken.map_err(|e| match e {
+        lock::Held::Owned { .. } => NoStart(exit::OWNED, e.to_string()),
+        lock::Held::Io { .. } => NoStart(exit::STATE, e.to_string()),
+    })
+}
+
+/// Ends what agents of earlier boots left running. Their sessions, and only they, wait for it.
+fn sweep(house: &Arc<House>, found: Vec<process::Leftover>) {
+    // Another daemon's agents carry such a marker too: only those of our own sessions are ours to end.
+    let ours: Vec<(i64, process::Leftover)> = found
+        .into_iter()
+        .filter_map(|l| house.store.sid_of(&l.session_id).ok().flatten().map(|sid| (sid, l)))
+        .collect();
+    if ours.is_empty() {
+        return;
+    }
+    log::warn!("{} processes of earlier agents are still there; they are ended first", ours.len());
+    house.registry.haunt(ours.iter().map(|(sid, _)| *sid));
+    let house = house.clone();
+    let body = move || {
+        let mut left: Vec<(i64, process::Leftover)> = ours;
+        for round in 0u32.. {
+            let all: Vec<process::Leftover> = left.iter().map(|(_, l)| l.clone()).collect();
+            let stuck = process::end_leftovers(&all, Instant::now() + Duration::from_secs(10));
+            let mut freed = Vec::new();
+            left.retain(|(sid, l)| {
+                let keep = stuck.iter().any(|s| s.pid == l.pid && s.start == l.start);
+                if !keep {
+                    freed.push(*sid);
+                }
+                keep
+            });
+            for sid in freed {
+                if !left.iter().any(|(s, _)| *s == sid) {
+                    house.registry.exorcise(sid);
+                }
+            }
+            if left.is_empty() || house.board().stop.is_some() {
+                return;
+            }
+            if round == 0 {
+                for (_, l) in &left {
+                    log::error!(session = l.session_id; "process {} ({}) cannot be ended; its session waits", l.pid, l.name);
+                }
+            }
+        }
+    };
+    if let Err(e) = thread::spawn("sweep", thread::IO_STACK, body) {
+        log::error!("no thread to end earlier agents: {e}");
+    }
+}
+
+/// The API's listeners: those that a service manager passed, else our own socket, and TCP where configured.
+fn listen(paths: &Paths, http: Option<&config::Http>) -> Result<Vec<Listener>, NoStart> {
+    let mut listeners = crate::sys::passed_listeners().map_err(|e| NoStart(exit::INTERNAL, format!("LISTEN_FDS: {e}")))?;
+    if listeners.is_empty() {
+        let socket = &paths.socket;
+        let no = |e: std::io::Error| NoStart(exit::STATE, format!("{}: {e}", socket.display()));
+        if let Some(dir) = socket.parent() {
+            fs::create_dir_all(dir).map_err(no)?;
+        }
+        // We hold the lock, so a socket that is there belongs to nobody; but never remove another kind of file, nor the
+        // socket of a daemon with another state directory.
+        if std::os::unix::net::UnixStream::connect(socket).is_ok() {
+            return Err(NoStart(exit::OWNED, format!("{}: another daemon answers there", socket.display())));
+        }
+        match fs::symlink_metadata(socket) {
+            Ok(m) if std::os::unix::fs::FileTypeExt::is_socket(&m.file_type()) => fs::remove_file(socket).map_err(no)?,
+            Ok(_) => return Err(NoStart(exit::STATE, format!("{}: not a socket, and in the way", socket.display()))),
+            Err(_) => {}
+        }
+        let listener = UnixListener::bind(socket).map_err(no)?;
+        // As a service the group may talk to it; elsewhere the user alone.
+        let mode = if std::env::var_os("RUNTIME_DIRECTORY").is_some() { 0o660 } else { 0o600 };
+        fs::set_permissions(socket, fs::Permissions::from_mode(mode)).map_err(no)?;
+        listeners.push(Listener::Unix(listener));
+    }
+    if let Some(http) = http {
+        let tcp = std::net::TcpListener::bind(http.listen)
+            .map_err(|e| NoStart(exit::STATE, format!("[http] listen = {:?}: {e}", http.listen.to_string())))?;
+        listeners.push(Listener::Tcp(tcp));
+    }
+    Ok(listeners)
+}
+
+/// Accepts a message, and wakes who is to answer it: the one way in, for every channel.
+///
+/// # Errors
+/// A rule refuses it, or the store fails.
+pub fn accept(house: &Arc<House>, accept: Accept) -> Result<Accepted, Error> {
+    let key = accept.key.clone();
+    let accepted = house.store.accept_message(accept)?;
+    if accepted.duplicate {
+        return Ok(accepted);
+    }
+    if let Some(retired) = accepted.retired {
+        house.registry.retire(retired, Instant::now() + house::RETIRE);
+    }
+    if accepted.interrupt {
+        house.cancel_turn(accepted.sid);
+    }
+    if !accepted.deferred {
+        house.registry.want(Wish { sid: accepted.sid, key, asked: false });
+    }
+    Ok(accepted)
+}
+
+/// Asks synchronous handlers and waits for their verdict.
+#[must_use]
+pub fn ask(house: &House, event: Event) -> Verdict {
+    let (send, receive) = crossbeam_channel::bounded(1);
+    let handlers = u32::try_from(house.hooks.handlers(event.kind).len()).unwrap_or(1).max(1);
+    // The hooks answer within their own timeouts, a lost thread included; this bound is for a fault in them.
+    let patience = house.config().hooks.timeout * handlers * 2 + Duration::from_secs(30);
+    house.hooks.ask(event, Box::new(move |verdict| {
+        let _ = send.try_send(verdict);
+    }));
+    receive.recv_timeout(patience).unwrap_or_else(|_| Verdict::HookFailed("the hooks did not answer".into()))
+}
+
+/// The agent that is a Lua function.
+fn lua_agent(house: &Arc<House>, config: &config::Agent) -> crate::agent::lua::Lua {
+    crate::agent::lua::Lua::new(config, &house.config().hooks)
+}

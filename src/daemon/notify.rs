@@ -1,0 +1,75 @@
+//! The service manager: READY, RELOADING, STOPPING, STATUS, EXTEND_TIMEOUT_USEC, WATCHDOG. Nothing happens without one.
+
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, Sender};
+use sd_notify::NotifyState;
+
+use super::house::Request;
+use crate::store::Store;
+use crate::thread;
+
+fn send(states: &[NotifyState<'_>]) {
+    if let Err(e) = sd_notify::notify(states) {
+        log::debug!("the service manager cannot be told: {e}");
+    }
+}
+
+/// Messages are accepted.
+pub fn ready() {
+    send(&[NotifyState::Ready, NotifyState::Status("running")]);
+}
+
+/// A reload begins.
+pub fn reloading() {
+    match NotifyState::monotonic_usec_now() {
+        Ok(now) => send(&[NotifyState::Reloading, now]),
+        Err(e) => log::debug!("the service manager cannot be told: {e}"),
+    }
+}
+
+/// A stop begins, and needs at most this long: asked for at once, so that a shorter timeout of the unit does not cut it off.
+pub fn stopping(within: Duration) {
+    let usec = u32::try_from(within.as_micros()).unwrap_or(u32::MAX);
+    send(&[NotifyState::Stopping, NotifyState::ExtendTimeoutUsec(usec)]);
+}
+
+/// One line for people.
+pub fn status(text: &str) {
+    send(&[NotifyState::Status(text)]);
+}
+
+/// Whether somebody starts us again after we leave with 75: a service manager that says so by its notify socket.
+#[must_use]
+pub fn is_supervised() -> bool {
+    std::env::var_os("NOTIFY_SOCKET").is_some() || std::env::var_os("INVOCATION_ID").is_some()
+}
+
+/// Feeds the service manager's watchdog, if it has one: a timer asks, and only answers of the coordinator and the store
+/// feed it. The thread ends when the guard that is returned is dropped.
+pub fn watchdog(coordinator: Sender<Request>, store: Store) -> Option<Sender<()>> {
+    let every = sd_notify::watchdog_enabled()? / 2;
+    let (guard, ended): (Sender<()>, Receiver<()>) = crossbeam_channel::bounded(1);
+    let body = move || {
+        while ended.recv_timeout(every) == Err(crossbeam_channel::RecvTimeoutError::Timeout) {
+            let until = Instant::now() + every;
+            let (answer, answered) = crossbeam_channel::bounded(1);
+            let coordinator_lives = coordinator.send_deadline(Request::Ping(answer), until).is_ok()
+                && answered.recv_deadline(until).is_ok();
+            // A stalled disk is shown, not cured by a kill.
+            let store_lives = store.answers(every / 2) || store.is_working();
+            if coordinator_lives && store_lives {
+                send(&[NotifyState::Watchdog]);
+            } else {
+                log::error!("watchdog: coordinator {coordinator_lives}, store {store_lives}: not fed");
+            }
+        }
+    };
+    match thread::spawn("watchdog", thread::IO_STACK, body) {
+        Ok(_) => Some(guard),
+        Err(e) => {
+            log::error!("no thread to feed the service manager's watchdog: {e}");
+            None
+        }
+    }
+}

@@ -1,0 +1,23 @@
+//! A reload: new configuration and a whole new set of scripts are built beside the old, and swapped at once or not at all.
+
+use std::sync::Arc;
+
+use super::house::{House, Reloaded};
+use crate::{config, hooks};
+
+/// Reads everything anew. Anything wrong: nothing has changed, and the text says which line of which file.
+///
+/// # Errors
+/// The configuration or a script is wrong.
+pub fn run(house: &Arc<House>) -> Result<Reloaded, String> {
+    let old = house.config();
+    let mut new = config::load(old.file.as_deref()).map_err(|e| e.to_string())?;
+    new.hooks.dir = config::hooks_dir(&new);
+    let scripts = hooks::load(&new.hooks, env!("CARGO_PKG_VERSION")).map_err(|e| e.to_string())?;
+    let changed = config::diff(&old, &new);
+    let needs_restart = config::needs_restart(&changed);
+    house.hooks.swap(scripts).map_err(|e| format!("hooks: no thread: {e}"))?;
+    crate::log::set_filter(&new.daemon.log);
+    house.set_config(new);
+    Ok(Reloaded { changed, needs_restart })
+}

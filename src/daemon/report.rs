@@ -1,0 +1,102 @@
+//! The stop report: each phase's planned and real time, each session's outcome.
+
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use super::house::House;
+use crate::clock::{self, Millis};
+use crate::model::lifecycle::{Phase, Stop, plan};
+
+/// How many sessions are listed, those with a turn first.
+const LISTED: usize = 1000;
+
+/// A report in the making.
+#[derive(Debug)]
+pub struct Report {
+    stop: Stop,
+    began_at: Millis,
+    phases: Vec<(Phase, Instant, Option<Duration>)>,
+    tools: Vec<(i64, Option<String>)>,
+    given_up: Vec<(i64, String)>,
+    clean: Option<bool>,
+}
+
+impl Report {
+    /// A stop begins.
+    #[must_use]
+    pub fn begin(house: &House, stop: Stop, phase: Phase) -> Self {
+        Self {
+            stop,
+            began_at: clock::now(),
+            phases: vec![(phase, Instant::now(), None)],
+            tools: house.registry.blocking().into_iter().map(|b| (b.sid, b.tool)).collect(),
+            given_up: Vec::new(),
+            clean: None,
+        }
+    }
+
+    /// The next phase begins.
+    pub fn enter(&mut self, phase: Phase) {
+        if let Some((_, since, took)) = self.phases.last_mut() {
+            *took = Some(since.elapsed());
+        }
+        self.phases.push((phase, Instant::now(), None));
+    }
+
+    /// Workers were given up.
+    pub fn abandoned(&mut self, given_up: Vec<(i64, String)>) {
+        self.given_up.extend(given_up);
+    }
+
+    /// The end.
+    pub fn finish(&mut self, clean: bool) {
+        self.clean = Some(clean);
+    }
+
+    /// As the API shows it. `whole`: with the sessions, read from the store.
+    #[must_use]
+    pub fn json(&self, house: &House, whole: bool) -> Value {
+        let budget = house.config().shutdown;
+        let planned = |phase: Phase| plan(&budget).iter().find(|p| p.0 == phase).map_or(0, |p| p.1.as_millis());
+        let phases: Vec<Value> = self
+            .phases
+            .iter()
+            .filter(|(phase, ..)| !matches!(phase, Phase::Running | Phase::Starting | Phase::Ended))
+            .map(|(phase, since, took)| {
+                let took = took.unwrap_or_else(|| since.elapsed());
+                json!({ "phase": phase, "planned_ms": planned(*phase) as u64, "took_ms": took.as_millis() as u64 })
+            })
+            .collect();
+        let urgency = house.board().stop.map_or(self.stop.urgency, |s| s.1);
+        json!({
+            "boot_id": house.boot_id, "reason": self.stop.reason, "urgency": urgency, "clean": self.clean,
+            "started_at": clock::rfc3339(self.began_at), "ended_at": clock::rfc3339(clock::now()), "phases": phases,
+            "sessions": if whole { self.sessions(house) } else { Vec::new() },
+        })
+    }
+
+    fn sessions(&self, house: &House) -> Vec<Value> {
+        let outcomes = house.store.stop_outcomes(self.began_at, LISTED).unwrap_or_else(|e| {
+            log::error!("stop: the outcomes cannot be read for the report: {e}");
+            Vec::new()
+        });
+        outcomes
+            .into_iter()
+            .map(|s| {
+                let abandoned = self.given_up.iter().any(|(sid, _)| *sid == s.sid);
+                let outcome = match s.turn.as_deref() {
+                    _ if abandoned => "abandoned",
+                    Some("interrupted") => "interrupted",
+                    Some(_) => "finished",
+                    None => "idle",
+                };
+                let tool = self.tools.iter().find(|(sid, _)| *sid == s.sid).and_then(|(_, tool)| tool.clone());
+                json!({
+                    "key": s.key, "session_id": s.session_id, "outcome": outcome, "tool": tool,
+                    "resume_pending": s.mark.is_some(), "end_event": if s.end_pending { "pending" } else { "delivered" },
+                })
+            })
+            .collect()
+    }
+}

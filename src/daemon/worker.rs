@@ -1,0 +1,478 @@
+//! One session's thread: opens its activation, runs its turns one after the other, parks it.
+//!
+//! What it blocks on, and what wakes it:
+//! - its mailbox, at rest or in a turn: any letter, the agent's descriptors, or a deadline ([`super::desk`]);
+//! - the store: each commit is answered within the store's patience;
+//! - a `before_turn` hook: answered within the hooks' timeouts;
+//! - its agent's `close`: bounded by the instant that it is given.
+//!
+//! It holds no truth: the queue, the turn and the activation are rows, and every write names session, epoch and turn and
+//! is refused when they are not current. So a worker that was given up changes nothing later.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+
+use super::desk::{Desk, Running, hook_event};
+use super::house::{CANCEL, House};
+use super::mailbox::{Close, Mailbox, Why, Woken};
+use super::registry::{Doing, Wish};
+use crate::agent::{self, Agent, Answer, Continuity, Identity, Prompt};
+use crate::config::{self, AgentKind};
+use crate::hooks::Verdict;
+use crate::model::event::{Actor, EndReason, HookEvent, MarkReason, Outcome, StopReason};
+use crate::store::{Begin, Begun, Error, Item, Refusal};
+
+/// How long an agent may take to close when nobody else sets a limit.
+const CLOSE: Duration = Duration::from_secs(10);
+/// How long a worker waits before it tries the store again.
+const AGAIN: Duration = Duration::from_secs(1);
+/// The longest pause before an agent that keeps dying is started again.
+const BACKOFF: Duration = Duration::from_secs(60);
+
+/// What a worker's thread does, from its start to its end.
+pub fn run(house: &Arc<House>, wish: &Wish, config: config::Agent, mailbox: &Arc<Mailbox>) {
+    let body = std::panic::AssertUnwindSafe(|| Worker::open(house, wish, config, mailbox).map(|mut w| w.live()));
+    if std::panic::catch_unwind(body).is_err() {
+        // The panic itself was logged where it happened. Its turn fails, its activation ends, and the session goes on.
+        log::error!(key = wish.key; "the session's worker panicked; its turn fails");
+        if let Err(e) = house.store.worker_died(wish.sid) {
+            log::error!(key = wish.key; "its end could not be written, the next boot writes it: {e}");
+        }
+    }
+}
+
+struct Worker {
+    desk: Desk,
+    agent: Box<dyn Agent>,
+    agent_session: Option<String>,
+    turns: i64,
+    failures: u32,
+    start_after: Option<Instant>,
+}
+
+impl Worker {
+    /// Opens the activation. `None`: the session is not open any more, or a stop has begun.
+    fn open(house: &Arc<House>, wish: &Wish, config: config::Agent, mailbox: &Arc<Mailbox>) -> Option<Self> {
+        let cwd = working_dir(&house.state_dir, &config.cwd, &wish.key);
+        let opened = loop {
+            match house.store.open_activation(wish.sid, config.name.clone(), cwd.display().to_string()) {
+                Ok(opened) => break opened,
+                Err(Error::Refused(_)) => return None,
+                Err(e) => {
+                    log::error!(key = wish.key; "the session cannot be opened yet: {e}");
+                    let _ = mailbox.wait(&mut [], Some(Instant::now() + AGAIN));
+                    if mailbox.take().close.is_some() {
+                        return None;
+                    }
+                }
+            }
+        };
+        let identity = Identity {
+            key: opened.session.key.clone(),
+            session_id: opened.session.id.clone(),
+            boot_id: house.boot_id.clone(),
+            cwd,
+        };
+        let agent = make(house, &config);
+        let mut desk = Desk::new(house.clone(), wish.sid, opened.epoch, config, mailbox.clone(), identity);
+        desk.work = true;
+        desk.asked = wish.asked;
+        Some(Self {
+            desk,
+            agent,
+            agent_session: opened.session.agent_session,
+            turns: opened.session.turns,
+            failures: 0,
+            start_after: None,
+        })
+    }
+
+    /// Until it is to close.
+    fn live(&mut self) {
+        let mut idle_since = Instant::now();
+        let why = loop {
+            self.desk.collect();
+            if let Some(close) = self.desk.close {
+                break close;
+            }
+            if self.desk.is_killed() {
+                break Close::Stop;
+            }
+            if self.desk.work || self.desk.asked {
+                match self.work() {
+                    Next::More => {
+                        idle_since = Instant::now();
+                        continue;
+                    }
+                    Next::Rest => {}
+                    Next::Gone => break Close::Retire,
+                }
+            }
+            if self.house().registry.set(self.desk.sid, Doing::Idle).is_none() {
+                // It was chosen to give way, or given up: the letter says which.
+                if self.desk.close.is_none() && self.desk.rest(&mut [], Some(Instant::now() + AGAIN)) != Woken::Letter {
+                    break Close::Retire;
+                }
+                continue;
+            }
+            let park_at = self.house().config().sessions.park_after.map(|after| idle_since + after);
+            let again = self.start_after.filter(|_| self.desk.work || self.desk.asked);
+            let until = [park_at, again].into_iter().flatten().min();
+            let mut watches = self.agent.watches();
+            let woken = self.desk.rest(&mut watches, until);
+            drop(watches);
+            match woken {
+                Woken::Ready => self.agent.idle(&mut self.desk),
+                Woken::Letter => {}
+                Woken::Timeout => {
+                    let parked = park_at.is_some_and(|at| at <= Instant::now());
+                    if parked && !self.desk.work && self.house().registry.may_park(self.desk.sid) {
+                        break Close::Park;
+                    }
+                }
+            }
+        };
+        self.shut(why);
+    }
+
+    fn house(&self) -> &Arc<House> {
+        &self.desk.house
+    }
+
+    /// Does the next thing that waits.
+    fn work(&mut self) -> Next {
+        if self.start_after.is_some_and(|at| at > Instant::now()) {
+            return Next::Rest;
+        }
+        if !self.agent.is_ready() {
+            match self.start() {
+                Ok(()) => {}
+                Err(next) => return next,
+            }
+        }
+        let sid = self.desk.sid;
+        let since = Instant::now();
+        if self.house().registry.set(sid, Doing::Running { turn_id: None, since, tool: None }).is_none() {
+            return Next::Rest;
+        }
+        self.desk.work = false;
+        let context = match self.before_turn() {
+            Ok(context) => context,
+            Err(next) => return next,
+        };
+        let config = self.house().config();
+        let begin = Begin {
+            sid,
+            epoch: self.desk.epoch,
+            on_interrupt: self.desk.agent.on_interrupt,
+            resume: config.sessions.resume,
+            policy: self.house().policy(),
+            asked: self.desk.asked,
+            context,
+            alone_at: match i64::from(config.sessions.stuck_threshold) {
+                0 => 0,
+                threshold => (threshold - 1).max(1),
+            },
+        };
+        match self.house().store.begin_turn(begin) {
+            Ok(Some(begun)) => {
+                self.desk.asked = false;
+                self.turn(&begun)
+            }
+            Ok(None) => {
+                self.desk.asked = false;
+                Next::Rest
+            }
+            Err(Error::Refused(Refusal::Closed)) => Next::Rest,
+            Err(Error::Refused(_)) => Next::Gone,
+            Err(e) => {
+                log::error!(key = self.key(); "the next turn cannot begin yet: {e}");
+                self.desk.work = true;
+                self.start_after = Some(Instant::now() + AGAIN);
+                Next::Rest
+            }
+        }
+    }
+
+    fn key(&self) -> &str {
+        &agent::Host::identity(&self.desk).key
+    }
+
+    /// Starts the agent. What waits fails if it cannot be started, and its sender is told.
+    fn start(&mut self) -> Result<(), Next> {
+        let sid = self.desk.sid;
+        let _ = self.house().registry.set(sid, Doing::Starting);
+        let cwd = agent::Host::identity(&self.desk).cwd.clone();
+        let until = Instant::now() + self.desk.agent.start_timeout;
+        let known = self.agent_session.clone();
+        let made = make_dir(&cwd, self.desk.agent.kind);
+        let started = match made {
+            Ok(()) => self.agent.start(&mut self.desk, known.as_deref(), self.turns > 0, until),
+            Err(e) => Err(agent::Failure::new("agent_start", format!("{}: {e}", cwd.display()))),
+        };
+        match started {
+            Ok(started) => {
+                if started.agent_session != self.agent_session {
+                    self.agent_session = started.agent_session;
+                    if let Err(e) = self.house().store.note_agent(sid, self.desk.epoch, self.agent_session.clone()) {
+                        log::warn!(key = self.key(); "the agent's session could not be noted: {e}");
+                    }
+                }
+                if started.continuity == Continuity::Lost {
+                    log::warn!(key = self.key(); "the agent had lost the session; it is given the transcript");
+                }
+                Ok(())
+            }
+            Err(_) if self.desk.close.is_some() => Err(Next::More),
+            Err(failure) => {
+                self.back_off();
+                log::warn!(key = self.key(), agent = self.desk.agent.name; "agent: {failure}");
+                let failed =
+                    self.house().store.fail_queued(sid, self.desk.epoch, failure.code.to_owned(), failure.message.clone());
+                self.desk.asked = false;
+                self.desk.work = match failed {
+                    Ok(more) => more,
+                    Err(Error::Refused(_)) => return Err(Next::Gone),
+                    Err(_) => true,
+                };
+                Err(Next::Rest)
+            }
+        }
+    }
+
+    /// One failure is no pattern; from the second on the next start waits, longer each time.
+    fn back_off(&mut self) {
+        self.failures = self.failures.saturating_add(1);
+        let pause = match self.failures {
+            0 | 1 => Duration::ZERO,
+            n => Duration::from_secs(1 << (n - 2).min(6)).min(BACKOFF),
+        };
+        self.start_after = Some(Instant::now() + pause);
+    }
+
+    /// Asks `before_turn` handlers for context.
+    fn before_turn(&mut self) -> Result<Option<String>, Next> {
+        if !self.house().hooked(HookEvent::BeforeTurn) {
+            return Ok(None);
+        }
+        let Ok(Some((turn_id, text))) = self.house().store.peek_turn(self.desk.sid) else { return Ok(None) };
+        let identity = agent::Host::identity(&self.desk);
+        let fields = json!({
+            "session_id": identity.session_id, "turn_id": turn_id, "text": text, "first": self.turns == 0,
+            "resumed": false, "continues": null,
+        });
+        let event = hook_event(HookEvent::BeforeTurn, &identity.key, fields, Some((identity.session_id.clone(), i64::MAX)));
+        match super::ask(&self.desk.house, event) {
+            Verdict::Pass(context) => Ok(context),
+            Verdict::Refuse(why) | Verdict::HookFailed(why) => {
+                let failed =
+                    self.house().store.fail_queued(self.desk.sid, self.desk.epoch, "hook_failed".to_owned(), why);
+                self.desk.work = matches!(failed, Ok(true) | Err(Error::Sql(_) | Error::Unavailable(_)));
+                Err(if self.desk.work { Next::More } else { Next::Rest })
+            }
+        }
+    }
+
+    /// Runs a turn that has begun, to its outcome.
+    fn turn(&mut self, begun: &Begun) -> Next {
+        let (sid, since) = (self.desk.sid, Instant::now());
+        let doing = Doing::Running { turn_id: Some(begun.turn_id.clone()), since, tool: None };
+        let _ = self.house().registry.set(sid, doing);
+        if begun.alone {
+            self.house().registry.solo_begun(sid);
+        }
+        self.desk.begin(begun);
+        self.notify(HookEvent::TurnStart, begun, json!({}));
+        let prompt = Prompt {
+            turn_id: begun.turn_id.clone(),
+            text: begun.prompt.clone(),
+            context: None,
+            resumed: begun.continues.as_ref().is_some_and(|c| c.rerun),
+        };
+        crate::failpoint::hit("prompt", "before");
+        let answer = self.agent.prompt(&mut self.desk, &prompt);
+        crate::failpoint::hit("prompt", "answered");
+        if self.agent.is_ready() {
+            if matches!(answer, Answer::Completed { .. }) {
+                self.failures = 0;
+                self.start_after = None;
+            }
+        } else {
+            self.back_off();
+        }
+        self.turns += 1;
+        let Some((running, items, why)) = self.desk.end() else { return Next::Gone };
+        let (outcome, error) = verdict(&answer, &running, why);
+        let next = self.finish(begun, &running, items, outcome, error, since);
+        if begun.alone {
+            self.house().registry.solo_done(sid);
+        }
+        // The registry hears of the end after the database: a drain that sees nothing running finds it committed.
+        let _ = self.house().registry.set(sid, Doing::Idle);
+        next
+    }
+
+    /// Writes the outcome, as often as it takes: a full disk delays it, a stop that gives this worker up ends it.
+    fn finish(
+        &mut self,
+        begun: &Begun,
+        running: &Running,
+        items: Vec<Item>,
+        outcome: Outcome,
+        error: Option<(String, String)>,
+        since: Instant,
+    ) -> Next {
+        let mark = match self.house().board().stop {
+            Some((StopReason::Restart, ..)) => MarkReason::RestartTimeout,
+            Some((StopReason::Shutdown, ..)) | None => MarkReason::ShutdownTimeout,
+        };
+        loop {
+            let store = &self.desk.house.store;
+            match store.finish_turn(begun.turn, items.clone(), outcome, error.clone(), mark) {
+                Ok(ended) => {
+                    self.desk.work |= ended.more;
+                    let took = i64::try_from(since.elapsed().as_millis()).unwrap_or(i64::MAX);
+                    let fields = json!({ "outcome": ended.outcome, "duration_ms": took, "text": running.answer });
+                    self.notify(HookEvent::TurnEnd, begun, fields);
+                    return if ended.more { Next::More } else { Next::Rest };
+                }
+                Err(Error::Refused(_)) => {
+                    // Somebody else ended it, or this very write was kept although its commit was in doubt.
+                    return match store.peek_turn(self.desk.sid) {
+                        Ok(Some(_)) => {
+                            self.desk.work = true;
+                            Next::More
+                        }
+                        _ => Next::Rest,
+                    };
+                }
+                Err(e) => {
+                    log::error!(key = self.key(), turn = begun.turn_id; "the turn's outcome cannot be written yet: {e}");
+                    let _ = self.desk.rest(&mut [], Some(Instant::now() + AGAIN));
+                    self.desk.collect();
+                    if self.desk.is_killed() || self.desk.close_by.is_some_and(|by| by <= Instant::now()) {
+                        return Next::Gone;
+                    }
+                }
+            }
+        }
+    }
+
+    fn notify(&self, kind: HookEvent, begun: &Begun, mut fields: serde_json::Value) {
+        if !self.desk.house.hooked(kind) {
+            return;
+        }
+        let identity = agent::Host::identity(&self.desk);
+        fields["session_id"] = identity.session_id.as_str().into();
+        fields["turn_id"] = begun.turn_id.as_str().into();
+        fields["resumed"] = begun.continues.is_some().into();
+        fields["continues"] = begun.continues.as_ref().map(|c| c.turn_id.clone()).into();
+        let event = hook_event(kind, &identity.key, fields, Some((identity.session_id.clone(), i64::MAX)));
+        self.desk.house.hooks.notify(event, Box::new(|_| ()));
+    }
+
+    /// Closes the agent and, where nobody else does, the activation.
+    fn shut(&mut self, why: Close) {
+        let _ = self.desk.house.registry.set(self.desk.sid, Doing::Closing);
+        let until = self.desk.close_by.unwrap_or_else(|| Instant::now() + if why == Close::Retire { CANCEL } else { CLOSE });
+        for left in self.agent.close(&mut self.desk, until) {
+            log::warn!(key = self.key(); "the agent could not be ended: {left}");
+        }
+        if why != Close::Park {
+            return;
+        }
+        self.desk.collect();
+        if self.desk.work || self.desk.asked {
+            // What it was given and did not do is for the next worker of the session.
+            let wish = Wish { sid: self.desk.sid, key: self.key().to_owned(), asked: self.desk.asked };
+            self.desk.house.registry.want(wish);
+        }
+        loop {
+            let store = &self.desk.house.store;
+            match store.close_activation(self.desk.sid, self.desk.epoch, EndReason::Parked, Actor::Policy) {
+                Ok(_) | Err(Error::Refused(_)) => return,
+                Err(e) => {
+                    log::error!(key = self.key(); "the session cannot be parked yet: {e}");
+                    let _ = self.desk.rest(&mut [], Some(Instant::now() + AGAIN));
+                    self.desk.collect();
+                    if self.desk.close > Some(Close::Park) {
+                        return;
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// What a worker does after something.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Next {
+    /// Look again at once.
+    More,
+    /// Nothing to do.
+    Rest,
+    /// The session has gone on without it.
+    Gone,
+}
+
+/// What an answer means for its turn.
+fn verdict(answer: &Answer, running: &Running, why: Option<Why>) -> (Outcome, Option<(String, String)>) {
+    let failed = |code: &str, text: String| (Outcome::Failed, Some((code.to_owned(), text)));
+    match (answer, &running.timed_out, why) {
+        (Answer::Completed { .. }, ..) => (Outcome::Completed, None),
+        (_, Some(timeout), _) => failed("timeout", timeout.clone()),
+        (_, None, Some(Why::Stop)) => (Outcome::Interrupted, None),
+        (_, None, Some(Why::Cancelled | Why::Retired)) => (Outcome::Cancelled, None),
+        (Answer::Failed(failure), None, None) => failed(failure.code, failure.message.clone()),
+        (Answer::Cancelled, None, None) => failed("agent_error", "the agent cancelled the turn by itself".to_owned()),
+    }
+}
+
+/// The agent of a kind.
+fn make(house: &Arc<House>, config: &config::Agent) -> Box<dyn Agent> {
+    match config.kind {
+        AgentKind::Echo => Box::new(agent::echo::Echo::new(config.delay)),
+        AgentKind::Exec => Box::new(agent::exec::Exec::new(config)),
+        AgentKind::Acp => Box::new(agent::acp::Acp::new(config)),
+        AgentKind::Openai => Box::new(agent::openai::Openai::new(config)),
+        AgentKind::Lua => Box::new(super::lua_agent(house, config)),
+    }
+}
+
+/// The working directory: `{key}` with all but `A-Za-z0-9_-` percent-encoded, cut at 150 bytes plus a hash.
+#[must_use]
+pub fn working_dir(state_dir: &Path, template: &str, key: &str) -> PathBuf {
+    const KEPT: &percent_encoding::AsciiSet = &percent_encoding::NON_ALPHANUMERIC.remove(b'_').remove(b'-');
+    let mut name = percent_encoding::utf8_percent_encode(key, KEPT).to_string();
+    if name.len() > 150 {
+        name.truncate(150);
+        let hash = uuid::Uuid::new_v5(&uuid::Uuid::NAMESPACE_OID, key.as_bytes()).simple().to_string();
+        name = format!("{name}-{hash}");
+    }
+    state_dir.join(template.replace("{key}", &name))
+}
+
+fn make_dir(cwd: &Path, kind: AgentKind) -> std::io::Result<()> {
+    match kind {
+        AgentKind::Acp | AgentKind::Exec => std::fs::create_dir_all(cwd),
+        AgentKind::Openai | AgentKind::Lua | AgentKind::Echo => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn working_directories_are_safe_names() {
+        let dir = |key: &str| working_dir(Path::new("/s"), "work/{key}", key).display().to_string();
+        assert_eq!(dir("local:alice"), "/s/work/local%3Aalice");
+        assert_eq!(dir("x:../../etc"), "/s/work/x%3A%2E%2E%2F%2E%2E%2Fetc");
+        let long = |end: &str| dir(&format!("x:{}{end}", "ü".repeat(80)));
+        assert!(long("a").len() < 200 && long("a") != long("b"));
+        assert_eq!(working_dir(Path::new("/s"), "/abs", "x:y"), Path::new("/abs"));
+    }
+}
