@@ -119,6 +119,7 @@ impl Fixture {
             idle_timeout: never,
             body_timeout: never,
             write_timeout: never,
+            linger: never,
             ..Limits::default()
         })
     }
