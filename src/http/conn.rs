@@ -140,8 +140,11 @@ pub(super) fn serve(shared: &Arc<Shared>, conn: &Arc<Conn>) {
         match next {
             Next::Request => first = false,
             Next::Close { unread } => {
+                // All is said: a drain need not wait for a client that does not hang up.
+                shared.now_idle(conn);
                 // What came and was not looked at is unread too: a pipelined request after the last.
-                return conn.socket.close_in_order(unread || !input.bytes().is_empty());
+                let unread = unread || !input.bytes().is_empty();
+                return conn.socket.close_in_order(unread, shared.limits.linger);
             }
             Next::Cut => return conn.socket.shutdown(Shutdown::Both),
         }

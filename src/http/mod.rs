@@ -81,6 +81,9 @@ pub struct Limits {
     pub body_rate: u64,
     /// How long a write may wait for a client that takes nothing; then the connection is cut.
     pub write_timeout: Duration,
+    /// How long a connection that is closed with input unread is still listened to, so that its client gets to read the
+    /// answer. Closing at once would make the kernel send a reset, which can overtake it.
+    pub linger: Duration,
     /// The most connections at once; beyond it a client gets 503 with `Retry-After` and is closed.
     pub max_connections: usize,
     /// Bytes of stack of a connection's thread.
@@ -97,6 +100,7 @@ impl Default for Limits {
             body_timeout: Duration::from_secs(10),
             body_rate: 16 * 1024,
             write_timeout: Duration::from_secs(10),
+            linger: Duration::from_secs(2),
             max_connections: 4096,
             stack: 512 * 1024,
         }

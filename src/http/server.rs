@@ -2,10 +2,10 @@
 //!
 //! It owns the listeners and knows every connection, busy or idle, and nothing of what they say.
 //!
-//! How it ends ([`Server::drain`]): the accept threads are woken and joined, so that nobody new comes. Then *draining*
-//! is set and whoever has no complete request is no longer listened to; each connection checks the flag whenever it
-//! becomes idle. As the flag and a connection's *busy* are each written before the other is read, in one order for all
-//! threads, no connection can be overlooked. What is being handled is waited for, and at the instant given cut.
+//! How it ends ([`Server::drain`]): *draining* is set, and each connection checks it whenever it becomes idle, a new one
+//! at once. The accept threads are woken and joined, so that nobody new comes. Then whoever has no complete request is
+//! no longer listened to. As the flag and a connection's *busy* are each written before the other is read, in one order
+//! for all threads, no connection can be overlooked. What is being handled is waited for, and at the instant given cut.
 
 use std::collections::HashMap;
 use std::io;
@@ -263,8 +263,9 @@ impl Server {
     /// lets every answer in work be finished, with `Connection: close`; waits for that until `until` at the latest, and
     /// cuts what is left. Returns how many connections were cut. A handler that does not return keeps its thread.
     pub fn drain(&self, until: Instant) -> usize {
-        self.stop_accepting();
+        // The flag first, so that whoever finds the listener closed also finds every answer to be the last.
         self.shared.draining.store(true, Ordering::SeqCst);
+        self.stop_accepting();
         let all: Vec<Arc<Conn>> = self.shared.register().conns.values().cloned().collect();
         for conn in all {
             if !conn.busy.load(Ordering::SeqCst) {
@@ -288,8 +289,9 @@ impl Server {
     /// Waits until there are so many connections; false if that takes longer than anybody would wait.
     pub(super) fn wait_for_connections(&self, n: usize) -> bool {
         let patience = Duration::from_secs(60);
+        let begun = Instant::now();
         let waited = self.shared.changed.wait_timeout_while(self.shared.register(), patience, |r| r.live != n);
-        !waited.unwrap_or_else(PoisonError::into_inner).1.timed_out()
+        !waited.unwrap_or_else(PoisonError::into_inner).1.timed_out() && begun.elapsed() < patience
     }
 }
 

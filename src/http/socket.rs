@@ -23,9 +23,7 @@ use super::Peer;
 /// slow one may lag before the wait for room, which ends when about a third is free, looks like a standstill.
 const TCP_SEND_BUFFER: usize = 256 * 1024;
 
-/// How long a connection that is closed with input unread is still listened to, and how much it may say. Closing at
-/// once would make the kernel send a reset, which can overtake the answer.
-const LINGER: Duration = Duration::from_secs(2);
+/// What a client may still send that is closed with input unread.
 const LINGER_BYTES: usize = 8 << 20;
 
 #[derive(Debug)]
@@ -207,14 +205,14 @@ impl Socket {
     }
 
     /// Says that no more comes, and, if the client may still be sending (`unread`, or something is there unread),
-    /// listens for a while so that it gets to read the last answer.
-    pub(super) fn close_in_order(&self, unread: bool) {
+    /// listens for `linger` at most, so that it gets to read the last answer.
+    pub(super) fn close_in_order(&self, unread: bool, linger: Duration) {
         self.shutdown(Shutdown::Write);
         let unread = self.discard_what_is_there() || unread;
         if !unread {
             return;
         }
-        let deadline = after(LINGER);
+        let deadline = after(linger);
         let mut away = [0_u8; 16 * 1024];
         let mut taken = 0;
         while taken < LINGER_BYTES {

@@ -40,6 +40,18 @@ fn a_drain_ends_each_connection_as_befits_it() {
 }
 
 #[test]
+fn a_client_that_was_answered_and_does_not_hang_up_delays_nothing() {
+    let f = Fixture::new();
+    // The server lingers, so that the client can read this although it has not sent all.
+    let mut c = f.unix();
+    c.send("POST /closed HTTP/1.1\r\nHost: h\r\nContent-Length: 9\r\n\r\nhalf");
+    assert_eq!(c.answer().status, 401);
+    c.assert_end();
+    assert_eq!(f.server.drain(Instant::now() + PATIENCE), 0);
+    assert_eq!(f.server.connections(), 0);
+}
+
+#[test]
 fn what_is_stuck_is_cut_at_the_instant() {
     let f = Fixture::new();
     let mut in_handler = f.unix();

@@ -111,8 +111,17 @@ struct Fixture {
 }
 
 impl Fixture {
+    /// A server none of whose deadlines comes within a test.
     fn new() -> Self {
-        Self::with(Limits::default())
+        let never = 10 * PATIENCE;
+        Self::with(Limits {
+            head_timeout: never,
+            idle_timeout: never,
+            body_timeout: never,
+            write_timeout: never,
+            linger: never,
+            ..Limits::default()
+        })
     }
 
     fn with(limits: Limits) -> Self {
