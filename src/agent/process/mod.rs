@@ -66,6 +66,8 @@ pub struct Process {
     close_after: bool,
     progress: Instant,
     exited: bool,
+    /// After the exit a read found nothing more: what comes now comes from somebody else who holds the pipe.
+    drained: bool,
     ended: bool,
     tail: Tail,
 }
@@ -125,6 +127,7 @@ impl Process {
             close_after: false,
             progress: Instant::now(),
             exited: false,
+            drained: false,
             ended: false,
             tail: Tail::default(),
         })
@@ -160,7 +163,13 @@ impl Process {
         self.exited || leftovers::is_readable(self.pidfd.as_fd())
     }
 
-    /// Whether its stdout can still bring something.
+    /// Whether all that the leader itself wrote to stdout was read: it closed it, or exited and nothing more was there.
+    #[must_use]
+    pub const fn is_drained(&self) -> bool {
+        self.stdout.is_none() || self.drained
+    }
+
+    /// Whether its stdout is still open somewhere.
     #[must_use]
     pub const fn has_output(&self) -> bool {
         self.stdout.is_some()
@@ -240,9 +249,8 @@ impl Process {
     /// Waits for the child or the host, moves one slice of bytes each way, and says why it came back. `out` takes what
     /// came from stdout. With nothing left to watch it waits for the host alone.
     pub fn step(&mut self, host: &mut dyn Host, until: Option<Instant>, out: &mut Vec<u8>) -> Wake {
-        let mut watches = self.watches();
-        let wake = host.wait(&mut watches, until);
-        drop(watches);
+        let until = if self.exited && !self.is_drained() { Some(Instant::now()) } else { until };
+        let wake = host.wait(&mut self.watches(), until);
         self.take_in(out);
         wake
     }
@@ -252,7 +260,8 @@ impl Process {
         // The exit is looked at before stdout is read: what was written before the exit is then read after it was seen.
         self.exited = self.is_gone();
         read_slice(&mut self.stderr, &mut |bytes| self.tail.push(bytes));
-        read_slice(&mut self.stdout, &mut |bytes| out.extend_from_slice(bytes));
+        let empty = read_slice(&mut self.stdout, &mut |bytes| out.extend_from_slice(bytes));
+        self.drained |= self.exited && empty;
         self.flush();
     }
 
@@ -299,8 +308,8 @@ fn give_up(child: &mut Child, pid: Pid, why: io::Error) -> io::Error {
     why
 }
 
-/// Reads at most a slice; end of file and errors close the pipe.
-fn read_slice<P: Read>(pipe: &mut Option<P>, taken: &mut dyn FnMut(&[u8])) {
+/// Reads at most a slice and says whether nothing more is there now; end of file and errors close the pipe.
+fn read_slice<P: Read>(pipe: &mut Option<P>, taken: &mut dyn FnMut(&[u8])) -> bool {
     let mut buffer = [0; 16 * 1024];
     let mut left = SLICE;
     while let Some(open) = pipe.as_mut().filter(|_| left > 0) {
@@ -311,10 +320,11 @@ fn read_slice<P: Read>(pipe: &mut Option<P>, taken: &mut dyn FnMut(&[u8])) {
                 left = left.saturating_sub(n);
             }
             Err(e) if e.kind() == ErrorKind::Interrupted => {}
-            Err(e) if e.kind() == ErrorKind::WouldBlock => return,
+            Err(e) if e.kind() == ErrorKind::WouldBlock => return true,
             Err(_) => *pipe = None,
         }
     }
+    pipe.is_none()
 }
 
 fn make_cwd(cwd: &Path) -> Result<(), Failure> {
