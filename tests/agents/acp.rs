@@ -355,7 +355,9 @@ fn a_lost_session_is_noticed_and_the_history_given_once() {
 
 #[test]
 fn a_resume_that_lied_is_noticed_when_the_prompt_is_refused() {
-    for flags in [&["--no-load", "--resume", "--load-lies"][..], &["--no-load", "--resume", "--load-lies", "--unknown-refuses"]] {
+    for flags in
+        [&["--no-load", "--resume", "--load-lies"][..], &["--no-load", "--resume", "--load-lies", "--unknown-refuses"]]
+    {
         let state = tempfile::tempdir().unwrap();
         let (mut host, mut agent, continuity) = again(&state, flags, Some("unknown"));
         assert_eq!(continuity, Continuity::Kept, "{flags:?}: nothing speaks against it yet");
@@ -376,7 +378,8 @@ fn a_resume_that_lied_is_noticed_when_the_prompt_is_refused() {
 #[test]
 fn a_resume_under_another_id_is_noticed_by_the_updates() {
     let state = tempfile::tempdir().unwrap();
-    let (mut host, mut agent, continuity) = again(&state, &["--no-load", "--resume", "--resume-other"], Some("unknown"));
+    let (mut host, mut agent, continuity) =
+        again(&state, &["--no-load", "--resume", "--resume-other"], Some("unknown"));
     assert_eq!(continuity, Continuity::Kept);
     assert_eq!(host.prompt(&mut agent, "say who are you"), done());
     assert_eq!((host.text().as_str(), host.notices()), ("who are you", vec!["context_lost"]));
@@ -405,7 +408,10 @@ fn an_agent_that_dies_of_a_session_loses_it_and_not_the_conversation() {
     host.history = past();
     for _ in 0..2 {
         let failure = agent.start(&mut host, Some("poison"), true, soon()).unwrap_err();
-        assert!(failure.message.contains("status 7") && failure.message.contains("cannot read the session"), "{failure}");
+        assert!(
+            failure.message.contains("status 7") && failure.message.contains("cannot read the session"),
+            "{failure}"
+        );
     }
     let started = agent.start(&mut host, Some("poison"), true, soon()).unwrap();
     assert_eq!(started.continuity, Continuity::Lost);

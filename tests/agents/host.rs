@@ -90,7 +90,10 @@ impl TestHost {
 
     /// The codes of the notices.
     pub fn notices(&self) -> Vec<&str> {
-        self.said.iter().filter_map(|s| if let Said::Notice(code, _) = s { Some(code.as_str()) } else { None }).collect()
+        self.said
+            .iter()
+            .filter_map(|s| if let Said::Notice(code, _) = s { Some(code.as_str()) } else { None })
+            .collect()
     }
 
     /// A number that the agent said after a word.

@@ -99,7 +99,8 @@ fn an_answer_is_streamed_and_the_conversation_given() {
     ];
     let mut agent = Openai::new(&config);
     host.start(&mut agent);
-    let prompt = Prompt { turn_id: "t".into(), text: "and now?".into(), context: Some("it rains".into()), resumed: false };
+    let prompt =
+        Prompt { turn_id: "t".into(), text: "and now?".into(), context: Some("it rains".into()), resumed: false };
     let answer = agent.prompt(&mut host, &prompt);
     assert_eq!(answer, Answer::Completed { stop_reason: Some("stop".into()) });
     assert_eq!(host.text(), "Hello there");
@@ -108,8 +109,15 @@ fn an_answer_is_streamed_and_the_conversation_given() {
     assert_eq!(asked.head[0], "POST /v1/chat/completions HTTP/1.1");
     assert!(asked.head.iter().any(|l| l.eq_ignore_ascii_case("authorization: Bearer s3cret")), "{:?}", asked.head);
     assert_eq!((&asked.body["model"], &asked.body["stream"]), (&json!("small"), &json!(true)));
-    let messages: Vec<String> = asked.body["messages"].as_array().unwrap().iter().map(|m| format!("{} {}", m["role"], m["content"])).collect();
-    let expected = [r#""user" "hi""#, r#""assistant" "yes?""#, r#""system" "be kind""#, r#""system" "it rains""#, r#""user" "and now?""#];
+    let messages: Vec<String> =
+        asked.body["messages"].as_array().unwrap().iter().map(|m| format!("{} {}", m["role"], m["content"])).collect();
+    let expected = [
+        r#""user" "hi""#,
+        r#""assistant" "yes?""#,
+        r#""system" "be kind""#,
+        r#""system" "it rains""#,
+        r#""user" "and now?""#,
+    ];
     assert_eq!(messages, expected);
 }
 
@@ -117,7 +125,12 @@ fn an_answer_is_streamed_and_the_conversation_given() {
 fn an_endpoint_that_does_not_stream_is_understood() {
     let (config, _asks) = serve(|stream| {
         let body = json!({ "choices": [{ "message": { "content": "whole" }, "finish_reason": "stop" }] }).to_string();
-        write!(stream, "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}", body.len()).unwrap();
+        write!(
+            stream,
+            "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+            body.len()
+        )
+        .unwrap();
     });
     let (host, answer) = run(&config);
     assert_eq!(answer, Answer::Completed { stop_reason: Some("stop".into()) });
@@ -126,7 +139,9 @@ fn an_endpoint_that_does_not_stream_is_understood() {
 
 #[test]
 fn an_error_status_is_told_with_its_text() {
-    for (body, expected) in [(r#"{"error":{"message":"no such model"}}"#, "no such model"), ("plain words", "plain words")] {
+    for (body, expected) in
+        [(r#"{"error":{"message":"no such model"}}"#, "no such model"), ("plain words", "plain words")]
+    {
         let (config, _asks) = serve(move |stream| {
             write!(stream, "HTTP/1.1 404 Not Found\r\nContent-Length: {}\r\n\r\n{body}", body.len()).unwrap();
         });

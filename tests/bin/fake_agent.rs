@@ -43,7 +43,8 @@
 //!   wait-file PATH     until PATH (a FIFO) can be opened for reading, or a cancel
 //!   env NAME, cwd, pid says what it has; `env` alone says all of it
 //!   ask METHOD         asks the client for METHOD and says the error's code
-#![allow(clippy::unwrap_used)]
+// What it leaves behind is the point of it.
+#![allow(clippy::unwrap_used, clippy::zombie_processes)]
 
 use std::collections::HashMap;
 use std::io::{BufRead, Write};
@@ -56,9 +57,41 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 const COMMANDS: &[&str] = &[
-    "say", "think", "stream", "plan", "usage", "tool", "permission", "permission-first", "image", "kinds", "die", "vanish",
-    "hang", "hang-hard", "cancel-error", "garbage", "longline", "flood", "stderr", "grandchild", "child", "refuse", "stop",
-    "error", "bye", "forget", "late", "foreign", "recall", "echo-context", "wait-file", "env", "cwd", "pid", "ask",
+    "say",
+    "think",
+    "stream",
+    "plan",
+    "usage",
+    "tool",
+    "permission",
+    "permission-first",
+    "image",
+    "kinds",
+    "die",
+    "vanish",
+    "hang",
+    "hang-hard",
+    "cancel-error",
+    "garbage",
+    "longline",
+    "flood",
+    "stderr",
+    "grandchild",
+    "child",
+    "refuse",
+    "stop",
+    "error",
+    "bye",
+    "forget",
+    "late",
+    "foreign",
+    "recall",
+    "echo-context",
+    "wait-file",
+    "env",
+    "cwd",
+    "pid",
+    "ask",
 ];
 
 enum Input {
@@ -108,7 +141,15 @@ fn main() {
     });
     let state = std::env::var_os("FAKE_AGENT_STATE").map(PathBuf::from);
     let mut agent = Agent {
-        args, input, sender, state, sessions: HashMap::new(), requests: 0, ended: false, late: Vec::new(), bye: false,
+        args,
+        input,
+        sender,
+        state,
+        sessions: HashMap::new(),
+        requests: 0,
+        ended: false,
+        late: Vec::new(),
+        bye: false,
     };
     if agent.has("--banner") {
         println!("Welcome to the fake agent!\n[not json");
@@ -194,11 +235,14 @@ impl Agent {
             }
         }
         let version = if self.has("--bad-version") { 2 } else { 1 };
-        answer(id, json!({
-            "protocolVersion": version,
-            "agentInfo": { "name": "ostler-fake-agent", "version": "1" },
-            "agentCapabilities": { "loadSession": !self.has("--no-load"), "sessionCapabilities": session },
-        }));
+        answer(
+            id,
+            json!({
+                "protocolVersion": version,
+                "agentInfo": { "name": "ostler-fake-agent", "version": "1" },
+                "agentCapabilities": { "loadSession": !self.has("--no-load"), "sessionCapabilities": session },
+            }),
+        );
     }
 
     fn new_session(&mut self) -> String {
@@ -253,7 +297,9 @@ impl Agent {
 
     fn list(&self, id: &Value, params: &Value) {
         let mut all: Vec<String> = match &self.state {
-            Some(dir) => std::fs::read_dir(dir).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect(),
+            Some(dir) => {
+                std::fs::read_dir(dir).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect()
+            }
             None => self.sessions.keys().cloned().collect(),
         };
         all.sort();
@@ -275,7 +321,8 @@ impl Agent {
             }
             return fail(id, -32002, "Resource not found");
         };
-        let blocks: Vec<&str> = params["prompt"].as_array().unwrap().iter().filter_map(|b| b["text"].as_str()).collect();
+        let blocks: Vec<&str> =
+            params["prompt"].as_array().unwrap().iter().filter_map(|b| b["text"].as_str()).collect();
         let text = blocks.last().copied().unwrap_or_default();
         let before = prompts.len();
         prompts.push(text.to_string());
@@ -312,16 +359,25 @@ impl Agent {
         let number = |n: usize| rest.split(' ').nth(n).and_then(|t| t.parse::<usize>().ok()).unwrap_or(0);
         match word {
             "say" => say(session, rest),
-            "think" => update(session, json!({ "sessionUpdate": "agent_thought_chunk", "content": { "type": "text", "text": rest } })),
+            "think" => update(
+                session,
+                json!({ "sessionUpdate": "agent_thought_chunk", "content": { "type": "text", "text": rest } }),
+            ),
             "stream" => return self.stream(session, number(0), number(1)),
-            "plan" => update(session, json!({ "sessionUpdate": "plan", "entries": [
+            "plan" => update(
+                session,
+                json!({ "sessionUpdate": "plan", "entries": [
                 { "content": "first", "priority": "high", "status": "in_progress" },
-                { "content": "second", "priority": "low", "status": "pending" } ] })),
+                { "content": "second", "priority": "low", "status": "pending" } ] }),
+            ),
             "usage" => update(session, json!({ "sessionUpdate": "usage_update", "used": 16, "size": 1000 })),
             "tool" => return self.tool(session, if rest.is_empty() { "tc-1" } else { rest }),
             "permission" | "permission-first" => return self.permission(session, word == "permission-first"),
-            "image" => update(session, json!({ "sessionUpdate": "agent_message_chunk",
-                "content": { "type": "image", "mimeType": "image/png", "data": "AAAA" } })),
+            "image" => update(
+                session,
+                json!({ "sessionUpdate": "agent_message_chunk",
+                "content": { "type": "image", "mimeType": "image/png", "data": "AAAA" } }),
+            ),
             "kinds" => {
                 update(session, json!({ "sessionUpdate": "hologram_chunk", "content": 7 }));
                 send(&json!({ "jsonrpc": "2.0", "method": "_fake/status", "params": 1 }));
@@ -347,7 +403,10 @@ impl Agent {
             }
             "garbage" => send_raw(b"Traceback: not json\n{\"half\": \n[1,2,3]\n\n\xff\xfe\n{}\n"),
             "longline" => {
-                let mut line = format!("{{\"jsonrpc\":\"2.0\",\"method\":\"_fake/long\",\"params\":\"{}\"}}", "x".repeat(number(0)));
+                let mut line = format!(
+                    "{{\"jsonrpc\":\"2.0\",\"method\":\"_fake/long\",\"params\":\"{}\"}}",
+                    "x".repeat(number(0))
+                );
                 line.push('\n');
                 send_raw(line.as_bytes());
                 say(session, "after");
@@ -450,20 +509,30 @@ impl Agent {
     }
 
     fn tool(&mut self, session: &str, tool: &str) -> Flow {
-        update(session, json!({ "sessionUpdate": "tool_call", "toolCallId": tool, "title": "Touch a file", "kind": "execute",
-            "status": "pending", "rawInput": { "command": "touch x" } }));
+        update(
+            session,
+            json!({ "sessionUpdate": "tool_call", "toolCallId": tool, "title": "Touch a file", "kind": "execute",
+            "status": "pending", "rawInput": { "command": "touch x" } }),
+        );
         let params = permission_params(session, tool);
-        let Some(answer) = self.ask("session/request_permission", params, false) else { return Flow::Stop("cancelled") };
+        let Some(answer) = self.ask("session/request_permission", params, false) else {
+            return Flow::Stop("cancelled");
+        };
         let allowed = answer["result"]["outcome"]["optionId"] == "allow-once";
         let status = if allowed { "completed" } else { "failed" };
-        update(session, json!({ "sessionUpdate": "tool_call_update", "toolCallId": tool, "status": status, "rawOutput": "ok" }));
+        update(
+            session,
+            json!({ "sessionUpdate": "tool_call_update", "toolCallId": tool, "status": status, "rawOutput": "ok" }),
+        );
         say(session, if allowed { "tool done" } else { "tool denied" });
         Flow::Next
     }
 
     fn permission(&mut self, session: &str, first: bool) -> Flow {
         let params = permission_params(session, "perm-check-1");
-        let Some(answer) = self.ask("session/request_permission", params, first) else { return Flow::Stop("cancelled") };
+        let Some(answer) = self.ask("session/request_permission", params, first) else {
+            return Flow::Stop("cancelled");
+        };
         let outcome = &answer["result"]["outcome"];
         if first && outcome["outcome"] == "cancelled" {
             return Flow::Fail("Internal error".into());
@@ -493,7 +562,9 @@ fn say(session: &str, text: &str) {
 }
 
 fn update(session: &str, update: Value) {
-    send(&json!({ "jsonrpc": "2.0", "method": "session/update", "params": { "sessionId": session, "update": update } }));
+    send(
+        &json!({ "jsonrpc": "2.0", "method": "session/update", "params": { "sessionId": session, "update": update } }),
+    );
 }
 
 fn answer(id: &Value, result: Value) {

@@ -136,7 +136,11 @@ impl Acp {
                 Some(Event::Request(id, method, _)) => live.client.refuse(&id, &method),
                 Some(Event::Gone) => {
                     let how = live.client.process.exit_text().unwrap_or_else(|| "closed its output".to_string());
-                    log::warn!("{}: the agent {how} between turns: {}", host.identity().key, live.client.process.stderr_tail());
+                    log::warn!(
+                        "{}: the agent {how} between turns: {}",
+                        host.identity().key,
+                        live.client.process.stderr_tail()
+                    );
                     if let Some(live) = self.live.take() {
                         live.client.process.end_now();
                     }
@@ -163,12 +167,12 @@ impl Acp {
         };
         let params = json!({ "sessionId": live.session, "prompt": blocks });
         let number = live.client.request("session/prompt", &params);
-        self.forgot = false;
-        let mut running = Running { live, turn: Turn::default(), number, permissions: &mut self.permissions, cancel: None };
+        let changed_before = live.changed;
+        let mut running =
+            Running { live, turn: Turn::default(), number, permissions: &mut self.permissions, cancel: None };
         let end = running.run(host);
-        if running.live.changed && !matches!(end, End::Broken(_) | End::Ended(_)) {
-            self.forgot = true;
-        }
+        // It turned out to be another session, which has this prompt and nothing that was said before.
+        self.forgot = running.live.changed && !changed_before;
         end
     }
 
@@ -334,6 +338,9 @@ impl Agent for Acp {
         until: Instant,
     ) -> Result<Started, Failure> {
         self.take_in(host);
+        if self.live.as_ref().is_some_and(|live| live.client.process.is_gone()) {
+            self.end(host, Rung::Kill, Instant::now() + END_TIME);
+        }
         if let Some(live) = self.live.as_mut() {
             live.changed = false;
             let continuity = if self.forgot { Continuity::Lost } else { Continuity::Kept };

@@ -204,7 +204,14 @@ fn ask(
 fn is_conversation(update: &Value) -> bool {
     matches!(
         update["sessionUpdate"].as_str(),
-        Some("user_message_chunk" | "agent_message_chunk" | "agent_thought_chunk" | "tool_call" | "tool_call_update" | "plan")
+        Some(
+            "user_message_chunk"
+                | "agent_message_chunk"
+                | "agent_thought_chunk"
+                | "tool_call"
+                | "tool_call_update"
+                | "plan"
+        )
     )
 }
 

@@ -104,7 +104,10 @@ impl Turn {
         if self.tools.len() >= TOOLS_KEPT && !self.tools.contains_key(&tool.id) {
             self.tools.clear();
         }
-        let known = self.tools.entry(tool.id.clone()).or_insert_with(|| ToolCall { id: tool.id.clone(), ..ToolCall::default() });
+        let known = self
+            .tools
+            .entry(tool.id.clone())
+            .or_insert_with(|| ToolCall { id: tool.id.clone(), ..ToolCall::default() });
         known.title = tool.title.clone().or(known.title.take());
         known.kind = tool.kind.clone().or(known.kind.take());
         known.status = tool.status.clone().or(known.status.take());
@@ -130,7 +133,9 @@ fn content_text(content: &Value) -> String {
         "resource_link" => format!("[resource {}]", name("uri")),
         "resource" => match content["resource"]["text"].as_str() {
             Some(text) => text.to_string(),
-            None => format!("[resource {}]", shorten(content["resource"]["uri"].as_str().unwrap_or("unknown"), LINE_LIMIT)),
+            None => {
+                format!("[resource {}]", shorten(content["resource"]["uri"].as_str().unwrap_or("unknown"), LINE_LIMIT))
+            }
         },
         "" => String::new(),
         other => format!("[{}]", shorten(other, 40)),
@@ -204,8 +209,14 @@ mod tests {
     #[test]
     fn what_is_no_text_is_named() {
         assert_eq!(content_text(&json!({ "type": "text", "text": "hi" })), "hi");
-        assert_eq!(content_text(&json!({ "type": "image", "mimeType": "image/png", "data": "AAAA" })), "[image image/png]");
-        assert_eq!(content_text(&json!({ "type": "resource_link", "uri": "file:///a", "name": "a" })), "[resource file:///a]");
+        assert_eq!(
+            content_text(&json!({ "type": "image", "mimeType": "image/png", "data": "AAAA" })),
+            "[image image/png]"
+        );
+        assert_eq!(
+            content_text(&json!({ "type": "resource_link", "uri": "file:///a", "name": "a" })),
+            "[resource file:///a]"
+        );
         assert_eq!(content_text(&json!({ "type": "hologram" })), "[hologram]");
         assert_eq!(content_text(&Value::Null), "");
     }
@@ -229,7 +240,9 @@ mod tests {
     #[test]
     fn an_update_leaves_what_it_does_not_name() {
         let mut turn = Turn::default();
-        turn.merge(read_tool(&json!({ "toolCallId": "t", "title": "T", "kind": "read", "rawInput": 1 }), true).unwrap());
+        turn.merge(
+            read_tool(&json!({ "toolCallId": "t", "title": "T", "kind": "read", "rawInput": 1 }), true).unwrap(),
+        );
         turn.merge(read_tool(&json!({ "toolCallId": "t", "status": "completed" }), false).unwrap());
         let known = &turn.tools["t"];
         assert_eq!((known.title.as_deref(), known.status.as_deref()), (Some("T"), Some("completed")));

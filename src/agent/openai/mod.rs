@@ -110,7 +110,8 @@ impl Agent for Openai {
             Err(why) => return failed(why),
         };
         let connections = self.connections();
-        let request = Request { connections: connections.clone(), url: self.url.clone(), key, body: self.body(host, prompt) };
+        let request =
+            Request { connections: connections.clone(), url: self.url.clone(), key, body: self.body(host, prompt) };
         let reader = match Reader::spawn(request) {
             Ok(reader) => reader,
             Err(e) => return failed(format!("{}: no thread to ask it with: {e}", self.url)),
@@ -172,7 +173,9 @@ fn take_answer(host: &mut dyn Host, reader: &Reader) -> Result<Answer, Interrupt
                 };
             }
             Ok(Brought::CutOff) if finish.is_some() => return Ok(Answer::Completed { stop_reason: finish }),
-            Ok(Brought::CutOff) => return failed("the endpoint closed the connection in the middle of the answer".into()),
+            Ok(Brought::CutOff) => {
+                return failed("the endpoint closed the connection in the middle of the answer".into());
+            }
             Err(TryRecvError::Empty) => reader.wait(host, None),
             Err(TryRecvError::Disconnected) => return failed("the thread that asked it has died".to_string()),
         }

@@ -87,7 +87,8 @@ impl Target {
 
     /// Takes hold of a member of a process group; `None` when it is gone or has left the group.
     pub fn hold_member(stat: &Stat) -> Option<Self> {
-        let same = || procfs::stat(stat.pid).is_some_and(|s| s.start == stat.start && s.group == stat.group && s.is_live());
+        let same =
+            || procfs::stat(stat.pid).is_some_and(|s| s.start == stat.start && s.group == stat.group && s.is_live());
         Self::hold_if(stat.pid, &stat.name, same)
     }
 

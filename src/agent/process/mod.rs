@@ -83,7 +83,7 @@ impl Process {
         make_cwd(&identity.cwd)?;
         let env = environment(launch, identity);
         let mut command = Command::new(program);
-        command.args(args).current_dir(&identity.cwd).env_clear().envs(env.iter().map(|(k, v)| (k, v)));
+        command.args(args).current_dir(&identity.cwd).env_clear().envs(&env);
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         std::os::unix::process::CommandExt::process_group(&mut command, 0);
         let (child, registered) =
@@ -97,11 +97,9 @@ impl Process {
         let taken = (child.stdin.take(), child.stdout.take(), child.stderr.take());
         let pidfd = rustix::process::pidfd_open(pid, PidfdFlags::empty());
         let nonblocking = || -> io::Result<()> {
-            for fd in [taken.0.as_ref().map(AsFd::as_fd), taken.1.as_ref().map(AsFd::as_fd), taken.2.as_ref().map(AsFd::as_fd)] {
-                if let Some(fd) = fd {
-                    rustix::io::ioctl_fionbio(fd, true)?;
-                }
-            }
+            let (stdin, stdout, stderr) = (taken.0.as_ref(), taken.1.as_ref(), taken.2.as_ref());
+            let fds = [stdin.map(AsFd::as_fd), stdout.map(AsFd::as_fd), stderr.map(AsFd::as_fd)];
+            fds.into_iter().flatten().try_for_each(|fd| rustix::io::ioctl_fionbio(fd, true))?;
             Ok(())
         };
         let pidfd = match (pidfd, nonblocking()) {
