@@ -18,6 +18,7 @@ use crate::model::event::Role;
 pub mod acp;
 pub mod echo;
 pub mod exec;
+mod lines;
 pub mod lua;
 pub mod openai;
 pub mod process;

@@ -1,0 +1,196 @@
+//! The client's side of a connection: one process, numbered requests, one event after the other.
+//!
+//! Owns the process and the bytes in flight; it must not know sessions or turns. It answers by itself what no session
+//! needs to see: methods that we do not offer, and lines that are no messages.
+
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use super::wire::{self, Message, RpcError};
+use crate::agent::lines::{Line, Lines};
+use crate::agent::process::Process;
+use crate::agent::{Host, Wake};
+
+/// The longest line that is read: whole images and whole files come on one line.
+const LINE_LIMIT: usize = 32 * 1024 * 1024;
+/// How many lines that are no messages are logged for one process.
+const JUNK_LOGGED: u32 = 20;
+/// How long one that closed its output is given to exit, so that its status can be told.
+const EXIT_AFTER_EOF: Duration = Duration::from_millis(500);
+
+/// What an agent did.
+#[derive(Debug)]
+pub enum Event {
+    /// It asks for something under this id.
+    Request(Value, String, Value),
+    /// It tells something.
+    Notification(String, Value),
+    /// It answered our request of this number.
+    Response(u64, Result<Value, RpcError>),
+    /// A line was longer than what is read: so many bytes of it were skipped.
+    TooLong(usize),
+    /// It has exited, or closed its output: nothing more will come.
+    Gone,
+    /// The instant passed.
+    Timeout,
+    /// The host has something to say, or it is time to ask it.
+    Look,
+    /// It takes nothing of what is written to it.
+    Deaf,
+}
+
+/// Why a request has no result.
+#[derive(Debug)]
+pub enum CallError {
+    /// The agent refused it.
+    Refused(RpcError),
+    /// It died.
+    Gone,
+    /// The instant passed.
+    Timeout,
+    /// The host wants it to end.
+    Interrupted,
+}
+
+/// A connection to an agent.
+#[derive(Debug)]
+pub struct Client {
+    /// The agent's process.
+    pub process: Process,
+    lines: Lines,
+    read: Vec<u8>,
+    requests: u64,
+    junk: u32,
+}
+
+impl Client {
+    /// Speaks with this process.
+    pub fn new(process: Process) -> Self {
+        Self { process, lines: Lines::new(LINE_LIMIT), read: Vec::new(), requests: 0, junk: 0 }
+    }
+
+    /// Sends a request and returns its number.
+    pub fn request(&mut self, method: &str, params: &Value) -> u64 {
+        self.requests += 1;
+        self.process.send(&wire::request(self.requests, method, params));
+        self.requests
+    }
+
+    /// Sends a notification.
+    pub fn notify(&mut self, method: &str, params: &Value) {
+        self.process.send(&wire::notification(method, params));
+    }
+
+    /// Answers a request.
+    pub fn respond(&mut self, id: &Value, result: &Value) {
+        self.process.send(&wire::response(id, result));
+    }
+
+    /// Refuses a request for a method that is not offered.
+    pub fn refuse(&mut self, id: &Value, method: &str) {
+        self.process.send(&wire::refusal(id, -32601, &format!("{method}: not offered by this client")));
+    }
+
+    /// The next thing that the agent does. Returns [`Event::Look`] after each slice that was read, so that whoever asks
+    /// can look at the host however much the agent says.
+    pub fn next(&mut self, host: &mut dyn Host, until: Option<Instant>) -> Event {
+        if let Some(event) = self.next_read() {
+            return event;
+        }
+        if self.process.is_drained() {
+            return Event::Gone;
+        }
+        let deaf = self.process.write_deadline();
+        let nearest = [until, deaf].into_iter().flatten().min();
+        let wake = self.process.step(host, nearest, &mut self.read);
+        self.lines.push(&self.read);
+        self.read.clear();
+        let now = Instant::now();
+        match wake {
+            Wake::Timeout if until.is_some_and(|t| t <= now) => Event::Timeout,
+            Wake::Timeout if self.process.write_deadline().is_some_and(|t| t <= now) => Event::Deaf,
+            Wake::Timeout | Wake::Ready | Wake::Letter => Event::Look,
+        }
+    }
+
+    /// The next thing that is there already, without waiting.
+    pub fn try_next(&mut self) -> Option<Event> {
+        if let Some(event) = self.next_read() {
+            return Some(event);
+        }
+        self.process.take_in(&mut self.read);
+        self.lines.push(&self.read);
+        self.read.clear();
+        self.next_read().or_else(|| self.process.is_drained().then_some(Event::Gone))
+    }
+
+    /// Asks and waits for the answer. What comes in between goes to `told` (notifications) or is refused (requests).
+    pub fn call(
+        &mut self,
+        host: &mut dyn Host,
+        (method, params): (&str, &Value),
+        until: Instant,
+        told: &mut dyn FnMut(&str, &Value),
+    ) -> Result<Value, CallError> {
+        let number = self.request(method, params);
+        loop {
+            if host.interrupt().is_some() {
+                return Err(CallError::Interrupted);
+            }
+            match self.next(host, Some(until)) {
+                Event::Response(n, answer) if n == number => return answer.map_err(CallError::Refused),
+                Event::Notification(method, params) => told(&method, &params),
+                Event::Request(id, method, _) => self.refuse(&id, &method),
+                Event::Gone => return Err(CallError::Gone),
+                Event::Timeout | Event::Deaf => return Err(CallError::Timeout),
+                Event::Response(..) | Event::TooLong(_) | Event::Look => {}
+            }
+            // A flood of updates must not outrun the deadline.
+            if Instant::now() >= until {
+                return Err(CallError::Timeout);
+            }
+        }
+    }
+
+    /// How it ended, for people: exit status or signal, and the end of its stderr. Waits a moment for the exit of one
+    /// that has only closed its output.
+    pub fn epitaph(&mut self, host: &mut dyn Host) -> String {
+        let until = Instant::now() + EXIT_AFTER_EOF;
+        while !self.process.has_exited() && Instant::now() < until && host.interrupt().is_none() {
+            self.process.step(host, Some(until), &mut self.read);
+            self.read.clear();
+        }
+        let how = self.process.exit_text().unwrap_or_else(|| "closed its output".to_string());
+        let tail = self.process.stderr_tail();
+        if tail.is_empty() { how } else { format!("{how}: {tail}") }
+    }
+
+    fn next_read(&mut self) -> Option<Event> {
+        while let Some(line) = self.lines.next(Message::read) {
+            let message = match line {
+                Line::Whole(message) => message,
+                Line::TooLong(n) => return Some(Event::TooLong(n)),
+            };
+            match message {
+                Message::Request(id, method, params) => return Some(Event::Request(id, method, params)),
+                Message::Notification(method, params) => return Some(Event::Notification(method, params)),
+                Message::Response(id, answer) => match id.as_u64() {
+                    Some(number) => return Some(Event::Response(number, answer)),
+                    None => self.log_junk(&format!("an answer to {id}, which nobody asked")),
+                },
+                Message::Junk(head) => self.log_junk(&head),
+                Message::Blank => {}
+            }
+        }
+        None
+    }
+
+    fn log_junk(&mut self, text: &str) {
+        self.junk = self.junk.saturating_add(1);
+        if self.junk <= JUNK_LOGGED {
+            let last = if self.junk == JUNK_LOGGED { "; further ones are not logged" } else { "" };
+            log::warn!("agent process {}: a line that is no message was skipped: {text}{last}", self.process.id());
+        }
+    }
+}

@@ -1,0 +1,440 @@
+//! `acp`: a program that speaks the Agent Client Protocol (version 1) on its stdin and stdout.
+//!
+//! Owns the process, the agent's session and the turn's protocol. It must not know the store or the API. Everything runs
+//! on the worker's thread, which waits in [`Host::wait`] for the pipes, the exit and its letters together.
+//!
+//! Reading order: [`wire`] is lines and JSON-RPC, [`client`] a connection, [`session`] the handshake and the doubt in
+//! it, [`turn`] what is said. This file is the agent: start, prompt, cancel, idle, close.
+//!
+//! A prompt ends in one of four ways: the agent answers it; it dies; a cancel is answered (by a result or an error alike:
+//! agents do both); or a cancel is not, and the process is ended. Only in the first and third does the agent live on.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use super::process::{Launch, Process, Rung};
+use super::{Agent, Answer, Continuity, Failure, Host, Interrupt, Prompt, Said, Started, Watch};
+use crate::config;
+use client::{CallError, Client, Event};
+use session::{Capabilities, Trouble, Wish};
+use turn::Turn;
+
+mod client;
+mod session;
+mod turn;
+mod wire;
+
+/// The most that a cancel waits for the agent's own answer.
+const CANCEL_TIME: Duration = Duration::from_secs(5);
+/// For ending a process that has failed.
+const END_TIME: Duration = Duration::from_secs(4);
+/// For `session/close`.
+const CLOSE_TIME: Duration = Duration::from_secs(1);
+/// For a new session in the middle of a turn.
+const RENEW_TIME: Duration = Duration::from_secs(60);
+/// What is taken in between turns before the worker is asked again.
+const IDLE_EVENTS: usize = 1000;
+/// After so many failures in a row to reopen a session it is given up.
+const REOPEN_FAILURES: u32 = 2;
+
+/// The agent.
+#[derive(Debug)]
+pub struct Acp {
+    command: Vec<String>,
+    env: BTreeMap<String, String>,
+    env_pass: Vec<String>,
+    history: u64,
+    live: Option<Live>,
+    /// Permission requests so far: their ids are unique in the activation.
+    permissions: u64,
+    /// The agent does not know what was said: the next prompt carries it.
+    forgot: bool,
+    reopen_failures: u32,
+}
+
+/// A running agent.
+#[derive(Debug)]
+struct Live {
+    client: Client,
+    can: Capabilities,
+    session: String,
+    /// There is more than the agent's word that it knows the session.
+    proven: bool,
+    /// The session changed within a turn: the worker must be told its id by a `start`.
+    changed: bool,
+}
+
+/// How a prompt went.
+enum End {
+    Over(Answer),
+    /// The agent does not know the session, and nothing was begun.
+    UnknownSession,
+    /// The process is of no more use.
+    Broken(Failure),
+    /// It has to be ended.
+    Ended(Interrupt),
+}
+
+impl Acp {
+    /// Runs the command of this configuration.
+    #[must_use]
+    pub fn new(config: &config::Agent) -> Self {
+        Self {
+            command: config.command.clone(),
+            env: config.env.clone(),
+            env_pass: config.env_pass.clone(),
+            history: config.history,
+            live: None,
+            permissions: 0,
+            forgot: false,
+            reopen_failures: 0,
+        }
+    }
+
+    fn handshake(
+        &mut self,
+        client: &mut Client,
+        host: &mut dyn Host,
+        (known, had_turns): (Option<&str>, bool),
+        until: Instant,
+    ) -> Result<(Capabilities, session::Opened), Failure> {
+        let can = session::initialize(client, host, until)?;
+        let cwd = host.identity().cwd.to_string_lossy().into_owned();
+        let known = known.filter(|_| self.reopen_failures < REOPEN_FAILURES);
+        match session::open(client, host, can, Wish { cwd: &cwd, known, had_turns }, until) {
+            Ok(opened) => {
+                self.reopen_failures = 0;
+                Ok((can, opened))
+            }
+            Err(Trouble { failure, reopening }) => {
+                // An agent that dies of a session each time must not take the conversation with it.
+                if reopening && host.interrupt().is_none() {
+                    self.reopen_failures += 1;
+                }
+                Err(failure)
+            }
+        }
+    }
+
+    /// Ends the process, if there is one, and logs what could not be ended.
+    fn end(&mut self, host: &mut dyn Host, from: Rung, until: Instant) {
+        if let Some(live) = self.live.take() {
+            end_process(host, live.client.process, from, until);
+        }
+    }
+
+    /// Takes in what came since the last turn, so that it is not taken for the answer to the next prompt.
+    fn take_in(&mut self, host: &mut dyn Host) {
+        for _ in 0..IDLE_EVENTS {
+            let Some(live) = self.live.as_mut() else { return };
+            match live.client.try_next() {
+                Some(Event::Request(id, method, _)) if method == "session/request_permission" => {
+                    live.client.respond(&id, &turn::outcome(&super::PermissionOutcome::Cancelled));
+                }
+                Some(Event::Request(id, method, _)) => live.client.refuse(&id, &method),
+                Some(Event::Gone) => {
+                    let how = live.client.process.exit_text().unwrap_or_else(|| "closed its output".to_string());
+                    log::warn!(
+                        "{}: the agent {how} between turns: {}",
+                        host.identity().key,
+                        live.client.process.stderr_tail()
+                    );
+                    if let Some(live) = self.live.take() {
+                        live.client.process.end_now();
+                    }
+                }
+                Some(_) => {}
+                None => return,
+            }
+        }
+    }
+
+    fn prompt_once(&mut self, host: &mut dyn Host, prompt: &Prompt) -> End {
+        let mut blocks = Vec::new();
+        if self.forgot {
+            let text = session::history_text(&host.history(self.history));
+            let told = if text.is_some() { "it is given what was said" } else { "there is nothing to give it" };
+            host.said(Said::Notice("context_lost".into(), format!("the agent had lost the conversation; {told}")));
+            blocks.extend(text);
+        }
+        blocks.extend(prompt.context.clone());
+        blocks.push(prompt.text.clone());
+        let blocks: Vec<Value> = blocks.into_iter().map(|text| json!({ "type": "text", "text": text })).collect();
+        let Some(live) = self.live.as_mut() else {
+            return End::Broken(Failure::new("agent_died", "the agent is not running"));
+        };
+        let params = json!({ "sessionId": live.session, "prompt": blocks });
+        let number = live.client.request("session/prompt", &params);
+        let changed_before = live.changed;
+        let mut running =
+            Running { live, turn: Turn::default(), number, permissions: &mut self.permissions, cancel: None };
+        let end = running.run(host);
+        // It turned out to be another session, which has this prompt and nothing that was said before.
+        self.forgot = running.live.changed && !changed_before;
+        end
+    }
+
+    /// The agent does not know the session after all: a new one, in the same process.
+    fn renew(&mut self, host: &mut dyn Host) -> Result<(), Failure> {
+        let Some(live) = self.live.as_mut() else {
+            return Err(Failure::new("agent_died", "the agent is not running"));
+        };
+        let cwd = host.identity().cwd.to_string_lossy().into_owned();
+        log::info!("{}: the agent does not know session {} any more", host.identity().key, live.session);
+        live.session = session::create(&mut live.client, host, &cwd, Instant::now() + RENEW_TIME)?;
+        (live.proven, live.changed) = (true, true);
+        self.forgot = true;
+        Ok(())
+    }
+}
+
+/// A prompt on its way.
+struct Running<'a> {
+    live: &'a mut Live,
+    turn: Turn,
+    number: u64,
+    permissions: &'a mut u64,
+    /// A cancel was sent; until then the agent may answer it.
+    cancel: Option<Instant>,
+}
+
+impl Running<'_> {
+    fn run(&mut self, host: &mut dyn Host) -> End {
+        loop {
+            match host.interrupt() {
+                Some(Interrupt::Cancel(until)) => self.cancel(until),
+                Some(Interrupt::Kill) => return End::Ended(Interrupt::Kill),
+                None => {}
+            }
+            for (request_id, settled) in host.permission_answers() {
+                let answer = self.turn.settle(&request_id, &settled);
+                self.respond(answer);
+            }
+            let event = self.live.client.next(host, self.cancel);
+            if let Some(end) = self.take(host, event) {
+                return end;
+            }
+            if self.cancel.is_some_and(|until| Instant::now() >= until)
+                && let Some(interrupt) = host.interrupt()
+            {
+                return End::Ended(interrupt);
+            }
+        }
+    }
+
+    /// Asks the agent to stop; half of the time is left for signals. Permissions are withdrawn with it: some agents say
+    /// nothing before they have their answer.
+    fn cancel(&mut self, until: Instant) {
+        let share = (until.saturating_duration_since(Instant::now()) / 2).min(CANCEL_TIME);
+        let by = Instant::now() + share;
+        if self.cancel.is_none() {
+            self.withdraw_all();
+            let params = json!({ "sessionId": self.live.session });
+            self.live.client.notify("session/cancel", &params);
+        }
+        self.cancel = Some(self.cancel.map_or(by, |before| before.min(until)));
+    }
+
+    fn take(&mut self, host: &mut dyn Host, event: Event) -> Option<End> {
+        match event {
+            Event::Notification(method, params) if method == "session/update" => self.update(host, &params),
+            Event::Notification(method, params) if method == "$/cancel_request" => {
+                let answer = self.turn.withdraw(&params["requestId"]);
+                self.respond(answer);
+            }
+            Event::Request(id, method, params) if method == "session/request_permission" => {
+                *self.permissions += 1;
+                let answer = if self.cancel.is_some() {
+                    Some((id, turn::outcome(&super::PermissionOutcome::Cancelled)))
+                } else {
+                    self.turn.ask(host, *self.permissions, id, &params)
+                };
+                self.respond(answer);
+            }
+            Event::Request(id, method, _) => self.live.client.refuse(&id, &method),
+            Event::Response(number, answer) if number == self.number => {
+                self.withdraw_all();
+                return Some(self.answered(answer));
+            }
+            Event::TooLong(bytes) => {
+                let text = format!("the agent sent a line of {bytes} bytes, more than is read; it was skipped");
+                host.said(Said::Notice("line_too_long".into(), text));
+            }
+            Event::Gone => {
+                let how = self.live.client.epitaph(host);
+                return Some(End::Broken(Failure::new("agent_died", format!("the agent {how}"))));
+            }
+            Event::Deaf => {
+                let why = "the agent does not read its input";
+                return Some(End::Broken(Failure::new("agent_error", why)));
+            }
+            Event::Notification(..) | Event::Response(..) | Event::Timeout | Event::Look => {}
+        }
+        None
+    }
+
+    fn update(&mut self, host: &mut dyn Host, params: &Value) {
+        match params["sessionId"].as_str() {
+            Some(id) if id != self.live.session => {
+                if self.live.proven {
+                    return;
+                }
+                // It took the resume, and goes on under another id: it made a new session and knows nothing.
+                log::info!("{}: the agent goes on under session {id}", host.identity().key);
+                self.live.session = id.to_string();
+                (self.live.proven, self.live.changed) = (true, true);
+                let text = "the agent had lost the conversation, and answers without it";
+                host.said(Said::Notice("context_lost".into(), text.into()));
+            }
+            _ => self.live.proven = true,
+        }
+        self.turn.update(host, &params["update"]);
+    }
+
+    fn answered(&self, answer: Result<Value, wire::RpcError>) -> End {
+        if self.cancel.is_some() {
+            return End::Over(Answer::Cancelled);
+        }
+        let result = match answer {
+            Ok(result) => result,
+            Err(e) if session::is_unknown_session(&e) && !self.turn.spoke => return End::UnknownSession,
+            Err(e) => return End::Over(Answer::Failed(Failure::new("agent_error", format!("the agent failed: {e}")))),
+        };
+        let stop_reason = result["stopReason"].as_str().map(|reason| wire::shorten(reason, 200));
+        let failed = |code, why: &str| End::Over(Answer::Failed(Failure::new(code, why)));
+        match stop_reason.as_deref() {
+            // Some agents refuse a prompt of a session that they do not know.
+            Some("refusal") if !self.turn.spoke && !self.live.proven => End::UnknownSession,
+            Some("refusal") if !self.turn.spoke => failed("agent_refused", "the agent refused to answer"),
+            // Its own decision, or what it makes of a permission that was denied.
+            Some("cancelled") if !self.turn.spoke && !self.turn.settled => {
+                failed("agent_error", "the agent cancelled the turn by itself")
+            }
+            _ => End::Over(Answer::Completed { stop_reason }),
+        }
+    }
+
+    fn withdraw_all(&mut self) {
+        for (id, outcome) in self.turn.withdraw_all() {
+            self.live.client.respond(&id, &outcome);
+        }
+    }
+
+    fn respond(&mut self, answer: Option<(Value, Value)>) {
+        if let Some((id, outcome)) = answer {
+            self.live.client.respond(&id, &outcome);
+        }
+    }
+}
+
+impl Agent for Acp {
+    fn start(
+        &mut self,
+        host: &mut dyn Host,
+        agent_session: Option<&str>,
+        had_turns: bool,
+        until: Instant,
+    ) -> Result<Started, Failure> {
+        self.take_in(host);
+        if self.live.as_ref().is_some_and(|live| live.client.process.is_gone()) {
+            self.end(host, Rung::Kill, Instant::now() + END_TIME);
+        }
+        if let Some(live) = self.live.as_mut() {
+            live.changed = false;
+            let continuity = if self.forgot { Continuity::Lost } else { Continuity::Kept };
+            return Ok(Started { agent_session: Some(live.session.clone()), continuity });
+        }
+        let launch = Launch { command: &self.command, env: &self.env, env_pass: &self.env_pass, extra: &[] };
+        let process = Process::spawn(&launch, host.identity())?;
+        host.process_started(process.id(), process.start_time());
+        let mut client = Client::new(process);
+        match self.handshake(&mut client, host, (agent_session, had_turns), until) {
+            Ok((can, opened)) => {
+                self.forgot = opened.continuity == Continuity::Lost;
+                let started = Started { agent_session: Some(opened.id.clone()), continuity: opened.continuity };
+                self.live = Some(Live { client, can, session: opened.id, proven: opened.proven, changed: false });
+                Ok(started)
+            }
+            Err(failure) => {
+                let (rung, until) = hurry(host.interrupt());
+                end_process(host, client.process, rung, until);
+                Err(Failure { message: format!("{}: {}", self.command[0], failure.message), ..failure })
+            }
+        }
+    }
+
+    fn is_ready(&self) -> bool {
+        self.live.as_ref().is_some_and(|live| !live.changed && !live.client.process.is_gone())
+    }
+
+    fn prompt(&mut self, host: &mut dyn Host, prompt: &Prompt) -> Answer {
+        self.take_in(host);
+        let mut end = self.prompt_once(host, prompt);
+        if matches!(end, End::UnknownSession) {
+            end = match self.renew(host) {
+                Ok(()) => self.prompt_once(host, prompt),
+                Err(failure) => match host.interrupt() {
+                    Some(interrupt) => End::Ended(interrupt),
+                    None => End::Broken(failure),
+                },
+            };
+        }
+        match end {
+            End::Over(answer) => answer,
+            End::UnknownSession => {
+                Answer::Failed(Failure::new("agent_error", "the agent does not know the session that it has just made"))
+            }
+            End::Broken(failure) => {
+                let interrupt = host.interrupt();
+                let (rung, until) = hurry(interrupt);
+                self.end(host, rung, until);
+                if interrupt.is_some() { Answer::Cancelled } else { Answer::Failed(failure) }
+            }
+            End::Ended(interrupt) => {
+                let (rung, until) = hurry(Some(interrupt));
+                self.end(host, rung, until);
+                Answer::Cancelled
+            }
+        }
+    }
+
+    fn watches(&self) -> Vec<Watch<'_>> {
+        self.live.as_ref().map(|live| live.client.process.watches()).unwrap_or_default()
+    }
+
+    fn idle(&mut self, host: &mut dyn Host) {
+        self.take_in(host);
+    }
+
+    fn close(&mut self, host: &mut dyn Host, until: Instant) -> Vec<String> {
+        self.take_in(host);
+        let Some(mut live) = self.live.take() else { return Vec::new() };
+        if live.can.close {
+            let share = (until.saturating_duration_since(Instant::now()) / 4).min(CLOSE_TIME);
+            let params = json!({ "sessionId": live.session });
+            let asked = live.client.call(host, ("session/close", &params), Instant::now() + share, &mut |_, _| {});
+            if let Err(CallError::Refused(e)) = asked {
+                log::debug!("{}: session/close: {e}", host.identity().key);
+            }
+        }
+        live.client.process.end(host, Rung::EndOfInput, until)
+    }
+}
+
+/// From which rung a process that is of no more use is ended, and by when.
+fn hurry(interrupt: Option<Interrupt>) -> (Rung, Instant) {
+    let by = Instant::now() + END_TIME;
+    match interrupt {
+        Some(Interrupt::Kill) => (Rung::Kill, by),
+        Some(Interrupt::Cancel(until)) => (Rung::Terminate, by.min(until)),
+        None => (Rung::Terminate, by),
+    }
+}
+
+fn end_process(host: &mut dyn Host, process: Process, from: Rung, until: Instant) {
+    for line in process.end(host, from, until) {
+        log::warn!("{}: {line}: left by the agent, and it cannot be ended", host.identity().key);
+    }
+}

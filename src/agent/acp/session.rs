@@ -1,0 +1,332 @@
+//! The handshake, and which of the agent's sessions we get.
+//!
+//! Owns the order of attempts (resume, load, new) and the doubt in each of them: agents report success for sessions that
+//! they do not know, or go on under another id. Believed is what `session/list` names and what a load replays. It must
+//! not know turns.
+
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use super::client::{CallError, Client};
+use super::wire::RpcError;
+use crate::agent::{Continuity, Entry, Failure, Host};
+
+/// The version that is spoken here.
+const VERSION: u64 = 1;
+/// ACP's code for an agent that wants somebody to log in.
+const AUTH_REQUIRED: i64 = -32000;
+/// ACP's code for a session (or another resource) that the agent does not know.
+const NOT_FOUND: i64 = -32002;
+/// Pages of `session/list` that are read before it is taken for endless.
+const PAGES: usize = 50;
+/// For all of `session/list`.
+const LIST_TIME: Duration = Duration::from_secs(15);
+
+/// What an agent can do.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Capabilities {
+    /// `session/load`
+    pub load: bool,
+    /// `session/resume`
+    pub resume: bool,
+    /// `session/list`
+    pub list: bool,
+    /// `session/close`
+    pub close: bool,
+}
+
+impl Capabilities {
+    fn read(result: &Value) -> Self {
+        let agent = &result["agentCapabilities"];
+        // An object means yes, however empty; so does `true`, which some write instead.
+        let has = |name: &str| {
+            let value = &agent["sessionCapabilities"][name];
+            value.is_object() || value == &Value::Bool(true)
+        };
+        Self {
+            load: agent["loadSession"] == Value::Bool(true),
+            resume: has("resume"),
+            list: has("list"),
+            close: has("close"),
+        }
+    }
+}
+
+/// What is wanted of the agent.
+#[derive(Clone, Copy, Debug)]
+pub struct Wish<'a> {
+    /// The working directory.
+    pub cwd: &'a str,
+    /// The agent's session of an earlier activation, unless it is known to be lost.
+    pub known: Option<&'a str>,
+    /// Whether there is anything that the agent should remember.
+    pub had_turns: bool,
+}
+
+/// The session that was got.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Opened {
+    /// The agent's id for it.
+    pub id: String,
+    /// How it was come by.
+    pub continuity: Continuity,
+    /// Whether there is more than the agent's word for it.
+    pub proven: bool,
+}
+
+/// Why no session was got.
+#[derive(Debug)]
+pub struct Trouble {
+    /// For the sender.
+    pub failure: Failure,
+    /// Whether it was in reopening the session of an earlier activation.
+    pub reopening: bool,
+}
+
+/// Greets the agent.
+///
+/// # Errors
+/// It speaks another version, wants a login, died, or did not answer in time.
+pub fn initialize(client: &mut Client, host: &mut dyn Host, until: Instant) -> Result<Capabilities, Failure> {
+    let params = json!({
+        "protocolVersion": VERSION,
+        "clientCapabilities": { "fs": { "readTextFile": false, "writeTextFile": false }, "terminal": false },
+        "clientInfo": { "name": "ostler", "title": "ostler", "version": env!("CARGO_PKG_VERSION") },
+    });
+    let result = client
+        .call(host, ("initialize", &params), until, &mut |_, _| {})
+        .map_err(|e| explain(client, host, "initialize", e))?;
+    let version = &result["protocolVersion"];
+    if version.as_u64().or_else(|| version.as_str()?.parse().ok()) != Some(VERSION) {
+        let why = format!("initialize: the agent speaks protocol version {version}, and ostler speaks {VERSION}");
+        return Err(Failure::new("agent_start", why));
+    }
+    Ok(Capabilities::read(&result))
+}
+
+/// Gets a session: the known one if the agent can go on with it, else a new one.
+///
+/// # Errors
+/// The agent wants a login, died, did not answer in time, or gives no new session either.
+pub fn open(
+    client: &mut Client,
+    host: &mut dyn Host,
+    can: Capabilities,
+    wish: Wish<'_>,
+    until: Instant,
+) -> Result<Opened, Trouble> {
+    if let Some(known) = wish.known {
+        let reopened = reopen(client, host, can, (known, wish), until);
+        if let Some(opened) = reopened.map_err(|failure| Trouble { failure, reopening: true })? {
+            return Ok(opened);
+        }
+    }
+    let id = create(client, host, wish.cwd, until).map_err(|failure| Trouble { failure, reopening: false })?;
+    let continuity = if wish.had_turns { Continuity::Lost } else { Continuity::New };
+    Ok(Opened { id, continuity, proven: true })
+}
+
+/// Asks for a new session and returns the agent's id for it.
+///
+/// # Errors
+/// As [`open`].
+pub fn create(client: &mut Client, host: &mut dyn Host, cwd: &str, until: Instant) -> Result<String, Failure> {
+    let method = "session/new";
+    let result = client
+        .call(host, (method, &json!({ "cwd": cwd, "mcpServers": [] })), until, &mut |_, _| {})
+        .map_err(|e| explain(client, host, method, e))?;
+    match result["sessionId"].as_str().filter(|id| !id.is_empty()) {
+        Some(id) => Ok(id.to_string()),
+        None => Err(Failure::new("agent_start", format!("{method}: the answer has no sessionId"))),
+    }
+}
+
+/// Tries what the agent offers to go on with a known session; `None`: it is lost.
+fn reopen(
+    client: &mut Client,
+    host: &mut dyn Host,
+    can: Capabilities,
+    (known, wish): (&str, Wish<'_>),
+    until: Instant,
+) -> Result<Option<Opened>, Failure> {
+    let listed = if can.list { is_listed(client, host, (known, wish.cwd), until)? } else { None };
+    let key = host.identity().key.clone();
+    let kept = |proven| Some(Opened { id: known.to_string(), continuity: Continuity::Kept, proven });
+    // A resume replays nothing that would prove it: it is not tried when the list says that the session is gone.
+    if can.resume && listed != Some(false) {
+        match ask(client, host, "session/resume", (known, wish.cwd), until)? {
+            Ok(_) => return Ok(kept(listed == Some(true))),
+            Err(why) => log::info!("{key}: session/resume of {known}: {why}"),
+        }
+    }
+    if can.load {
+        match ask(client, host, "session/load", (known, wish.cwd), until)? {
+            Ok(0) if wish.had_turns => log::info!("{key}: session/load of {known}: nothing came back of what was said"),
+            Ok(0) if listed != Some(true) => {}
+            Ok(_) => return Ok(kept(true)),
+            Err(why) => log::info!("{key}: session/load of {known}: {why}"),
+        }
+    }
+    Ok(None)
+}
+
+/// One attempt: how many pieces of the conversation were replayed, or why the session is not to be had.
+fn ask(
+    client: &mut Client,
+    host: &mut dyn Host,
+    method: &str,
+    (known, cwd): (&str, &str),
+    until: Instant,
+) -> Result<Result<u64, String>, Failure> {
+    let (mut replayed, mut other) = (0, None);
+    let params = json!({ "sessionId": known, "cwd": cwd, "mcpServers": [] });
+    let answer = client.call(host, (method, &params), until, &mut |method, params| {
+        if method != "session/update" {
+            return;
+        }
+        match params["sessionId"].as_str() {
+            Some(id) if id != known => other = Some(id.to_string()),
+            _ => replayed += u64::from(is_conversation(&params["update"])),
+        }
+    });
+    Ok(match answer {
+        Ok(result) => match other.or_else(|| other_id(&result, known)) {
+            Some(other) => Err(format!("the agent goes on under another id, {other}")),
+            None => Ok(replayed),
+        },
+        Err(CallError::Refused(e)) if e.code != AUTH_REQUIRED => Err(e.to_string()),
+        Err(e) => return Err(explain(client, host, method, e)),
+    })
+}
+
+/// Whether an update is a piece of a conversation, rather than of the agent's state.
+fn is_conversation(update: &Value) -> bool {
+    matches!(
+        update["sessionUpdate"].as_str(),
+        Some(
+            "user_message_chunk"
+                | "agent_message_chunk"
+                | "agent_thought_chunk"
+                | "tool_call"
+                | "tool_call_update"
+                | "plan"
+        )
+    )
+}
+
+/// Another session's id in an answer, where agents have been seen to put one.
+fn other_id(result: &Value, known: &str) -> Option<String> {
+    let meta = &result["_meta"];
+    let inner = meta.as_object().into_iter().flat_map(|m| m.values());
+    let places = [result, meta].into_iter().chain(inner);
+    let ids = places.flat_map(|place| [&place["sessionId"], &place["session_id"]]);
+    ids.filter_map(Value::as_str).find(|id| *id != known).map(str::to_string)
+}
+
+/// Whether the agent's list has the session: asked for this directory first, then for all, because paths are spelt in
+/// many ways. `None`: it cannot be told.
+fn is_listed(
+    client: &mut Client,
+    host: &mut dyn Host,
+    (known, cwd): (&str, &str),
+    until: Instant,
+) -> Result<Option<bool>, Failure> {
+    let until = until.min(Instant::now() + LIST_TIME);
+    for filter in [json!({ "cwd": cwd }), json!({})] {
+        let mut params = filter;
+        for page in 0.. {
+            if page == PAGES {
+                return Ok(None);
+            }
+            let result = match client.call(host, ("session/list", &params), until, &mut |_, _| {}) {
+                Ok(result) => result,
+                Err(CallError::Refused(_) | CallError::Timeout) => return Ok(None),
+                Err(e) => return Err(explain(client, host, "session/list", e)),
+            };
+            let Some(sessions) = result["sessions"].as_array() else { return Ok(None) };
+            if sessions.iter().any(|s| s["sessionId"] == known) {
+                return Ok(Some(true));
+            }
+            match result["nextCursor"].as_str().filter(|next| params["cursor"] != **next) {
+                Some(next) => params["cursor"] = next.into(),
+                None => break,
+            }
+        }
+    }
+    Ok(Some(false))
+}
+
+/// Whether an error says that the agent does not know the session.
+pub fn is_unknown_session(error: &RpcError) -> bool {
+    let text = error.text.to_ascii_lowercase();
+    let says_so = ["not found", "unknown", "no such", "does not exist", "not exist"].iter().any(|s| text.contains(s));
+    error.code == NOT_FOUND || (matches!(error.code, -32602 | -32603) && text.contains("session") && says_so)
+}
+
+/// A call's error, for people.
+pub fn explain(client: &mut Client, host: &mut dyn Host, method: &str, error: CallError) -> Failure {
+    let why = match error {
+        CallError::Refused(e) if e.code == AUTH_REQUIRED => {
+            format!("{method}: the agent wants a login: {e}; log in once with its own program as the daemon's user")
+        }
+        CallError::Refused(e) => format!("{method}: refused: {e}"),
+        CallError::Gone => format!("{method}: the agent {}", client.epitaph(host)),
+        CallError::Timeout => {
+            let tail = client.process.stderr_tail();
+            let tail = if tail.is_empty() { tail } else { format!(": {tail}") };
+            format!("{method}: no answer in time{tail}")
+        }
+        CallError::Interrupted => format!("{method}: interrupted"),
+    };
+    Failure::new("agent_start", why)
+}
+
+/// What was said before, as context for an agent that does not remember it; `None` when nothing was.
+pub fn history_text(entries: &[Entry]) -> Option<String> {
+    let mut text = String::from(
+        "This conversation began earlier, and your own memory of it was lost. What was said before, oldest first:\n",
+    );
+    for entry in entries {
+        let at = crate::clock::rfc3339(entry.at);
+        text.push_str(&format!("\n[{at}] {}: {}\n", entry.role, entry.text));
+    }
+    text.push_str("\n(End of what was said before.)\n");
+    (!entries.is_empty()).then_some(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn capabilities_are_objects_however_empty() {
+        let result = json!({ "agentCapabilities": { "loadSession": true,
+            "sessionCapabilities": { "list": {}, "resume": null, "close": { "x": 1 } } } });
+        let expected = Capabilities { load: true, resume: false, list: true, close: true };
+        assert_eq!(Capabilities::read(&result), expected);
+        assert_eq!(Capabilities::read(&json!({})), Capabilities::default());
+    }
+
+    #[test]
+    fn another_id_is_found_wherever_agents_put_it() {
+        for result in [
+            json!({ "sessionId": "b" }),
+            json!({ "_meta": { "sessionId": "b" } }),
+            json!({ "_meta": { "hermes": { "session_id": "b" } } }),
+        ] {
+            assert_eq!(other_id(&result, "a").as_deref(), Some("b"), "{result}");
+            assert_eq!(other_id(&result, "b"), None, "{result}");
+        }
+        assert_eq!(other_id(&Value::Null, "a"), None);
+    }
+
+    #[test]
+    fn unknown_sessions_are_told_by_code_and_by_text() {
+        let error = |code, text: &str| RpcError { code, text: text.to_string() };
+        assert!(is_unknown_session(&error(-32002, "Resource not found")));
+        assert!(is_unknown_session(&error(-32603, "Internal error: Session 12 not found")));
+        assert!(!is_unknown_session(&error(-32603, "Internal error: model not found")));
+        assert!(!is_unknown_session(&error(-32000, "unknown session")));
+    }
+}

@@ -1,0 +1,108 @@
+//! Cutting a stream of bytes into lines, whatever its pieces are and however long the lines.
+//!
+//! Owns one bounded buffer; it must not know what the lines mean.
+
+/// A buffer that grew beyond this for one line is given back after it.
+const BUFFER_KEPT: usize = 256 * 1024;
+
+/// Cuts a stream of bytes into lines. Holds at most a line of the limit and one slice more.
+#[derive(Debug)]
+pub struct Lines {
+    limit: usize,
+    buffer: Vec<u8>,
+    begin: usize,
+    scanned: usize,
+    /// How much of a line that is too long was thrown away already; 0: none is being skipped.
+    skipped: usize,
+}
+
+/// What came on a line.
+#[derive(Debug, PartialEq)]
+pub enum Line<T> {
+    /// All of it.
+    Whole(T),
+    /// It was too long; so many bytes were skipped.
+    TooLong(usize),
+}
+
+impl Lines {
+    /// Reads lines of at most so many bytes.
+    pub const fn new(limit: usize) -> Self {
+        Self { limit, buffer: Vec::new(), begin: 0, scanned: 0, skipped: 0 }
+    }
+
+    /// Takes in what was read.
+    pub fn push(&mut self, bytes: &[u8]) {
+        if self.begin > 0 {
+            self.buffer.drain(..self.begin);
+            self.scanned -= self.begin;
+            self.begin = 0;
+        }
+        if self.buffer.is_empty() && self.buffer.capacity() > BUFFER_KEPT {
+            self.buffer = Vec::new();
+        }
+        self.buffer.extend_from_slice(bytes);
+    }
+
+    /// The next whole line as `read` makes of it, without its end; `None` when more bytes are needed.
+    pub fn next<T>(&mut self, read: impl FnOnce(&[u8]) -> T) -> Option<Line<T>> {
+        let Some(n) = self.buffer[self.scanned..].iter().position(|b| *b == b'\n') else {
+            self.scanned = self.buffer.len();
+            if self.skipped > 0 || self.buffer.len() - self.begin > self.limit {
+                self.skipped += self.buffer.len() - self.begin;
+                (self.buffer, self.begin, self.scanned) = (Vec::new(), 0, 0);
+            }
+            return None;
+        };
+        let end = self.scanned + n;
+        let begin = std::mem::replace(&mut self.begin, end + 1);
+        self.scanned = end + 1;
+        if self.skipped > 0 || end - begin > self.limit {
+            return Some(Line::TooLong(std::mem::take(&mut self.skipped) + end - begin));
+        }
+        let line = &self.buffer[begin..end];
+        Some(Line::Whole(read(line.strip_suffix(b"\r").unwrap_or(line))))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const SLICE: usize = 1024 * 1024;
+
+    fn all(lines: &mut Lines) -> Vec<Line<String>> {
+        std::iter::from_fn(|| lines.next(|l| String::from_utf8_lossy(l).into_owned())).collect()
+    }
+
+    proptest! {
+        #[test]
+        fn lines_do_not_depend_on_how_they_are_cut(texts in prop::collection::vec("[a-z{} ]{0,9}", 0..9), size in 1_usize..7) {
+            let stream: String = texts.iter().map(|t| format!("{t}\n")).collect();
+            let mut lines = Lines::new(100);
+            let mut got = Vec::new();
+            for piece in stream.as_bytes().chunks(size) {
+                lines.push(piece);
+                got.extend(all(&mut lines));
+            }
+            let expected: Vec<_> = texts.into_iter().map(Line::Whole).collect();
+            prop_assert_eq!(got, expected);
+        }
+    }
+
+    #[test]
+    fn a_line_beyond_the_limit_is_skipped_and_the_next_is_read() {
+        let mut lines = Lines::new(4 * SLICE);
+        let slice = vec![b'x'; SLICE];
+        for _ in 0..40 {
+            lines.push(&slice);
+            assert_eq!(all(&mut lines), []);
+            assert!(lines.buffer.len() <= 5 * SLICE, "the buffer is bounded");
+        }
+        lines.push(b"xx\n{}\r\n");
+        assert_eq!(all(&mut lines), [Line::TooLong(40 * SLICE + 2), Line::Whole("{}".to_string())]);
+        lines.push(b"");
+        assert!(lines.buffer.capacity() <= BUFFER_KEPT);
+    }
+}

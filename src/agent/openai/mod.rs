@@ -1,0 +1,366 @@
+//! `openai`: an endpoint that speaks OpenAI's chat completions, streamed.
+//!
+//! Owns the connection and the thread that reads it, for one turn. The conversation is given to it whole each time, from
+//! the transcript. It must not know the store.
+//!
+//! A blocking read cannot be interrupted by a letter, so it runs on a thread of its own, which passes pieces through a
+//! bounded channel and rings a bell (an eventfd) that the worker waits for with everything else. On an interrupt the
+//! connection is shut down under the reader, which ends it. Only looking up a name and connecting cannot be cut short:
+//! such a reader is left to end by itself, within [`CONNECT_TIME`], and can say nothing to anybody.
+
+use std::io::Read;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, Sender, TryRecvError, bounded};
+use rustix::event::{EventfdFlags, eventfd};
+use serde_json::{Value, json};
+use ureq::tls::{RootCerts, TlsConfig};
+
+use super::{Agent, Answer, Continuity, Failure, Host, Interrupt, Prompt, Said, Started, Watch};
+use crate::config;
+use crate::model::event::Role;
+use sse::{Piece, Stream};
+
+mod sse;
+
+/// For a connection.
+const CONNECT_TIME: Duration = Duration::from_secs(30);
+/// For a reader whose connection was shut down.
+const JOIN_TIME: Duration = Duration::from_secs(2);
+/// Pieces that wait for the worker.
+const PIECES: usize = 64;
+/// The longest answer.
+const ANSWER_LIMIT: usize = 16 * 1024 * 1024;
+/// How much of an error's body is told.
+const ERROR_SHOWN: usize = 1000;
+
+/// The agent.
+#[derive(Debug)]
+pub struct Openai {
+    url: String,
+    model: String,
+    api_key_file: Option<PathBuf>,
+    history: u64,
+}
+
+impl Openai {
+    /// Asks the endpoint of this configuration.
+    #[must_use]
+    pub fn new(config: &config::Agent) -> Self {
+        Self {
+            url: format!("{}/chat/completions", config.url.trim_end_matches('/')),
+            model: config.model.clone(),
+            api_key_file: config.api_key_file.clone(),
+            history: config.history,
+        }
+    }
+
+    fn body(&self, host: &mut dyn Host, prompt: &Prompt) -> String {
+        let message = |role: &str, text: &str| json!({ "role": role, "content": text });
+        let mut messages: Vec<Value> = Vec::new();
+        for entry in host.history(self.history) {
+            match entry.role {
+                Role::User => messages.push(message("user", &entry.text)),
+                Role::Agent => messages.push(message("assistant", &entry.text)),
+                Role::System => messages.push(message("system", &entry.text)),
+                Role::Tool => {}
+            }
+        }
+        messages.extend(prompt.context.as_ref().map(|context| message("system", context)));
+        messages.push(message("user", &prompt.text));
+        json!({ "model": self.model, "messages": messages, "stream": true }).to_string()
+    }
+
+    /// The connections of one turn. An address of this machine is never asked for through a proxy.
+    fn connections(&self) -> ureq::Agent {
+        let authority = self.url.split("://").nth(1).and_then(|rest| rest.split('/').next()).unwrap_or_default();
+        let here = ["localhost", "127.", "[::1]"].iter().any(|name| authority.starts_with(name));
+        let mut config = ureq::Agent::config_builder()
+            .http_status_as_error(false)
+            .max_redirects(0)
+            .max_redirects_will_error(false)
+            .timeout_connect(Some(CONNECT_TIME))
+            .user_agent(concat!("ostler/", env!("CARGO_PKG_VERSION")))
+            .tls_config(TlsConfig::builder().root_certs(RootCerts::PlatformVerifier).build());
+        if here {
+            config = config.proxy(None);
+        }
+        config.build().new_agent()
+    }
+}
+
+impl Agent for Openai {
+    fn start(&mut self, _: &mut dyn Host, _: Option<&str>, _: bool, _: Instant) -> Result<Started, Failure> {
+        Ok(Started { agent_session: None, continuity: Continuity::Stateless })
+    }
+
+    fn is_ready(&self) -> bool {
+        true
+    }
+
+    fn prompt(&mut self, host: &mut dyn Host, prompt: &Prompt) -> Answer {
+        let failed = |why: String| Answer::Failed(Failure::new("agent_error", why));
+        let key = match self.api_key_file.as_deref().map(read_key).transpose() {
+            Ok(key) => key,
+            Err(why) => return failed(why),
+        };
+        let connections = self.connections();
+        let request =
+            Request { connections: connections.clone(), url: self.url.clone(), key, body: self.body(host, prompt) };
+        let reader = match Reader::spawn(request) {
+            Ok(reader) => reader,
+            Err(e) => return failed(format!("{}: no thread to ask it with: {e}", self.url)),
+        };
+        let end = take_answer(host, &reader);
+        // Whatever the reader still waits for is not wanted any more.
+        connections.shutdown();
+        let by = Instant::now() + JOIN_TIME;
+        match end {
+            Ok(answer) => {
+                reader.join(host, by);
+                answer
+            }
+            Err(interrupt) => {
+                reader.join(host, if let Interrupt::Cancel(until) = interrupt { by.min(until) } else { by });
+                Answer::Cancelled
+            }
+        }
+    }
+
+    fn close(&mut self, _: &mut dyn Host, _: Instant) -> Vec<String> {
+        Vec::new()
+    }
+}
+
+/// Passes on what the reader brings, to the end of the answer or an interrupt.
+fn take_answer(host: &mut dyn Host, reader: &Reader) -> Result<Answer, Interrupt> {
+    let (mut spoke, mut finish, mut total) = (false, None, 0);
+    let mut in_a_row = 0;
+    let failed = |why: String| Ok(Answer::Failed(Failure::new("agent_error", why)));
+    loop {
+        if let Some(interrupt) = host.interrupt() {
+            return Err(interrupt);
+        }
+        // However fast the endpoint is, the host's letters are looked at now and then.
+        in_a_row += 1;
+        if in_a_row % PIECES == 0 {
+            reader.wait(host, Some(Instant::now()));
+        }
+        match reader.pieces.try_recv() {
+            Ok(Brought::Piece(Piece::Text(text))) => {
+                (spoke, total) = (true, total + text.len());
+                if total > ANSWER_LIMIT {
+                    return failed(format!("the answer is longer than {ANSWER_LIMIT} bytes"));
+                }
+                host.said(Said::Text(text));
+            }
+            Ok(Brought::Piece(Piece::Thought(text))) => host.said(Said::Thought(text)),
+            Ok(Brought::Piece(Piece::Usage(usage))) => host.said(Said::Usage(usage)),
+            Ok(Brought::Piece(Piece::Finish(reason))) => finish = Some(reason),
+            Ok(Brought::Piece(Piece::Error(why)) | Brought::Failed(why)) => return failed(why),
+            Ok(Brought::Piece(Piece::Done) | Brought::End) => {
+                return match finish.as_deref() {
+                    Some("content_filter") if !spoke => {
+                        Ok(Answer::Failed(Failure::new("agent_refused", "the endpoint filtered the answer")))
+                    }
+                    None if !spoke => failed("the endpoint ended the answer before it began".to_string()),
+                    _ => Ok(Answer::Completed { stop_reason: finish }),
+                };
+            }
+            Ok(Brought::CutOff) if finish.is_some() => return Ok(Answer::Completed { stop_reason: finish }),
+            Ok(Brought::CutOff) => {
+                return failed("the endpoint closed the connection in the middle of the answer".into());
+            }
+            Err(TryRecvError::Empty) => reader.wait(host, None),
+            Err(TryRecvError::Disconnected) => return failed("the thread that asked it has died".to_string()),
+        }
+    }
+}
+
+/// The key's file, read for each turn so that it can be changed; a bare name is one of the service's credentials.
+fn read_key(file: &Path) -> Result<String, String> {
+    let bare = file.components().count() == 1 && file.is_relative();
+    let path = match std::env::var_os("CREDENTIALS_DIRECTORY") {
+        Some(dir) if bare => Path::new(&dir).join(file),
+        _ => file.to_path_buf(),
+    };
+    let key = std::fs::read_to_string(&path).map_err(|e| format!("api_key_file {}: {e}", path.display()))?;
+    match key.trim() {
+        "" => Err(format!("api_key_file {}: it is empty", path.display())),
+        key => Ok(key.to_string()),
+    }
+}
+
+/// What the reader brings.
+enum Brought {
+    Piece(Piece),
+    /// A whole answer was read.
+    End,
+    /// The stream ended without its end mark.
+    CutOff,
+    /// There is no answer.
+    Failed(String),
+}
+
+/// A request on its way to the reader's thread.
+struct Request {
+    connections: ureq::Agent,
+    url: String,
+    key: Option<String>,
+    body: String,
+}
+
+/// The thread that asks and reads, seen from the worker.
+struct Reader {
+    pieces: Receiver<Brought>,
+    bell: Arc<Bell>,
+    thread: JoinHandle<()>,
+}
+
+/// Tells the worker that something was brought, or that the thread is done.
+struct Bell {
+    fd: OwnedFd,
+    done: AtomicBool,
+}
+
+impl Bell {
+    fn ring(&self) {
+        // It can only fail when it has been rung 2^64 times unheard.
+        let _ = rustix::io::write(&self.fd, &1_u64.to_ne_bytes());
+    }
+}
+
+/// Rings for the last time when the thread ends, however it ends.
+struct Last(Arc<Bell>);
+
+impl Drop for Last {
+    fn drop(&mut self) {
+        self.0.done.store(true, Ordering::Release);
+        self.0.ring();
+    }
+}
+
+impl Reader {
+    fn spawn(request: Request) -> std::io::Result<Self> {
+        let fd = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        let bell = Arc::new(Bell { fd, done: AtomicBool::new(false) });
+        let (sender, pieces) = bounded(PIECES);
+        let last = Last(Arc::clone(&bell));
+        let thread = crate::thread::spawn("openai", crate::thread::DEEP_STACK, move || {
+            // Dropped after the sender: who hears the last ring finds everything in the channel.
+            let last = last;
+            let line = Messenger { sender, bell: Arc::clone(&last.0) };
+            let end = ask(&request, &line).unwrap_or_else(|why| Brought::Failed(format!("{}: {why}", request.url)));
+            let _ = line.bring(end);
+        })?;
+        Ok(Self { pieces, bell, thread })
+    }
+
+    /// Waits for the bell, the host or the instant.
+    fn wait(&self, host: &mut dyn Host, until: Option<Instant>) {
+        let mut watches = [Watch { fd: self.bell.fd.as_fd(), read: true, write: false, ready: false }];
+        host.wait(&mut watches, until);
+        let mut count = [0; 8];
+        // Nothing to read means that it was not rung.
+        let _ = rustix::io::read(&self.bell.fd, &mut count);
+    }
+
+    /// Waits for the thread's end; one that still connects is left to itself.
+    fn join(self, host: &mut dyn Host, until: Instant) {
+        let Self { pieces, bell, thread } = self;
+        // With nobody to take them, pieces end the reader instead of blocking it.
+        drop(pieces);
+        let rest = Self { pieces: crossbeam_channel::never(), bell, thread };
+        while !rest.bell.done.load(Ordering::Acquire) && Instant::now() < until {
+            rest.wait(host, Some(until));
+        }
+        if rest.bell.done.load(Ordering::Acquire) {
+            let _ = rest.thread.join();
+        }
+    }
+}
+
+/// The thread's end of the channel.
+struct Messenger {
+    sender: Sender<Brought>,
+    bell: Arc<Bell>,
+}
+
+impl Messenger {
+    /// False: nobody wants it any more.
+    fn bring(&self, what: Brought) -> bool {
+        let taken = self.sender.send(what).is_ok();
+        self.bell.ring();
+        taken
+    }
+}
+
+/// Asks and reads to the end, on the reader's thread.
+fn ask(request: &Request, line: &Messenger) -> Result<Brought, String> {
+    let mut call = request.connections.post(&request.url).header("content-type", "application/json");
+    call = call.header("accept", "text/event-stream, application/json");
+    if let Some(key) = &request.key {
+        call = call.header("authorization", format!("Bearer {key}"));
+    }
+    let response = call.send(&request.body).map_err(|e| e.to_string())?;
+    let status = response.status();
+    let mut body = response.into_body().into_with_config().limit(u64::MAX).reader();
+    if !status.is_success() {
+        let mut head = Vec::new();
+        let _ = body.take(ERROR_SHOWN as u64).read_to_end(&mut head);
+        let head = String::from_utf8_lossy(&head).into_owned();
+        let why = serde_json::from_str(&head).ok().as_ref().and_then(sse::error_text).unwrap_or(head);
+        return Err(format!("HTTP {status}: {}", why.trim()));
+    }
+    read_body(&mut body, line).map_err(|e| e.to_string())
+}
+
+/// Reads an answer: a stream of events, or one JSON object from an endpoint that does not stream.
+fn read_body(body: &mut dyn Read, line: &Messenger) -> std::io::Result<Brought> {
+    let mut stream = Stream::new();
+    let mut whole: Option<Vec<u8>> = None;
+    let mut buffer = [0; 16 * 1024];
+    loop {
+        let n = match body.read(&mut buffer) {
+            Ok(0) => break,
+            Ok(n) => n,
+            Err(e) if e.kind() == std::io::ErrorKind::Interrupted => continue,
+            // Where nothing says how long the body is, a lost connection shows as an error or as an end: both are judged
+            // by whether the answer was finished.
+            Err(e) if e.kind() == std::io::ErrorKind::UnexpectedEof => break,
+            Err(e) => return Err(e),
+        };
+        let bytes = &buffer[..n];
+        let begins = bytes.iter().find(|b| !b.is_ascii_whitespace());
+        if let Some(whole) = whole.as_mut() {
+            whole.extend_from_slice(bytes);
+            if whole.len() > 2 * ANSWER_LIMIT {
+                return Err(std::io::Error::other("the answer is longer than is read"));
+            }
+        } else if begins == Some(&b'{') && stream.is_untouched() {
+            whole = Some(bytes.to_vec());
+        } else {
+            for piece in stream.push(bytes) {
+                let done = piece == Piece::Done;
+                if !line.bring(Brought::Piece(piece)) || done {
+                    return Ok(Brought::End);
+                }
+            }
+        }
+    }
+    let pieces = match &whole {
+        Some(whole) => {
+            let value = serde_json::from_slice(whole).map_err(|e| std::io::Error::other(format!("no JSON: {e}")))?;
+            sse::read_chunk(&value)
+        }
+        None => stream.finish(),
+    };
+    let done = whole.is_some() || pieces.contains(&Piece::Done);
+    let taken = pieces.into_iter().all(|piece| line.bring(Brought::Piece(piece)));
+    Ok(if done || !taken { Brought::End } else { Brought::CutOff })
+}

@@ -1,0 +1,170 @@
+//! What the kernel says of processes: `/proc/PID/stat` and the markers in `/proc/PID/environ`.
+//!
+//! Owns the reading of `/proc` and one shared picture of it; it must not know what a process is for, and signals nothing.
+
+use std::collections::{HashMap, HashSet};
+use std::fs;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+/// The variable that carries the session's id into every process of an agent.
+pub const SESSION_VAR: &str = "OSTLER_SESSION_ID";
+/// The variable that carries the boot's id into every process of an agent.
+pub const BOOT_VAR: &str = "OSTLER_BOOT_ID";
+/// The variable that carries the key into every process of an agent.
+pub const KEY_VAR: &str = "OSTLER_KEY";
+
+/// One line of `/proc/PID/stat`, as far as it matters here.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stat {
+    /// Its id.
+    pub pid: u32,
+    /// Its name, at most 15 bytes.
+    pub name: String,
+    /// `R S D Z T …`.
+    pub state: char,
+    /// Its parent.
+    pub parent: u32,
+    /// Its process group.
+    pub group: u32,
+    /// When it began, in clock ticks since boot: with the pid it names a process for good.
+    pub start: u64,
+}
+
+impl Stat {
+    /// Whether it still runs: neither a zombie nor being taken down.
+    #[must_use]
+    pub fn is_live(&self) -> bool {
+        !matches!(self.state, 'Z' | 'X' | 'x')
+    }
+}
+
+/// The markers of an agent's process.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Marks {
+    /// `OSTLER_SESSION_ID`.
+    pub session_id: Option<String>,
+    /// `OSTLER_BOOT_ID`.
+    pub boot_id: String,
+}
+
+/// Reads a process's line; `None` when there is no such process (any more).
+#[must_use]
+pub fn stat(pid: u32) -> Option<Stat> {
+    parse_stat(&fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
+}
+
+/// The name stands in parentheses and may itself hold spaces and parentheses: the last one closes it.
+fn parse_stat(line: &str) -> Option<Stat> {
+    let (open, close) = (line.find('(')?, line.rfind(')')?);
+    let mut rest = line.get(close + 1..)?.split_ascii_whitespace();
+    Some(Stat {
+        pid: line[..open].trim().parse().ok()?,
+        name: line.get(open + 1..close)?.to_string(),
+        state: rest.next()?.chars().next()?,
+        parent: rest.next()?.parse().ok()?,
+        group: rest.next()?.parse().ok()?,
+        // Field 22 of the line; `rest` began with field 3 and has given three.
+        start: rest.nth(16)?.parse().ok()?,
+    })
+}
+
+/// The markers of a process; `None` when it has none or is not ours to read.
+#[must_use]
+pub fn marks(pid: u32) -> Option<Marks> {
+    let environ = fs::read(format!("/proc/{pid}/environ")).ok()?;
+    parse_marks(&environ)
+}
+
+fn parse_marks(environ: &[u8]) -> Option<Marks> {
+    let value = |name: &str| {
+        environ.split(|b| *b == 0).find_map(|entry| {
+            let text = entry.strip_prefix(name.as_bytes())?.strip_prefix(b"=")?;
+            Some(String::from_utf8_lossy(text).into_owned())
+        })
+    };
+    Some(Marks { boot_id: value(BOOT_VAR)?, session_id: value(SESSION_VAR) })
+}
+
+/// Every process that this user can see, with its markers.
+#[derive(Debug)]
+pub struct Picture {
+    begun: Instant,
+    /// The processes.
+    pub all: Vec<(Stat, Option<Marks>)>,
+}
+
+impl Picture {
+    fn take() -> Self {
+        let begun = Instant::now();
+        let pids = fs::read_dir("/proc").into_iter().flatten().flatten();
+        let all = pids
+            .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+            .filter_map(|pid| {
+                let stat = stat(pid)?;
+                let marks = stat.is_live().then(|| marks(pid)).flatten();
+                Some((stat, marks))
+            })
+            .collect();
+        Self { begun, all }
+    }
+
+    /// This process, those it descends from, and the first one of all: never to be signalled, whatever their markers say
+    /// (the daemon itself carries some when an agent of another one started it).
+    #[must_use]
+    pub fn untouchable(&self) -> HashSet<u32> {
+        let parents: HashMap<u32, u32> = self.all.iter().map(|(s, _)| (s.pid, s.parent)).collect();
+        let mut found = HashSet::from([0, 1]);
+        let mut pid = std::process::id();
+        while found.insert(pid) {
+            pid = parents.get(&pid).copied().unwrap_or(0);
+        }
+        found
+    }
+}
+
+/// A picture that was begun after this call, shared with every caller that waits at the same time: a thousand agents
+/// that are closed together cost a few scans and not a thousand.
+#[must_use]
+pub fn picture() -> Arc<Picture> {
+    static LAST: Mutex<Option<Arc<Picture>>> = Mutex::new(None);
+    let asked = Instant::now();
+    // The lock is held while scanning on purpose: whoever waits for it wants just this scan's result, or the next one's.
+    let mut last = LAST.lock().unwrap_or_else(PoisonError::into_inner);
+    match last.as_ref() {
+        Some(picture) if picture.begun >= asked => Arc::clone(picture),
+        _ => Arc::clone(last.insert(Arc::new(Picture::take()))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn a_name_with_parentheses_and_spaces_does_not_shift_the_fields() {
+        let line = "4711 (a) b (c) S 12 4711 4711 0 -1 4194304 1 0 0 0 0 0 0 0 20 0 1 0 987654 1 2 3";
+        let stat = parse_stat(line).unwrap();
+        assert_eq!((stat.pid, stat.name.as_str(), stat.state), (4711, "a) b (c", 'S'));
+        assert_eq!((stat.parent, stat.group, stat.start), (12, 4711, 987_654));
+        assert_eq!(parse_stat("4711 (cut off"), None);
+    }
+
+    #[test]
+    fn only_whole_names_are_markers() {
+        let marks = parse_marks(b"XOSTLER_BOOT_ID=no\0OSTLER_BOOT_ID=b1\0PATH=/bin\0OSTLER_SESSION_ID=s=1\0").unwrap();
+        assert_eq!((marks.boot_id.as_str(), marks.session_id.as_deref()), ("b1", Some("s=1")));
+        assert_eq!(parse_marks(b"OSTLER_SESSION_ID=s1\0OSTLER_BOOT_IDS=b\0"), None);
+    }
+
+    #[test]
+    fn the_picture_shows_this_process_and_protects_its_line() {
+        let picture = picture();
+        let me = std::process::id();
+        let own = picture.all.iter().find(|(s, _)| s.pid == me).map(|(s, _)| s).unwrap();
+        assert_eq!(Some(own.start), stat(me).map(|s| s.start));
+        let spared = picture.untouchable();
+        assert!(spared.contains(&me) && spared.contains(&own.parent) && spared.contains(&1));
+    }
+}

@@ -1,0 +1,576 @@
+//! A scripted agent for tests: speaks ACP on stdin and stdout and misbehaves on demand. Never shipped.
+//!
+//! Flags (what it is):
+//!   --no-load          does not offer session/load (offered otherwise)
+//!   --resume --list --close   offers these too
+//!   --load-lies        load and resume of an unknown session "succeed" and give nothing back
+//!   --load-error       load and resume always fail with -32603
+//!   --load-dies CODE   load and resume end the process
+//!   --no-replay        load replays nothing, though it knows the session
+//!   --resume-other     resume of an unknown session makes another one and answers under its id
+//!   --resume-replays   resume replays like load
+//!   --ignore-term      SIGTERM does nothing
+//!   --ignore-eof       goes on when its input ends
+//!   --slow-start MS    answers initialize after this
+//!   --never-init       never answers initialize
+//!   --bad-version      speaks protocol version 2
+//!   --banner           prints text to stdout before it speaks
+//!   --auth             wants a login for a session
+//!   --unknown-refuses  a prompt of an unknown session is answered with `refusal` instead of -32002
+//! $FAKE_AGENT_STATE names a directory in which its sessions live on; without it they die with the process.
+//!
+//! A prompt is a list of commands separated by `;`, looked for in the last line of the last text block that begins with
+//! a command; any other prompt is answered with `heard: TEXT`:
+//!   say X              answers X                        think X           a thought
+//!   stream N MS        N pieces `0 1 2 …`, paced        plan, usage       one of each
+//!   tool [ID]          tool_call, permission, update; says `tool done` or `tool denied`
+//!   permission         asks about an unannounced tool; says `outcome: …`
+//!   permission-first   as `permission`, but on a cancel waits for that answer and then fails (-32603)
+//!   image              a piece that is no text          kinds             updates of unknown kinds
+//!   die CODE           writes to stderr and exits       vanish            closes stdout and stays
+//!   hang               until a cancel, answered `cancelled`   hang-hard   ignores cancels
+//!   cancel-error       until a cancel, answered with an error -32603
+//!   garbage            lines that are no messages       longline BYTES    one line of that length, then `after`
+//!   flood N            N updates as fast as it can      stderr BYTES      that much on stderr
+//!   grandchild         starts a sleep in a session of its own that ignores SIGTERM; says `grandchild PID`
+//!   child              the same in its own group; says `child PID`
+//!   refuse             stops with `refusal`             stop REASON       stops with that reason
+//!   error TEXT         fails the prompt with -32603     bye               answers, then exits with status 0
+//!   forget             forgets the session after this turn
+//!   late TEXT          says TEXT after the turn's end   foreign TEXT      says TEXT under another session's id
+//!   recall             says how many prompts of this session came before: `prompts before: N`
+//!   echo-context       says all blocks of the prompt, each in a line `[TEXT]`
+//!   wait-file PATH     until PATH (a FIFO) can be opened for reading, or a cancel
+//!   env NAME, cwd, pid says what it has; `env` alone says all of it
+//!   ask METHOD         asks the client for METHOD and says the error's code
+// What it leaves behind is the point of it.
+#![allow(clippy::unwrap_used, clippy::zombie_processes)]
+
+use std::collections::HashMap;
+use std::io::{BufRead, Write};
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
+use std::process::{Command, exit};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+const COMMANDS: &[&str] = &[
+    "say",
+    "think",
+    "stream",
+    "plan",
+    "usage",
+    "tool",
+    "permission",
+    "permission-first",
+    "image",
+    "kinds",
+    "die",
+    "vanish",
+    "hang",
+    "hang-hard",
+    "cancel-error",
+    "garbage",
+    "longline",
+    "flood",
+    "stderr",
+    "grandchild",
+    "child",
+    "refuse",
+    "stop",
+    "error",
+    "bye",
+    "forget",
+    "late",
+    "foreign",
+    "recall",
+    "echo-context",
+    "wait-file",
+    "env",
+    "cwd",
+    "pid",
+    "ask",
+];
+
+enum Input {
+    Line(Value),
+    Opened,
+    End,
+}
+
+/// How a command leaves the turn.
+enum Flow {
+    Next,
+    Stop(&'static str),
+    StopOther(String),
+    Fail(String),
+}
+
+struct Agent {
+    args: Vec<String>,
+    input: Receiver<Input>,
+    sender: Sender<Input>,
+    state: Option<PathBuf>,
+    sessions: HashMap<String, Vec<String>>,
+    requests: i64,
+    ended: bool,
+    late: Vec<Value>,
+    bye: bool,
+}
+
+fn main() {
+    let mut args: Vec<String> = std::env::args().skip(1).collect();
+    if let Some(at) = args.iter().position(|a| a == "--ignore-term") {
+        // An ignored signal stays ignored over an exec.
+        args.remove(at);
+        let script = "trap '' TERM; exec \"$0\" \"$@\"";
+        let me = std::env::current_exe().unwrap();
+        panic!("{}", Command::new("/bin/sh").arg("-c").arg(script).arg(me).args(args).exec());
+    }
+    let (sender, input) = channel();
+    let lines = sender.clone();
+    std::thread::spawn(move || {
+        for line in std::io::stdin().lock().lines().map_while(Result::ok) {
+            if let Ok(value) = serde_json::from_str(&line) {
+                let _ = lines.send(Input::Line(value));
+            }
+        }
+        let _ = lines.send(Input::End);
+    });
+    let state = std::env::var_os("FAKE_AGENT_STATE").map(PathBuf::from);
+    let mut agent = Agent {
+        args,
+        input,
+        sender,
+        state,
+        sessions: HashMap::new(),
+        requests: 0,
+        ended: false,
+        late: Vec::new(),
+        bye: false,
+    };
+    if agent.has("--banner") {
+        println!("Welcome to the fake agent!\n[not json");
+    }
+    agent.serve();
+}
+
+fn send(message: &Value) {
+    let mut line = message.to_string();
+    line.push('\n');
+    send_raw(line.as_bytes());
+}
+
+fn send_raw(bytes: &[u8]) {
+    let mut out = std::io::stdout().lock();
+    if out.write_all(bytes).and_then(|()| out.flush()).is_err() {
+        exit(0);
+    }
+}
+
+impl Agent {
+    fn has(&self, flag: &str) -> bool {
+        self.args.iter().any(|a| a == flag)
+    }
+
+    fn number(&self, flag: &str) -> Option<u64> {
+        let at = self.args.iter().position(|a| a == flag)?;
+        self.args.get(at + 1)?.parse().ok()
+    }
+
+    fn serve(&mut self) {
+        while let Some(message) = self.next() {
+            let (id, params) = (message["id"].clone(), message["params"].clone());
+            match message["method"].as_str() {
+                Some("initialize") => self.initialize(&id),
+                Some("session/new") if self.has("--auth") => fail(&id, -32000, "Authentication required"),
+                Some("session/new") => {
+                    let session = self.new_session();
+                    send(&json!({ "jsonrpc": "2.0", "id": id, "result": { "sessionId": session } }));
+                    update(&session, json!({ "sessionUpdate": "available_commands_update", "availableCommands": [] }));
+                }
+                Some(method @ ("session/load" | "session/resume")) => self.reopen(method, &id, &params),
+                Some("session/list") => self.list(&id, &params),
+                Some("session/close") => answer(&id, json!({})),
+                Some("session/prompt") => self.prompt(&id, &params),
+                Some(other) if !id.is_null() => fail(&id, -32601, other),
+                _ => {}
+            }
+        }
+        if self.has("--ignore-eof") {
+            loop {
+                std::thread::park();
+            }
+        }
+    }
+
+    /// The next message; `None` at the end of input.
+    fn next(&mut self) -> Option<Value> {
+        if self.ended {
+            return None;
+        }
+        loop {
+            match self.input.recv() {
+                Ok(Input::Line(value)) => return Some(value),
+                Ok(Input::Opened) => {}
+                Ok(Input::End) | Err(_) => return None,
+            }
+        }
+    }
+
+    fn initialize(&self, id: &Value) {
+        if self.has("--never-init") {
+            return;
+        }
+        if let Some(ms) = self.number("--slow-start") {
+            let (_keep, never) = channel::<()>();
+            let _ = never.recv_timeout(Duration::from_millis(ms));
+        }
+        let mut session = serde_json::Map::new();
+        for name in ["resume", "list", "close"] {
+            if self.has(&format!("--{name}")) {
+                session.insert(name.into(), json!({}));
+            }
+        }
+        let version = if self.has("--bad-version") { 2 } else { 1 };
+        answer(
+            id,
+            json!({
+                "protocolVersion": version,
+                "agentInfo": { "name": "ostler-fake-agent", "version": "1" },
+                "agentCapabilities": { "loadSession": !self.has("--no-load"), "sessionCapabilities": session },
+            }),
+        );
+    }
+
+    fn new_session(&mut self) -> String {
+        let nanos = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_nanos();
+        let id = format!("fake-{}-{nanos}", std::process::id());
+        self.keep(&id, Vec::new());
+        id
+    }
+
+    fn keep(&mut self, id: &str, prompts: Vec<String>) {
+        if let Some(dir) = &self.state {
+            std::fs::write(dir.join(id), serde_json::to_string(&prompts).unwrap()).unwrap();
+        }
+        self.sessions.insert(id.to_string(), prompts);
+    }
+
+    fn known(&self, id: &str) -> Option<Vec<String>> {
+        match &self.state {
+            Some(dir) => serde_json::from_str(&std::fs::read_to_string(dir.join(id)).ok()?).ok(),
+            None => self.sessions.get(id).cloned(),
+        }
+    }
+
+    fn reopen(&mut self, method: &str, id: &Value, params: &Value) {
+        if let Some(code) = self.number("--load-dies") {
+            eprintln!("cannot read the session");
+            exit(i32::try_from(code).unwrap());
+        }
+        let session = params["sessionId"].as_str().unwrap_or_default().to_string();
+        match self.known(&session) {
+            _ if self.has("--load-error") => fail(id, -32603, "Internal error"),
+            Some(prompts) => {
+                if (method == "session/load" && !self.has("--no-replay")) || self.has("--resume-replays") {
+                    for text in &prompts {
+                        let content = json!({ "type": "text", "text": text });
+                        update(&session, json!({ "sessionUpdate": "user_message_chunk", "content": content }));
+                        say(&session, "replayed");
+                    }
+                }
+                self.sessions.insert(session, prompts);
+                answer(id, json!({}));
+            }
+            None if self.has("--resume-other") && method == "session/resume" => {
+                let other = self.new_session();
+                self.sessions.insert(format!("alias {session}"), vec![other]);
+                answer(id, json!({}));
+            }
+            None if self.has("--load-lies") => answer(id, json!({})),
+            None => fail(id, -32603, "Internal error: session not found"),
+        }
+    }
+
+    fn list(&self, id: &Value, params: &Value) {
+        let mut all: Vec<String> = match &self.state {
+            Some(dir) => {
+                std::fs::read_dir(dir).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect()
+            }
+            None => self.sessions.keys().cloned().collect(),
+        };
+        all.sort();
+        let from: usize = params["cursor"].as_str().and_then(|c| c.parse().ok()).unwrap_or(0);
+        let page: Vec<Value> = all.iter().skip(from).take(2).map(|s| json!({ "sessionId": s, "cwd": "/" })).collect();
+        let next = (from + 2 < all.len()).then(|| (from + 2).to_string());
+        answer(id, json!({ "sessions": page, "nextCursor": next }));
+    }
+
+    fn prompt(&mut self, id: &Value, params: &Value) {
+        let asked = params["sessionId"].as_str().unwrap_or_default().to_string();
+        let session = match self.sessions.get(&format!("alias {asked}")) {
+            Some(other) => other[0].clone(),
+            None => asked,
+        };
+        let Some(mut prompts) = self.known(&session) else {
+            if self.has("--unknown-refuses") {
+                return answer(id, json!({ "stopReason": "refusal" }));
+            }
+            return fail(id, -32002, "Resource not found");
+        };
+        let blocks: Vec<&str> =
+            params["prompt"].as_array().unwrap().iter().filter_map(|b| b["text"].as_str()).collect();
+        let text = blocks.last().copied().unwrap_or_default();
+        let before = prompts.len();
+        prompts.push(text.to_string());
+        self.keep(&session, prompts);
+        let line = text.lines().rfind(|l| COMMANDS.contains(&l.split([' ', ';']).next().unwrap_or_default()));
+        let Some(line) = line else {
+            say(&session, &format!("heard: {text}"));
+            return answer(id, json!({ "stopReason": "end_turn" }));
+        };
+        let mut result = json!({ "stopReason": "end_turn" });
+        for command in line.split(';') {
+            match self.run(&session, command.trim(), (&blocks, before)) {
+                Flow::Next => {}
+                Flow::Stop(reason) => {
+                    result = json!({ "stopReason": reason });
+                    break;
+                }
+                Flow::StopOther(reason) => {
+                    result = json!({ "stopReason": reason });
+                    break;
+                }
+                Flow::Fail(text) => return fail(id, -32603, &text),
+            }
+        }
+        answer(id, result);
+        self.late.drain(..).for_each(|m| send(&m));
+        if self.bye {
+            exit(0);
+        }
+    }
+
+    fn run(&mut self, session: &str, command: &str, (blocks, before): (&[&str], usize)) -> Flow {
+        let (word, rest) = command.split_once(' ').unwrap_or((command, ""));
+        let number = |n: usize| rest.split(' ').nth(n).and_then(|t| t.parse::<usize>().ok()).unwrap_or(0);
+        match word {
+            "say" => say(session, rest),
+            "think" => update(
+                session,
+                json!({ "sessionUpdate": "agent_thought_chunk", "content": { "type": "text", "text": rest } }),
+            ),
+            "stream" => return self.stream(session, number(0), number(1)),
+            "plan" => update(
+                session,
+                json!({ "sessionUpdate": "plan", "entries": [
+                { "content": "first", "priority": "high", "status": "in_progress" },
+                { "content": "second", "priority": "low", "status": "pending" } ] }),
+            ),
+            "usage" => update(session, json!({ "sessionUpdate": "usage_update", "used": 16, "size": 1000 })),
+            "tool" => return self.tool(session, if rest.is_empty() { "tc-1" } else { rest }),
+            "permission" | "permission-first" => return self.permission(session, word == "permission-first"),
+            "image" => update(
+                session,
+                json!({ "sessionUpdate": "agent_message_chunk",
+                "content": { "type": "image", "mimeType": "image/png", "data": "AAAA" } }),
+            ),
+            "kinds" => {
+                update(session, json!({ "sessionUpdate": "hologram_chunk", "content": 7 }));
+                send(&json!({ "jsonrpc": "2.0", "method": "_fake/status", "params": 1 }));
+                send(&json!({ "jsonrpc": "2.0", "method": "session/update", "params": "odd" }));
+                send(&json!({ "jsonrpc": "2.0", "id": 9999, "result": "nobody asked" }));
+            }
+            "die" => {
+                eprintln!("fatal: told to die");
+                exit(i32::try_from(number(0)).unwrap());
+            }
+            "vanish" => {
+                // The reader's end of the pipe sees the end of file when the shell closes its copy and ours is replaced.
+                let script = "exec >&-; echo 'fatal: closed its output' >&2; exec sleep 1000";
+                panic!("{}", Command::new("/bin/sh").arg("-c").arg(script).exec());
+            }
+            "hang" => return self.until_cancel(),
+            "hang-hard" => loop {
+                let _ = self.input.recv();
+            },
+            "cancel-error" => {
+                self.until_cancel();
+                return Flow::Fail("Internal error: 'NoneType' object has no attribute 'startswith'".into());
+            }
+            "garbage" => send_raw(b"Traceback: not json\n{\"half\": \n[1,2,3]\n\n\xff\xfe\n{}\n"),
+            "longline" => {
+                let mut line = format!(
+                    "{{\"jsonrpc\":\"2.0\",\"method\":\"_fake/long\",\"params\":\"{}\"}}",
+                    "x".repeat(number(0))
+                );
+                line.push('\n');
+                send_raw(line.as_bytes());
+                say(session, "after");
+            }
+            "flood" => (0..number(0)).for_each(|n| say(session, &format!("{} ", n % 10))),
+            "stderr" => eprintln!("{}", "e".repeat(number(0))),
+            "grandchild" | "child" => {
+                let script = "trap '' TERM; exec sleep 1000";
+                let mut sleep = Command::new(if word == "child" { "/bin/sh" } else { "setsid" });
+                let sleep = if word == "child" { &mut sleep } else { sleep.arg("/bin/sh") };
+                let child = sleep.arg("-c").arg(script).spawn().unwrap();
+                say(session, &format!("{word} {}", child.id()));
+            }
+            "refuse" => return Flow::Stop("refusal"),
+            "stop" => return Flow::StopOther(rest.to_string()),
+            "error" => return Flow::Fail(rest.to_string()),
+            "bye" => self.bye = true,
+            "forget" => {
+                self.sessions.remove(session);
+                if let Some(dir) = &self.state {
+                    std::fs::remove_file(dir.join(session)).unwrap();
+                }
+            }
+            "late" => self.late.push(message(session, rest)),
+            "foreign" => say("somebody-else", rest),
+            "recall" => say(session, &format!("prompts before: {before}")),
+            "echo-context" => blocks.iter().for_each(|b| say(session, &format!("[{b}]\n"))),
+            "wait-file" => {
+                let (path, opened) = (rest.to_string(), self.sender.clone());
+                std::thread::spawn(move || {
+                    let _file = std::fs::File::open(path);
+                    let _ = opened.send(Input::Opened);
+                });
+                return self.until_cancel();
+            }
+            "env" if rest.is_empty() => {
+                let mut names: Vec<String> = std::env::vars().map(|(k, v)| format!("{k}={v}")).collect();
+                names.sort();
+                say(session, &names.join("\n"));
+            }
+            "env" => say(session, &std::env::var(rest).unwrap_or_else(|_| "unset".into())),
+            "cwd" => say(session, &std::env::current_dir().unwrap().to_string_lossy()),
+            "pid" => say(session, &format!("pid {}", std::process::id())),
+            "ask" => {
+                let answer = self.ask(rest, json!({ "sessionId": session, "path": "/etc/hostname" }), false);
+                say(session, &format!("code {}", answer.unwrap_or_default()["error"]["code"]));
+            }
+            _ => say(session, &format!("heard: {command}")),
+        }
+        Flow::Next
+    }
+
+    fn stream(&mut self, session: &str, count: usize, ms: usize) -> Flow {
+        for n in 0..count {
+            say(session, &format!("{n} "));
+            let until = Instant::now() + Duration::from_millis(ms as u64);
+            loop {
+                match self.input.recv_timeout(until.saturating_duration_since(Instant::now())) {
+                    Ok(Input::Line(m)) if m["method"] == "session/cancel" => return Flow::Stop("cancelled"),
+                    Ok(Input::End) | Err(RecvTimeoutError::Disconnected) => {
+                        self.ended = true;
+                        return Flow::Next;
+                    }
+                    Ok(_) => {}
+                    Err(RecvTimeoutError::Timeout) => break,
+                }
+            }
+        }
+        Flow::Next
+    }
+
+    /// Waits for a cancel, or for the file that somebody waits for.
+    fn until_cancel(&mut self) -> Flow {
+        loop {
+            match self.input.recv() {
+                Ok(Input::Line(m)) if m["method"] == "session/cancel" => return Flow::Stop("cancelled"),
+                Ok(Input::Line(_)) => {}
+                Ok(Input::Opened) => return Flow::Next,
+                Ok(Input::End) | Err(_) => {
+                    self.ended = true;
+                    return Flow::Stop("cancelled");
+                }
+            }
+        }
+    }
+
+    /// Asks the client; `None` when a cancel came first (unless `first`: then the answer is waited for all the same).
+    fn ask(&mut self, method: &str, params: Value, first: bool) -> Option<Value> {
+        let id = self.requests;
+        self.requests += 1;
+        send(&json!({ "jsonrpc": "2.0", "id": id, "method": method, "params": params }));
+        loop {
+            match self.input.recv() {
+                Ok(Input::Line(m)) if m["method"] == "session/cancel" && !first => return None,
+                Ok(Input::Line(m)) if m["id"] == id && m["method"].is_null() => return Some(m),
+                Ok(Input::Line(_) | Input::Opened) => {}
+                Ok(Input::End) | Err(_) => exit(0),
+            }
+        }
+    }
+
+    fn tool(&mut self, session: &str, tool: &str) -> Flow {
+        update(
+            session,
+            json!({ "sessionUpdate": "tool_call", "toolCallId": tool, "title": "Touch a file", "kind": "execute",
+            "status": "pending", "rawInput": { "command": "touch x" } }),
+        );
+        let params = permission_params(session, tool);
+        let Some(answer) = self.ask("session/request_permission", params, false) else {
+            return Flow::Stop("cancelled");
+        };
+        let allowed = answer["result"]["outcome"]["optionId"] == "allow-once";
+        let status = if allowed { "completed" } else { "failed" };
+        update(
+            session,
+            json!({ "sessionUpdate": "tool_call_update", "toolCallId": tool, "status": status, "rawOutput": "ok" }),
+        );
+        say(session, if allowed { "tool done" } else { "tool denied" });
+        Flow::Next
+    }
+
+    fn permission(&mut self, session: &str, first: bool) -> Flow {
+        let params = permission_params(session, "perm-check-1");
+        let Some(answer) = self.ask("session/request_permission", params, first) else {
+            return Flow::Stop("cancelled");
+        };
+        let outcome = &answer["result"]["outcome"];
+        if first && outcome["outcome"] == "cancelled" {
+            return Flow::Fail("Internal error".into());
+        }
+        let option = outcome["optionId"].as_str().unwrap_or("");
+        say(session, &format!("outcome: {} {option}", outcome["outcome"].as_str().unwrap_or("none")));
+        Flow::Next
+    }
+}
+
+fn permission_params(session: &str, tool: &str) -> Value {
+    json!({ "sessionId": session,
+        "toolCall": { "toolCallId": tool, "title": "touch x", "kind": "execute", "status": "pending",
+            "rawInput": { "command": "touch x" }, "locations": [{ "path": "/tmp/x" }] },
+        "options": [
+            { "optionId": "allow-once", "name": "Yes", "kind": "allow_once" },
+            { "optionId": "reject", "name": "No", "kind": "reject_once" } ] })
+}
+
+fn message(session: &str, text: &str) -> Value {
+    json!({ "jsonrpc": "2.0", "method": "session/update", "params": { "sessionId": session,
+        "update": { "sessionUpdate": "agent_message_chunk", "content": { "type": "text", "text": text } } } })
+}
+
+fn say(session: &str, text: &str) {
+    send(&message(session, text));
+}
+
+fn update(session: &str, update: Value) {
+    send(
+        &json!({ "jsonrpc": "2.0", "method": "session/update", "params": { "sessionId": session, "update": update } }),
+    );
+}
+
+fn answer(id: &Value, result: Value) {
+    send(&json!({ "jsonrpc": "2.0", "id": id, "result": result }));
+}
+
+fn fail(id: &Value, code: i64, text: &str) {
+    send(&json!({ "jsonrpc": "2.0", "id": id, "error": { "code": code, "message": text } }));
+}
