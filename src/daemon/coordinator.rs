@@ -590,6 +590,7 @@ impl Coordinator {
             }
             None => serde_json::Value::Null,
         };
+        self.house.set_report(report.clone());
         let store = self.house.store.until(until);
         let keep = self.house.config().retention.reports;
         if let Err(e) = store.close_boot(clean, report, keep) {

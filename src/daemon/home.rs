@@ -77,6 +77,7 @@ impl Home for Scripts {
             client_id: id.map(str::to_owned),
             agent: house.agent_of(key),
             limits: house.limits(),
+            session_id: None,
         };
         let accepted = super::accept(&house, accept).map_err(text)?;
         Ok(json!({

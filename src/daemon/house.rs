@@ -1,7 +1,7 @@
 //! What every thread of the daemon shares: handles, and the configuration in force.
 
 use std::path::PathBuf;
-use std::sync::{Arc, OnceLock, PoisonError, RwLock};
+use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::Sender;
@@ -61,6 +61,7 @@ pub struct House {
     pub board: RwLock<Board>,
     config: RwLock<Arc<Config>>,
     ready: OnceLock<Instant>,
+    report: (Mutex<Option<serde_json::Value>>, Condvar),
 }
 
 impl std::fmt::Debug for House {
@@ -117,6 +118,7 @@ impl House {
             board: RwLock::new(Board { phase: "starting", ..Board::default() }),
             config: RwLock::new(Arc::new(parts.config)),
             ready: OnceLock::new(),
+            report: (Mutex::new(None), Condvar::new()),
         }
     }
 
@@ -151,6 +153,20 @@ impl House {
     #[must_use]
     pub fn ready_since(&self) -> Option<Instant> {
         self.ready.get().copied()
+    }
+
+    /// The stop's report is complete.
+    pub fn set_report(&self, report: serde_json::Value) {
+        *self.report.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(report);
+        self.report.1.notify_all();
+    }
+
+    /// Waits for the stop's report.
+    #[must_use]
+    pub fn wait_report(&self, patience: Duration) -> Option<serde_json::Value> {
+        let guard = self.report.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let waited = self.report.1.wait_timeout_while(guard, patience, |r| r.is_none());
+        waited.unwrap_or_else(PoisonError::into_inner).0.clone()
     }
 
     /// The policies that decide which session answers, as of now.

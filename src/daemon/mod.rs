@@ -175,7 +175,8 @@ fn run(
     thread::spawn("delivery", thread::IO_STACK, move || delivery::run(courier, me, &delivery_inbox)).map_err(internal)?;
     let service = Arc::new(api::Api::new(house.clone(), token, delivery.clone()));
     let listeners = listen(paths, http.as_ref())?;
-    let server = Server::start(listeners, Limits { stack: 512 * 1024, ..Limits::default() }, service.clone()).map_err(internal)?;
+    let limits = Limits { stack: 512 * 1024, ..Limits::default() };
+    let server = Arc::new(Server::start(listeners, limits, service.clone()).map_err(internal)?);
     service.enter(&server);
     let _fed = notify::watchdog(requests, store);
 
@@ -231,7 +232,7 @@ fn sweep(house: &Arc<House>, found: Vec<process::Leftover>) {
     // Another daemon's agents carry such a marker too: only those of our own sessions are ours to end.
     let ours: Vec<(i64, process::Leftover)> = found
         .into_iter()
-        .filter_map(|l| house.store.sid_of(&l.session_id).ok().flatten().map(|sid| (sid, l)))
+        .filter_map(|l| l.session_id.as_deref().and_then(|id| house.store.sid_of(id).ok().flatten()).map(|sid| (sid, l)))
         .collect();
     if ours.is_empty() {
         return;
@@ -262,7 +263,7 @@ fn sweep(house: &Arc<House>, found: Vec<process::Leftover>) {
             }
             if round == 0 {
                 for (_, l) in &left {
-                    log::error!(session = l.session_id; "process {} ({}) cannot be ended; its session waits", l.pid, l.name);
+                    log::error!(key = l.session_id.as_deref().unwrap_or_default(); "process {} ({}) cannot be ended; its session waits", l.pid, l.name);
                 }
             }
         }

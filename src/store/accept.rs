@@ -39,6 +39,8 @@ pub struct Accept {
     pub agent: String,
     /// Policies and limits.
     pub limits: Limits,
+    /// That very session is meant, not whichever is current.
+    pub session_id: Option<String>,
 }
 
 /// What a message was accepted as.
@@ -160,6 +162,9 @@ impl Tx<'_> {
             suspended,
         };
         let resolution = resolve(&facts, &a.limits.policy, self.now);
+        if let Some(id) = &a.session_id {
+            self.must_answer(id, resolution, current.as_ref())?;
+        }
         self.check_limits(&a.limits, if resolution == Resolution::Same { waiting.messages } else { 0 })?;
         let (session, retired) = match (resolution, current) {
             (Resolution::Same, Some(s)) => (s, None),
@@ -222,6 +227,15 @@ impl Tx<'_> {
             interrupt,
             retired,
         })
+    }
+
+    /// A message to a session by its id is answered by that one or not at all.
+    fn must_answer(&self, id: &str, resolution: Resolution, current: Option<&SessionRow>) -> Result<(), Error> {
+        if resolution == Resolution::Same && current.is_some_and(|c| c.id == *id) {
+            return Ok(());
+        }
+        let ended = self.row("SELECT 1 FROM sessions WHERE id=?1 AND status='ended'", [id], |_| Ok(()))?.is_some();
+        Err(if ended { Refusal::Ended.into() } else { Refusal::NotCurrent.into() })
     }
 
     fn check_limits(&self, limits: &Limits, in_session: i64) -> Result<(), Error> {

@@ -272,6 +272,18 @@ impl Store {
         })
     }
 
+    /// The first event of a turn that is still kept.
+    ///
+    /// # Errors
+    /// The store fails.
+    pub fn first_event_of(&self, key: &str, turn_id: &str) -> Result<Option<i64>, Error> {
+        self.read(|conn| {
+            conn.prepare_cached("SELECT seq FROM events WHERE key=?1 AND turn_id=?2 ORDER BY seq LIMIT 1")?
+                .query_row([key, turn_id], |r| r.get(0))
+                .optional()
+        })
+    }
+
     /// The newest event's number, and the newest that retention removed.
     ///
     /// # Errors

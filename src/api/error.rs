@@ -1,0 +1,83 @@
+//! The errors of the API: a status, a code that stays, a text for people.
+
+use serde_json::json;
+
+use crate::http::Response;
+use crate::store::{Error, Refusal};
+
+/// An error on its way to a client.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ApiError {
+    status: u16,
+    code: &'static str,
+    message: String,
+}
+
+impl ApiError {
+    /// Any.
+    pub fn new(status: u16, code: &'static str, message: impl Into<String>) -> Self {
+        Self { status, code, message: message.into() }
+    }
+
+    /// 403 by a rule of access or a hook.
+    pub fn refused(why: impl Into<String>) -> Self {
+        Self::new(403, "refused", why)
+    }
+
+    /// 401.
+    #[must_use]
+    pub fn unauthorized() -> Self {
+        Self::new(401, "unauthorized", "a valid bearer token is needed")
+    }
+
+    /// 403 for a web page.
+    #[must_use]
+    pub fn origin() -> Self {
+        Self::new(403, "forbidden_origin", "requests of web pages are not served")
+    }
+
+    /// 404 for a path.
+    #[must_use]
+    pub fn not_found() -> Self {
+        Self::new(404, "not_found", "no such resource")
+    }
+
+    /// 400 for a parameter.
+    pub fn parameter(what: impl Into<String>) -> Self {
+        Self::new(400, "invalid_parameter", what)
+    }
+
+    /// As an answer.
+    #[must_use]
+    pub fn response(&self) -> Response {
+        let answer =
+            Response::json(self.status, &json!({ "error": { "code": self.code, "message": self.message } }));
+        match (self.status, self.code) {
+            (401, _) => answer.header("WWW-Authenticate", "Bearer"),
+            (503 | 429, _) => answer.header("Retry-After", "1"),
+            _ => answer,
+        }
+    }
+}
+
+impl From<Error> for ApiError {
+    fn from(error: Error) -> Self {
+        let text = error.to_string();
+        match error {
+            Error::Refused(r) => match r {
+                Refusal::SessionNotFound => Self::new(404, "session_not_found", text),
+                Refusal::NotFound => Self::new(404, "not_found", text),
+                Refusal::NotCurrent => Self::new(409, "not_current", text),
+                Refusal::Ended => Self::new(409, "ended", text),
+                Refusal::Stale => Self::new(409, "conflict", text),
+                Refusal::IdReused => Self::new(422, "id_reused", text),
+                Refusal::QueueFull => Self::new(429, "queue_full", text),
+                Refusal::Overloaded => Self::new(503, "overloaded", text),
+                Refusal::Closed => Self::new(503, "stopping", text),
+            },
+            Error::Sql(_) | Error::Unavailable(_) | Error::Open { .. } | Error::Foreign { .. } | Error::Newer { .. } => {
+                Self::new(503, "store_unavailable", text)
+            }
+        }
+    }
+}

@@ -1,0 +1,215 @@
+//! Event streams: what the store holds after a number, then whatever comes, without a gap.
+
+use std::io;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+
+use super::route::Query;
+use super::{Api, ApiError};
+use crate::daemon::house::House;
+use crate::daemon::hub::{Delivering, Listening};
+use crate::http::{Request, Responder, Stream, sse};
+use crate::store::{EventRow, Target};
+
+/// A comment that keeps the connection known to be alive.
+const PING: Duration = Duration::from_secs(15);
+/// Events read at once.
+const PAGE: usize = 256;
+
+pub const HEADERS: &[(&str, &str)] =
+    &[("Content-Type", "text/event-stream"), ("Cache-Control", "no-cache"), ("X-Accel-Buffering", "no")];
+
+/// Which events of a feed are meant.
+pub enum Only {
+    /// All.
+    All,
+    /// Those of one session.
+    Session(String),
+    /// Those of one turn, until its end; `replay`: from its beginning.
+    Turn {
+        /// Its id.
+        id: String,
+        /// It may have begun before.
+        replay: bool,
+    },
+}
+
+/// A place in the stream of a key, or of all.
+pub struct Feed {
+    house: Arc<House>,
+    key: Option<String>,
+    listening: Listening,
+    after: i64,
+    deltas: bool,
+    notice: Option<(&'static str, &'static str)>,
+}
+
+impl Feed {
+    /// Begins to listen. From now on nothing is missed.
+    pub fn open(house: &Arc<House>, key: &str) -> Result<Self, ApiError> {
+        Self::from(house, Some(key), None, None, false)
+    }
+
+    fn from(
+        house: &Arc<House>,
+        key: Option<&str>,
+        after: Option<i64>,
+        header: Option<&str>,
+        deltas: bool,
+    ) -> Result<Self, ApiError> {
+        let listening = house.hub.listen(key, deltas);
+        let (newest, pruned) = house.store.event_bounds()?;
+        let asked = match header {
+            Some(text) => Some(text.trim().parse::<i64>().ok().filter(|n| *n >= 0).ok_or_else(|| {
+                ApiError::parameter(format!("Last-Event-ID: {text:?} is not a number from 0"))
+            })?),
+            None => after,
+        };
+        let (after, notice) = match asked {
+            None => (newest, None),
+            Some(n) if n > newest => (newest, Some(("events_reset", "there is no such event here: the stream goes on from now"))),
+            Some(n) if n < pruned => (n, Some(("events_pruned", "older events have been removed"))),
+            Some(n) => (n, None),
+        };
+        Ok(Self { house: house.clone(), key: key.map(str::to_owned), listening, after, deltas, notice })
+    }
+
+    /// Streams until the client goes, the daemon leaves, or what was asked for is over.
+    pub fn run(mut self, mut stream: Stream<'_>, only: Only) -> io::Result<()> {
+        let mut buf = Vec::new();
+        if let Some((code, text)) = self.notice.take() {
+            sse::event(&mut buf, Some("notice"), None, &json!({ "code": code, "text": text }).to_string());
+        }
+        if let Only::Turn { id, replay: true } = &only {
+            match self.replay(id, &mut buf) {
+                Ok(true) => {
+                    stream.write(&buf)?;
+                    return stream.finish();
+                }
+                Ok(false) => {}
+                Err(e) => return Err(io::Error::other(e.to_string())),
+            }
+        }
+        let mut delivering: Option<Delivering> = None;
+        let mut closed = false;
+        loop {
+            // Everything that is durable, then previews, then wait.
+            loop {
+                let page = self
+                    .house
+                    .store
+                    .events(self.key.as_deref(), self.after, PAGE)
+                    .map_err(|e| io::Error::other(e.to_string()))?;
+                let full = page.len() == PAGE;
+                for event in &page {
+                    self.after = event.seq;
+                    let over = write(event, &only, &mut buf);
+                    if let Only::Turn { .. } = &only
+                        && event.kind == "turn_start"
+                        && !buf.is_empty()
+                    {
+                        // A drain waits for the answer to be handed over.
+                        delivering.get_or_insert_with(|| self.house.hub.deliver());
+                    }
+                    if over {
+                        stream.write(&buf)?;
+                        return stream.finish();
+                    }
+                }
+                if !buf.is_empty() {
+                    stream.write(&buf)?;
+                    buf.clear();
+                }
+                if !full {
+                    break;
+                }
+            }
+            if closed {
+                return stream.finish();
+            }
+            let ping_at = Instant::now() + PING;
+            let news = self.listening.wait(self.after, ping_at);
+            closed = news.closed;
+            if self.deltas {
+                for delta in &news.deltas {
+                    sse::event(&mut buf, Some("delta"), None, delta);
+                }
+            }
+            if buf.is_empty() && news.newest <= self.after && Instant::now() >= ping_at {
+                sse::ping(&mut buf);
+            }
+            if !buf.is_empty() {
+                stream.write(&buf)?;
+                buf.clear();
+            }
+        }
+    }
+
+    /// What a turn that is known already has said so far. `true`: it is over, everything was said.
+    fn replay(&mut self, turn_id: &str, buf: &mut Vec<u8>) -> Result<bool, ApiError> {
+        let Some(key) = self.key.clone() else { return Ok(false) };
+        let upto = self.after;
+        let mut at = self.house.store.first_event_of(&key, turn_id)?.map_or(upto, |first| first - 1);
+        let only = Only::Turn { id: turn_id.to_owned(), replay: true };
+        while at < upto {
+            let page = self.house.store.events(Some(&key), at, PAGE)?;
+            if page.is_empty() {
+                break;
+            }
+            for event in &page {
+                at = event.seq;
+                if write(event, &only, buf) {
+                    return Ok(true);
+                }
+            }
+        }
+        self.after = self.after.max(at);
+        let turn = self.house.store.turn(turn_id)?;
+        if !matches!(turn.state.as_str(), "queued" | "running") {
+            // Its events were pruned: its outcome is still known.
+            let error = turn.error.map(|(code, message)| json!({ "code": code, "message": message }));
+            let data = json!({ "key": key, "turn_id": turn_id, "outcome": turn.state, "error": error });
+            sse::event(buf, Some("turn_end"), None, &data.to_string());
+            return Ok(true);
+        }
+        Ok(false)
+    }
+}
+
+/// Writes one event, if it is meant. `true`: it was the last that is.
+fn write(event: &EventRow, only: &Only, buf: &mut Vec<u8>) -> bool {
+    let meant = match only {
+        Only::All => true,
+        Only::Session(id) => event.session_id == *id,
+        Only::Turn { id, .. } => event.turn_id.as_deref() == Some(id),
+    };
+    if meant {
+        sse::event(buf, Some(&event.kind), Some(event.seq), &event.data);
+    }
+    meant && event.kind == "turn_end" && matches!(only, Only::Turn { .. })
+}
+
+/// `GET …/events`.
+pub fn stream(api: &Api, request: &Request, query: &Query, of: Option<Target>, out: Responder<'_>) -> io::Result<()> {
+    let open = || -> Result<(Feed, Only), ApiError> {
+        let (key, only) = match of {
+            None => (None, Only::All),
+            Some(Target::Key(key)) => (Some(key), Only::All),
+            Some(Target::Id(id)) => (Some(api.house.store.key_of(&id)?), Only::Session(id)),
+        };
+        let header = request.head.header("last-event-id");
+        let feed = Feed::from(&api.house, key.as_deref(), query.number("after")?, header, query.flag("deltas")?)?;
+        Ok((feed, only))
+    };
+    match open() {
+        Ok((feed, only)) => {
+            let mut stream = out.stream(200, HEADERS)?;
+            // The headers go out at once, so that a client knows that it listens.
+            stream.write(b": listening\n\n")?;
+            feed.run(stream, only)
+        }
+        Err(e) => out.send(e.response()),
+    }
+}

@@ -1,0 +1,122 @@
+//! A message comes in: checked, shown to hooks, accepted, acknowledged after its commit; and, if asked for, its turn's
+//! events on the same connection.
+
+use std::io;
+
+use serde_json::{Value, json};
+
+use super::events::{Feed, Only};
+use super::{Api, ApiError, body};
+use crate::daemon::{self, desk};
+use crate::hooks::Verdict;
+use crate::http::{Peer, Request, Responder, Response};
+use crate::model::event::HookEvent;
+use crate::model::session::id_fault;
+use crate::store::{Accept, Accepted, Target};
+
+pub fn post(api: &Api, request: &Request, to: Target, out: Responder<'_>) -> io::Result<()> {
+    let streams = request.head.header("accept").is_some_and(|a| a.contains("text/event-stream"));
+    let message = match read(api, request, to) {
+        Ok(message) => message,
+        Err(e) => return out.send(e.response()),
+    };
+    // Listening begins before the message is accepted, so that nothing of its turn is missed.
+    let feed = match streams.then(|| Feed::open(&api.house, &message.key)).transpose() {
+        Ok(feed) => feed,
+        Err(e) => return out.send(e.response()),
+    };
+    let accepted = match accept(api, request, message) {
+        Ok(accepted) => accepted,
+        Err(e) => return out.send(e.response()),
+    };
+    match feed {
+        None => out.send(Response::json(202, &json(&accepted))),
+        Some(feed) => follow(&accepted, feed, out),
+    }
+}
+
+struct Message {
+    key: String,
+    text: String,
+    id: Option<String>,
+    session_id: Option<String>,
+}
+
+fn read(api: &Api, request: &Request, to: Target) -> Result<Message, ApiError> {
+    let body = body(request)?;
+    let text = match &body["text"] {
+        Value::String(text) if text.trim().is_empty() => return Err(ApiError::new(400, "invalid_text", "the text is empty")),
+        Value::String(text) if text.contains('\0') => return Err(ApiError::new(400, "invalid_text", "the text has a NUL")),
+        Value::String(text) => text.clone(),
+        _ => return Err(ApiError::new(400, "invalid_text", "text: a text is needed")),
+    };
+    let id = match &body["id"] {
+        Value::Null => None,
+        Value::String(id) => match id_fault(id) {
+            None => Some(id.clone()),
+            Some(fault) => return Err(ApiError::parameter(format!("id: {fault}"))),
+        },
+        _ => return Err(ApiError::parameter("id: a text is needed")),
+    };
+    let (key, session_id) = match to {
+        Target::Key(key) => (key, None),
+        Target::Id(id) => (api.house.store.key_of(&id)?, Some(id)),
+    };
+    Ok(Message { key, text, id, session_id })
+}
+
+fn accept(api: &Api, request: &Request, message: Message) -> Result<Accepted, ApiError> {
+    let house = &api.house;
+    let mut text = message.text.clone();
+    if house.hooked(HookEvent::Message) {
+        // A duplicate is answered before any hook.
+        if let Some(id) = &message.id
+            && let Some(known) = house.store.find_duplicate(&message.key, id, &message.text)?
+        {
+            return Ok(known);
+        }
+        let peer = match &request.peer {
+            Peer::Unix { uid, pid, .. } => json!({ "uid": uid, "pid": pid }),
+            Peer::Tcp(address) => json!({ "address": address.to_string() }),
+        };
+        let fields = json!({ "text": message.text, "id": message.id, "origin": "api", "peer": peer });
+        match daemon::ask(house, desk::hook_event(HookEvent::Message, &message.key, fields, None)) {
+            Verdict::Pass(None) => {}
+            Verdict::Pass(Some(rewritten)) if rewritten.trim().is_empty() => {
+                return Err(ApiError::new(503, "hook_failed", "a hook left nothing of the message"));
+            }
+            Verdict::Pass(Some(rewritten)) => text = rewritten,
+            Verdict::Refuse(why) => return Err(ApiError::refused(why)),
+            Verdict::HookFailed(why) => return Err(ApiError::new(503, "hook_failed", why)),
+        }
+    }
+    let accept = Accept {
+        agent: house.agent_of(&message.key),
+        limits: house.limits(),
+        key: message.key,
+        text,
+        original: message.text,
+        client_id: message.id,
+        session_id: message.session_id,
+    };
+    Ok(daemon::accept(house, accept)?)
+}
+
+fn json(a: &Accepted) -> Value {
+    json!({
+        "session_id": a.session_id, "turn_id": a.turn_id, "message_id": a.message_id, "duplicate": a.duplicate,
+        "continued_by": a.continued_by, "deferred": a.deferred, "queued": a.queued,
+        "notice": a.notice.as_ref().map(|(code, text)| json!({ "code": code, "text": text })),
+    })
+}
+
+fn follow(accepted: &Accepted, feed: Feed, out: Responder<'_>) -> io::Result<()> {
+    let mut stream = out.stream(200, super::events::HEADERS)?;
+    let mut buf = Vec::new();
+    crate::http::sse::event(&mut buf, Some("accepted"), None, &json(accepted).to_string());
+    stream.write(&buf)?;
+    if accepted.deferred {
+        return stream.finish();
+    }
+    feed.run(stream, Only::Turn { id: accepted.turn_id.clone(), replay: accepted.duplicate })
+}

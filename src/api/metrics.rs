@@ -1,0 +1,41 @@
+//! `/metrics`: Prometheus text.
+
+use std::fmt::Write as _;
+
+use super::{Api, ApiError};
+use crate::http::Response;
+
+/// A text of gauges and counters.
+pub fn text(api: &Api) -> Result<Response, ApiError> {
+    let house = &api.house;
+    let (counts, journal, numbers) = (house.store.counts()?, house.store.journal_counts()?, house.registry.numbers());
+    let server = api.server.get().and_then(std::sync::Weak::upgrade);
+    let stats = server.as_ref().map(|s| s.stats()).unwrap_or_default();
+    let mut out = String::new();
+    let mut put = |name: &str, kind: &str, help: &str, value: f64| {
+        let _ = writeln!(out, "# HELP ostler_{name} {help}\n# TYPE ostler_{name} {kind}\nostler_{name} {value}");
+    };
+    let mut gauge = |name: &str, help: &str, value: f64| put(name, "gauge", help, value);
+    gauge("sessions_live", "Sessions with a worker.", numbers.live as f64);
+    gauge("sessions_running", "Sessions with a running turn.", numbers.running as f64);
+    gauge("sessions_waiting", "Sessions that wait for room.", numbers.waiting as f64);
+    gauge("sessions_parked", "Sessions that go on with the next message.", counts.parked as f64);
+    gauge("sessions_suspended", "Quarantined sessions.", counts.suspended as f64);
+    gauge("sessions_resume_pending", "Sessions marked as cut off.", counts.resume_pending as f64);
+    gauge("messages_queued", "Messages that wait.", counts.queued as f64);
+    gauge("hook_deliveries_pending", "Journalled events owed to a handler.", journal.pending as f64);
+    gauge("hook_deliveries_failed", "Journalled events set aside.", journal.failed as f64);
+    gauge("threads", "Threads of the daemon.", crate::thread::count() as f64);
+    gauge("threads_limit", "The most threads that are safe here.", crate::thread::limit() as f64);
+    gauge("event_listeners", "Open event streams.", house.hub.listeners() as f64);
+    gauge("connections", "Open API connections.", server.as_ref().map_or(0, |s| s.connections()) as f64);
+    let mut counter = |name: &str, help: &str, value: u64| put(name, "counter", help, value as f64);
+    counter("connections_accepted_total", "API connections accepted.", stats.accepted);
+    counter("connections_refused_total", "API connections refused for want of room.", stats.refused);
+    counter("requests_total", "API requests.", stats.requests);
+    counter("protocol_errors_total", "API requests that were no HTTP.", stats.protocol_errors);
+    counter("client_timeouts_total", "API connections cut for being slow.", stats.timeouts);
+    counter("log_lines_dropped_total", "Log lines dropped because the log stalled.", crate::log::dropped());
+    counter("deltas_dropped_total", "Previews that a slow listener did not get.", house.hub.lost_deltas());
+    Ok(Response::new(200).header("Content-Type", "text/plain; version=0.0.4; charset=utf-8").body(out))
+}

@@ -1,0 +1,167 @@
+//! Which request is answered by whom. A key is one percent-encoded path segment.
+
+use std::io;
+
+use percent_encoding::percent_decode_str;
+
+use super::{Api, ApiError, events, hooks, messages, metrics, sessions, status};
+use crate::http::{Request, Responder, Response};
+use crate::model::session::key_fault;
+use crate::store::Target;
+
+/// The query's parameters, decoded.
+pub struct Query(Vec<(String, String)>);
+
+impl Query {
+    fn parse(text: Option<&str>) -> Result<Self, ApiError> {
+        let mut all = Vec::new();
+        for pair in text.unwrap_or_default().split('&').filter(|p| !p.is_empty()) {
+            let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+            all.push((decode(&name.replace('+', " "))?, decode(&value.replace('+', " "))?));
+        }
+        Ok(Self(all))
+    }
+
+    /// A parameter's value.
+    #[must_use]
+    pub fn get(&self, name: &str) -> Option<&str> {
+        self.0.iter().find(|(n, _)| n == name).map(|(_, v)| v.as_str())
+    }
+
+    /// A switch: `1`, `true` or nothing after its name.
+    ///
+    /// # Errors
+    /// It is neither on nor off.
+    pub fn flag(&self, name: &str) -> Result<bool, ApiError> {
+        match self.get(name) {
+            None | Some("0" | "false") => Ok(false),
+            Some("1" | "true" | "") => Ok(true),
+            Some(other) => Err(ApiError::parameter(format!("{name}={other:?}: 0 or 1"))),
+        }
+    }
+
+    /// A number that is not negative.
+    ///
+    /// # Errors
+    /// It is no such number.
+    pub fn number(&self, name: &str) -> Result<Option<i64>, ApiError> {
+        match self.get(name) {
+            None => Ok(None),
+            Some(text) => match text.parse::<i64>() {
+                Ok(n) if n >= 0 => Ok(Some(n)),
+                _ => Err(ApiError::parameter(format!("{name}={text:?}: not a number from 0"))),
+            },
+        }
+    }
+}
+
+fn decode(segment: &str) -> Result<String, ApiError> {
+    match percent_decode_str(segment).decode_utf8() {
+        Ok(text) => Ok(text.into_owned()),
+        Err(_) => Err(ApiError::new(400, "invalid_key", "it is not UTF-8")),
+    }
+}
+
+/// A key or an id, as it stands in a path.
+fn target(segment: &str) -> Result<Target, ApiError> {
+    let name = decode(segment)?;
+    if let Ok(id) = uuid::Uuid::parse_str(&name) {
+        return Ok(Target::Id(id.to_string()));
+    }
+    match key_fault(&name) {
+        None => Ok(Target::Key(name)),
+        Some(fault) => Err(ApiError::new(400, "invalid_key", format!("{name:?}: {fault}"))),
+    }
+}
+
+type Answer = Result<Response, ApiError>;
+
+/// Answers a request.
+///
+/// # Errors
+/// The connection failed.
+pub fn handle(api: &Api, request: &Request, out: Responder<'_>) -> io::Result<()> {
+    let query = match Query::parse(request.head.query.as_deref()) {
+        Ok(query) => query,
+        Err(e) => return out.send(e.response()),
+    };
+    let path = request.head.path.strip_prefix('/').unwrap_or_default();
+    let parts: Vec<&str> = path.split('/').collect();
+    let method = request.head.method.as_str();
+    let streaming = match (method, parts.as_slice()) {
+        ("GET", ["v1", "events"]) => Some(None),
+        ("GET", ["v1", "sessions", key, "events"]) => Some(Some(*key)),
+        _ => None,
+    };
+    if let Some(key) = streaming {
+        return match key.map(target).transpose() {
+            Ok(of) => events::stream(api, request, &query, of, out),
+            Err(e) => out.send(e.response()),
+        };
+    }
+    if let ("POST", ["v1", "sessions", key, "messages"]) = (method, parts.as_slice()) {
+        return match target(key) {
+            Ok(to) => messages::post(api, request, to, out),
+            Err(e) => out.send(e.response()),
+        };
+    }
+    let answer = answer(api, method, &parts, request, &query);
+    out.send(answer.unwrap_or_else(|e| e.response()))
+}
+
+fn answer(api: &Api, method: &str, parts: &[&str], request: &Request, query: &Query) -> Answer {
+    match (method, parts) {
+        ("GET" | "HEAD", ["healthz"]) => status::health(api),
+        ("GET" | "HEAD", ["readyz"]) => status::readiness(api),
+        ("GET", ["metrics"]) => metrics::text(api),
+        ("GET", ["v1", "status"]) => status::status(api),
+        ("POST", ["v1", "stop"]) => status::stop(api, request),
+        ("POST", ["v1", "reload"]) => status::reload(api),
+        ("POST", ["v1", "hold"]) => status::hold(api, true),
+        ("POST", ["v1", "release"]) => status::hold(api, false),
+        ("POST", ["v1", "backup"]) => status::backup(api, request),
+        ("GET", ["v1", "reports"]) => status::reports(api),
+        ("GET", ["v1", "reports", boot]) => status::report(api, boot, query),
+        ("GET", ["v1", "hooks"]) => hooks::list(api),
+        ("GET", ["v1", "hooks", "failed"]) => hooks::failed(api),
+        ("POST", ["v1", "hooks", "fire"]) => hooks::fire(api, request),
+        ("POST", ["v1", "hooks", "failed", id, "retry"]) => hooks::retry(api, &decode(id)?),
+        ("DELETE", ["v1", "hooks", "failed", id]) => hooks::discard(api, &decode(id)?),
+        ("GET", ["v1", "sessions"]) => sessions::list(api, query),
+        ("GET", ["v1", "sessions", key]) => sessions::show(api, target(key)?),
+        ("DELETE", ["v1", "sessions", key]) => sessions::delete(api, target(key)?, query),
+        ("GET", ["v1", "sessions", key, "transcript"]) => sessions::transcript(api, target(key)?, query),
+        ("POST", ["v1", "sessions", key, "cancel"]) => sessions::cancel(api, target(key)?, query),
+        ("POST", ["v1", "sessions", key, "reset"]) => sessions::reset(api, target(key)?),
+        ("POST", ["v1", "sessions", key, "suspend"]) => sessions::suspend(api, target(key)?),
+        ("POST", ["v1", "sessions", key, "resume"]) => sessions::resume(api, target(key)?),
+        ("POST", ["v1", "sessions", key, "permission"]) => sessions::permission(api, target(key)?, request),
+        (_, parts) => Err(match allowed(parts) {
+            Some(methods) => {
+                return Ok(ApiError::new(405, "method_not_allowed", format!("this takes {methods}"))
+                    .response()
+                    .header("Allow", methods));
+            }
+            None => ApiError::not_found(),
+        }),
+    }
+}
+
+/// The methods of a path that exists.
+fn allowed(parts: &[&str]) -> Option<&'static str> {
+    match parts {
+        ["healthz" | "readyz"] => Some("GET, HEAD"),
+        ["metrics"]
+        | ["v1", "status" | "reports" | "hooks" | "sessions" | "events"]
+        | ["v1", "reports", _]
+        | ["v1", "hooks", "failed"]
+        | ["v1", "sessions", _, "transcript" | "events"] => Some("GET"),
+        ["v1", "stop" | "reload" | "hold" | "release" | "backup"]
+        | ["v1", "hooks", "fire"]
+        | ["v1", "hooks", "failed", _, "retry"]
+        | ["v1", "sessions", _, "messages" | "cancel" | "reset" | "suspend" | "resume" | "permission"] => Some("POST"),
+        ["v1", "sessions", _] => Some("GET, DELETE"),
+        ["v1", "hooks", "failed", _] => Some("DELETE"),
+        _ => None,
+    }
+}

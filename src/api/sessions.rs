@@ -1,0 +1,122 @@
+//! Sessions: listed, shown, acted on.
+
+use serde_json::json;
+
+use super::route::Query;
+use super::{Api, ApiError, body};
+use crate::daemon::registry::Answered;
+use crate::daemon::worker::working_dir;
+use crate::http::{Request, Response};
+use crate::model::event::Actor;
+use crate::store::{Acted, SessionFilter, Target};
+
+type Answer = Result<Response, ApiError>;
+
+const STATES: [&str; 6] = ["live", "parked", "suspended", "ended", "running", "resume_pending"];
+
+pub fn list(api: &Api, query: &Query) -> Answer {
+    let mut states = Vec::new();
+    for state in query.get("state").unwrap_or_default().split(',').filter(|s| !s.is_empty()) {
+        if !STATES.contains(&state) {
+            return Err(ApiError::parameter(format!("state={state:?}: one of {}", STATES.join(", "))));
+        }
+        states.push(state.to_owned());
+    }
+    let limit = usize::try_from(query.number("limit")?.unwrap_or(100)).unwrap_or(100);
+    let page = api.house.store.sessions(&SessionFilter { states, limit, before: query.number("cursor")? })?;
+    let sessions: Vec<_> = page.items.into_iter().map(|s| s.json).collect();
+    Ok(Response::json(200, &json!({ "sessions": sessions, "next_cursor": page.next.map(|n| n.to_string()) })))
+}
+
+pub fn show(api: &Api, target: Target) -> Answer {
+    Ok(Response::json(200, &api.house.store.session(&target)?.json))
+}
+
+pub fn transcript(api: &Api, target: Target, query: &Query) -> Answer {
+    let after = query.number("after")?.unwrap_or(0);
+    let limit = usize::try_from(query.number("limit")?.unwrap_or(100)).unwrap_or(100).clamp(1, 1000);
+    let page = api.house.store.transcript(&target, after, limit)?;
+    Ok(Response::json(200, &json!({ "entries": page.items, "next": page.next })))
+}
+
+fn done(api: &Api, acted: &Acted) -> Answer {
+    api.house.catch_up(acted);
+    show(api, Target::Id(acted.session_id.clone()))
+}
+
+pub fn cancel(api: &Api, target: Target, query: &Query) -> Answer {
+    let acted = api.house.store.cancel(target, query.flag("queued")?)?;
+    done(api, &acted)
+}
+
+/// The agent that would answer a target's key in a new session.
+fn agent(api: &Api, target: &Target) -> Result<String, ApiError> {
+    let key = match target {
+        Target::Key(key) => key.clone(),
+        Target::Id(id) => api.house.store.key_of(id)?,
+    };
+    Ok(api.house.agent_of(&key))
+}
+
+pub fn reset(api: &Api, target: Target) -> Answer {
+    let agent = agent(api, &target)?;
+    let acted = api.house.store.reset(target, agent, Actor::User)?;
+    done(api, &acted)
+}
+
+pub fn suspend(api: &Api, target: Target) -> Answer {
+    let agent = agent(api, &target)?;
+    let acted = api.house.store.suspend(target, agent, Actor::Operator)?;
+    done(api, &acted)
+}
+
+pub fn resume(api: &Api, target: Target) -> Answer {
+    let acted = api.house.store.resume(target, Actor::Operator)?;
+    done(api, &acted)
+}
+
+pub fn delete(api: &Api, target: Target, query: &Query) -> Answer {
+    let (all, files) = (query.flag("all")?, query.flag("files")?);
+    let view = match (&target, all) {
+        // With `all`, a key whose sessions are all suspended or ended has no current one to show.
+        (Target::Key(_), true) => api.house.store.session(&target).ok(),
+        _ => Some(api.house.store.session(&target)?),
+    };
+    let key = match (&target, &view) {
+        (Target::Key(key), _) => key.clone(),
+        (Target::Id(_), Some(view)) => view.key.clone(),
+        (Target::Id(_), None) => return Err(ApiError::not_found()),
+    };
+    let acted = api.house.store.delete(target, all, Actor::User)?;
+    api.house.catch_up(&acted);
+    if files {
+        let config = api.house.config();
+        let template = &config.route(&key).cwd;
+        // Only a directory that is this key's own: one that all keys share is nobody's to remove.
+        if template.contains("{key}") {
+            let dir = working_dir(&api.house.state_dir, template, &key);
+            match std::fs::remove_dir_all(&dir) {
+                Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                    return Err(ApiError::new(500, "internal", format!("deleted, but not its files: {}: {e}", dir.display())));
+                }
+                _ => {}
+            }
+        }
+    }
+    let mut json = view.map_or_else(|| json!({ "key": key, "id": acted.session_id }), |v| v.json);
+    json["state"] = "ended".into();
+    json["end_reason"] = "deleted".into();
+    Ok(Response::json(200, &json))
+}
+
+pub fn permission(api: &Api, target: Target, request: &Request) -> Answer {
+    let body = body(request)?;
+    let text = |name: &str| body[name].as_str().ok_or_else(|| ApiError::parameter(format!("{name}: a text is needed")));
+    let (request_id, option_id) = (text("request_id")?, text("option_id")?);
+    let session = api.house.store.session(&target)?;
+    match api.house.registry.answer_permission(session.sid, request_id, Some(option_id), "client") {
+        Answered::Settled => show(api, Target::Id(session.id)),
+        Answered::Resolved => Err(ApiError::new(409, "resolved", "this permission is not open (any more)")),
+        Answered::NotOffered => Err(ApiError::parameter(format!("option_id: {option_id:?} was not offered"))),
+    }
+}

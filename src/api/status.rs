@@ -1,0 +1,153 @@
+//! The daemon as a whole: status, health, stop, reload, hold, backup, reports.
+
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use super::route::Query;
+use super::{Api, ApiError, body};
+use crate::clock;
+use crate::daemon::house::Request as Ask;
+use crate::http::{Request, Response};
+use crate::model::event::{StopReason, Urgency};
+use crate::thread;
+
+type Answer = Result<Response, ApiError>;
+
+/// How long the coordinator may take to answer.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+pub fn status(api: &Api) -> Answer {
+    let house = &api.house;
+    let board = house.board();
+    let counts = house.store.counts()?;
+    let journal = house.store.journal_counts()?;
+    let numbers = house.registry.numbers();
+    let calls: Vec<Value> = serde_json::to_value(house.hooks.list()).ok().and_then(|v| v.as_array().cloned()).unwrap_or_default();
+    let delivered: u64 = calls.iter().filter_map(|h| h["calls"].as_u64()).sum();
+    let stop = board.stop.map(|(reason, urgency, deadline_at)| {
+        let blocking: Vec<Value> = house
+            .registry
+            .blocking()
+            .into_iter()
+            .map(|b| json!({ "key": b.key, "turn_id": b.turn_id, "age_ms": b.age.as_millis() as u64, "tool": b.tool }))
+            .collect();
+        json!({ "reason": reason, "urgency": urgency, "deadline_at": clock::rfc3339(deadline_at), "blocking": blocking })
+    });
+    Ok(Response::json(200, &json!({
+        "version": env!("CARGO_PKG_VERSION"), "pid": std::process::id(), "boot_id": house.boot_id, "phase": board.phase,
+        "held": board.held, "started_at": clock::rfc3339(house.started_at), "supervised": house.supervised,
+        "sessions": {
+            "live": numbers.live, "running": counts.running, "idle": numbers.live.saturating_sub(numbers.running),
+            "queued": counts.queued, "waiting": numbers.waiting, "parked": counts.parked, "suspended": counts.suspended,
+            "resume_pending": counts.resume_pending,
+        },
+        "hooks": { "pending": journal.pending, "delivered": delivered, "failed": journal.failed },
+        "threads": thread::count(), "thread_limit": thread::limit(), "listeners": house.hub.listeners(),
+        "dropped_log_lines": crate::log::dropped(), "stop": stop,
+    })))
+}
+
+/// Liveness: the coordinator and the store answered just now.
+pub fn health(api: &Api) -> Answer {
+    let (send, receive) = crossbeam_channel::bounded(1);
+    let until = Instant::now() + PATIENCE;
+    let coordinator = api.house.requests.send_deadline(Ask::Ping(send), until).is_ok() && receive.recv_deadline(until).is_ok();
+    let store = api.house.store.answers(PATIENCE);
+    if coordinator && store {
+        Ok(Response::json(200, &json!({ "ok": true })))
+    } else {
+        Ok(Response::json(503, &json!({ "ok": false, "coordinator": coordinator, "store": store })))
+    }
+}
+
+/// Readiness: not while starting or stopping.
+pub fn readiness(api: &Api) -> Answer {
+    let board = api.house.board();
+    let ready = board.phase == "running" && board.stop.is_none();
+    Ok(Response::json(if ready { 200 } else { 503 }, &json!({ "ready": ready, "phase": board.phase })))
+}
+
+pub fn stop(api: &Api, request: &Request) -> Answer {
+    let body = body(request)?;
+    let word = |name: &str| match &body[name] {
+        Value::Null => Ok(None),
+        Value::String(word) => Ok(Some(word.clone())),
+        _ => Err(ApiError::parameter(format!("{name}: a text is needed"))),
+    };
+    let reason = match word("reason")? {
+        None => StopReason::Shutdown,
+        Some(w) => StopReason::parse(&w).ok_or_else(|| ApiError::parameter(format!("reason: {w:?}: shutdown or restart")))?,
+    };
+    let urgency = match word("urgency")? {
+        None => Urgency::Graceful,
+        Some(w) => Urgency::parse(&w).ok_or_else(|| ApiError::parameter(format!("urgency: {w:?}: graceful, fast or now")))?,
+    };
+    let (send, receive) = crossbeam_channel::bounded(1);
+    let gone = || ApiError::new(503, "stopping", "the daemon is leaving");
+    api.house.requests.send_timeout(Ask::Stop(reason, urgency, send), PATIENCE).map_err(|_| gone())?;
+    match receive.recv_timeout(PATIENCE).map_err(|_| gone())? {
+        Ok(()) => {
+            let board = api.house.board();
+            let (reason, urgency) = board.stop.map_or((reason, urgency), |(r, u, _)| (r, u.max(urgency)));
+            Ok(Response::json(202, &json!({ "reason": reason, "urgency": urgency })))
+        }
+        Err(why) => Err(ApiError::new(409, "conflict", why)),
+    }
+}
+
+pub fn reload(api: &Api) -> Answer {
+    let (send, receive) = crossbeam_channel::bounded(1);
+    let gone = || ApiError::new(503, "stopping", "the daemon did not answer");
+    api.house.requests.send_timeout(Ask::Reload(send), PATIENCE).map_err(|_| gone())?;
+    match receive.recv_timeout(Duration::from_secs(120)).map_err(|_| gone())? {
+        Ok(r) => Ok(Response::json(200, &json!({ "changed": r.changed, "needs_restart": r.needs_restart }))),
+        Err(why) if api.house.board().stop.is_some() => Err(ApiError::new(503, "stopping", why)),
+        Err(why) => Err(ApiError::new(422, "invalid_config", why)),
+    }
+}
+
+pub fn hold(api: &Api, hold: bool) -> Answer {
+    if api.house.board().stop.is_some() {
+        return Err(ApiError::new(503, "stopping", "the daemon is stopping"));
+    }
+    let gone = || ApiError::new(503, "stopping", "the daemon did not answer");
+    api.house.requests.send_timeout(Ask::Hold(hold), PATIENCE).map_err(|_| gone())?;
+    // Answered once it holds: whoever asked may rely on it.
+    let (send, receive) = crossbeam_channel::bounded(1);
+    api.house.requests.send_timeout(Ask::Ping(send), PATIENCE).map_err(|_| gone())?;
+    receive.recv_timeout(PATIENCE).map_err(|_| gone())?;
+    Ok(Response::json(202, &json!({ "held": hold })))
+}
+
+pub fn backup(api: &Api, request: &Request) -> Answer {
+    let body = body(request)?;
+    let Some(path) = body["path"].as_str().map(std::path::Path::new).filter(|p| p.is_absolute()) else {
+        return Err(ApiError::parameter("path: an absolute path is needed"));
+    };
+    if path.exists() {
+        return Err(ApiError::new(409, "conflict", format!("{}: it is there already", path.display())));
+    }
+    let started = Instant::now();
+    api.house.store.backup(path)?;
+    let bytes = std::fs::metadata(path).map_or(0, |m| m.len());
+    Ok(Response::json(200, &json!({ "path": path, "bytes": bytes, "took_ms": started.elapsed().as_millis() as u64 })))
+}
+
+pub fn reports(api: &Api) -> Answer {
+    Ok(Response::json(200, &json!({ "reports": api.house.store.reports(None, 100)? })))
+}
+
+pub fn report(api: &Api, boot: &str, query: &Query) -> Answer {
+    if query.flag("wait")? && boot == api.house.boot_id {
+        // The stop's own report, held back until it is complete; nobody waits beyond the stop.
+        return match api.house.wait_report(Duration::from_secs(3600)) {
+            Some(report) => Ok(Response::json(200, &report)),
+            None => Err(ApiError::not_found()),
+        };
+    }
+    match api.house.store.reports(Some(boot), 1)?.pop() {
+        Some(report) => Ok(Response::json(200, &report)),
+        None => Err(ApiError::not_found()),
+    }
+}
