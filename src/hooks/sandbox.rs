@@ -32,13 +32,20 @@ pub struct Leave {
     pub http: bool,
     /// `io.open`, `io.lines`; below these roots, or anywhere when there are none.
     pub fs: Option<Vec<PathBuf>>,
+    /// The state is an agent's: it may not block.
+    pub agent: bool,
 }
 
 impl Leave {
     /// What the configuration gives.
     #[must_use]
     pub fn of(hooks: &config::Hooks) -> Self {
-        Self { exec: hooks.allow_exec, http: hooks.allow_http, fs: hooks.allow_fs.then(|| hooks.fs_roots.clone()) }
+        Self {
+            exec: hooks.allow_exec,
+            http: hooks.allow_http,
+            fs: hooks.allow_fs.then(|| hooks.fs_roots.clone()),
+            agent: false,
+        }
     }
 }
 
@@ -107,14 +114,18 @@ impl Globals {
     /// What makes `ostler.jsn` an error with a line rather than a nil somewhere else.
     fn strict(&self, lua: &Lua) -> mlua::Result<Table> {
         let meta = lua.create_table()?;
+        let agent = self.leave.agent;
         meta.set(
             "__index",
-            api::function(lua, &self.guard, "", |_, args| -> Result<Value, _> {
+            api::function(lua, &self.guard, "", move |_, args| -> Result<Value, _> {
                 let name = match args.value(1) {
                     Value::String(name) => name.to_string_lossy(),
                     other => other.type_name().to_owned(),
                 };
                 Err(api::Fault::Text(match name.as_str() {
+                    "http" | "exec" if agent => {
+                        format!("ostler.{name}: not to be had in an agent, which may not block")
+                    }
                     "http" | "exec" => format!("ostler.{name}: not allowed here: add \"{name}\" to allow in [hooks]"),
                     _ => format!("ostler.{name}: there is no such thing"),
                 }))

@@ -453,11 +453,21 @@ pub(crate) fn read(dir: &Path) -> Result<Sources, LoadError> {
             }
         }
     }
+    sources.modules = modules_below(dir)?;
+    Ok(sources)
+}
+
+/// The modules in `lib` below a hooks directory: file name and text, by module name.
+///
+/// # Errors
+/// One cannot be read, or other users could write to it.
+pub fn modules_below(dir: &Path) -> Result<BTreeMap<String, (String, Arc<str>)>, LoadError> {
+    let mut sources = Sources::default();
     let lib = dir.join("lib");
     if lib.is_dir() {
         read_modules(&lib, "", "lib", &mut sources, 0)?;
     }
-    Ok(sources)
+    Ok(sources.modules)
 }
 
 fn read_modules(dir: &Path, prefix: &str, shown: &str, sources: &mut Sources, depth: usize) -> Result<(), LoadError> {
