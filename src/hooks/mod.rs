@@ -3,13 +3,43 @@
 //! Lua is named here and nowhere else (but in the lua agent, which borrows [`sandbox`]). What the scripts may ask of the
 //! house comes in through [`Home`]; what the house tells the scripts goes in as an [`Event`]. The hooks must not know the
 //! store, the workers or the API: whether an event was delivered is told by a callback and kept by whoever asked.
+//!
+//! Reading order: [`scripts`] reads the files and loads them, once a state; [`sandbox`] is a state with limits,
+//! [`deadline`] how a call in it is stopped, [`pattern`] what of Lua had to be rewritten for that; [`api`] is what scripts
+//! may call; [`pool`] owns the threads and their queues, [`lane`] one of them, [`verdict`] what is made of a handler's
+//! answer, [`stats`] what is counted and when a handler is skipped; [`timer`] runs `ostler.every`; [`check`] and [`sample`]
+//! serve the commands.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use serde_json::Value;
 
 use crate::clock::Millis;
 use crate::model::event::HookEvent;
 
+pub mod api;
+pub mod check;
+pub mod deadline;
+mod globals;
+mod lane;
+pub mod pattern;
+pub mod pool;
+mod sample;
 pub mod sandbox;
+pub mod scripts;
+pub mod stats;
+mod task;
+#[cfg(test)]
+mod tests;
+mod timer;
+mod verdict;
+
+pub use check::{Problem, check};
+pub use pool::Hooks;
+pub use sample::sample;
+pub use scripts::{LoadError, Scripts, load};
+pub use stats::HandlerInfo;
 
 /// A handler's identity: stable over reloads and boots. A journalled event is owed to handlers by this.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -20,6 +50,12 @@ pub struct HandlerId {
     pub script: String,
     /// Its `name`, by default its ordinal for that event in the file (`1`).
     pub name: String,
+}
+
+impl std::fmt::Display for HandlerId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}:{}", self.script, self.name)
+    }
 }
 
 /// An event on its way to scripts.
@@ -56,7 +92,7 @@ pub enum Delivered {
     TimedOut(String),
     /// No such handler is registered (any more).
     Orphaned,
-    /// The hooks are closing; it was not called.
+    /// The hooks are closing (or switched off, or too much waits); it was not called.
     NotCalled,
 }
 
@@ -70,4 +106,75 @@ pub enum Verdict {
     Refuse(String),
     /// A handler with `on_error = "refuse"` failed; the text is for the log and the sender.
     HookFailed(String),
+}
+
+/// What scripts may ask of the house; implemented by the daemon over the store. Called on hook threads. Errors are texts
+/// for the script.
+pub trait Home: Send + Sync {
+    /// Entries of a session's transcript after `after`, at most `limit`, none beyond `upto`.
+    ///
+    /// # Errors
+    /// A text for the script, as with all that follow.
+    fn transcript(
+        &self,
+        session_id: &str,
+        after: i64,
+        limit: usize,
+        upto: Option<i64>,
+    ) -> Result<Vec<crate::agent::Entry>, String>;
+
+    /// The value kept under a key.
+    ///
+    /// # Errors
+    /// A text for the script.
+    fn kv_get(&self, key: &str) -> Result<Option<Value>, String>;
+
+    /// Keeps a value, or removes it (`None`). `only_if`: `None` = always; `Some(None)` = only if absent; `Some(Some(v))` =
+    /// only if equal. `Ok(false)`: the condition did not hold.
+    ///
+    /// # Errors
+    /// A text for the script.
+    fn kv_set(
+        &self,
+        key: &str,
+        value: Option<Value>,
+        ttl: Option<Duration>,
+        only_if: Option<Option<Value>>,
+    ) -> Result<bool, String>;
+
+    /// Adds to an integer (0 when absent) and gives the sum.
+    ///
+    /// # Errors
+    /// A text for the script.
+    fn kv_incr(&self, key: &str, by: i64, ttl: Option<Duration>) -> Result<i64, String>;
+
+    /// Sends a message under a key, past the `message` handlers; gives what the API answers.
+    ///
+    /// # Errors
+    /// A text for the script.
+    fn send(&self, key: &str, text: &str, id: Option<&str>) -> Result<Value, String>;
+
+    /// The key's current session, as the API shows it.
+    ///
+    /// # Errors
+    /// A text for the script.
+    fn session_info(&self, key: &str) -> Result<Option<Value>, String>;
+
+    /// A timer registered by `ostler.every`: tell (durably) that run `due` (ms) of `name` is claimed by this call; false:
+    /// another already ran it.
+    ///
+    /// # Errors
+    /// A text for the log.
+    fn timer_claim(&self, name: &str, due: Millis) -> Result<bool, String>;
+
+    /// The newest run of a timer that was claimed.
+    ///
+    /// # Errors
+    /// A text for the log.
+    fn timer_last(&self, name: &str) -> Result<Option<Millis>, String>;
+}
+
+/// Locks; what a panicking thread left is used as it is, since every change under these locks is one assignment.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,0 +1,211 @@
+//! JSON in Lua, and what goes between the house and the scripts.
+//!
+//! Integers stay integers. `null` is `ostler.json.null` when decoded; in an event, what is null is absent. An empty table
+//! is an object, unless it came from an array or from `ostler.json.array`.
+
+use std::ffi::c_void;
+use std::sync::Arc;
+
+use mlua::{Function, Lua, LuaSerdeExt, Table, Value};
+use serde_json::{Map, Number, Value as Json};
+
+use super::{Fault, function, wrong};
+use crate::hooks::deadline::Deadline;
+
+/// How deep tables may nest.
+const DEPTH: usize = 100;
+/// How many values may be in one document.
+const VALUES: usize = 1_000_000;
+/// How many bytes of text may be in one document.
+const BYTES: usize = 16 * 1024 * 1024;
+
+/// What becomes of `null`.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Null {
+    /// It is left out.
+    Absent,
+    /// `ostler.json.null`.
+    Value,
+}
+
+/// A Lua value from JSON.
+///
+/// # Errors
+/// Lua has no memory left.
+pub fn to_lua(lua: &Lua, json: &Json, null: Null) -> mlua::Result<Value> {
+    Ok(match json {
+        Json::Null if null == Null::Value => Value::NULL,
+        Json::Null => Value::Nil,
+        Json::Bool(b) => Value::Boolean(*b),
+        Json::Number(n) => match n.as_i64() {
+            Some(i) => Value::Integer(i),
+            None => Value::Number(n.as_f64().unwrap_or(f64::NAN)),
+        },
+        Json::String(s) => Value::String(lua.create_string(s)?),
+        Json::Array(items) => {
+            let table = lua.create_table_with_capacity(items.len(), 0)?;
+            for (i, item) in items.iter().enumerate() {
+                // A hole would shift what follows.
+                table.raw_set(i + 1, to_lua(lua, item, Null::Value)?)?;
+            }
+            table.set_metatable(Some(lua.array_metatable()))?;
+            Value::Table(table)
+        }
+        Json::Object(fields) => {
+            let table = lua.create_table_with_capacity(0, fields.len())?;
+            for (name, field) in fields {
+                table.raw_set(name.as_str(), to_lua(lua, field, null)?)?;
+            }
+            Value::Table(table)
+        }
+    })
+}
+
+/// JSON from a Lua value.
+///
+/// # Errors
+/// It has no JSON form (a function, NaN, bytes that are not UTF-8, a mixed table), refers to itself, or is too large.
+pub fn from_lua(lua: &Lua, value: &Value) -> Result<Json, Fault> {
+    let array = lua.array_metatable();
+    let deadline = lua.app_data_ref::<Arc<Deadline>>().map(|d| Arc::clone(&d));
+    Encoder { array: array.to_pointer(), deadline, path: Vec::new(), values: 0, bytes: 0 }.value(value)
+}
+
+struct Encoder {
+    array: *const c_void,
+    deadline: Option<Arc<Deadline>>,
+    path: Vec<*const c_void>,
+    values: usize,
+    bytes: usize,
+}
+
+impl Encoder {
+    fn value(&mut self, value: &Value) -> Result<Json, Fault> {
+        self.values += 1;
+        if self.values > VALUES || self.bytes > BYTES {
+            return Err(Fault::text(format!("more than {VALUES} values or {BYTES} bytes")));
+        }
+        if self.values.is_multiple_of(1024) && self.deadline.as_ref().is_some_and(|d| d.past()) {
+            return Err(Fault::text("timeout"));
+        }
+        match value {
+            Value::Nil => Ok(Json::Null),
+            Value::LightUserData(p) if p.0.is_null() => Ok(Json::Null),
+            Value::Boolean(b) => Ok(Json::Bool(*b)),
+            Value::Integer(n) => Ok(Json::from(*n)),
+            Value::Number(n) => match Number::from_f64(*n) {
+                Some(n) => Ok(Json::Number(n)),
+                None => Err(Fault::text(format!("{n} has no JSON form"))),
+            },
+            Value::String(s) => {
+                self.bytes += s.as_bytes().len();
+                match s.to_str() {
+                    Ok(text) => Ok(Json::String(text.to_owned())),
+                    Err(_) => Err(Fault::text("a string that is not UTF-8 has no JSON form")),
+                }
+            }
+            Value::Table(t) => self.table(t),
+            other => Err(Fault::text(format!("a {} has no JSON form", other.type_name()))),
+        }
+    }
+
+    fn table(&mut self, table: &Table) -> Result<Json, Fault> {
+        let at = table.to_pointer();
+        if self.path.contains(&at) {
+            return Err(Fault::text("a table that contains itself has no JSON form"));
+        }
+        if self.path.len() >= DEPTH {
+            return Err(Fault::text(format!("tables nested deeper than {DEPTH}")));
+        }
+        self.path.push(at);
+        let length = table.raw_len();
+        let is_array = table.metatable().is_some_and(|m| m.to_pointer() == self.array);
+        let json = if length > 0 || is_array { self.array(table, length) } else { self.object(table) };
+        self.path.pop();
+        json
+    }
+
+    fn array(&mut self, table: &Table, length: usize) -> Result<Json, Fault> {
+        let mut items = Vec::new();
+        for i in 1..=length {
+            items.push(self.value(&table.raw_get::<Value>(i)?)?);
+        }
+        for pair in table.pairs::<Value, Value>() {
+            let (key, _) = pair?;
+            if !matches!(key, Value::Integer(i) if usize::try_from(i).is_ok_and(|i| i >= 1 && i <= length)) {
+                return Err(Fault::text("a table with both a sequence and other keys has no JSON form"));
+            }
+        }
+        Ok(Json::Array(items))
+    }
+
+    fn object(&mut self, table: &Table) -> Result<Json, Fault> {
+        let mut fields = Map::new();
+        for pair in table.pairs::<Value, Value>() {
+            let (key, value) = pair?;
+            let name = match &key {
+                Value::String(s) => {
+                    self.bytes += s.as_bytes().len();
+                    s.to_str().map_err(|_| Fault::text("a key that is not UTF-8 has no JSON form"))?.to_owned()
+                }
+                other => return Err(wrong("key", "a string", other)),
+            };
+            let field = self.value(&value).map_err(|fault| within(&name, fault))?;
+            fields.insert(name, field);
+        }
+        fields.sort_keys();
+        Ok(Json::Object(fields))
+    }
+}
+
+/// Says in which field, once: the innermost.
+fn within(name: &str, fault: Fault) -> Fault {
+    match fault {
+        Fault::Text(why) if !why.starts_with("field ") => Fault::Text(format!("field '{name}': {why}")),
+        other => other,
+    }
+}
+
+/// `ostler.json`.
+///
+/// # Errors
+/// Lua has no memory left.
+pub fn table(lua: &Lua, guard: &Function) -> mlua::Result<Table> {
+    let json = lua.create_table()?;
+    json.set("null", Value::NULL)?;
+    json.set(
+        "encode",
+        function(lua, guard, "json.encode", |lua, args| {
+            let json = from_lua(lua, &args.value(0))?;
+            serde_json::to_string(&json).map_err(|e| Fault::text(e.to_string()))
+        })?,
+    )?;
+    json.set(
+        "decode",
+        function(lua, guard, "json.decode", |lua, args| {
+            let text = args.bytes(lua, 0, "text")?;
+            if text.as_bytes().len() > BYTES {
+                return Err(Fault::text(format!("more than {BYTES} bytes")));
+            }
+            let json: Json = serde_json::from_slice(&text.as_bytes()).map_err(|e| Fault::text(e.to_string()))?;
+            Ok(to_lua(lua, &json, Null::Value)?)
+        })?,
+    )?;
+    json.set(
+        "array",
+        function(lua, guard, "json.array", |lua, args| match args.value(0) {
+            Value::Nil => {
+                let table = lua.create_table()?;
+                table.set_metatable(Some(lua.array_metatable()))?;
+                Ok(table)
+            }
+            Value::Table(t) if t.metatable().is_none_or(|m| m == lua.array_metatable()) => {
+                t.set_metatable(Some(lua.array_metatable()))?;
+                Ok(t)
+            }
+            Value::Table(_) => Err(Fault::text("the table has a metatable already")),
+            other => Err(wrong("array", "a table", &other)),
+        })?,
+    )?;
+    Ok(json)
+}

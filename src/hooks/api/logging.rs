@@ -1,0 +1,134 @@
+//! `ostler.log` and `print`: a script's words in the daemon's log, with who said them and about which key.
+
+use std::sync::Arc;
+
+use log::kv::{Key, Source, VisitSource};
+use mlua::{Function, Lua, MultiValue, Table, Value};
+use serde_json::Value as Json;
+
+use super::json::from_lua;
+use super::{Context, Fault, function};
+use crate::hooks::lock;
+
+/// The longest text that is logged, in bytes.
+const TEXT: usize = 16 * 1024;
+/// The most fields of one line.
+const FIELDS: usize = 32;
+
+/// Fields of a log line.
+pub struct Fields(pub Vec<(String, Json)>);
+
+impl Source for Fields {
+    fn visit<'kvs>(&'kvs self, visitor: &mut dyn VisitSource<'kvs>) -> Result<(), log::kv::Error> {
+        for (name, value) in &self.0 {
+            let value = match value {
+                Json::String(s) => log::kv::Value::from(s.as_str()),
+                Json::Bool(b) => log::kv::Value::from(*b),
+                Json::Number(n) if n.is_i64() => log::kv::Value::from(n.as_i64().unwrap_or_default()),
+                other => log::kv::Value::from_display(other),
+            };
+            visitor.visit_pair(Key::from_str(name), value)?;
+        }
+        Ok(())
+    }
+}
+
+/// Writes one line with the target `hook`.
+pub fn write(level: log::Level, fields: Vec<(String, Json)>, text: &str) {
+    let fields = Fields(fields);
+    log::logger().log(
+        &log::Record::builder()
+            .level(level)
+            .target("hook")
+            .module_path_static(Some(module_path!()))
+            .key_values(&fields)
+            .args(format_args!("{text}"))
+            .build(),
+    );
+}
+
+fn cut(text: &str) -> &str {
+    let mut end = text.len().min(TEXT);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    &text[..end]
+}
+
+/// The fields that every line of a script has.
+fn who(context: &Context) -> Vec<(String, Json)> {
+    let call = lock(&context.call);
+    let mut fields = vec![("hook".to_owned(), Json::from(call.label.as_str()))];
+    if let Some(key) = &call.key {
+        fields.push(("key".to_owned(), Json::from(key.as_str())));
+    }
+    fields
+}
+
+/// `ostler.log`.
+///
+/// # Errors
+/// Lua has no memory left.
+pub fn table(lua: &Lua, guard: &Function, context: &Arc<Context>) -> mlua::Result<Table> {
+    use log::Level::{Debug, Error, Info, Warn};
+    let table = lua.create_table()?;
+    for (name, full, level) in [
+        ("debug", "log.debug", Debug),
+        ("info", "log.info", Info),
+        ("warn", "log.warn", Warn),
+        ("error", "log.error", Error),
+    ] {
+        let c = Arc::clone(context);
+        table.set(
+            name,
+            function(lua, guard, full, move |lua, args| {
+                if log::max_level() < level {
+                    return Ok(());
+                }
+                let text = args.bytes(lua, 0, "text")?.to_string_lossy();
+                let mut fields = who(&c);
+                match args.value(1) {
+                    Value::Nil => {}
+                    Value::Table(t) => {
+                        for pair in t.pairs::<Value, Value>().take(FIELDS) {
+                            let (key, value) = pair?;
+                            let key = super::text(&key, "field")?;
+                            let value = from_lua(lua, &value).unwrap_or_else(|fault| match fault {
+                                Fault::Text(_) => Json::from(value.to_string().unwrap_or_default()),
+                                Fault::Lua(e) => Json::from(e.to_string()),
+                            });
+                            fields.retain(|(name, _)| *name != key);
+                            fields.push((key, value));
+                        }
+                    }
+                    other => return Err(super::wrong("fields", "a table", &other)),
+                }
+                write(level, fields, cut(&text));
+                Ok(())
+            })?,
+        )?;
+    }
+    Ok(table)
+}
+
+/// `print`: a line at `info`.
+///
+/// # Errors
+/// Lua has no memory left.
+pub fn print(lua: &Lua, context: &Arc<Context>) -> mlua::Result<Function> {
+    let c = Arc::clone(context);
+    lua.create_function(move |_, values: MultiValue| {
+        let mut line = String::new();
+        for (i, value) in values.iter().enumerate() {
+            if i > 0 {
+                line.push('\t');
+            }
+            line.push_str(&value.to_string()?);
+            if line.len() > TEXT {
+                break;
+            }
+        }
+        write(log::Level::Info, who(&c), cut(&line));
+        Ok(())
+    })
+}

@@ -1,0 +1,64 @@
+//! `ostler hooks check FILE..`: loads scripts without a daemon, and warns of what will go wrong in a handler.
+
+use std::path::{Path, PathBuf};
+
+use super::globals;
+use super::scripts::{self, Sources};
+use crate::config;
+
+/// One finding.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct Problem {
+    /// The file.
+    pub script: PathBuf,
+    /// The line, where one is known.
+    pub line: Option<usize>,
+    /// `what: why`.
+    pub message: String,
+    /// It would not be loaded; otherwise it is a warning.
+    pub error: bool,
+}
+
+impl std::fmt::Display for Problem {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let kind = if self.error { "" } else { "warning: " };
+        match self.line {
+            Some(line) => write!(f, "{}:{line}: {kind}{}", self.script.display(), self.message),
+            None => write!(f, "{}: {kind}{}", self.script.display(), self.message),
+        }
+    }
+}
+
+/// Loads each file by itself, as the daemon would, and looks at the globals that it uses.
+///
+/// Modules are found in `lib` beside the file, or below `config.dir`.
+#[must_use]
+pub fn check(files: &[PathBuf], config: &config::Hooks) -> Vec<Problem> {
+    let mut problems = Vec::new();
+    for file in files {
+        match check_one(file, config) {
+            Ok(warnings) => problems.extend(warnings),
+            Err(e) => problems.push(Problem { script: e.script, line: e.line, message: e.message, error: true }),
+        }
+    }
+    problems
+}
+
+fn check_one(file: &Path, config: &config::Hooks) -> Result<Vec<Problem>, scripts::LoadError> {
+    let text = scripts::read_script(file)?;
+    let beside = file.parent().map_or_else(|| PathBuf::from("."), Path::to_path_buf);
+    let lib = |dir: &Path| dir.join("lib").is_dir();
+    let dir = if lib(&beside) { Some(beside) } else { config.dir.clone().filter(|d| lib(d)) };
+    let modules = match dir {
+        Some(dir) => scripts::read(&dir)?.modules,
+        None => Sources::default().modules,
+    };
+    let name = file.file_name().and_then(|n| n.to_str()).unwrap_or("script.lua").to_owned();
+    let sources = Sources { scripts: vec![(file.to_owned(), name.clone(), text.clone())], modules };
+    let mut once = config.clone();
+    once.threads = 1;
+    drop(scripts::load_sources(sources, &once, env!("CARGO_PKG_VERSION"))?);
+    let warnings = globals::look(&text, &name, config).unwrap_or_default();
+    let problem = |(line, message)| Problem { script: file.to_owned(), line: Some(line), message, error: false };
+    Ok(warnings.into_iter().map(problem).collect())
+}

@@ -1,0 +1,199 @@
+//! A lane: one queue, and the thread that works it off in a Lua state of its own.
+//!
+//! What waits and what runs lies in the lane, not in the thread: when a call does not come back, the thread is given up,
+//! the call is answered as timed out, and another thread goes on with the rest of the queue. The lost thread finds out by
+//! its `generation` when it comes back, and ends without touching anything. It must not know how lanes are chosen.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::Instant;
+
+use super::lock;
+use super::scripts::{Plan, State};
+use super::task::{self, Failure, Shared, Step, Task};
+
+/// The call that runs.
+struct Running {
+    task: Task,
+    step: Step,
+    began: Instant,
+    lost_at: Instant,
+}
+
+struct Inner {
+    queue: VecDeque<Task>,
+    incoming: Option<(Arc<Plan>, Option<State>)>,
+    running: Option<Running>,
+    generation: u64,
+    /// Nothing but `stopped` is called any more.
+    stopping: bool,
+    closing: bool,
+}
+
+/// A queue and its thread.
+pub(crate) struct Lane {
+    inner: Mutex<Inner>,
+    wake: Condvar,
+    bound: usize,
+}
+
+/// A task that does not fit, given back.
+pub(crate) struct Full(pub Task);
+
+impl Lane {
+    pub fn new(bound: usize) -> Self {
+        Self {
+            inner: Mutex::new(Inner {
+                queue: VecDeque::new(),
+                incoming: None,
+                running: None,
+                generation: 0,
+                stopping: false,
+                closing: false,
+            }),
+            wake: Condvar::new(),
+            bound,
+        }
+    }
+
+    /// Puts a task at the end.
+    pub fn push(&self, task: Task) -> Result<(), Full> {
+        let mut inner = lock(&self.inner);
+        if inner.closing || (inner.stopping && !task.is_last()) || inner.queue.len() >= self.bound {
+            return Err(Full(task));
+        }
+        inner.queue.push_back(task);
+        drop(inner);
+        self.wake.notify_one();
+        Ok(())
+    }
+
+    /// Another plan and state, from the next task on.
+    pub fn adopt(&self, plan: Arc<Plan>, state: Option<State>) {
+        let old = lock(&self.inner).incoming.replace((plan, state));
+        // A state is dropped outside of the lock: it may be large.
+        drop(old);
+        self.wake.notify_one();
+    }
+
+    /// From now on nothing but `stopped`: gives back what waited.
+    pub fn stop(&self) -> Vec<Task> {
+        let mut inner = lock(&self.inner);
+        inner.stopping = true;
+        inner.queue.drain(..).collect()
+    }
+
+    /// The thread ends when it is idle; gives back what waited.
+    pub fn close(&self) -> Vec<Task> {
+        let mut inner = lock(&self.inner);
+        inner.stopping = true;
+        inner.closing = true;
+        let waiting = inner.queue.drain(..).collect();
+        drop(inner);
+        self.wake.notify_all();
+        waiting
+    }
+
+    /// When the call that runs will be given up.
+    pub fn lost_at(&self) -> Option<Instant> {
+        lock(&self.inner).running.as_ref().map(|r| r.lost_at)
+    }
+
+    /// Gives the thread up if its call is overdue: the call is answered, the rest of its task goes on. Gives the generation
+    /// of the thread that is to follow.
+    pub fn give_up(&self, now: Instant, shared: &Shared) -> Option<u64> {
+        let mut inner = lock(&self.inner);
+        let running = inner.running.take_if(|r| r.lost_at <= now)?;
+        inner.generation += 1;
+        let generation = inner.generation;
+        drop(inner);
+        let failure = Failure {
+            timed_out: true,
+            text: "it does not come back from a call that cannot be stopped; its thread is given up".to_owned(),
+        };
+        let Running { task, step, began, .. } = running;
+        if let Some(rest) = task.conclude(&step, Err(failure), began.elapsed(), shared) {
+            // Past its bound by one, if need be: it was in already.
+            lock(&self.inner).queue.push_front(rest);
+        }
+        Some(generation)
+    }
+
+    /// Which generation the next thread has.
+    pub fn generation(&self) -> u64 {
+        lock(&self.inner).generation
+    }
+
+    /// The life of the lane's thread. `begun` is told when a call will be given up. True: it was given up before it ended.
+    pub fn work(&self, generation: u64, mut plan: Arc<Plan>, shared: &Shared, begun: &dyn Fn(Instant)) -> bool {
+        let mut state: Option<State> = None;
+        loop {
+            let mut inner = lock(&self.inner);
+            let task = loop {
+                if inner.generation != generation {
+                    return true;
+                }
+                if let Some((new_plan, new_state)) = inner.incoming.take() {
+                    drop(inner);
+                    plan = new_plan;
+                    state = new_state;
+                    inner = lock(&self.inner);
+                    continue;
+                }
+                if let Some(task) = inner.queue.pop_front() {
+                    break task;
+                }
+                if inner.closing {
+                    return false;
+                }
+                inner = self.wake.wait(inner).unwrap_or_else(PoisonError::into_inner);
+            };
+            drop(inner);
+            if !self.run(generation, task, &plan, &mut state, shared, begun) {
+                return true;
+            }
+        }
+    }
+
+    /// Runs a task to its end. False: this thread was given up meanwhile.
+    fn run(
+        &self,
+        generation: u64,
+        mut task: Task,
+        plan: &Plan,
+        state: &mut Option<State>,
+        shared: &Shared,
+        begun: &dyn Fn(Instant),
+    ) -> bool {
+        while let Some((next, step)) = task.next(plan, shared) {
+            let (event, now) = (next.event(), Instant::now());
+            let until = now + step.timeout();
+            let lost_at = until + shared.grace;
+            {
+                let mut inner = lock(&self.inner);
+                if inner.stopping && !next.is_last() {
+                    drop(inner);
+                    next.not_called(plan, "the hooks are closing");
+                    return true;
+                }
+                inner.running = Some(Running { task: next, step: step.clone(), began: now, lost_at });
+            }
+            begun(lost_at);
+            let outcome = task::call(plan, state, &step, event.as_deref(), until, shared);
+            let running = {
+                let mut inner = lock(&self.inner);
+                if inner.generation != generation {
+                    return false;
+                }
+                inner.running.take()
+            };
+            // Only whoever gives this thread up takes it away, and that raises the generation.
+            let Some(Running { task: ran, step, began, .. }) = running else { return false };
+            match ran.conclude(&step, outcome, began.elapsed(), shared) {
+                Some(rest) => task = rest,
+                None => return true,
+            }
+        }
+        true
+    }
+}

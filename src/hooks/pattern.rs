@@ -1,0 +1,370 @@
+//! Lua's patterns (`string.find` and its kin), rewritten so that they can be stopped.
+//!
+//! Lua's own matcher is C code that backtracks without end on a hostile pattern and sees no hook. This is the same
+//! algorithm, `lstrlib.c` of Lua 5.4 step by step, over slices, with a look at the deadline every few thousand steps. It
+//! must not know Lua values: bytes in, positions out.
+
+/// What Lua allows: captures in a pattern.
+const MAX_CAPTURES: usize = 32;
+/// What Lua allows: nesting of the matcher.
+const MAX_DEPTH: usize = 200;
+/// Steps between two looks at the deadline.
+const STRIDE: u32 = 4096;
+
+/// A capture, as positions in the subject.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Capture {
+    /// `()`: a place, from 0.
+    Position(usize),
+    /// A stretch: from, to.
+    Span(usize, usize),
+}
+
+#[derive(Clone, Copy)]
+enum Slot {
+    Open(usize),
+    Closed(usize, usize),
+    Position(usize),
+}
+
+/// A match: where it begins and ends, and its captures (without the whole match).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Match {
+    /// The first byte.
+    pub start: usize,
+    /// The byte after the last.
+    pub end: usize,
+    /// In order.
+    pub captures: Vec<Capture>,
+}
+
+impl Match {
+    /// The captures, or the whole match where the pattern has none.
+    #[must_use]
+    pub fn values(&self) -> Vec<Capture> {
+        if self.captures.is_empty() { vec![Capture::Span(self.start, self.end)] } else { self.captures.clone() }
+    }
+}
+
+/// A pattern and a subject, and how to ask whether time is up.
+pub struct Matcher<'a> {
+    subject: &'a [u8],
+    pattern: &'a [u8],
+    past: &'a dyn Fn() -> bool,
+    steps: u32,
+    depth: usize,
+    captures: Vec<Slot>,
+}
+
+type Found = Result<Option<usize>, String>;
+
+impl<'a> Matcher<'a> {
+    /// Matches `pattern`, without its anchor, in `subject` until `past` says that time is up.
+    pub fn new(subject: &'a [u8], pattern: &'a [u8], past: &'a dyn Fn() -> bool) -> Self {
+        Self { subject, pattern, past, steps: 0, depth: 0, captures: Vec::new() }
+    }
+
+    /// The first match at or after `from` that does not end at `not_at` (where the match before it ended).
+    ///
+    /// # Errors
+    /// The pattern is malformed or too complex, or time is up.
+    pub fn next(&mut self, from: usize, anchored: bool, not_at: Option<usize>) -> Result<Option<Match>, String> {
+        for start in from..=self.subject.len() {
+            self.step()?;
+            self.depth = 0;
+            self.captures.clear();
+            if let Some(end) = self.run(start, 0)?
+                && Some(end) != not_at
+            {
+                return self.found(start, end).map(Some);
+            }
+            if anchored {
+                break;
+            }
+        }
+        Ok(None)
+    }
+
+    fn found(&self, start: usize, end: usize) -> Result<Match, String> {
+        let captures = self
+            .captures
+            .iter()
+            .map(|slot| match *slot {
+                Slot::Open(_) => Err("unfinished capture".to_owned()),
+                Slot::Closed(a, b) => Ok(Capture::Span(a, b)),
+                Slot::Position(a) => Ok(Capture::Position(a)),
+            })
+            .collect::<Result<_, _>>()?;
+        Ok(Match { start, end, captures })
+    }
+
+    fn step(&mut self) -> Result<(), String> {
+        self.steps += 1;
+        if self.steps >= STRIDE {
+            self.steps = 0;
+            if (self.past)() {
+                return Err("timeout".to_owned());
+            }
+        }
+        Ok(())
+    }
+
+    fn at(&self, p: usize) -> u8 {
+        self.pattern.get(p).copied().unwrap_or(0)
+    }
+
+    fn run(&mut self, s: usize, p: usize) -> Found {
+        if self.depth >= MAX_DEPTH {
+            return Err("pattern too complex".to_owned());
+        }
+        self.depth += 1;
+        let found = self.matches(s, p);
+        self.depth -= 1;
+        found
+    }
+
+    fn matches(&mut self, mut s: usize, mut p: usize) -> Found {
+        while p < self.pattern.len() {
+            self.step()?;
+            match self.at(p) {
+                b'(' if self.at(p + 1) == b')' => return self.open(Slot::Position(s), s, p + 2),
+                b'(' => return self.open(Slot::Open(s), s, p + 1),
+                b')' => return self.close(s, p + 1),
+                b'$' if p + 1 == self.pattern.len() => return Ok((s == self.subject.len()).then_some(s)),
+                b'%' if self.at(p + 1) == b'b' => {
+                    let Some(after) = self.balance(s, p + 2)? else { return Ok(None) };
+                    (s, p) = (after, p + 4);
+                    continue;
+                }
+                b'%' if self.at(p + 1) == b'f' => {
+                    let Some(after) = self.frontier(s, p + 2)? else { return Ok(None) };
+                    p = after;
+                    continue;
+                }
+                b'%' if self.at(p + 1).is_ascii_digit() => {
+                    let Some(after) = self.back_reference(s, self.at(p + 1))? else { return Ok(None) };
+                    (s, p) = (after, p + 2);
+                    continue;
+                }
+                _ => {}
+            }
+            let end = self.class_end(p)?;
+            let suffix = self.at(end);
+            if !self.single(s, p, end) {
+                if matches!(suffix, b'*' | b'?' | b'-') {
+                    p = end + 1;
+                    continue;
+                }
+                return Ok(None);
+            }
+            match suffix {
+                b'?' => {
+                    if let Some(found) = self.run(s + 1, end + 1)? {
+                        return Ok(Some(found));
+                    }
+                    p = end + 1;
+                }
+                b'+' => return self.most(s + 1, p, end),
+                b'*' => return self.most(s, p, end),
+                b'-' => return self.least(s, p, end),
+                _ => (s, p) = (s + 1, end),
+            }
+        }
+        Ok(Some(s))
+    }
+
+    fn most(&mut self, s: usize, p: usize, end: usize) -> Found {
+        let mut to = s;
+        while self.single(to, p, end) {
+            self.step()?;
+            to += 1;
+        }
+        loop {
+            self.step()?;
+            if let Some(found) = self.run(to, end + 1)? {
+                return Ok(Some(found));
+            }
+            if to == s {
+                return Ok(None);
+            }
+            to -= 1;
+        }
+    }
+
+    fn least(&mut self, mut s: usize, p: usize, end: usize) -> Found {
+        loop {
+            self.step()?;
+            if let Some(found) = self.run(s, end + 1)? {
+                return Ok(Some(found));
+            }
+            if !self.single(s, p, end) {
+                return Ok(None);
+            }
+            s += 1;
+        }
+    }
+
+    fn open(&mut self, slot: Slot, s: usize, p: usize) -> Found {
+        if self.captures.len() >= MAX_CAPTURES {
+            return Err("too many captures".to_owned());
+        }
+        self.captures.push(slot);
+        let level = self.captures.len();
+        let found = self.run(s, p)?;
+        if found.is_none() {
+            self.captures.truncate(level - 1);
+        }
+        Ok(found)
+    }
+
+    fn close(&mut self, s: usize, p: usize) -> Found {
+        let open = self.captures.iter().rposition(|c| matches!(c, Slot::Open(_)));
+        let Some(level) = open else { return Err("invalid pattern capture".to_owned()) };
+        let Slot::Open(from) = self.captures[level] else { return Err("invalid pattern capture".to_owned()) };
+        self.captures[level] = Slot::Closed(from, s);
+        let found = self.run(s, p)?;
+        if found.is_none() {
+            self.captures[level] = Slot::Open(from);
+        }
+        Ok(found)
+    }
+
+    fn back_reference(&mut self, s: usize, digit: u8) -> Found {
+        let index = i32::from(digit) - i32::from(b'1');
+        let slot = usize::try_from(index).ok().and_then(|i| self.captures.get(i)).copied();
+        match slot {
+            Some(Slot::Closed(a, b)) => {
+                let text = &self.subject[a..b];
+                self.steps = self.steps.saturating_add(u32::try_from(text.len() / 64).unwrap_or(STRIDE));
+                self.step()?;
+                Ok(self.subject[s..].starts_with(text).then_some(s + text.len()))
+            }
+            // Lua compares a length that no stretch has: a position never matches again.
+            Some(Slot::Position(_)) => Ok(None),
+            Some(Slot::Open(_)) | None => Err(format!("invalid capture index %{}", index + 1)),
+        }
+    }
+
+    fn balance(&mut self, s: usize, p: usize) -> Found {
+        if p + 1 >= self.pattern.len() {
+            return Err("malformed pattern (missing arguments to '%b')".to_owned());
+        }
+        let (open, close) = (self.at(p), self.at(p + 1));
+        if self.subject.get(s) != Some(&open) {
+            return Ok(None);
+        }
+        let mut depth = 1_usize;
+        for at in s + 1..self.subject.len() {
+            self.step()?;
+            let c = self.subject[at];
+            if c == close {
+                depth -= 1;
+                if depth == 0 {
+                    return Ok(Some(at + 1));
+                }
+            } else if c == open {
+                depth += 1;
+            }
+        }
+        Ok(None)
+    }
+
+    fn frontier(&mut self, s: usize, p: usize) -> Found {
+        if self.at(p) != b'[' {
+            return Err("missing '[' after '%f' in pattern".to_owned());
+        }
+        let end = self.class_end(p)?;
+        let before = if s == 0 { 0 } else { self.subject[s - 1] };
+        let here = self.subject.get(s).copied().unwrap_or(0);
+        Ok((!self.set(before, p, end - 1) && self.set(here, p, end - 1)).then_some(end))
+    }
+
+    fn class_end(&self, p: usize) -> Result<usize, String> {
+        let mut next = p + 1;
+        match self.at(p) {
+            b'%' if next >= self.pattern.len() => Err("malformed pattern (ends with '%')".to_owned()),
+            b'%' => Ok(next + 1),
+            b'[' => {
+                if self.at(next) == b'^' {
+                    next += 1;
+                }
+                loop {
+                    if next >= self.pattern.len() {
+                        return Err("malformed pattern (missing ']')".to_owned());
+                    }
+                    let c = self.at(next);
+                    next += 1;
+                    if c == b'%' && next < self.pattern.len() {
+                        next += 1;
+                    }
+                    if self.at(next) == b']' && next < self.pattern.len() {
+                        return Ok(next + 1);
+                    }
+                }
+            }
+            _ => Ok(next),
+        }
+    }
+
+    fn single(&self, s: usize, p: usize, end: usize) -> bool {
+        let Some(&c) = self.subject.get(s) else { return false };
+        match self.at(p) {
+            b'.' => true,
+            b'%' => class(c, self.at(p + 1)),
+            b'[' => self.set(c, p, end - 1),
+            literal => literal == c,
+        }
+    }
+
+    /// Whether `c` is in the set that begins at `p` and whose `]` is at `end`.
+    fn set(&self, c: u8, mut p: usize, end: usize) -> bool {
+        let mut inside = true;
+        if self.at(p + 1) == b'^' {
+            inside = false;
+            p += 1;
+        }
+        p += 1;
+        while p < end {
+            if self.at(p) == b'%' {
+                p += 1;
+                if class(c, self.at(p)) {
+                    return inside;
+                }
+            } else if self.at(p + 1) == b'-' && p + 2 < end {
+                if (self.at(p)..=self.at(p + 2)).contains(&c) {
+                    return inside;
+                }
+                p += 2;
+            } else if self.at(p) == c {
+                return inside;
+            }
+            p += 1;
+        }
+        !inside
+    }
+}
+
+/// Whether `c` is of the class that the letter names; any other byte names itself.
+fn class(c: u8, letter: u8) -> bool {
+    let is = match letter.to_ascii_lowercase() {
+        b'a' => c.is_ascii_alphabetic(),
+        b'c' => c.is_ascii_control(),
+        b'd' => c.is_ascii_digit(),
+        b'g' => c.is_ascii_graphic(),
+        b'l' => c.is_ascii_lowercase(),
+        b'p' => c.is_ascii_punctuation(),
+        b's' => c.is_ascii_whitespace() || c == 0x0b,
+        b'u' => c.is_ascii_uppercase(),
+        b'w' => c.is_ascii_alphanumeric(),
+        b'x' => c.is_ascii_hexdigit(),
+        b'z' => c == 0,
+        _ => return letter == c,
+    };
+    is == letter.is_ascii_lowercase()
+}
+
+/// Whether a pattern means itself, so that plain search will do.
+#[must_use]
+pub fn is_plain(pattern: &[u8]) -> bool {
+    !pattern.iter().any(|c| b"^$*+?.([%-".contains(c))
+}

@@ -1,0 +1,414 @@
+//! The hook threads: which lane an event goes to, who watches over calls that do not come back, and how all of it ends.
+//!
+//! `threads` lanes serve journalled and notifying events, chosen by key; one more serves the events that are waited for.
+//! A watch thread sleeps until the nearest call is overdue, a timer thread until the next timer is due; with no scripts
+//! there are no threads at all. Lock order: the watch before a lane; nothing else is held while another is taken.
+
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::io;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError, RwLock};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use super::lane::{Full, Lane};
+use super::scripts::{Plan, Scripts};
+use super::stats::{HandlerInfo, Stats};
+use super::task::{Shared, Task};
+use super::timer;
+use super::{Delivered, Event, HandlerId, Home, Verdict, lock};
+use crate::clock::Millis;
+use crate::model::event::HookEvent;
+use crate::thread;
+
+/// Tasks that may wait on one lane.
+const BOUND: usize = 1024;
+/// Threads that may be given up before the hooks are switched off.
+const LOSSES: usize = 8;
+/// Beyond a call's timeout, before its thread is given up.
+const GRACE: Duration = Duration::from_secs(1);
+
+/// What tests set shorter than it is.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Tuning {
+    pub grace: Duration,
+    pub rest: Duration,
+    pub bound: usize,
+    pub losses: usize,
+}
+
+impl Default for Tuning {
+    fn default() -> Self {
+        Self { grace: GRACE, rest: super::stats::REST, bound: BOUND, losses: LOSSES }
+    }
+}
+
+/// The hooks of a daemon. Cheap to clone; the threads end when the last clone is gone.
+#[derive(Clone)]
+pub struct Hooks {
+    pool: Arc<Pool>,
+    _guard: Arc<Guard>,
+}
+
+/// Ends the threads when nobody can ask for anything any more.
+struct Guard(Arc<Pool>);
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        self.0.begin_close();
+    }
+}
+
+/// What the threads share.
+pub(crate) struct Pool {
+    pub shared: Shared,
+    current: RwLock<Arc<Plan>>,
+    events: AtomicU32,
+    lanes: OnceLock<Vec<Arc<Lane>>>,
+    tuning: Tuning,
+    watch: Mutex<Watch>,
+    watch_wake: Condvar,
+    alive: Mutex<usize>,
+    ended: Condvar,
+    handles: Mutex<Vec<JoinHandle<()>>>,
+    lost: AtomicUsize,
+    off: AtomicBool,
+    dropped: AtomicU64,
+    pub timers: timer::Bell,
+}
+
+#[derive(Default)]
+struct Watch {
+    next: Option<Instant>,
+    closing: bool,
+}
+
+/// One thread, as long as it lives.
+struct Alive(Arc<Pool>);
+
+impl Drop for Alive {
+    fn drop(&mut self) {
+        // A lane that ended may be what the watch waits for to end too.
+        drop(lock(&self.0.watch));
+        self.0.watch_wake.notify_all();
+        *lock(&self.0.alive) -= 1;
+        self.0.ended.notify_all();
+    }
+}
+
+fn bit(event: HookEvent) -> u32 {
+    1 << (event as u32)
+}
+
+impl Hooks {
+    /// Starts the threads.
+    ///
+    /// # Errors
+    /// The system has no threads to give.
+    pub fn start(scripts: Scripts, home: Arc<dyn Home>, boot_id: &str) -> io::Result<Self> {
+        Self::start_with(scripts, home, boot_id, Tuning::default())
+    }
+
+    pub(crate) fn start_with(scripts: Scripts, home: Arc<dyn Home>, boot_id: &str, tuning: Tuning) -> io::Result<Self> {
+        let stats = Stats::with_rest(tuning.rest);
+        let shared = Shared { home, boot_id: boot_id.to_owned(), stats, grace: tuning.grace };
+        let pool = Arc::new(Pool {
+            shared,
+            current: RwLock::new(Arc::clone(&scripts.plan)),
+            events: AtomicU32::new(0),
+            lanes: OnceLock::new(),
+            tuning,
+            watch: Mutex::default(),
+            watch_wake: Condvar::new(),
+            alive: Mutex::new(0),
+            ended: Condvar::new(),
+            handles: Mutex::default(),
+            lost: AtomicUsize::new(0),
+            off: AtomicBool::new(false),
+            dropped: AtomicU64::new(0),
+            timers: timer::Bell::default(),
+        });
+        let hooks = Self { _guard: Arc::new(Guard(Arc::clone(&pool))), pool };
+        hooks.swap(scripts)?;
+        Ok(hooks)
+    }
+
+    /// Whether anybody listens to an event. Wait-free.
+    #[must_use]
+    pub fn has(&self, event: HookEvent) -> bool {
+        self.pool.events.load(Ordering::Acquire) & bit(event) != 0
+    }
+
+    /// Who listens to an event, in calling order: priority, file order, order in the file.
+    #[must_use]
+    pub fn handlers(&self, event: HookEvent) -> Vec<HandlerId> {
+        self.pool.plan().registered.of(event).map(|h| h.id.clone()).collect()
+    }
+
+    /// Calls all handlers of an event that is not journalled, in order, on the thread of its key. Never blocks; `done` is
+    /// called once, with how many failed or were not called.
+    pub fn notify(&self, event: Event, done: Box<dyn FnOnce(usize) + Send>) {
+        if !self.has(event.kind) {
+            return done(0);
+        }
+        let lane = self.pool.lane_of(event.key.as_deref());
+        self.pool.put(lane, Task::Notify { event: Arc::new(event), left: None, failed: 0, done });
+    }
+
+    /// Calls one handler. Never blocks; `done` is called once, on whatever thread.
+    pub fn deliver(&self, handler: &HandlerId, event: Event, done: Box<dyn FnOnce(Delivered) + Send>) {
+        if self.pool.plan().registered.find(handler).is_none() {
+            return done(Delivered::Orphaned);
+        }
+        let lane = self.pool.lane_of(event.key.as_deref());
+        self.pool.put(lane, Task::Deliver { event: Arc::new(event), handler: handler.clone(), done });
+    }
+
+    /// Asks the handlers of a synchronous event, chained, on the thread of the synchronous ones. Never blocks; `done` is
+    /// called once, at the latest when the timeouts of those before it and its own have passed.
+    pub fn ask(&self, event: Event, done: Box<dyn FnOnce(Verdict) + Send>) {
+        if !self.has(event.kind) {
+            return done(Verdict::Pass(None));
+        }
+        let lane = self.pool.lanes.get().and_then(|lanes| lanes.last()).cloned();
+        self.pool.put(lane, Task::Ask { event: Arc::new(event), left: None, answer: None, done });
+    }
+
+    /// Another set of scripts: calls that run finish on the old one, whatever comes after goes to the new one. The count of
+    /// threads stays what it was when the first scripts came.
+    ///
+    /// # Errors
+    /// The system has no threads to give (the first scripts of a daemon that had none).
+    pub fn swap(&self, scripts: Scripts) -> io::Result<()> {
+        let pool = &self.pool;
+        let Scripts { plan, states } = scripts;
+        if !states.is_empty() && pool.lanes.get().is_none() {
+            let lanes = (0..states.len()).map(|_| Arc::new(Lane::new(pool.tuning.bound))).collect();
+            let _ = pool.lanes.set(lanes);
+            for nth in 0..states.len() {
+                pool.spawn_lane(nth)?;
+            }
+            pool.spawn("hook-watch", thread::IO_STACK, Pool::watch)?;
+            pool.spawn("hook-timer", thread::IO_STACK, timer::run)?;
+        }
+        let mut states = states.into_iter();
+        for lane in pool.lanes() {
+            lane.adopt(Arc::clone(&plan), states.next());
+        }
+        let events = plan.registered.handlers.iter().fold(0, |bits, h| bits | bit(h.id.event));
+        *pool.current.write().unwrap_or_else(PoisonError::into_inner) = plan;
+        pool.events.store(events, Ordering::Release);
+        pool.shared.stats.clear();
+        pool.timers.ring();
+        Ok(())
+    }
+
+    /// Every handler with its counts, in calling order; timers last, with the event `every`.
+    #[must_use]
+    pub fn list(&self) -> Vec<HandlerInfo> {
+        self.pool.shared.stats.list(&self.pool.plan().registered)
+    }
+
+    /// How many notifications and timer runs were dropped because a queue was full or the hooks were switched off.
+    #[must_use]
+    pub fn dropped(&self) -> u64 {
+        self.pool.dropped.load(Ordering::Relaxed)
+    }
+
+    /// Threads that were given up and have not come back.
+    #[must_use]
+    pub fn lost(&self) -> usize {
+        self.pool.lost.load(Ordering::Relaxed)
+    }
+
+    /// From now on nothing but `stopped` is called: what waits is answered (`NotCalled`), what runs goes on until its timeout.
+    pub fn stop_calling(&self) {
+        self.pool.timers.close();
+        let plan = self.pool.plan();
+        for lane in self.pool.lanes() {
+            for task in lane.stop() {
+                task.not_called(&plan, "the hooks are closing");
+            }
+        }
+    }
+
+    #[cfg(test)]
+    pub(crate) fn pool_for_tests(&self) -> &Arc<Pool> {
+        &self.pool
+    }
+
+    /// Ends the threads. Gives how many had to be abandoned at the instant.
+    #[must_use]
+    pub fn close(&self, until: Instant) -> usize {
+        self.pool.begin_close();
+        let mut alive = lock(&self.pool.alive);
+        while *alive > 0 {
+            let Some(left) = until.checked_duration_since(Instant::now()) else { break };
+            alive = self.pool.ended.wait_timeout(alive, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        let abandoned = *alive;
+        drop(alive);
+        for handle in lock(&self.pool.handles).drain(..) {
+            // An ended thread is joined, so that nothing of it is left; another is let go.
+            if abandoned == 0 || handle.is_finished() {
+                let _ = handle.join();
+            }
+        }
+        abandoned
+    }
+}
+
+impl Pool {
+    pub fn plan(&self) -> Arc<Plan> {
+        Arc::clone(&self.current.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn lanes(&self) -> impl Iterator<Item = &Arc<Lane>> {
+        self.lanes.get().into_iter().flatten()
+    }
+
+    /// The lane of a key; what has none goes to the first.
+    fn lane_of(&self, key: Option<&str>) -> Option<Arc<Lane>> {
+        let lanes = self.lanes.get()?;
+        let count = lanes.len().saturating_sub(1).max(1);
+        let nth = key.map_or(0, |key| {
+            let mut hasher = DefaultHasher::new();
+            key.hash(&mut hasher);
+            usize::try_from(hasher.finish() % count as u64).unwrap_or(0)
+        });
+        lanes.get(nth).cloned()
+    }
+
+    /// Puts a task on a lane, or answers it at once.
+    fn put(&self, lane: Option<Arc<Lane>>, task: Task) {
+        let full = match lane {
+            Some(lane) if !self.off.load(Ordering::Acquire) => lane.push(task),
+            _ => Err(Full(task)),
+        };
+        let Err(Full(task)) = full else { return };
+        let why = if self.off.load(Ordering::Acquire) {
+            "the hooks are switched off"
+        } else {
+            "too much waits, or they are closing"
+        };
+        if matches!(task, Task::Notify { .. } | Task::Timer { .. }) {
+            self.dropped.fetch_add(1, Ordering::Relaxed);
+            if let Some(event) = task.event() {
+                log::error!(target: "hook", event = event.kind.as_str(), key = event.key.as_deref().unwrap_or("");
+                    "{} is dropped: {why}", event.kind);
+            }
+        }
+        task.not_called(&self.plan(), why);
+    }
+
+    /// A run of a timer.
+    pub fn run_timer(&self, name: &str, due: Millis) {
+        self.put(self.lane_of(Some(name)), Task::Timer { name: name.to_owned(), due });
+    }
+
+    fn spawn(
+        self: &Arc<Self>,
+        name: impl Into<String>,
+        stack: usize,
+        body: impl FnOnce(&Arc<Self>) + Send + 'static,
+    ) -> io::Result<()> {
+        *lock(&self.alive) += 1;
+        let alive = Alive(Arc::clone(self));
+        let handle = thread::spawn(name, stack, move || {
+            let alive = alive;
+            body(&alive.0);
+        })?;
+        let mut handles = lock(&self.handles);
+        handles.retain(|h| !h.is_finished());
+        handles.push(handle);
+        Ok(())
+    }
+
+    fn spawn_lane(self: &Arc<Self>, nth: usize) -> io::Result<()> {
+        let Some(lane) = self.lanes.get().and_then(|lanes| lanes.get(nth)).cloned() else { return Ok(()) };
+        let (generation, plan) = (lane.generation(), self.plan());
+        self.spawn(format!("hook-{nth}"), thread::DEEP_STACK, move |pool| {
+            let begun = |lost_at| pool.begun(lost_at);
+            if lane.work(generation, plan, &pool.shared, &begun) {
+                pool.lost.fetch_sub(1, Ordering::AcqRel);
+                log::warn!(target: "hook", "a hook thread that was given up came back and ended");
+            }
+        })
+    }
+
+    /// A call began that is to be given up at the instant: the watch may have to wake earlier.
+    fn begun(&self, lost_at: Instant) {
+        let mut watch = lock(&self.watch);
+        if watch.next.is_none_or(|next| lost_at < next) {
+            watch.next = Some(lost_at);
+            self.watch_wake.notify_one();
+        }
+    }
+
+    /// The life of the watch thread.
+    fn watch(self: &Arc<Self>) {
+        let mut watch = lock(&self.watch);
+        // When closing it goes on as long as a call runs, so that whoever waits for its answer gets it.
+        while !(watch.closing && self.lanes().all(|l| l.lost_at().is_none())) {
+            let now = Instant::now();
+            if watch.next.is_some_and(|next| next <= now) {
+                let lanes = self.lanes.get().map_or(&[][..], Vec::as_slice);
+                let overdue: Vec<usize> =
+                    (0..lanes.len()).filter(|nth| lanes[*nth].lost_at().is_some_and(|at| at <= now)).collect();
+                watch.next = lanes.iter().filter_map(|l| l.lost_at()).filter(|at| *at > now).min();
+                if !overdue.is_empty() {
+                    // Answers are given without the lock: whoever gets them may ask again at once.
+                    drop(watch);
+                    for nth in overdue {
+                        self.replace(nth, now);
+                    }
+                    watch = lock(&self.watch);
+                }
+                continue;
+            }
+            watch = match watch.next {
+                Some(next) => {
+                    let left = next.saturating_duration_since(now);
+                    self.watch_wake.wait_timeout(watch, left).unwrap_or_else(PoisonError::into_inner).0
+                }
+                None => self.watch_wake.wait(watch).unwrap_or_else(PoisonError::into_inner),
+            };
+        }
+    }
+
+    /// Gives up an overdue lane's thread and starts another, or switches the hooks off.
+    fn replace(self: &Arc<Self>, nth: usize, now: Instant) {
+        let Some(lane) = self.lanes.get().and_then(|lanes| lanes.get(nth)) else { return };
+        let lost = self.lost.fetch_add(1, Ordering::AcqRel) + 1;
+        if lane.give_up(now, &self.shared).is_none() {
+            // It came back in the last moment.
+            self.lost.fetch_sub(1, Ordering::AcqRel);
+            return;
+        }
+        log::error!(target: "hook", lane = nth, lost = lost; "a hook thread hangs and is given up ({lost} by now)");
+        let started =
+            if lost < self.tuning.losses { self.spawn_lane(nth) } else { Err(io::Error::other("too many hang")) };
+        if let Err(e) = started {
+            self.off.store(true, Ordering::Release);
+            log::error!(target: "hook", lost = lost; "HOOKS ARE SWITCHED OFF until the daemon is restarted: {e}");
+            let plan = self.plan();
+            for lane in self.lanes() {
+                for task in lane.stop() {
+                    task.not_called(&plan, "the hooks are switched off");
+                }
+            }
+        }
+    }
+
+    fn begin_close(&self) {
+        self.timers.close();
+        let plan = self.plan();
+        for lane in self.lanes() {
+            for task in lane.close() {
+                task.not_called(&plan, "the hooks are closing");
+            }
+        }
+        lock(&self.watch).closing = true;
+        self.watch_wake.notify_all();
+    }
+}

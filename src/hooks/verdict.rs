@@ -1,0 +1,99 @@
+//! What a handler's answer means: read strictly, because a typing error that silently does nothing is worse than a failure.
+
+use mlua::{MultiValue, Table, Value};
+use serde_json::Value as Json;
+
+use super::Event;
+use super::api::{self, Fault};
+use crate::model::event::HookEvent;
+
+/// What a synchronous handler wants.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Opinion {
+    None,
+    /// `message`: the text to go on with.
+    Rewrite(String),
+    /// `message`: the reason.
+    Refuse(String),
+    /// `before_turn`: what to put before the prompt.
+    Context(String),
+    /// `permission`: an option's id, `allow` or `deny`.
+    Choose(String),
+}
+
+/// Reads what a handler of this event returned.
+///
+/// # Errors
+/// It makes no sense for the event.
+pub(crate) fn read(event: &Event, values: &MultiValue) -> Result<Opinion, String> {
+    let value = values.front().cloned().unwrap_or(Value::Nil);
+    if value.is_nil() {
+        return Ok(Opinion::None);
+    }
+    let read = match event.kind {
+        HookEvent::Message => message(&value),
+        HookEvent::BeforeTurn => before_turn(&value),
+        HookEvent::Permission => permission(event, &value),
+        // Nothing is made of it: a handler may end in `return ostler.kv.set(…)`.
+        _ => Ok(Opinion::None),
+    };
+    read.map_err(|fault| match fault {
+        Fault::Text(why) => format!("returned something that makes no sense for '{}': {why}", event.kind),
+        Fault::Lua(e) => e.to_string(),
+    })
+}
+
+fn fields(value: &Value, known: &[&str]) -> Result<Table, Fault> {
+    let Value::Table(table) = value else { return Err(api::wrong("result", "a table or nil", value)) };
+    for pair in table.pairs::<Value, Value>() {
+        let (key, _) = pair?;
+        let name = api::text(&key, "field")?;
+        if !known.contains(&name.as_str()) {
+            return Err(Fault::text(format!("unknown field '{name}' (known: {})", known.join(", "))));
+        }
+    }
+    Ok(table.clone())
+}
+
+fn field(table: &Table, name: &str) -> Result<Option<String>, Fault> {
+    match table.raw_get::<Value>(name)? {
+        Value::Nil => Ok(None),
+        value => api::text(&value, name).map(Some),
+    }
+}
+
+fn message(value: &Value) -> Result<Opinion, Fault> {
+    let table = fields(value, &["text", "refuse"])?;
+    match (field(&table, "text")?, field(&table, "refuse")?) {
+        (None, None) => Ok(Opinion::None),
+        (Some(text), None) if text.is_empty() => Err(Fault::text("text: is empty")),
+        (Some(text), None) => Ok(Opinion::Rewrite(text)),
+        (None, Some(why)) => Ok(Opinion::Refuse(why)),
+        (Some(_), Some(_)) => Err(Fault::text("either text or refuse")),
+    }
+}
+
+fn before_turn(value: &Value) -> Result<Opinion, Fault> {
+    let table = fields(value, &["context"])?;
+    Ok(match field(&table, "context")? {
+        Some(context) if !context.is_empty() => Opinion::Context(context),
+        _ => Opinion::None,
+    })
+}
+
+fn permission(event: &Event, value: &Value) -> Result<Opinion, Fault> {
+    let choice = api::text(value, "result")?;
+    if choice == "allow" || choice == "deny" {
+        return Ok(Opinion::Choose(choice));
+    }
+    let offered: Vec<&str> = event
+        .fields
+        .get("options")
+        .and_then(Json::as_array)
+        .map(|options| options.iter().filter_map(|o| o.get("option_id").or(o.get("id"))?.as_str()).collect())
+        .unwrap_or_default();
+    if offered.contains(&choice.as_str()) {
+        return Ok(Opinion::Choose(choice));
+    }
+    Err(Fault::text(format!("'{choice}' is no option (offered: {}; or allow, deny)", offered.join(", "))))
+}
