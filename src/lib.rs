@@ -1,6 +1,7 @@
 //! scaffold
 #![allow(missing_docs)]
 pub mod agent;
+pub mod cli;
 pub mod client;
 pub mod clock;
 pub mod config;
