@@ -189,7 +189,8 @@ fn limit(text: &str) -> Result<Limit, String> {
 #[allow(missing_docs)]
 #[derive(Debug, Args)]
 pub struct Sessions {
-    /// Only these, with commas between: live, parked, suspended, ended, running, resume_pending [default: all but ended]
+    /// Only these, with commas between: live, parked, suspended, ended, running, resume_pending [default: all but
+    /// ended]
     #[arg(long, value_name = "STATE,..")]
     pub state: Option<String>,
     /// At most this many

@@ -4,6 +4,7 @@
 //! through the API; so nothing that is shown has to wait for anything that is typed.
 
 use std::io::{BufRead, IsTerminal as _, Read as _};
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -91,7 +92,8 @@ impl<'i> Input<'i> {
         if let Some(file) = &file {
             if let Some(dir) = file.parent() {
                 // Without the directory there is no history, which is no reason not to talk.
-                let _ = std::fs::create_dir_all(dir);
+                // It may become the daemon's state directory too: nobody else's business.
+                let _ = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir);
             }
             let _ = editor.load_history(file);
         }

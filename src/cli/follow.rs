@@ -102,7 +102,8 @@ pub fn ask(
     }
     *boot = now.or(boot.take());
     let previews = [Preview::default(); 2];
-    let mut follow = Follow { client, ask, turns: Vec::new(), last: None, cut_off: None, boot, previews };
+    let mut follow =
+        Follow { client, ask, turns: Vec::new(), last: None, looking_back: false, cut_off: None, boot, previews };
     follow.run(listener)
 }
 
@@ -128,6 +129,8 @@ struct Follow<'a> {
     turns: Vec<String>,
     /// The last event seen.
     last: Option<u64>,
+    /// What comes is older than our turn.
+    looking_back: bool,
     /// The session whose turn of ours was cut off and not yet continued.
     cut_off: Option<String>,
     boot: &'a mut Option<String>,
@@ -203,7 +206,7 @@ impl Follow<'_> {
         Err(Failure::new(key, why))
     }
 
-    fn connect(&self) -> Result<EventStream, Broken> {
+    fn connect(&mut self) -> Result<EventStream, Broken> {
         let Ask { key, text, id, deltas, until, patient: _ } = *self.ask;
         if !self.accepted() {
             let path = session_path(key, if deltas { "/messages?deltas=1" } else { "/messages" });
@@ -211,6 +214,7 @@ impl Follow<'_> {
             return Ok(self.client.stream_until(&path, Method::POST, Some(&body), None, until)?);
         }
         // Without any event seen, all that is kept is looked through for ours.
+        self.looking_back |= self.last.is_none();
         let after = self.last.unwrap_or(0);
         let deltas = if deltas { "&deltas=1" } else { "" };
         let path = session_path(key, &format!("/events?after={after}{deltas}"));
@@ -258,6 +262,7 @@ impl Follow<'_> {
 
     fn take(&mut self, event: &SseEvent, listener: &mut dyn Listener) -> Result<Option<End>, Failure> {
         let ours = self.turns.last().is_some_and(|t| t == event.text("turn_id"));
+        self.looking_back &= !ours;
         match event.event.as_str() {
             "accepted" => self.accept(&event.data, listener)?,
             "turn_start" => self.turn(event, listener)?,
@@ -275,7 +280,7 @@ impl Follow<'_> {
             "tool" if ours => listener.on(Seen::Tool(&event.data))?,
             "permission" if ours => listener.on(Seen::Permission(&event.data))?,
             // A notice of no turn is for whoever listens on the key, but an old one is nobody's.
-            "notice" if ours || (event.data.get("turn_id").is_none_or(Value::is_null) && self.last.is_some()) => {
+            "notice" if ours || (event.data.get("turn_id").is_none_or(Value::is_null) && !self.looking_back) => {
                 listener.on(Seen::Notice(event.text("code"), event.text("text")))?;
             }
             "session_closed" | "session_end" => return Ok(self.session_over(event)),

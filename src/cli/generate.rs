@@ -45,10 +45,12 @@ fn manual() -> String {
         env!("CARGO_PKG_VERSION")
     );
     out += ".SH DESCRIPTION\nTOML. Every key has a default, an empty file is valid, and an unknown key is an error.\n";
-    out += "Durations are written \"30s\", \"5m\", \"1h30m\", \"7d\", or, where a key allows it, \"never\"; sizes \"64MiB\".\n";
+    out += "Durations are written \"30s\", \"5m\", \"1h30m\", \"7d\", or, where a key allows it, \"never\";\n";
+    out += "sizes \"64MiB\".\n";
     out +=
         "The file is the one given by \\-\\-config, else $OSTLER_CONFIG, else $XDG_CONFIG_HOME/ostler/ostler.toml,\n";
-    out += "else /etc/ostler/ostler.toml. \\fBostler check\\-config\\fR checks it, and \\fBostler reload\\fR applies it;\n";
+    out += "else /etc/ostler/ostler.toml.\n";
+    out += "\\fBostler check\\-config\\fR checks it, and \\fBostler reload\\fR applies it;\n";
     out += "[http] takes effect with a restart only.\n";
     for (section, about) in SECTIONS {
         let name = match *section {

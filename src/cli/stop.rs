@@ -11,7 +11,7 @@ use ureq::http::Method;
 use super::args::{Plain, Stop};
 use super::control::blocking;
 use super::render::{count, millis, number, text};
-use super::{Done, Failure, Ui, exit, report};
+use super::{Done, Failure, Ui, report};
 use crate::client::{Client, ClientError};
 use crate::clock;
 use crate::model::event::{StopReason, Urgency};
@@ -173,7 +173,7 @@ pub fn watch(client: &Client, ui: &mut Ui) -> Done {
     }
     progress.clear();
     ui.note("status: the daemon is gone");
-    Ok(exit::UNAVAILABLE)
+    Ok(0)
 }
 
 enum Step {
@@ -228,7 +228,8 @@ fn process(client: &Client, status: &Value) -> Option<OwnedFd> {
 fn ended(process: &OwnedFd, wait: Duration) -> bool {
     use rustix::event::{PollFd, PollFlags, Timespec, poll};
     let mut fds = [PollFd::new(process, PollFlags::IN)];
-    let wait = Timespec { tv_sec: 0, tv_nsec: i64::from(wait.subsec_nanos()) };
+    let seconds = i64::try_from(wait.as_secs()).unwrap_or(i64::MAX);
+    let wait = Timespec { tv_sec: seconds, tv_nsec: i64::from(wait.subsec_nanos()) };
     // Interrupted by a signal: the next look will tell.
     poll(&mut fds, Some(&wait)).is_ok_and(|n| n > 0)
 }
@@ -295,4 +296,35 @@ fn style(template: &str) -> ProgressStyle {
 fn sessions(status: &Value) -> String {
     let n = |name: &str| number(status, &format!("/sessions/{name}"));
     format!("{} live, {} running, {} queued", count(n("live"), "session"), n("running"), n("queued"))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn the_end_of_a_process_is_noticed_at_once() {
+        use std::process::{Command, Stdio};
+        let mut child = Command::new("cat").stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
+        let pid = rustix::process::Pid::from_child(&child);
+        let process = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()).unwrap();
+        assert!(!ended(&process, Duration::from_millis(10)), "it waits for input");
+        drop(child.stdin.take());
+        assert!(ended(&process, Duration::from_secs(20)));
+        child.wait().unwrap();
+    }
+
+    #[test]
+    fn another_process_with_the_daemons_pid_is_not_waited_for() {
+        let client = Client::unix(std::path::Path::new("/s"));
+        let ours = json!({ "pid": std::process::id() });
+        assert!(process(&client, &ours).is_some(), "the same program");
+        let parent = json!({ "pid": std::os::unix::process::parent_id() });
+        let name = |of: &str| std::fs::read(format!("/proc/{of}/comm")).ok();
+        let same = name(&parent["pid"].to_string()) == name("self");
+        assert_eq!(process(&client, &parent).is_some(), same);
+        assert!(process(&Client::url("http://h", None).unwrap(), &ours).is_none(), "another machine");
+        assert!(process(&client, &json!({})).is_none());
+    }
 }

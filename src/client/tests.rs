@@ -19,7 +19,8 @@ fn parse(pieces: &[&str]) -> Vec<SseEvent> {
 
 #[test]
 fn events_come_out_whole_however_they_are_cut() {
-    let text = ": hi\n\nevent: text\nid: 7\ndata: {\"text\":\"ä\\nb\"}\n\ndata: a\r\ndata:  b\r\n\r\nid: 9\rdata: 1\r\revent: x\n\n";
+    let text = ": hi\n\nevent: text\nid: 7\ndata: {\"text\":\"ä\\nb\"}\n\n\
+        data: a\r\ndata:  b\r\n\r\nid: 9\rdata: 1\r\revent: x\n\n";
     let whole = parse(&[text]);
     assert_eq!(whole.len(), 3, "a comment and an event without data are none: {whole:?}");
     assert_eq!(whole[0], SseEvent { id: Some(7), event: "text".into(), data: json!({"text": "ä\nb"}) });

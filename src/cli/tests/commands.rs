@@ -166,7 +166,10 @@ fn a_transcript_is_read_to_its_end() {
             match r.path.contains("after=2") {
                 false => json!({ "entries": [entry(1, "user", "hi"), entry(2, "system", "a\nb")], "next": 2 }),
                 true => json!({
-                    "entries": [{ "seq": 3, "role": "tool", "text": "", "title": "ls", "status": "failed" }, entry(4, "agent", "hello")],
+                    "entries": [
+                        { "seq": 3, "role": "tool", "text": "", "title": "ls", "status": "failed" },
+                        entry(4, "agent", "hello")
+                    ],
                     "next": null
                 }),
             },
@@ -181,7 +184,8 @@ fn a_transcript_is_read_to_its_end() {
     let ran = at(&socket, &["transcript", "a", "--json"]);
     assert_eq!(serde_json::from_str::<Value>(&ran.out).unwrap()["entries"].as_array().unwrap().len(), 4);
     let ran = at(&socket, &["export", "a"]);
-    let want = "# local:a\n\nSession s1, begun then.\n\n## User (then)\n\nhi\n\n> Note: a\n> b\n\n> Tool: ls (failed)\n\n\
+    let want = "# local:a\n\nSession s1, begun then.\n\n## User (then)\n\nhi\n\n\
+        > Note: a\n> b\n\n> Tool: ls (failed)\n\n\
         ## Agent (then)\n\nhello\n";
     assert_eq!(ran.out, want);
     let ran = at(&socket, &["export", "a", "--json"]);
@@ -217,7 +221,10 @@ fn status(boot: &str, phase: &str, stop: Value) -> Value {
     json!({
         "version": "0", "pid": null, "boot_id": boot, "phase": phase, "held": true, "supervised": true,
         "started_at": "2020-01-01T00:00:00Z", "threads": 7, "dropped_log_lines": 0, "stop": stop,
-        "sessions": { "live": 2, "running": 1, "idle": 1, "queued": 3, "waiting": 0, "parked": 4, "suspended": 0, "resume_pending": 0 },
+        "sessions": {
+            "live": 2, "running": 1, "idle": 1, "queued": 3, "waiting": 0, "parked": 4, "suspended": 0,
+            "resume_pending": 0
+        },
         "hooks": { "pending": 0, "delivered": 9, "failed": 2 }
     })
 }
@@ -367,9 +374,13 @@ fn reports_and_hooks_are_listed() {
     let dir = tempfile::tempdir().unwrap();
     let report = |boot: &str, at: &str| {
         json!({
-            "boot_id": boot, "reason": "shutdown", "urgency": "graceful", "clean": true, "started_at": at, "ended_at": at,
+            "boot_id": boot, "reason": "shutdown", "urgency": "graceful", "clean": true, "started_at": at,
+            "ended_at": at,
             "phases": [{ "phase": "draining", "planned_ms": 30000, "took_ms": 1250 }],
-            "sessions": [{ "key": "local:a", "outcome": "interrupted", "tool": "ls", "resume_pending": true, "end_event": "delivered" }]
+            "sessions": [{
+                "key": "local:a", "outcome": "interrupted", "tool": "ls", "resume_pending": true,
+                "end_event": "delivered"
+            }]
         })
     };
     let fake = Fake::start(&dir.path().join("s"), move |r| match r.line().as_str() {

@@ -129,7 +129,12 @@ fn what_may_not_have_been_kept_is_sent_again_with_its_id() {
 #[test]
 fn a_deferred_message_is_waited_for() {
     let dir = tempfile::tempdir().unwrap();
-    let later = start(1, "t1", None, false) + &text(2, "t1", "late") + &end(3, "t1", "completed", Value::Null);
+    let notice = |id, said| event(id, "notice", json!({ "code": "idle", "text": said }));
+    let later = notice(1, "of old")
+        + &start(2, "t1", None, false)
+        + &notice(3, "of now")
+        + &text(4, "t1", "late")
+        + &end(5, "t1", "completed", Value::Null);
     let fake = script(
         &dir,
         &["b1", "b2"],
@@ -138,6 +143,7 @@ fn a_deferred_message_is_waited_for() {
     let ran = at(&dir.path().join("s"), &["send", "alice", "hi"]);
     assert_eq!((ran.code, ran.out.as_str()), (0, "late\n"), "{}", ran.err);
     assert!(ran.err.contains("the daemon is stopping") && ran.err.contains("the daemon restarted"), "{}", ran.err);
+    assert!(ran.err.contains("of now") && !ran.err.contains("of old"), "{}", ran.err);
     assert_eq!(fake.seen()[1].path, "/v1/sessions/local%3Aalice/events?after=0");
 }
 
