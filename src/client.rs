@@ -5,7 +5,7 @@
 
 use std::io::Read;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::Value;
@@ -183,9 +183,25 @@ impl Client {
         body: Option<&Value>,
         last_event_id: Option<u64>,
     ) -> Result<EventStream, ClientError> {
+        self.stream_until(path, method, body, last_event_id, None)
+    }
+
+    /// As [`Client::stream`], but broken off at an instant at the latest.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub fn stream_until(
+        &self,
+        path: &str,
+        method: http::Method,
+        body: Option<&Value>,
+        last_event_id: Option<u64>,
+        until: Option<Instant>,
+    ) -> Result<EventStream, ClientError> {
+        let left = until.map(|t| t.saturating_duration_since(Instant::now()).max(Duration::from_millis(1)));
         let request = self.build(method, path, body, "text/event-stream", last_event_id)?;
-        let request = self.agent.configure_request(request).timeout_per_read(Some(SILENCE)).build();
-        let mut answer = self.agent.run(request).map_err(|e| self.transport(e))?;
+        let configured = self.agent.configure_request(request).timeout_per_read(Some(SILENCE));
+        let mut answer = self.agent.run(configured.timeout_global(left).build()).map_err(|e| self.transport(e))?;
         let status = answer.status().as_u16();
         let kind = answer.headers().get(http::header::CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or_default();
         if (200..300).contains(&status) && kind.starts_with("text/event-stream") {

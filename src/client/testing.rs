@@ -127,7 +127,7 @@ fn serve(mut stream: UnixStream, handler: &Mutex<Handler>, seen: &Mutex<Vec<Requ
             let body = if body.is_null() { String::new() } else { body.to_string() };
             let head =
                 format!("HTTP/1.1 {status} X\r\nContent-Type: application/json\r\nContent-Length: {}\r\n", body.len());
-            write!(stream, "{head}Retry-After: 1\r\n\r\n{body}")
+            write!(stream, "{head}Retry-After: 0\r\n\r\n{body}")
         }
         Answer::Sse(text) => stream_out(&mut stream, &text, "0\r\n\r\n"),
         Answer::Cut(text) => stream_out(&mut stream, &text, ""),

@@ -1,7 +1,7 @@
 //! Configuration: text in, [`Config`] out. Owns every limit, the stop budget and its check.
 //!
-//! Pure but for [`load`], which reads the file, and the look-ups in [`paths`]. An error names the file, the line and the
-//! key. It must not know the daemon: what a limit does is decided where it is enforced.
+//! Pure but for [`load`], which reads the file, and the look-ups in [`paths`]. An error names the file, the line and
+//! the key. It must not know the daemon: what a limit does is decided where it is enforced.
 //!
 //! Reading order: the structs here; `read` turns text into values; `check` refuses what cannot be; [`keys`] is the one
 //! table of keys, from which the manual and the sample are made; [`paths`] says where the files are.

@@ -1,0 +1,306 @@
+//! `chat`: a conversation at a terminal, or with lines from a pipe.
+//!
+//! Two things can happen while a turn runs: its events, read here, and Ctrl-C, taken by a thread that cancels the turn
+//! through the API; so nothing that is shown has to wait for anything that is typed.
+
+use std::io::{BufRead, IsTerminal as _, Read as _};
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use rustyline::error::ReadlineError;
+use serde_json::{Value, json};
+
+use super::follow::{self, Ask, Listener, Seen};
+use super::render::{bold, clean, count, dim, number, text};
+use super::screen::Screen;
+use super::signals::OnInterrupt;
+use super::{Done, Failure, Ui, sessions};
+use crate::client::{Client, name_to_key, session_path};
+use crate::config::paths::{find_state_dir, process_env};
+
+/// Lines of history that are kept.
+const HISTORY: usize = 1000;
+/// Longest line: more than a message may have.
+const LINE: u64 = 5 << 20;
+
+const HELP: &str = "\
+/reset   end the session; the next message begins a new one
+/cancel  cancel what runs and what waits
+/status  show the session
+/help    this
+/quit    leave (Ctrl-D too)
+Ctrl-C cancels the running turn; twice, it leaves. A line beginning with // is sent with one /.";
+
+/// `chat [KEY]`
+pub fn chat(client: &Client, key: Option<&str>, ui: &mut Ui) -> Done {
+    let key = match key {
+        Some(name) => name_to_key(name),
+        None => {
+            let user = ["USER", "LOGNAME"].iter().find_map(|v| std::env::var(v).ok()).filter(|u| !u.is_empty());
+            let Some(user) = user else {
+                return Err(Failure { code: super::exit::USAGE, text: "chat: $USER is not set: name a key".into() });
+            };
+            format!("local:{user}")
+        }
+    };
+    let input = if std::io::stdin().is_terminal() { Input::editor()? } else { Input::lines(std::io::stdin().lock()) };
+    // How often Ctrl-C came since the turn began; nothing runs at `IDLE`.
+    let presses = Arc::new(AtomicUsize::new(IDLE));
+    let _interrupts = cancel_on_interrupt(client, &key, &presses).map_err(|e| Failure::new("chat", e))?;
+    Conversation { client, key, ui, input, presses, boot: None }.run()
+}
+
+/// [`Conversation::presses`] while nothing runs.
+const IDLE: usize = usize::MAX;
+
+fn cancel_on_interrupt(client: &Client, key: &str, presses: &Arc<AtomicUsize>) -> std::io::Result<OnInterrupt> {
+    let (client, path, presses) = (client.clone(), session_path(key, "/cancel"), Arc::clone(presses));
+    OnInterrupt::new(move || {
+        let before = presses.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| (n != IDLE).then_some(n + 1));
+        if before != Ok(0) {
+            // Nothing runs that could be cancelled, or that was asked already: leave. What runs goes on in the daemon.
+            std::process::exit(130);
+        }
+        if let Err(e) = client.post(&path, None) {
+            eprintln!("ostler: cancel: {}; once more to leave", e.message);
+        }
+    })
+}
+
+/// What was typed.
+pub(super) enum Line {
+    Text(String),
+    /// Ctrl-C at the prompt.
+    Interrupted,
+    End,
+}
+
+/// Where lines come from.
+pub(super) enum Input<'i> {
+    Editor(Box<rustyline::DefaultEditor>, Option<PathBuf>),
+    Lines(Box<dyn BufRead + 'i>),
+}
+
+impl<'i> Input<'i> {
+    fn editor() -> Result<Self, Failure> {
+        let fail = |e| Failure::new("chat", e);
+        let config = rustyline::Config::builder().max_history_size(HISTORY).map_err(fail)?.build();
+        let mut editor = rustyline::DefaultEditor::with_config(config).map_err(fail)?;
+        let file = find_state_dir(None, &process_env).ok().map(|d| d.join("chat_history"));
+        if let Some(file) = &file {
+            if let Some(dir) = file.parent() {
+                // Without the directory there is no history, which is no reason not to talk.
+                // It may become the daemon's state directory too: nobody else's business.
+                let _ = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir);
+            }
+            let _ = editor.load_history(file);
+        }
+        Ok(Self::Editor(Box::new(editor), file))
+    }
+
+    pub(super) fn lines(from: impl BufRead + 'i) -> Self {
+        Self::Lines(Box::new(from))
+    }
+
+    fn line(&mut self, prompt: &str, remember: bool) -> Result<Line, Failure> {
+        match self {
+            Self::Editor(editor, file) => match editor.readline(prompt) {
+                Ok(line) => {
+                    if remember && !line.trim().is_empty() {
+                        let _ = editor.add_history_entry(line.as_str());
+                        if let Some(file) = file {
+                            let _ = editor.append_history(file);
+                        }
+                    }
+                    Ok(Line::Text(line))
+                }
+                Err(ReadlineError::Interrupted) => Ok(Line::Interrupted),
+                Err(ReadlineError::Eof) => Ok(Line::End),
+                Err(e) => Err(Failure::new("chat", e)),
+            },
+            Self::Lines(lines) => {
+                let mut bytes = Vec::new();
+                let n =
+                    lines.by_ref().take(LINE).read_until(b'\n', &mut bytes).map_err(|e| Failure::new("stdin", e))?;
+                let text = String::from_utf8(bytes).map_err(|_| Failure::new("stdin", "is not UTF-8 text"))?;
+                Ok(if n == 0 { Line::End } else { Line::Text(text.trim_end_matches(['\n', '\r']).to_owned()) })
+            }
+        }
+    }
+}
+
+pub(super) struct Conversation<'a> {
+    pub client: &'a Client,
+    pub key: String,
+    pub ui: &'a mut Ui,
+    pub input: Input<'a>,
+    pub presses: Arc<AtomicUsize>,
+    /// The daemon's boot, as last known.
+    pub boot: Option<String>,
+}
+
+impl Conversation<'_> {
+    pub fn run(&mut self) -> Done {
+        self.greet()?;
+        loop {
+            let line = match self.input.line("> ", true)? {
+                Line::Text(line) => line,
+                Line::Interrupted => continue,
+                Line::End => return Ok(0),
+            };
+            let line = line.trim();
+            match line {
+                "" => {}
+                "/quit" | "/exit" => return Ok(0),
+                "/help" => self.ui.say(HELP)?,
+                "/reset" => self.act("/reset", "the next message begins a new session")?,
+                "/cancel" => self.act("/cancel?queued=1", "cancelled")?,
+                "/status" => self.status()?,
+                _ if line.starts_with("//") => self.ask(&line[1..])?,
+                _ if line.starts_with('/') => self.ui.say(format!("no such command: {line}; /help lists them"))?,
+                _ => self.ask(line)?,
+            }
+        }
+    }
+
+    fn greet(&mut self) -> Result<(), Failure> {
+        let status = self.client.get("/v1/status").map_err(|e| Failure::api("chat", &e))?;
+        self.boot = Some(text(&status, "/boot_id")).filter(|b| !b.is_empty());
+        let key = &self.key;
+        let about = match self.client.get(&session_path(key, "")) {
+            Ok(s) => format!("{}, {}", text(&s, "/state"), count(number(&s, "/turns"), "turn")),
+            Err(e) if e.status == 404 => "a new session".to_owned(),
+            Err(e) => return Err(Failure::api(key, &e)),
+        };
+        let line = format!("{} ({about}); /help for commands", bold(self.ui.color, key));
+        self.ui.say(line)?;
+        Ok(())
+    }
+
+    /// An error of a command ends the command, not the conversation.
+    fn act(&mut self, rest: &str, done: &str) -> Result<(), Failure> {
+        match self.client.post(&session_path(&self.key, rest), None) {
+            Ok(_) => self.ui.say(dim(self.ui.color, &format!("[{done}]")))?,
+            Err(e) => self.ui.note(Failure::api(&self.key, &e).text),
+        }
+        Ok(())
+    }
+
+    fn status(&mut self) -> Result<(), Failure> {
+        match self.client.get(&session_path(&self.key, "")) {
+            Ok(s) => sessions::print(&s, false, self.ui).map(drop),
+            Err(e) => {
+                self.ui.note(Failure::api(&self.key, &e).text);
+                Ok(())
+            }
+        }
+    }
+
+    fn ask(&mut self, message: &str) -> Result<(), Failure> {
+        let id = uuid::Uuid::now_v7().to_string();
+        let ask = Ask { key: &self.key, text: message, id: &id, deltas: true, patient: true, until: None };
+        let (client, key) = (self.client, self.key.as_str());
+        let mut show = Show { client, key, ui: self.ui, input: &mut self.input, screen: Screen::new(), fatal: None };
+        self.presses.store(0, Ordering::SeqCst);
+        let end = follow::ask(client, &ask, &mut self.boot, &mut show);
+        self.presses.store(IDLE, Ordering::SeqCst);
+        show.screen.end_line(show.ui)?;
+        if let Some(failure) = show.fatal {
+            return Err(failure);
+        }
+        match end {
+            Ok(end) if end.outcome == "completed" => {}
+            Ok(end) if end.error.is_empty() => self.ui.note(format!("turn {}", end.outcome)),
+            Ok(end) => self.ui.note(format!("turn {}: {}", end.outcome, clean(&end.error))),
+            Err(failure) => self.ui.note(failure.text),
+        }
+        Ok(())
+    }
+}
+
+/// Shows a turn, and asks for the leave that it wants.
+struct Show<'a, 'i> {
+    client: &'a Client,
+    key: &'a str,
+    ui: &'a mut Ui,
+    input: &'a mut Input<'i>,
+    screen: Screen,
+    /// What ends the conversation rather than the turn: our own input or output is gone.
+    fatal: Option<Failure>,
+}
+
+impl Listener for Show<'_, '_> {
+    fn on(&mut self, seen: Seen<'_>) -> Result<(), Failure> {
+        let done = self.show(seen);
+        if let Err(failure) = &done {
+            self.fatal = Some(failure.clone());
+        }
+        done
+    }
+}
+
+impl Show<'_, '_> {
+    fn show(&mut self, seen: Seen<'_>) -> Result<(), Failure> {
+        let (screen, ui) = (&mut self.screen, &mut *self.ui);
+        match seen {
+            Seen::Text(piece) => screen.text(ui, piece),
+            Seen::Thought(piece) => screen.thought(ui, piece),
+            Seen::Tool(call) => screen.tool(ui, call),
+            Seen::Accepted { deferred: true } => {
+                screen.note(ui, "the daemon is stopping: the message is kept and answered after its next start")
+            }
+            Seen::Accepted { deferred: false } => Ok(()),
+            Seen::Lost(e) => screen.note(ui, &format!("{}; waiting for the daemon", e.message)),
+            Seen::Back { restarted: true } => screen.note(ui, "the daemon restarted; the conversation goes on"),
+            Seen::Back { restarted: false } => screen.note(ui, "connected again"),
+            Seen::Turn { continues: true, resumed } => {
+                screen.note(ui, if resumed { "the message runs again" } else { "the turn is continued" })
+            }
+            Seen::Turn { continues: false, .. } => Ok(()),
+            Seen::Interrupted => screen.note(ui, "the turn was cut off; waiting for its continuation"),
+            Seen::Notice(code, said) => screen.note(ui, if said.is_empty() { code } else { said }),
+            Seen::Permission(p) if text(p, "/state") == "open" => self.permission(p),
+            Seen::Permission(p) => {
+                let by = text(p, "/by");
+                let by = if by.is_empty() { by } else { format!(" by {by}") };
+                screen.note(ui, &format!("permission: {}{by}", text(p, "/outcome")))
+            }
+        }
+    }
+
+    fn permission(&mut self, request: &Value) -> Result<(), Failure> {
+        let (screen, ui) = (&mut self.screen, &mut *self.ui);
+        let options = request.get("options").and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
+        let title = ["/title", "/tool/title", "/tool"].iter().map(|p| text(request, p)).find(|t| !t.is_empty());
+        screen.end_line(ui)?;
+        ui.say(bold(ui.color, &format!("The agent asks for leave: {}", clean(&title.unwrap_or_default()))))?;
+        for (n, option) in options.iter().enumerate() {
+            ui.say(format!("  {}. {}", n + 1, clean(&text(option, "/name"))))?;
+        }
+        let body = loop {
+            match self.input.line(&format!("1-{}> ", options.len()), false)? {
+                Line::Text(line) => {
+                    let choice = line.trim().parse::<usize>().ok().and_then(|n| options.get(n.checked_sub(1)?));
+                    if let Some(option) = choice {
+                        break json!({ "request_id": request["request_id"], "option_id": option["option_id"] });
+                    }
+                    ui.say(format!("a number from 1 to {}, please", options.len()))?;
+                }
+                Line::Interrupted => {
+                    if let Err(e) = self.client.post(&session_path(self.key, "/cancel"), None) {
+                        ui.note(Failure::api(self.key, &e).text);
+                    }
+                    return Ok(());
+                }
+                Line::End => return screen.note(ui, "no more input: left unanswered"),
+            }
+        };
+        match self.client.post(&session_path(self.key, "/permission"), Some(&body)) {
+            Ok(_) => Ok(()),
+            Err(e) if e.code == "resolved" => screen.note(ui, "it was settled already"),
+            Err(e) => screen.note(ui, &e.message),
+        }
+    }
+}

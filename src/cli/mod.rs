@@ -1,0 +1,243 @@
+//! The commands. They talk to the daemon through [`crate::client`] only, and to people through [`Ui`].
+//!
+//! Owns arguments, output and exit codes. It must not know the daemon, the store or the hooks: what a command needs of
+//! them comes in through [`Doors`], which `main` fills.
+
+use std::io::{self, IsTerminal as _, Write};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::Parser as _;
+
+use crate::client::{Client, ClientError};
+use crate::config::{self, Config, ConfigError};
+
+mod args;
+mod chat;
+mod check;
+mod control;
+pub mod doctor;
+mod follow;
+mod generate;
+mod hooks;
+mod render;
+mod report;
+mod screen;
+mod send;
+mod serve;
+mod sessions;
+mod signals;
+mod stop;
+mod transcript;
+
+use args::{Cli, Command, Connect};
+
+/// Exit codes beyond 0 and 1, as INTERFACE.md names them.
+pub mod exit {
+    /// Wrong usage.
+    pub const USAGE: u8 = 2;
+    /// The daemon is not there.
+    pub const UNAVAILABLE: u8 = 69;
+    /// State directory unusable at start.
+    pub const STATE: u8 = 74;
+    /// Configuration wrong.
+    pub const CONFIG: u8 = 78;
+}
+
+/// What `serve` was asked for, looked up and read.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ServeOptions {
+    /// The configuration; `config.file` is what a reload reads again.
+    pub config: Config,
+    /// Database and lock.
+    pub state_dir: PathBuf,
+    /// Where the socket is made.
+    pub socket: PathBuf,
+    /// Ask a daemon that holds the state to leave.
+    pub replace: bool,
+    /// Continue nothing that was interrupted.
+    pub no_resume: bool,
+}
+
+/// What the commands need of the rest of the house.
+#[derive(Clone, Copy)]
+pub struct Doors {
+    /// Runs the daemon; its exit code.
+    pub serve: fn(ServeOptions) -> i32,
+    /// Loads a hook script as the daemon would: a line for each handler that it registers, or what is wrong with it.
+    pub check_script: fn(&Path, &Config) -> Result<Vec<String>, String>,
+    /// Checks for the doctor that need more than the configuration and the client.
+    pub checks: fn(&doctor::Ground<'_>) -> Vec<doctor::Check>,
+}
+
+/// Why a command failed: what is printed after `ostler: `, and the exit code.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failure {
+    /// The exit code.
+    pub code: u8,
+    /// `what: why`; empty when there is nobody left to tell.
+    pub text: String,
+}
+
+impl Failure {
+    fn new(what: impl std::fmt::Display, why: impl std::fmt::Display) -> Self {
+        Self { code: 1, text: format!("{what}: {why}") }
+    }
+
+    /// An error of the API about something, such as a key.
+    fn api(what: impl std::fmt::Display, e: &ClientError) -> Self {
+        let code = match e.code.as_str() {
+            "unreachable" => exit::UNAVAILABLE,
+            "invalid_config" => exit::CONFIG,
+            "invalid_key" | "invalid_parameter" => exit::USAGE,
+            _ => 1,
+        };
+        // Without an answer the message names the daemon, which is what is the matter.
+        let text = if e.status == 0 { e.message.clone() } else { format!("{what}: {e}") };
+        Self { code, text }
+    }
+}
+
+impl From<io::Error> for Failure {
+    fn from(e: io::Error) -> Self {
+        // Whoever read our output went away: it wants no more words either.
+        let text = if e.kind() == io::ErrorKind::BrokenPipe { String::new() } else { format!("output: {e}") };
+        Self { code: 1, text }
+    }
+}
+
+impl From<ConfigError> for Failure {
+    fn from(e: ConfigError) -> Self {
+        Self { code: exit::CONFIG, text: e.to_string() }
+    }
+}
+
+/// A command's exit code, or why it failed.
+type Done = Result<u8, Failure>;
+
+/// Where people are.
+pub struct Ui {
+    out: Box<dyn Write>,
+    err: Box<dyn Write>,
+    /// Stdout is a terminal: answers stream, and control characters must not reach it.
+    out_tty: bool,
+    /// Stderr is a terminal: progress may move.
+    err_tty: bool,
+    /// Colour is welcome on stdout.
+    color: bool,
+}
+
+impl Ui {
+    fn terminal() -> Self {
+        let out_tty = io::stdout().is_terminal();
+        let plain = std::env::var_os("NO_COLOR").is_some_and(|v| !v.is_empty())
+            || std::env::var_os("TERM").is_some_and(|t| t == "dumb");
+        Self {
+            out: Box::new(io::stdout()),
+            err: Box::new(io::stderr()),
+            out_tty,
+            err_tty: io::stderr().is_terminal(),
+            color: out_tty && !plain,
+        }
+    }
+
+    /// A line on stdout.
+    fn say(&mut self, line: impl std::fmt::Display) -> io::Result<()> {
+        writeln!(self.out, "{line}")
+    }
+
+    /// A line on stderr, as `ostler: LINE`. That nobody can read it is no reason to fail.
+    fn note(&mut self, line: impl std::fmt::Display) {
+        let _ = writeln!(self.err, "ostler: {line}");
+    }
+
+    /// JSON on stdout.
+    fn json(&mut self, value: &serde_json::Value) -> io::Result<()> {
+        writeln!(self.out, "{value:#}")
+    }
+}
+
+/// The program, but for what it is made of.
+#[must_use]
+pub fn main(doors: &Doors) -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(e) => {
+            // Help goes to stdout, an error to stderr; that either is closed changes nothing.
+            let _ = e.print();
+            return ExitCode::from(u8::try_from(e.exit_code()).unwrap_or(exit::USAGE));
+        }
+    };
+    let mut ui = Ui::terminal();
+    let done = run(cli.command, doors, &mut ui).and_then(|code| {
+        ui.out.flush()?;
+        Ok(code)
+    });
+    match done {
+        Ok(code) => ExitCode::from(code),
+        Err(failure) => {
+            if !failure.text.is_empty() {
+                ui.note(&failure.text);
+            }
+            ExitCode::from(failure.code)
+        }
+    }
+}
+
+fn run(command: Command, doors: &Doors, ui: &mut Ui) -> Done {
+    match command {
+        Command::Serve(a) => serve::serve(&a, doors, ui),
+        Command::Chat(a) => chat::chat(&client(&a.to)?, a.key.as_deref(), ui),
+        Command::Send(a) => send::send(&client(&a.to)?, &a, ui),
+        Command::Sessions(a) => sessions::list(&client(&a.to)?, &a, ui),
+        Command::Show(a) => sessions::show(&client(&a.to)?, &a, ui),
+        Command::Transcript(a) => transcript::print(&client(&a.one.to)?, &a, ui),
+        Command::Events(a) => transcript::events(&client(&a.one.to)?, &a, ui),
+        Command::Export(a) => transcript::export(&client(&a.to)?, &a, ui),
+        Command::Cancel(a) => {
+            let rest = if a.queued { "/cancel?queued=1" } else { "/cancel" };
+            sessions::act(&client(&a.one.to)?, &a.one, rest, "cancelled", ui)
+        }
+        Command::Reset(a) => sessions::act(&client(&a.to)?, &a, "/reset", "reset", ui),
+        Command::Suspend(a) => sessions::act(&client(&a.to)?, &a, "/suspend", "suspended", ui),
+        Command::Resume(a) => sessions::act(&client(&a.to)?, &a, "/resume", "resumed", ui),
+        Command::Delete(a) => sessions::delete(&client(&a.one.to)?, &a, ui),
+        Command::Hold(a) => control::hold(&client(&a.to)?, &a, true, ui),
+        Command::Release(a) => control::hold(&client(&a.to)?, &a, false, ui),
+        Command::Status(a) => control::status(&client(&a.plain.to)?, &a, ui),
+        Command::Stop(a) => stop::stop(&client(&a.plain.to)?, &a, ui),
+        Command::Restart(a) => stop::restart(&client(&a.to)?, &a, ui),
+        Command::Reload(a) => control::reload(&client(&a.to)?, &a, ui),
+        Command::Report(a) => report::report(&client(&a.plain.to)?, &a, ui),
+        Command::Hooks(a) => hooks::hooks(&a, doors, ui),
+        Command::CheckConfig(a) => check::check_config(a.file.as_deref(), ui),
+        Command::Doctor(a) => doctor::doctor(&a, doors, ui),
+        Command::Backup(a) => control::backup(&client(&a.to)?, &a.file, ui),
+        Command::Completions { shell } => generate::completions(shell, ui),
+        Command::Generate(a) => generate::generate(&a, ui),
+    }
+}
+
+/// The daemon that the flags or the environment name.
+fn client(to: &Connect) -> Result<Client, Failure> {
+    let Some(url) = &to.url else {
+        return Ok(Client::unix(&config::paths::client_socket(to.socket.as_deref(), &config::paths::process_env)));
+    };
+    let token = match &to.token_file {
+        Some(file) => {
+            let text = std::fs::read_to_string(file).map_err(|e| Failure::new(file.display(), e))?;
+            let token = text.trim();
+            if token.is_empty() || token.contains(char::is_whitespace) {
+                return Err(Failure::new(file.display(), "is not one token"));
+            }
+            Some(token.to_owned())
+        }
+        None => None,
+    };
+    Client::url(url, token.as_deref()).map_err(|e| Failure { code: exit::USAGE, text: format!("--url: {}", e.message) })
+}
+
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod tests;

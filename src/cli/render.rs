@@ -1,0 +1,118 @@
+//! JSON to what people read: tables, fields, ages. Pure but for the clock that `ago` is given.
+
+use comfy_table::{ContentArrangement, Table, presets};
+use serde_json::Value;
+
+use super::Ui;
+use crate::clock::{self, Millis};
+
+/// A table without lines; `-` where there is nothing.
+pub fn table(ui: &Ui, headers: &[&str], rows: Vec<Vec<String>>) -> String {
+    let mut table = Table::new();
+    let fit = if ui.out_tty { ContentArrangement::Dynamic } else { ContentArrangement::Disabled };
+    table.load_style(presets::NOTHING).set_content_arrangement(fit);
+    table.set_header(headers.iter().map(|h| h.to_uppercase()));
+    for row in rows {
+        table.add_row(row.into_iter().map(|c| if c.is_empty() { "-".to_owned() } else { clean(&c) }));
+    }
+    let text = table.to_string();
+    let lines = text.lines().map(|l| l.strip_prefix(' ').unwrap_or(l).trim_end().to_owned());
+    lines.collect::<Vec<_>>().join("\n")
+}
+
+/// Names and values in two columns; what has no value is left out.
+pub fn fields(rows: &[(&str, String)]) -> String {
+    let rows: Vec<_> = rows.iter().filter(|(_, v)| !v.is_empty()).collect();
+    let width = rows.iter().map(|(n, _)| n.len()).max().unwrap_or(0);
+    rows.iter().map(|(n, v)| format!("{n:width$}  {}\n", clean(v))).collect::<String>().trim_end().to_owned()
+}
+
+/// A field's value as text: nothing for `null` and what is not there.
+pub fn text(value: &Value, pointer: &str) -> String {
+    match value.pointer(pointer) {
+        None | Some(Value::Null) => String::new(),
+        Some(Value::String(s)) => s.clone(),
+        Some(other) => other.to_string(),
+    }
+}
+
+/// A number, 0 if it is not there.
+pub fn number(value: &Value, pointer: &str) -> i64 {
+    value.pointer(pointer).and_then(Value::as_i64).unwrap_or(0)
+}
+
+/// The list in an answer: `{"sessions":[…]}`, or the array itself.
+pub fn items(value: &Value) -> &[Value] {
+    let list = match value {
+        Value::Array(list) => Some(list),
+        Value::Object(fields) => fields.values().find_map(Value::as_array),
+        _ => None,
+    };
+    list.map_or(&[], Vec::as_slice)
+}
+
+/// An error in an event or an answer, which may be `{code, message}` or a text.
+pub fn error_text(error: &Value) -> String {
+    match (error.get("code").and_then(Value::as_str), error.get("message").and_then(Value::as_str)) {
+        (Some(code), Some(message)) => format!("{message} ({code})"),
+        (Some(one), None) | (None, Some(one)) => one.to_owned(),
+        (None, None) => match error {
+            Value::Null => String::new(),
+            Value::String(s) => s.clone(),
+            other => other.to_string(),
+        },
+    }
+}
+
+/// When something was, as a reader wants it: `3m ago`.
+pub fn ago(at: &str, now: Millis) -> String {
+    let Ok(then) = at.parse::<jiff::Timestamp>() else { return at.to_owned() };
+    let seconds = (now - then.as_millisecond()) / 1000;
+    match seconds {
+        ..0 => at.to_owned(),
+        0..60 => format!("{seconds}s ago"),
+        60..3600 => format!("{}m ago", seconds / 60),
+        3600..86_400 => format!("{}h ago", seconds / 3600),
+        _ => format!("{}d ago", seconds / 86_400),
+    }
+}
+
+/// `ago` by the wall clock.
+pub fn ago_now(at: &str) -> String {
+    ago(at, clock::now())
+}
+
+/// Milliseconds for people: `850ms`, `12.3s`, `4m 10s`.
+pub fn millis(ms: i64) -> String {
+    match ms {
+        ..0 => "0ms".into(),
+        0..1000 => format!("{ms}ms"),
+        1000..60_000 => format!("{}.{}s", ms / 1000, ms % 1000 / 100),
+        60_000..3_600_000 => format!("{}m {}s", ms / 60_000, ms % 60_000 / 1000),
+        _ => format!("{}h {}m", ms / 3_600_000, ms % 3_600_000 / 60_000),
+    }
+}
+
+/// `1 turn`, `2 turns`.
+pub fn count(n: i64, what: &str) -> String {
+    if n == 1 { format!("1 {what}") } else { format!("{n} {what}s") }
+}
+
+/// Text of agents and users without control characters, which would otherwise command the reader's terminal.
+pub fn clean(text: &str) -> String {
+    text.chars().filter(|c| !c.is_control() || matches!(c, '\n' | '\t')).collect()
+}
+
+/// Dim text, where colour is welcome.
+pub fn dim(color: bool, text: &str) -> String {
+    paint(color, "2", text)
+}
+
+/// Bold text, where colour is welcome.
+pub fn bold(color: bool, text: &str) -> String {
+    paint(color, "1", text)
+}
+
+fn paint(color: bool, code: &str, text: &str) -> String {
+    if color { format!("\u{1b}[{code}m{text}\u{1b}[0m") } else { text.to_owned() }
+}

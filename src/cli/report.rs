@@ -1,0 +1,97 @@
+//! `report`: how a stop went.
+
+use serde_json::Value;
+
+use super::args::Report;
+use super::render::{ago_now, bold, items, millis, number, table, text};
+use super::{Done, Failure, Ui};
+use crate::client::{Client, segment};
+
+/// `report [BOOT]`
+pub fn report(client: &Client, a: &Report, ui: &mut Ui) -> Done {
+    let fail = |e| Failure::api("report", &e);
+    if let Some(boot) = &a.boot {
+        let report = client.get(&format!("/v1/reports/{}", segment(boot))).map_err(|e| Failure::api(boot, &e))?;
+        return print(&report, a.plain.json, ui);
+    }
+    let all = client.get("/v1/reports").map_err(fail)?;
+    if a.all {
+        return list(&all, a.plain.json, ui);
+    }
+    let newest = items(&all).iter().max_by_key(|r| text(r, "/started_at"));
+    let Some(newest) = newest else {
+        return Err(Failure::new("report", "there is none yet: the daemon has not stopped once"));
+    };
+    // The list may be without the details.
+    match newest.get("phases") {
+        Some(_) => print(newest, a.plain.json, ui),
+        None => {
+            let boot = text(newest, "/boot_id");
+            let whole = client.get(&format!("/v1/reports/{}", segment(&boot))).map_err(fail)?;
+            print(&whole, a.plain.json, ui)
+        }
+    }
+}
+
+fn list(all: &Value, json: bool, ui: &mut Ui) -> Done {
+    if json {
+        ui.json(all)?;
+        return Ok(0);
+    }
+    let rows = items(all).iter().map(|r| {
+        vec![
+            text(r, "/boot_id"),
+            text(r, "/reason"),
+            text(r, "/urgency"),
+            clean_word(r),
+            ago_now(&text(r, "/ended_at")),
+        ]
+    });
+    let text = table(ui, &["boot", "reason", "urgency", "outcome", "ended"], rows.collect());
+    ui.say(text)?;
+    Ok(0)
+}
+
+fn clean_word(r: &Value) -> String {
+    if r["clean"] == true { "clean".into() } else { "unclean".into() }
+}
+
+/// A report, whole.
+pub fn print(r: &Value, json: bool, ui: &mut Ui) -> Done {
+    if json {
+        ui.json(r)?;
+        return Ok(0);
+    }
+    let head = format!("{} ({}), {}", text(r, "/reason"), text(r, "/urgency"), clean_word(r));
+    ui.say(bold(ui.color, &head))?;
+    ui.say(format!("boot {}, {} to {}\n", text(r, "/boot_id"), text(r, "/started_at"), text(r, "/ended_at")))?;
+    let phase = |p: &Value| vec![text(p, "/phase"), millis(number(p, "/took_ms")), millis(number(p, "/planned_ms"))];
+    let list = |name: &str| r.get(name).and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
+    let phases = table(ui, &["phase", "took", "planned"], list("phases").iter().map(phase).collect());
+    ui.say(phases)?;
+    let session = |s: &Value| {
+        let mark = if s["resume_pending"] == true { "will be continued" } else { "" };
+        vec![text(s, "/key"), text(s, "/outcome"), text(s, "/tool"), mark.to_owned(), text(s, "/end_event")]
+    };
+    if list("sessions").is_empty() {
+        ui.say("\nno session was live")?;
+        return Ok(0);
+    }
+    let headers = ["session", "outcome", "tool", "mark", "end event"];
+    let sessions = table(ui, &headers, list("sessions").iter().map(session).collect());
+    ui.say("")?;
+    ui.say(sessions)?;
+    Ok(0)
+}
+
+/// How the sessions fared, in a line: `2 finished, 1 interrupted`.
+pub fn outcomes(r: &Value) -> String {
+    let list = r.get("sessions").and_then(Value::as_array);
+    let of = |word: &str| list.into_iter().flatten().filter(|s| text(s, "/outcome") == word).count();
+    ["finished", "interrupted", "abandoned", "idle"]
+        .iter()
+        .filter(|w| of(w) > 0)
+        .map(|w| format!("{} {w}", of(w)))
+        .collect::<Vec<_>>()
+        .join(", ")
+}

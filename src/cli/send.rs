@@ -1,0 +1,128 @@
+//! `send`: one message, one answer.
+
+use std::io::{Read as _, Write as _};
+use std::time::Instant;
+
+use serde_json::json;
+
+use super::args::Send;
+use super::follow::{self, Ask, Listener, Seen};
+use super::render::{clean, text};
+use super::{Done, Failure, Ui, exit};
+use crate::client::{Client, name_to_key, session_path};
+
+/// `send`
+pub fn send(client: &Client, a: &Send, ui: &mut Ui) -> Done {
+    let key = name_to_key(&a.key);
+    let message = if a.text == "-" { stdin()? } else { a.text.clone() };
+    if message.is_empty() {
+        return Err(Failure { code: exit::USAGE, text: format!("{key}: an empty message cannot be sent") });
+    }
+    let id = a.id.clone().unwrap_or_else(|| uuid::Uuid::now_v7().to_string());
+    if a.no_wait {
+        let body = json!({ "text": message, "id": id });
+        let answer = client.post(&session_path(&key, "/messages"), Some(&body)).map_err(|e| {
+            let mut failure = Failure::api(&key, &e);
+            if e.is_passing() && !e.is_unreachable() {
+                failure.text += &format!("; whether the message is kept is not known: send it again with --id {id}");
+            }
+            failure
+        })?;
+        ui.json(&answer)?;
+        return Ok(0);
+    }
+    let until = a.timeout.0.map(|d| Instant::now() + d);
+    let mut out = Answer { ui, held: String::new(), at_line_start: true };
+    let ask = Ask { key: &key, text: &message, id: &id, deltas: false, patient: false, until };
+    let end = follow::ask(client, &ask, &mut None, &mut out);
+    out.finish()?;
+    let end = end?;
+    if end.outcome == "completed" {
+        return Ok(0);
+    }
+    let why = if end.error.is_empty() { String::new() } else { format!(": {}", end.error) };
+    Err(Failure::new(&key, format!("turn {}{why}", end.outcome)))
+}
+
+fn stdin() -> Result<String, Failure> {
+    let mut text = String::new();
+    std::io::stdin().lock().read_to_string(&mut text).map_err(|e| Failure::new("stdin", e))?;
+    Ok(text)
+}
+
+/// Prints the answer: on a terminal as it comes, else in one piece when it is whole.
+struct Answer<'u> {
+    ui: &'u mut Ui,
+    held: String,
+    at_line_start: bool,
+}
+
+impl Answer<'_> {
+    fn print(&mut self, piece: &str) -> Result<(), Failure> {
+        if self.ui.out_tty {
+            let piece = clean(piece);
+            self.ui.out.write_all(piece.as_bytes())?;
+            self.ui.out.flush()?;
+        } else {
+            self.held.push_str(piece);
+        }
+        self.at_line_start = piece.ends_with('\n');
+        Ok(())
+    }
+
+    fn end_line(&mut self) -> Result<(), Failure> {
+        if self.at_line_start { Ok(()) } else { self.print("\n") }
+    }
+
+    fn finish(&mut self) -> Result<(), Failure> {
+        self.end_line()?;
+        let held = std::mem::take(&mut self.held);
+        self.ui.out.write_all(held.as_bytes())?;
+        self.ui.out.flush()?;
+        Ok(())
+    }
+
+    fn note(&mut self, line: &str) -> Result<(), Failure> {
+        if self.ui.out_tty {
+            self.end_line()?;
+        }
+        self.ui.note(line);
+        Ok(())
+    }
+}
+
+impl Listener for Answer<'_> {
+    fn on(&mut self, seen: Seen<'_>) -> Result<(), Failure> {
+        match seen {
+            Seen::Text(piece) => self.print(piece),
+            Seen::Turn { resumed, continues } => {
+                if continues {
+                    self.end_line()?;
+                }
+                if resumed {
+                    // The message runs again: what was said before the break is no part of this answer.
+                    self.held.clear();
+                    self.at_line_start = true;
+                }
+                Ok(())
+            }
+            Seen::Accepted { deferred: true } => {
+                self.note("the daemon is stopping: the message is kept and answered after its next start")
+            }
+            Seen::Lost(e) => self.note(&format!("{}; waiting for the daemon", e.message)),
+            Seen::Back { restarted: true } => self.note("the daemon restarted; waiting for the answer"),
+            Seen::Back { restarted: false } => self.note("connected again"),
+            Seen::Interrupted => self.note("the turn was cut off; waiting for its continuation"),
+            Seen::Notice(code, said) => {
+                let said = if said.is_empty() { code } else { said };
+                self.note(&clean(said))
+            }
+            Seen::Permission(p) if text(p, "/state") == "open" => {
+                let title = [text(p, "/title"), text(p, "/tool/title")].into_iter().find(|t| !t.is_empty());
+                let title = title.unwrap_or_else(|| text(p, "/request_id"));
+                self.note(&format!("the agent waits for leave: {}", clean(&title)))
+            }
+            Seen::Accepted { deferred: false } | Seen::Thought(_) | Seen::Tool(_) | Seen::Permission(_) => Ok(()),
+        }
+    }
+}

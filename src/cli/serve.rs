@@ -1,0 +1,26 @@
+//! `serve`: flags, environment and file become what the daemon needs; then it runs.
+
+use super::args::Serve;
+use super::{Done, Doors, Failure, ServeOptions, Ui, exit};
+use crate::config::{self, Paths, paths::process_env};
+
+/// Runs the daemon; its exit code is ours.
+pub fn serve(a: &Serve, doors: &Doors, _: &mut Ui) -> Done {
+    let paths = Paths::of_daemon(a.config.as_deref(), a.state_dir.as_deref(), a.socket.as_deref(), &process_env)
+        .map_err(|text| Failure { code: exit::STATE, text })?;
+    let config = config::load(paths.config.as_deref())?;
+    crate::log::init(&config.daemon.log);
+    for warning in &config.warnings {
+        log::warn!("{warning}");
+    }
+    let code = (doors.serve)(ServeOptions {
+        config,
+        state_dir: paths.state_dir,
+        socket: paths.socket,
+        replace: a.replace,
+        no_resume: a.no_resume,
+    });
+    // What the daemon last said is still on its way; a stalled stderr gets this long and no more.
+    crate::log::flush(std::time::Instant::now() + std::time::Duration::from_secs(1));
+    Ok(u8::try_from(code).unwrap_or(1))
+}

@@ -1,0 +1,6 @@
+//! What the commands promise, against a daemon's face that answers as it is told.
+#![allow(clippy::unwrap_used)]
+
+mod commands;
+mod following;
+mod talking;

@@ -1,0 +1,164 @@
+//! `transcript`, `events`, `export`: what was said.
+
+use std::io::Write as _;
+
+use serde_json::Value;
+use ureq::http::Method;
+
+use super::args::{Events, One, Transcript};
+use super::render::{clean, dim, error_text, items, text};
+use super::{Done, Failure, Ui};
+use crate::client::{Client, ClientError, SseEvent, name_to_key, session_path};
+
+/// Entries asked for at a time.
+const PAGE: usize = 500;
+
+/// Hands every entry of a transcript over, page by page.
+fn entries(
+    client: &Client,
+    key: &str,
+    after: Option<i64>,
+    limit: Option<usize>,
+    mut each: impl FnMut(&Value) -> Result<(), Failure>,
+) -> Result<(), Failure> {
+    let mut after = after.map(|a| a.to_string()).unwrap_or_default();
+    let mut left = limit.unwrap_or(usize::MAX);
+    while left > 0 {
+        let mut rest = format!("/transcript?limit={}", PAGE.min(left));
+        if !after.is_empty() {
+            rest += &format!("&after={after}");
+        }
+        let page = client.get(&session_path(key, &rest)).map_err(|e| Failure::api(key, &e))?;
+        let found = items(&page);
+        for entry in found.iter().take(left) {
+            each(entry)?;
+        }
+        left = left.saturating_sub(found.len());
+        let next = text(&page, "/next");
+        if next.is_empty() || next == after || found.is_empty() {
+            break;
+        }
+        after = next;
+    }
+    Ok(())
+}
+
+/// `transcript`
+pub fn print(client: &Client, a: &Transcript, ui: &mut Ui) -> Done {
+    let key = name_to_key(&a.one.key);
+    if a.one.json {
+        let mut all = Vec::new();
+        entries(client, &key, a.after, a.limit, |e| {
+            all.push(e.clone());
+            Ok(())
+        })?;
+        ui.json(&serde_json::json!({ "entries": all, "next": null }))?;
+        return Ok(0);
+    }
+    let color = ui.color;
+    entries(client, &key, a.after, a.limit, |e| {
+        let head = format!("[{}] {} {}", text(e, "/seq"), text(e, "/role"), text(e, "/at"));
+        ui.say(dim(color, &head))?;
+        ui.say(clean(&said(e)))?;
+        ui.say("")?;
+        Ok(())
+    })?;
+    Ok(0)
+}
+
+/// What an entry says; a tool call may have no text but a title.
+fn said(entry: &Value) -> String {
+    let title = || {
+        let status = text(entry, "/status");
+        let title = ["/title", "/tool/title", "/tool_call_id"].iter().map(|p| text(entry, p)).find(|t| !t.is_empty());
+        let title = title.unwrap_or_default();
+        if status.is_empty() { title } else { format!("{title} ({status})") }
+    };
+    match text(entry, "/text") {
+        t if t.is_empty() => title(),
+        t => t,
+    }
+}
+
+/// `export`: Markdown to read, or JSON Lines to work with.
+pub fn export(client: &Client, a: &One, ui: &mut Ui) -> Done {
+    let key = name_to_key(&a.key);
+    if a.json {
+        entries(client, &key, None, None, |e| Ok(ui.say(e)?))?;
+        return Ok(0);
+    }
+    let session = client.get(&session_path(&key, "")).map_err(|e| Failure::api(&key, &e))?;
+    ui.say(format!("# {}\n", text(&session, "/key")))?;
+    ui.say(format!("Session {}, begun {}.", text(&session, "/id"), text(&session, "/created_at")))?;
+    entries(client, &key, None, None, |e| {
+        let (role, at, said) = (text(e, "/role"), text(e, "/at"), said(e));
+        match role.as_str() {
+            "tool" => ui.say(format!("\n> Tool: {}", quoted(&said)))?,
+            "system" => ui.say(format!("\n> Note: {}", quoted(&said)))?,
+            _ => {
+                let role = if role == "user" { "User" } else { "Agent" };
+                ui.say(format!("\n## {role} ({at})\n\n{}", said.trim_end()))?;
+            }
+        }
+        Ok(())
+    })?;
+    Ok(0)
+}
+
+fn quoted(text: &str) -> String {
+    text.trim_end().replace('\n', "\n> ")
+}
+
+/// `events`
+pub fn events(client: &Client, a: &Events, ui: &mut Ui) -> Done {
+    let key = name_to_key(&a.one.key);
+    let fail = |e: ClientError| Failure::api(&key, &e);
+    let query = match (a.after, a.follow) {
+        (Some(after), true) => format!("?after={after}"),
+        (None, true) => String::new(),
+        (after, false) => format!("?after={}&follow=0", after.unwrap_or(0)),
+    };
+    let stream =
+        client.stream(&session_path(&key, &format!("/events{query}")), Method::GET, None, None).map_err(fail)?;
+    for event in stream {
+        let event = event.map_err(fail)?;
+        let line = if a.one.json {
+            serde_json::json!({ "id": event.id, "event": event.event, "data": event.data }).to_string()
+        } else {
+            line(&event)
+        };
+        ui.say(line)?;
+        ui.out.flush()?;
+    }
+    if a.follow {
+        // The daemon closes its streams when it stops.
+        return Err(Failure::new(&key, "the daemon ended the stream"));
+    }
+    Ok(0)
+}
+
+/// An event in a line: number, time, kind, and what is particular to it.
+fn line(event: &SseEvent) -> String {
+    let data = &event.data;
+    let id = event.id.map(|id| id.to_string()).unwrap_or_default();
+    let what = match event.event.as_str() {
+        "text" | "thought" | "delta" => text(data, "/text"),
+        "tool" => format!("{} {}", text(data, "/title"), text(data, "/status")),
+        "permission" => format!("{} {} {}", text(data, "/request_id"), text(data, "/state"), text(data, "/outcome")),
+        "turn_start" => match text(data, "/continues") {
+            turn if turn.is_empty() => text(data, "/turn_id"),
+            turn => format!("{} continues {turn}", text(data, "/turn_id")),
+        },
+        "turn_end" => {
+            let error = data.get("error").map(error_text).unwrap_or_default();
+            format!("{} {} {error}", text(data, "/turn_id"), text(data, "/outcome"))
+        }
+        "session_start" | "session_end" | "session_closed" => {
+            format!("{} {}", text(data, "/session_id"), text(data, "/reason"))
+        }
+        "notice" => format!("{} {}", text(data, "/code"), text(data, "/text")),
+        _ => String::new(),
+    };
+    let line = format!("{id} {} {} {}", text(data, "/at"), event.event, clean(&what).replace('\n', "\\n"));
+    line.trim().to_owned()
+}
