@@ -7,16 +7,22 @@ use ostler::{daemon, hooks};
 
 fn main() -> ExitCode {
     cli::main(&Doors {
-        serve: |o| {
-            daemon::serve(&daemon::ServeOptions {
-                config: o.config,
-                state_dir: o.state_dir,
-                socket: o.socket,
-                replace: o.replace,
-                no_resume: o.no_resume,
+        serve: |asked| {
+            daemon::serve(daemon::ServeOptions {
+                config: asked.config,
+                state_dir: asked.state_dir,
+                socket: asked.socket,
+                replace: asked.replace,
+                no_resume: asked.no_resume,
             })
         },
-        check_script: |file, config| hooks::check_script(file, &config.hooks),
+        check_script: |file, config| {
+            let problems = hooks::check(&[file.to_owned()], &config.hooks);
+            match problems.iter().find(|p| p.error) {
+                Some(error) => Err(error.to_string()),
+                None => Ok(problems.iter().map(ToString::to_string).collect()),
+            }
+        },
         checks: |_| Vec::new(),
     })
 }

@@ -12,8 +12,6 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
-use crate::clock::Millis;
-use crate::model::event::Role;
 
 pub mod acp;
 pub mod echo;
@@ -237,20 +235,7 @@ pub trait Host {
     fn history(&mut self, limit: u64) -> Vec<Entry>;
 }
 
-/// A transcript entry, as an agent is given it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Entry {
-    /// Its place in the transcript.
-    pub seq: i64,
-    /// The turn it belongs to.
-    pub turn_id: Option<String>,
-    /// Who speaks.
-    pub role: Role,
-    /// What.
-    pub text: String,
-    /// When.
-    pub at: Millis,
-}
+pub use crate::model::event::Entry;
 
 /// Whatever answers messages.
 pub trait Agent: Send {

@@ -43,13 +43,14 @@ pub struct Feed {
     listening: Listening,
     after: i64,
     deltas: bool,
+    follow: bool,
     notice: Option<(&'static str, &'static str)>,
 }
 
 impl Feed {
     /// Begins to listen. From now on nothing is missed.
-    pub fn open(house: &Arc<House>, key: &str) -> Result<Self, ApiError> {
-        Self::from(house, Some(key), None, None, false)
+    pub fn open(house: &Arc<House>, key: &str, deltas: bool) -> Result<Self, ApiError> {
+        Self::from(house, Some(key), None, None, deltas)
     }
 
     fn from(
@@ -73,7 +74,7 @@ impl Feed {
             Some(n) if n < pruned => (n, Some(("events_pruned", "older events have been removed"))),
             Some(n) => (n, None),
         };
-        Ok(Self { house: house.clone(), key: key.map(str::to_owned), listening, after, deltas, notice })
+        Ok(Self { house: house.clone(), key: key.map(str::to_owned), listening, after, deltas, follow: true, notice })
     }
 
     /// Streams until the client goes, the daemon leaves, or what was asked for is over.
@@ -126,14 +127,18 @@ impl Feed {
                     break;
                 }
             }
-            if closed {
+            if closed || !self.follow {
                 return stream.finish();
             }
             let ping_at = Instant::now() + PING;
             let news = self.listening.wait(self.after, ping_at);
             closed = news.closed;
             if self.deltas {
-                for delta in &news.deltas {
+                let meant = match &only {
+                    Only::All => "",
+                    Only::Session(id) | Only::Turn { id, .. } => id.as_str(),
+                };
+                for delta in news.deltas.iter().filter(|d| d.contains(meant)) {
                     sse::event(&mut buf, Some("delta"), None, delta);
                 }
             }
@@ -200,7 +205,9 @@ pub fn stream(api: &Api, request: &Request, query: &Query, of: Option<Target>, o
             Some(Target::Id(id)) => (Some(api.house.store.key_of(&id)?), Only::Session(id)),
         };
         let header = request.head.header("last-event-id");
-        let feed = Feed::from(&api.house, key.as_deref(), query.number("after")?, header, query.flag("deltas")?)?;
+        let mut feed = Feed::from(&api.house, key.as_deref(), query.number("after")?, header, query.flag("deltas")?)?;
+        // `follow=0`: what is kept, and no more.
+        feed.follow = query.get("follow") != Some("0");
         Ok((feed, only))
     };
     match open() {

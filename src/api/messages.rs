@@ -6,6 +6,7 @@ use std::io;
 use serde_json::{Value, json};
 
 use super::events::{Feed, Only};
+use super::route::Query;
 use super::{Api, ApiError, body};
 use crate::daemon::{self, desk};
 use crate::hooks::Verdict;
@@ -14,14 +15,15 @@ use crate::model::event::HookEvent;
 use crate::model::session::id_fault;
 use crate::store::{Accept, Accepted, Target};
 
-pub fn post(api: &Api, request: &Request, to: Target, out: Responder<'_>) -> io::Result<()> {
+pub fn post(api: &Api, request: &Request, query: &Query, to: Target, out: Responder<'_>) -> io::Result<()> {
     let streams = request.head.header("accept").is_some_and(|a| a.contains("text/event-stream"));
     let message = match read(api, request, to) {
         Ok(message) => message,
         Err(e) => return out.send(e.response()),
     };
     // Listening begins before the message is accepted, so that nothing of its turn is missed.
-    let feed = match streams.then(|| Feed::open(&api.house, &message.key)).transpose() {
+    let deltas = query.flag("deltas").unwrap_or(false);
+    let feed = match streams.then(|| Feed::open(&api.house, &message.key, deltas)).transpose() {
         Ok(feed) => feed,
         Err(e) => return out.send(e.response()),
     };

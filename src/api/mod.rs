@@ -39,7 +39,7 @@ impl std::fmt::Debug for Token {
 /// It cannot be read, or is empty: a text that names the file.
 pub fn token(config: &Config) -> Result<Option<Token>, String> {
     let Some(file) = config.http.as_ref().and_then(|h| h.token_file.as_ref()) else { return Ok(None) };
-    let file = config::secret_file(file, config, &config::process_env);
+    let file = config::paths::secret_file(file, config, &config::paths::process_env);
     let text = std::fs::read_to_string(&file).map_err(|e| format!("http.token_file: {}: {e}", file.display()))?;
     let text = text.trim();
     if text.is_empty() {

@@ -101,7 +101,7 @@ pub fn handle(api: &Api, request: &Request, out: Responder<'_>) -> io::Result<()
     }
     if let ("POST", ["v1", "sessions", key, "messages"]) = (method, parts.as_slice()) {
         return match target(key) {
-            Ok(to) => messages::post(api, request, to, out),
+            Ok(to) => messages::post(api, request, &query, to, out),
             Err(e) => out.send(e.response()),
         };
     }

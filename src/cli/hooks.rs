@@ -45,10 +45,14 @@ fn check(files: &[PathBuf], config: Option<&Path>, doors: &Doors, ui: &mut Ui) -
     let mut code = 0;
     for file in files {
         match (doors.check_script)(file, &config) {
-            Ok(handlers) if handlers.is_empty() => ui.say(format!("{}: valid; registers nothing", file.display()))?,
-            Ok(handlers) => ui.say(format!("{}: valid: {}", file.display(), handlers.join(", ")))?,
+            Ok(warnings) => {
+                for warning in &warnings {
+                    ui.note(warning);
+                }
+                ui.say(format!("{}: valid", file.display()))?;
+            }
             Err(why) => {
-                ui.note(format!("{}: {why}", file.display()));
+                ui.note(why);
                 code = exit::CONFIG;
             }
         }

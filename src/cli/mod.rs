@@ -64,7 +64,7 @@ pub struct ServeOptions {
 pub struct Doors {
     /// Runs the daemon; its exit code.
     pub serve: fn(ServeOptions) -> i32,
-    /// Loads a hook script as the daemon would: a line for each handler that it registers, or what is wrong with it.
+    /// Loads a hook script as the daemon would: a line for each warning, or what is wrong with it; each names file and line.
     pub check_script: fn(&Path, &Config) -> Result<Vec<String>, String>,
     /// Checks for the doctor that need more than the configuration and the client.
     pub checks: fn(&doctor::Ground<'_>) -> Vec<doctor::Check>,

@@ -59,7 +59,7 @@ pub struct Running {
     flush_at: Option<Instant>,
     deadline: Option<Instant>,
     heard: Instant,
-    offset: usize,
+    offsets: [usize; 2],
     tools: HashMap<String, ToolCall>,
     open: Vec<Open>,
 }
@@ -171,7 +171,7 @@ impl Desk {
             flush_at: None,
             deadline: self.agent.turn_timeout.map(|t| now + t),
             heard: now,
-            offset: 0,
+            offsets: [0; 2],
             tools: HashMap::new(),
             open: Vec::new(),
         });
@@ -303,10 +303,10 @@ impl Desk {
         if kind == EventKind::Text && self.keep_answer && r.answer.len() < SHOWN {
             r.answer.push_str(&text);
         }
-        let offset = r.offset;
-        if kind == EventKind::Text {
-            r.offset += text.len();
-        }
+        // Bytes of this kind before it, in this turn.
+        let so_far = &mut r.offsets[usize::from(kind == EventKind::Thought)];
+        let offset = *so_far;
+        *so_far += text.len();
         if self.house.hub.wants_deltas(&self.identity.key) {
             let delta = json!({
                 "key": self.identity.key, "session_id": self.identity.session_id, "turn_id": r.turn_id, "kind": kind,

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::agent::process;
-use crate::config::{self, Config, Paths};
+use crate::config::{self, Config};
 use crate::hooks::{self, Event, Hooks, Verdict};
 use crate::http::{Limits, Listener, Server};
 use crate::model::event::StopReason;
@@ -39,14 +39,14 @@ use house::{House, Parts};
 use registry::Wish;
 
 /// What `serve` was asked.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct ServeOptions {
-    /// The configuration file.
-    pub config: Option<PathBuf>,
+    /// The configuration.
+    pub config: Config,
     /// The state directory.
-    pub state_dir: Option<PathBuf>,
+    pub state_dir: PathBuf,
     /// The API's socket.
-    pub socket: Option<PathBuf>,
+    pub socket: PathBuf,
     /// A live owner of the state is asked to leave.
     pub replace: bool,
     /// Interrupted turns do not go on: for the first boot of a restored copy.
@@ -76,7 +76,7 @@ struct NoStart(i32, String);
 
 /// Runs the daemon; returns its exit code.
 #[must_use]
-pub fn serve(options: &ServeOptions) -> i32 {
+pub fn serve(options: ServeOptions) -> i32 {
     match start(options) {
         Ok(code) => code,
         Err(NoStart(code, why)) => {
@@ -88,20 +88,15 @@ pub fn serve(options: &ServeOptions) -> i32 {
     }
 }
 
-fn start(options: &ServeOptions) -> Result<i32, NoStart> {
-    let env = &config::process_env;
+fn start(mut options: ServeOptions) -> Result<i32, NoStart> {
     let bad_config = |e: String| NoStart(exit::CONFIG, e);
-    let paths = Paths::of_daemon(options.config.as_deref(), options.state_dir.as_deref(), options.socket.as_deref(), env)
-        .map_err(|e| NoStart(exit::STATE, e))?;
-    let mut config = config::load(paths.config.as_deref()).map_err(|e| bad_config(e.to_string()))?;
-    config.hooks.dir = config::hooks_dir(&config);
-    crate::log::init(&config.daemon.log);
+    options.config.hooks.dir = config::paths::hooks_dir(&options.config);
     let (safe, by) = limits::threads();
     thread::set_limit(safe);
     let descriptors = limits::raise_descriptors();
     log::info!("ostler {}; at most {safe} threads (by {by}), {descriptors} descriptors", env!("CARGO_PKG_VERSION"));
-    let scripts = hooks::load(&config.hooks, env!("CARGO_PKG_VERSION")).map_err(|e| bad_config(e.to_string()))?;
-    let token = api::token(&config).map_err(bad_config)?;
+    let scripts = hooks::load(&options.config.hooks, env!("CARGO_PKG_VERSION")).map_err(|e| bad_config(e.to_string()))?;
+    let token = api::token(&options.config).map_err(bad_config)?;
 
     let internal = |e: std::io::Error| NoStart(exit::INTERNAL, e.to_string());
     let signals = signals::listen(|| {
@@ -111,20 +106,17 @@ fn start(options: &ServeOptions) -> Result<i32, NoStart> {
     if let Err(e) = rustix::process::set_child_subreaper(Some(rustix::process::getpid())) {
         log::warn!("what agents leave behind cannot be adopted: {e}");
     }
-    make_state_dir(&paths.state_dir)?;
-    let lock = take_lock(&paths.state_dir, options.replace, config.shutdown.deadline)?;
-    let store = Store::open(&paths.state_dir.join("ostler.db")).map_err(|e| NoStart(exit::STATE, e.to_string()))?;
-    let code = run(options, &paths, config, token, store, scripts, signals)?;
+    make_state_dir(&options.state_dir)?;
+    let lock = take_lock(&options.state_dir, options.replace, options.config.shutdown.deadline)?;
+    let store = Store::open(&options.state_dir.join("ostler.db")).map_err(|e| NoStart(exit::STATE, e.to_string()))?;
+    let code = run(options, token, store, scripts, signals)?;
     drop(lock);
     crate::log::flush(Instant::now() + Duration::from_secs(2));
     Ok(code)
 }
 
-#[allow(clippy::too_many_arguments)]
 fn run(
-    options: &ServeOptions,
-    paths: &Paths,
-    config: Config,
+    options: ServeOptions,
     token: Option<api::Token>,
     store: Store,
     scripts: hooks::Scripts,
@@ -138,18 +130,18 @@ fn run(
     let (delivery, delivery_inbox) = delivery::Delivery::new();
     connect(&store, &hooks, &hub, &delivery);
 
-    let http = config.http.clone();
-    let threshold = i64::from(config.sessions.stuck_threshold);
+    let http = options.config.http.clone();
+    let threshold = i64::from(options.config.sessions.stuck_threshold);
     let (requests, request_inbox) = crossbeam_channel::bounded(256);
     let house = Arc::new(House::new(Parts {
         store: store.clone(),
         hub,
         hooks,
         boot_id: boot_id.clone(),
-        state_dir: paths.state_dir.clone(),
+        state_dir: options.state_dir.clone(),
         supervised: notify::is_supervised(),
         requests: requests.clone(),
-        config,
+        config: options.config,
     }));
     home.enter(&house);
 
@@ -174,7 +166,7 @@ fn run(
     let me = delivery.clone();
     thread::spawn("delivery", thread::IO_STACK, move || delivery::run(courier, me, &delivery_inbox)).map_err(internal)?;
     let service = Arc::new(api::Api::new(house.clone(), token, delivery.clone()));
-    let listeners = listen(paths, http.as_ref())?;
+    let listeners = listen(&options.socket, http.as_ref())?;
     let limits = Limits { stack: 512 * 1024, ..Limits::default() };
     let server = Arc::new(Server::start(listeners, limits, service.clone()).map_err(internal)?);
     service.enter(&server);
@@ -189,7 +181,7 @@ fn run(
         log::info!("{cut} connections were cut");
     }
     if std::env::var_os("LISTEN_FDS").is_none() {
-        let _ = fs::remove_file(&paths.socket);
+        let _ = fs::remove_file(&options.socket);
     }
     log::info!("stopped{}", if ending.clean { "" } else { ", uncleanly" });
     Ok(match (ending.reason, ending.clean) {
@@ -274,10 +266,9 @@ fn sweep(house: &Arc<House>, found: Vec<process::Leftover>) {
 }
 
 /// The API's listeners: those that a service manager passed, else our own socket, and TCP where configured.
-fn listen(paths: &Paths, http: Option<&config::Http>) -> Result<Vec<Listener>, NoStart> {
+fn listen(socket: &Path, http: Option<&config::Http>) -> Result<Vec<Listener>, NoStart> {
     let mut listeners = crate::sys::passed_listeners().map_err(|e| NoStart(exit::INTERNAL, format!("LISTEN_FDS: {e}")))?;
     if listeners.is_empty() {
-        let socket = &paths.socket;
         let no = |e: std::io::Error| NoStart(exit::STATE, format!("{}: {e}", socket.display()));
         if let Some(dir) = socket.parent() {
             fs::create_dir_all(dir).map_err(no)?;
@@ -343,5 +334,5 @@ pub fn ask(house: &House, event: Event) -> Verdict {
 
 /// The agent that is a Lua function.
 fn lua_agent(house: &Arc<House>, config: &config::Agent) -> crate::agent::lua::Lua {
-    crate::agent::lua::Lua::new(config, &house.config().hooks)
+    crate::agent::lua::Lua::new(config, &house.config().hooks, env!("CARGO_PKG_VERSION"))
 }

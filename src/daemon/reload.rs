@@ -12,7 +12,7 @@ use crate::{config, hooks};
 pub fn run(house: &Arc<House>) -> Result<Reloaded, String> {
     let old = house.config();
     let mut new = config::load(old.file.as_deref()).map_err(|e| e.to_string())?;
-    new.hooks.dir = config::hooks_dir(&new);
+    new.hooks.dir = config::paths::hooks_dir(&new);
     let scripts = hooks::load(&new.hooks, env!("CARGO_PKG_VERSION")).map_err(|e| e.to_string())?;
     let changed = config::diff(&old, &new);
     let needs_restart = config::needs_restart(&changed);

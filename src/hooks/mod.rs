@@ -41,16 +41,7 @@ pub use sample::sample;
 pub use scripts::{LoadError, Scripts, load};
 pub use stats::HandlerInfo;
 
-/// A handler's identity: stable over reloads and boots. A journalled event is owed to handlers by this.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct HandlerId {
-    /// The event.
-    pub event: HookEvent,
-    /// The script's file name (`10-audit.lua`).
-    pub script: String,
-    /// Its `name`, by default its ordinal for that event in the file (`1`).
-    pub name: String,
-}
+pub use crate::model::event::HandlerId;
 
 impl std::fmt::Display for HandlerId {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -121,7 +112,7 @@ pub trait Home: Send + Sync {
         after: i64,
         limit: usize,
         upto: Option<i64>,
-    ) -> Result<Vec<crate::agent::Entry>, String>;
+    ) -> Result<Vec<crate::model::event::Entry>, String>;
 
     /// The value kept under a key.
     ///

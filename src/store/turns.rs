@@ -231,7 +231,7 @@ impl Tx<'_> {
         };
         let alone = cut.is_some() && b.alone_at > 0 && s.unclean >= b.alone_at;
         let cut = cut.filter(|_| plan != Continuation::Wait);
-        let resumed = cut.is_some();
+        let resumed = cut.is_some() && plan == Continuation::Rerun;
         let first = s.turns == 0;
         self.run(
             "UPDATE turns SET state='running', epoch=?2, started_at=?3, continues=?4, resumed=?5 WHERE tid=?1",

@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 use super::json::{Null, to_lua};
 use super::{Args, Context, Fault, function, integer};
-use crate::agent::Entry;
+use crate::model::event::Entry;
 use crate::hooks::lock;
 
 /// Entries in one answer, unless a script says otherwise.

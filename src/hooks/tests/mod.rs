@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 
 use super::pool::Tuning;
 use super::*;
-use crate::agent::Entry;
+use crate::model::event::Entry;
 use crate::config;
 use crate::model::event::Role;
 
