@@ -404,7 +404,7 @@ impl Store {
                    (SELECT t.state FROM turns t WHERE t.sid=a.sid AND t.epoch=a.epoch AND t.ended_at>=?2 ORDER BY t.tid DESC LIMIT 1),
                    EXISTS (SELECT 1 FROM journal j JOIN deliveries d ON d.jid=j.jid WHERE j.sid=s.sid AND d.state='pending')
                  FROM activations a JOIN sessions s ON s.sid=a.sid WHERE a.bid=?1 AND a.closed_at>=?2
-                 ORDER BY 5 IS NULL, a.aid LIMIT ?3",
+                 ORDER BY (SELECT max(t.ended_at) FROM turns t WHERE t.sid=a.sid AND t.epoch=a.epoch AND t.ended_at>=?2) IS NULL, a.aid LIMIT ?3",
             )?
             .query_map(params![bid, since, limit as i64], |r| {
                 Ok(StopOutcome {
