@@ -371,6 +371,9 @@ impl Agent for Acp {
 
     fn prompt(&mut self, host: &mut dyn Host, prompt: &Prompt) -> Answer {
         self.take_in(host);
+        if host.interrupt().is_some() {
+            return Answer::Cancelled;
+        }
         let mut end = self.prompt_once(host, prompt);
         if matches!(end, End::UnknownSession) {
             end = match self.renew(host) {
