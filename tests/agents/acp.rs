@@ -333,11 +333,12 @@ fn a_session_goes_on_over_processes() {
 
 #[test]
 fn a_lost_session_is_noticed_and_the_history_given_once() {
-    let ways: [(&[&str], Option<&str>); 7] = [
+    let ways: [(&[&str], Option<&str>); 8] = [
         (&[], Some("unknown")),
         (&["--load-lies"], Some("unknown")),
         (&["--load-lies", "--resume", "--list"], Some("unknown")),
         (&["--no-replay"], None),
+        (&["--no-replay", "--list"], None),
         (&["--load-error"], None),
         (&["--no-load"], None),
         (&["--resume", "--resume-other", "--list", "--no-load"], Some("unknown")),
