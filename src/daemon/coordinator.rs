@@ -546,6 +546,7 @@ impl Coordinator {
             Action::CallStopped(until) => {
                 // No event is delivered after this.
                 self.delivery.tell(Message::Halt);
+                self.house.hooks.stop_calling();
                 self.call_hooks(HookEvent::Stopped, until, Event::StoppedHooksEnded);
             }
             Action::CloseStore(until) => self.close_store(until),

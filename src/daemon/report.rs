@@ -1,5 +1,6 @@
 //! The stop report: each phase's planned and real time, each session's outcome.
 
+use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -17,7 +18,8 @@ pub struct Report {
     stop: Stop,
     began_at: Millis,
     phases: Vec<(Phase, Instant, Option<Duration>)>,
-    tools: Vec<(i64, Option<String>)>,
+    live: Vec<(i64, Option<String>)>,
+    tools: HashMap<i64, Option<String>>,
     given_up: Vec<(i64, String)>,
     clean: Option<bool>,
 }
@@ -26,11 +28,16 @@ impl Report {
     /// A stop begins.
     #[must_use]
     pub fn begin(house: &House, stop: Stop, phase: Phase) -> Self {
+        let blocking = house.registry.blocking();
+        let running: HashMap<i64, Option<String>> = blocking.iter().map(|b| (b.sid, b.turn_id.clone())).collect();
+        let idle = house.registry.live().into_keys().filter(|sid| !running.contains_key(sid)).map(|sid| (sid, None));
+        let live = running.clone().into_iter().chain(idle).take(LISTED).collect();
         Self {
             stop,
             began_at: clock::now(),
             phases: vec![(phase, Instant::now(), None)],
-            tools: house.registry.blocking().into_iter().map(|b| (b.sid, b.tool)).collect(),
+            live,
+            tools: blocking.into_iter().map(|b| (b.sid, b.tool)).collect(),
             given_up: Vec::new(),
             clean: None,
         }
@@ -77,7 +84,7 @@ impl Report {
     }
 
     fn sessions(&self, house: &House) -> Vec<Value> {
-        let outcomes = house.store.stop_outcomes(self.began_at, LISTED).unwrap_or_else(|e| {
+        let outcomes = house.store.stop_outcomes(&self.live).unwrap_or_else(|e| {
             log::error!("stop: the outcomes cannot be read for the report: {e}");
             Vec::new()
         });
@@ -91,7 +98,7 @@ impl Report {
                     Some(_) => "finished",
                     None => "idle",
                 };
-                let tool = self.tools.iter().find(|(sid, _)| *sid == s.sid).and_then(|(_, tool)| tool.clone());
+                let tool = self.tools.get(&s.sid).cloned().flatten();
                 json!({
                     "key": s.key, "session_id": s.session_id, "outcome": outcome, "tool": tool,
                     "resume_pending": s.mark.is_some(), "end_event": if s.end_pending { "pending" } else { "delivered" },

@@ -25,6 +25,7 @@ CREATE TABLE sessions (
   key TEXT NOT NULL,
   status TEXT NOT NULL CHECK (status IN ('open', 'suspended', 'ended')),
   hidden INTEGER NOT NULL DEFAULT 0,  -- deleted: out of sight, its text purged once its ends are settled
+  purged INTEGER NOT NULL DEFAULT 0,  -- its text is gone
   start_reason TEXT NOT NULL,         -- how the one before it gave way
   agent TEXT NOT NULL,
   agent_session TEXT,                 -- the agent's own id for it
@@ -46,7 +47,9 @@ CREATE TABLE sessions (
 CREATE INDEX sessions_key ON sessions(key, sid);
 CREATE INDEX sessions_marked ON sessions(sid) WHERE mark_reason IS NOT NULL;
 CREATE INDEX sessions_suspended ON sessions(sid) WHERE status = 'suspended';
-CREATE INDEX sessions_ended ON sessions(ended_at) WHERE ended_at IS NOT NULL;
+CREATE INDEX sessions_over ON sessions(sid) WHERE status = 'ended';
+CREATE INDEX sessions_ended ON sessions(ended_at) WHERE ended_at IS NOT NULL AND purged = 0;
+CREATE INDEX sessions_hidden ON sessions(sid) WHERE hidden = 1 AND purged = 0;
 
 -- One live stretch of a session in one boot.
 CREATE TABLE activations (

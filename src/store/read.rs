@@ -350,7 +350,7 @@ impl Store {
             let count = |sql: &str| conn.prepare_cached(sql)?.query_row([], |r| r.get::<_, f64>(0)).map(|n| n as i64);
             let live = count("SELECT count(*) FROM activations WHERE closed_at IS NULL")?;
             let suspended = count("SELECT count(*) FROM sessions WHERE status='suspended'")?;
-            let ended = count("SELECT count(*) FROM sessions WHERE ended_at IS NOT NULL")?;
+            let ended = count("SELECT count(*) FROM sessions WHERE status='ended'")?;
             let all = count("SELECT count(*) FROM sessions")?;
             Ok(Counts {
                 running: count("SELECT count(*) FROM turns WHERE state='running'")?,
@@ -370,10 +370,12 @@ impl Store {
     pub fn wanted(&self, after: i64, limit: usize, marked_since: Option<Millis>) -> Result<Vec<Wanted>, Error> {
         self.read(|conn| {
             conn.prepare_cached(
-                "SELECT sid, key, agent, unclean, EXISTS (SELECT 1 FROM turns t WHERE t.sid=s.sid AND t.state='queued') FROM sessions s
-                 WHERE sid>?1 AND status='open' AND (sid IN (SELECT sid FROM turns WHERE state='queued')
-                   OR (sid IN (SELECT sid FROM sessions WHERE mark_reason IS NOT NULL) AND cut_turn IS NOT NULL AND marked_at>=?3))
-                 ORDER BY sid LIMIT ?2",
+                "SELECT s.sid, s.key, s.agent, s.unclean,
+                   EXISTS (SELECT 1 FROM turns t WHERE t.sid=s.sid AND t.state='queued')
+                 FROM (SELECT sid FROM turns WHERE state='queued' AND sid>?1
+                       UNION SELECT sid FROM sessions
+                       WHERE mark_reason IS NOT NULL AND sid>?1 AND cut_turn IS NOT NULL AND marked_at>=?3) w
+                 CROSS JOIN sessions s ON s.sid=w.sid WHERE s.status='open' ORDER BY s.sid LIMIT ?2",
             )?
             .query_map(params![after, limit as i64, marked_since.unwrap_or(i64::MAX)], |r| {
                 Ok(Wanted { sid: r.get(0)?, key: r.get(1)?, agent: r.get(2)?, unclean: r.get(3)?, queued: r.get(4)? })
@@ -392,31 +394,32 @@ impl Store {
         })
     }
 
-    /// What became of the sessions that a stop found live, those with a turn first, for its report.
+    /// What became of sessions that a stop found live: each with the turn that ran in it then, if one did.
     ///
     /// # Errors
     /// The store fails.
-    pub fn stop_outcomes(&self, since: Millis, limit: usize) -> Result<Vec<StopOutcome>, Error> {
-        let bid = self.shared.boot.load(std::sync::atomic::Ordering::SeqCst);
+    pub fn stop_outcomes(&self, live: &[(i64, Option<String>)]) -> Result<Vec<StopOutcome>, Error> {
         self.read(|conn| {
-            conn.prepare_cached(
-                "SELECT s.sid, s.key, s.id, s.mark_reason,
-                   (SELECT t.state FROM turns t WHERE t.sid=a.sid AND t.epoch=a.epoch AND t.ended_at>=?2 ORDER BY t.tid DESC LIMIT 1),
+            let mut statement = conn.prepare_cached(
+                "SELECT s.key, s.id, s.mark_reason, (SELECT state FROM turns WHERE id=?2),
                    EXISTS (SELECT 1 FROM journal j JOIN deliveries d ON d.jid=j.jid WHERE j.sid=s.sid AND d.state='pending')
-                 FROM activations a JOIN sessions s ON s.sid=a.sid WHERE a.bid=?1 AND a.closed_at>=?2
-                 ORDER BY (SELECT max(t.ended_at) FROM turns t WHERE t.sid=a.sid AND t.epoch=a.epoch AND t.ended_at>=?2) IS NULL, a.aid LIMIT ?3",
-            )?
-            .query_map(params![bid, since, limit as i64], |r| {
-                Ok(StopOutcome {
-                    sid: r.get(0)?,
-                    key: r.get(1)?,
-                    session_id: r.get(2)?,
-                    mark: r.get(3)?,
-                    turn: r.get(4)?,
-                    end_pending: r.get(5)?,
-                })
-            })?
-            .collect()
+                 FROM sessions s WHERE s.sid=?1",
+            )?;
+            let mut outcomes = Vec::with_capacity(live.len());
+            for (sid, turn) in live {
+                let found = statement.query_row(params![sid, turn], |r| {
+                    Ok(StopOutcome {
+                        sid: *sid,
+                        key: r.get(0)?,
+                        session_id: r.get(1)?,
+                        mark: r.get(2)?,
+                        turn: r.get(3)?,
+                        end_pending: r.get(4)?,
+                    })
+                });
+                outcomes.extend(found.optional()?);
+            }
+            Ok(outcomes)
         })
     }
 

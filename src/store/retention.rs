@@ -81,61 +81,95 @@ impl Tx<'_> {
         let last = oldest_needed.map_or(last, |needed| last.min(needed));
         let n = self.run("DELETE FROM events WHERE seq<=?1", [last])?;
         if n > 0 {
-            self.run(
-                "INSERT INTO meta (name, value) VALUES ('events_pruned', ?1)
-                 ON CONFLICT (name) DO UPDATE SET value=max(value, excluded.value)",
-                [last],
-            )?;
+            self.remember("events_pruned", last)?;
         }
         Ok(n)
     }
 
     fn prune_ids(&mut self, before: Option<Millis>) -> Result<usize, Error> {
         let Some(before) = before else { return Ok(0) };
-        Ok(self.run(
-            "UPDATE messages SET client_id=NULL, digest=NULL WHERE mid IN (
-               SELECT m.mid FROM messages m JOIN turns t ON t.tid=m.tid
-               WHERE m.client_id IS NOT NULL AND m.at<?1 AND t.state NOT IN ('queued', 'running') LIMIT ?2)",
-            params![before, STEP],
-        )?)
+        // Messages stand in the order of their time: a cursor remembers up to where ids were taken away.
+        let cursor = self.row("SELECT value FROM meta WHERE name='ids_pruned'", [], |r| r.get(0))?.unwrap_or(0i64);
+        let next = self.rows(
+            "SELECT m.mid, m.at, m.client_id IS NOT NULL, t.state IN ('queued', 'running') FROM messages m
+             JOIN turns t ON t.tid=m.tid WHERE m.mid>?1 ORDER BY m.mid LIMIT ?2",
+            params![cursor, STEP],
+            |r| Ok((r.get::<_, i64>(0)?, r.get::<_, Millis>(1)?, r.get::<_, bool>(2)?, r.get::<_, bool>(3)?)),
+        )?;
+        // An id is kept until its turn has its outcome, so the cursor waits for it.
+        let old: Vec<_> = next.into_iter().take_while(|(_, at, _, open)| *at < before && !open).collect();
+        let Some((last, ..)) = old.last() else { return Ok(0) };
+        self.run(
+            "UPDATE messages SET client_id=NULL, digest=NULL WHERE mid>?1 AND mid<=?2 AND client_id IS NOT NULL",
+            params![cursor, last],
+        )?;
+        self.remember("ids_pruned", *last)?;
+        Ok(old.len())
+    }
+
+    fn remember(&self, name: &str, value: i64) -> Result<(), Error> {
+        self.run(
+            "INSERT INTO meta (name, value) VALUES (?1, ?2)
+             ON CONFLICT (name) DO UPDATE SET value=max(value, excluded.value)",
+            params![name, value],
+        )?;
+        Ok(())
     }
 
     fn prune_deliveries(&mut self, settled: Option<Millis>, set_aside: Option<Millis>) -> Result<usize, Error> {
-        let mut n = 0;
+        let mut gone = Vec::new();
         for (states, before) in [("('delivered', 'orphaned', 'discarded')", settled), ("('failed')", set_aside)] {
             let Some(before) = before else { continue };
-            n += self.run(
-                &format!(
-                    "DELETE FROM deliveries WHERE did IN (
-                       SELECT did FROM deliveries WHERE settled_at<?1 AND state IN {states} LIMIT ?2)"
-                ),
+            gone.extend(self.rows(
+                &format!("SELECT did, jid FROM deliveries WHERE settled_at<?1 AND state IN {states} LIMIT ?2"),
                 params![before, STEP],
+                |r| Ok((r.get::<_, i64>(0)?, r.get::<_, i64>(1)?)),
+            )?);
+        }
+        for (did, jid) in &gone {
+            self.run("DELETE FROM deliveries WHERE did=?1", [did])?;
+            self.run(
+                "DELETE FROM journal WHERE jid=?1 AND NOT EXISTS (SELECT 1 FROM deliveries d WHERE d.jid=?1)",
+                [jid],
             )?;
         }
-        if n > 0 {
-            self.run("DELETE FROM journal WHERE jid NOT IN (SELECT jid FROM deliveries)", [])?;
-        }
-        Ok(n)
+        Ok(gone.len())
     }
 
     /// Removes the text of deleted sessions, once their ends are settled, and of sessions that ended long ago.
     fn purge_sessions(&mut self, ended_before: Option<Millis>) -> Result<usize, Error> {
-        let sessions = self.rows(
-            "SELECT sid, id, key, hidden FROM sessions WHERE ended_at IS NOT NULL AND (hidden=1 OR ended_at<?1)
-             AND NOT EXISTS (SELECT 1 FROM journal j JOIN deliveries d ON d.jid=j.jid
-                             WHERE j.sid=sessions.sid AND d.state='pending')
-             AND (EXISTS (SELECT 1 FROM entries WHERE entries.sid=sessions.sid)
-                  OR EXISTS (SELECT 1 FROM messages WHERE messages.sid=sessions.sid AND text<>'')) LIMIT 20",
-            [ended_before.unwrap_or(i64::MIN)],
-            |r| Ok((r.get::<_, i64>(0)?, r.get::<_, String>(1)?, r.get::<_, String>(2)?, r.get::<_, bool>(3)?)),
+        const SETTLED: &str = "NOT EXISTS (SELECT 1 FROM journal j JOIN deliveries d ON d.jid=j.jid
+             WHERE j.sid=sessions.sid AND d.state='pending')";
+        let row = |r: &rusqlite::Row<'_>| {
+            Ok((r.get::<_, i64>(0)?, r.get::<_, String>(1)?, r.get::<_, String>(2)?, r.get::<_, bool>(3)?))
+        };
+        let mut sessions = self.rows(
+            &format!("SELECT sid, id, key, hidden FROM sessions WHERE hidden=1 AND purged=0 AND {SETTLED} LIMIT 20"),
+            [],
+            row,
         )?;
+        if let Some(before) = ended_before {
+            sessions.extend(self.rows(
+                &format!(
+                    "SELECT sid, id, key, hidden FROM sessions
+                     WHERE ended_at IS NOT NULL AND purged=0 AND hidden=0 AND ended_at<?1 AND {SETTLED} LIMIT 20"
+                ),
+                [before],
+                row,
+            )?);
+        }
         for (sid, id, key, hidden) in &sessions {
             self.run("DELETE FROM entries WHERE sid=?1", [sid])?;
             // The ids stay known for their time; the text goes.
             self.run("UPDATE messages SET text='' WHERE sid=?1", [sid])?;
             if *hidden {
-                self.run("DELETE FROM events WHERE key=?1 AND session_id=?2 AND kind IN ('text', 'thought', 'tool', 'plan', 'permission')", params![key, id])?;
+                self.run(
+                    "DELETE FROM events WHERE key=?1 AND session_id=?2
+                     AND kind IN ('text', 'thought', 'tool', 'plan', 'permission')",
+                    params![key, id],
+                )?;
             }
+            self.run("UPDATE sessions SET purged=1 WHERE sid=?1", [sid])?;
         }
         Ok(sessions.len())
     }
