@@ -100,7 +100,7 @@ fn start(mut options: ServeOptions) -> Result<i32, NoStart> {
 
     let internal = |e: std::io::Error| NoStart(exit::INTERNAL, e.to_string());
     let signals = signals::listen(|| {
-        process::reap_strays();
+        crate::proc::reap_strays();
     })
     .map_err(internal)?;
     if let Err(e) = rustix::process::set_child_subreaper(Some(rustix::process::getpid())) {
@@ -179,6 +179,11 @@ fn run(
     let cut = server.drain(Instant::now() + Duration::from_millis(500));
     if cut > 0 {
         log::info!("{cut} connections were cut");
+    }
+    if crate::proc::any_made() {
+        for left in process::end_orphans(Instant::now() + Duration::from_secs(1)) {
+            log::error!("what an agent left behind could not be ended: {left}");
+        }
     }
     if std::env::var_os("LISTEN_FDS").is_none() {
         let _ = fs::remove_file(&options.socket);

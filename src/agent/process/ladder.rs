@@ -11,8 +11,9 @@ use std::time::{Duration, Instant};
 use rustix::process::Signal;
 
 use super::leftovers::{Target, marked};
-use super::procfs::Stat;
-use super::{Process, children, procfs};
+use crate::proc::procfs::Stat;
+use super::Process;
+use crate::proc::{self, procfs};
 use crate::agent::{Host, Interrupt, Watch};
 
 /// The most that each of the rungs before the kill waits.
@@ -146,6 +147,6 @@ impl Process {
     fn reap(&mut self) {
         self.ended = true;
         let _ = self.child.try_wait();
-        children::reap_strays();
+        proc::reap_strays();
     }
 }

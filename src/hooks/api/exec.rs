@@ -101,7 +101,7 @@ fn run(wanted: &Wanted) -> Result<Ran, String> {
     for (key, fallback) in [("PATH", "/usr/local/bin:/usr/bin:/bin"), ("HOME", "/"), ("LANG", "C.UTF-8")] {
         command.env(key, std::env::var_os(key).unwrap_or_else(|| fallback.into()));
     }
-    let child = command.spawn().map_err(|e| format!("{name}: {e}"))?;
+    let (child, _registered) = crate::proc::spawn(&mut command).map_err(|e| format!("{name}: {e}"))?;
     let mut running = Running { child, reaped: false };
     let pid = i32::try_from(running.child.id()).ok().and_then(Pid::from_raw).ok_or("no process id")?;
     let ended = pidfd_open(pid, PidfdFlags::empty()).map_err(|e| format!("{name}: {e}"))?;
