@@ -42,7 +42,8 @@ CREATE TABLE sessions (
   cut_turn INTEGER,                   -- the interrupted turn that waits for its continuation
   unclean INTEGER NOT NULL DEFAULT 0,
   turns INTEGER NOT NULL DEFAULT 0,
-  messages INTEGER NOT NULL DEFAULT 0
+  messages INTEGER NOT NULL DEFAULT 0,
+  queued INTEGER NOT NULL DEFAULT 0   -- messages of queued turns; kept by the triggers below
 ) STRICT;
 CREATE INDEX sessions_key ON sessions(key, sid);
 CREATE INDEX sessions_marked ON sessions(sid) WHERE mark_reason IS NOT NULL;
@@ -180,3 +181,22 @@ CREATE TABLE meta (
   name TEXT PRIMARY KEY,
   value INTEGER NOT NULL
 ) STRICT, WITHOUT ROWID;
+INSERT INTO meta (name, value) VALUES ('queued', 0);
+
+-- How many messages wait, in each session and in all: counted as turns come and go, so that no accept counts them anew.
+CREATE TRIGGER turns_in AFTER INSERT ON turns WHEN NEW.state = 'queued' AND NEW.messages > 0 BEGIN
+  UPDATE sessions SET queued = queued + NEW.messages WHERE sid = NEW.sid;
+  UPDATE meta SET value = value + NEW.messages WHERE name = 'queued';
+END;
+CREATE TRIGGER turns_out AFTER UPDATE OF state ON turns WHEN OLD.state = 'queued' AND NEW.state <> 'queued' AND OLD.messages > 0 BEGIN
+  UPDATE sessions SET queued = queued - OLD.messages WHERE sid = NEW.sid;
+  UPDATE meta SET value = value - OLD.messages WHERE name = 'queued';
+END;
+CREATE TRIGGER turns_joined AFTER UPDATE OF messages ON turns WHEN NEW.state = 'queued' BEGIN
+  UPDATE sessions SET queued = queued + NEW.messages - OLD.messages WHERE sid = NEW.sid;
+  UPDATE meta SET value = value + NEW.messages - OLD.messages WHERE name = 'queued';
+END;
+CREATE TRIGGER turns_moved AFTER UPDATE OF sid ON turns WHEN NEW.state = 'queued' AND NEW.sid <> OLD.sid BEGIN
+  UPDATE sessions SET queued = queued - OLD.messages WHERE sid = OLD.sid;
+  UPDATE sessions SET queued = queued + NEW.messages WHERE sid = NEW.sid;
+END;

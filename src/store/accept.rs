@@ -244,8 +244,8 @@ impl Tx<'_> {
             return Err(Refusal::QueueFull.into());
         }
         let total: i64 = self
-            .row("SELECT total(messages) FROM turns WHERE state='queued'", [], |r| r.get::<_, f64>(0))?
-            .map_or(0, |n| n as i64);
+            .row("SELECT value FROM meta WHERE name='queued'", [], |r| r.get(0))?
+            .unwrap_or(0);
         if full(total, limits.queue_total) {
             return Err(Refusal::Overloaded.into());
         }
@@ -276,8 +276,8 @@ impl Tx<'_> {
     /// What waits and runs in a session.
     pub(super) fn waiting(&self, sid: i64) -> Result<Waiting, Error> {
         let messages = self
-            .row("SELECT total(messages) FROM turns WHERE sid=?1 AND state='queued'", [sid], |r| r.get::<_, f64>(0))?
-            .map_or(0, |n| n as i64);
+            .row("SELECT queued FROM sessions WHERE sid=?1", [sid], |r| r.get(0))?
+            .unwrap_or(0);
         let last_queued = self.row(
             "SELECT tid, id FROM turns WHERE sid=?1 AND state='queued' ORDER BY tid DESC LIMIT 1",
             [sid],

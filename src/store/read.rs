@@ -354,7 +354,7 @@ impl Store {
             let all = count("SELECT count(*) FROM sessions")?;
             Ok(Counts {
                 running: count("SELECT count(*) FROM turns WHERE state='running'")?,
-                queued: count("SELECT total(messages) FROM turns WHERE state='queued'")?,
+                queued: count("SELECT value + 0.0 FROM meta WHERE name='queued'")?,
                 live,
                 parked: (all - live - suspended - ended).max(0),
                 suspended,
@@ -559,14 +559,14 @@ fn view(conn: &Connection, s: &SessionRow) -> rusqlite::Result<SessionView> {
             }))
         })
         .optional()?;
-    let queued: f64 = conn
-        .prepare_cached("SELECT total(messages) FROM turns WHERE sid=?1 AND state='queued'")?
+    let queued: i64 = conn
+        .prepare_cached("SELECT queued FROM sessions WHERE sid=?1")?
         .query_row([s.sid], |r| r.get(0))?;
     let (ended_at, end_reason): (Option<i64>, Option<String>) = conn
         .prepare_cached("SELECT ended_at, end_reason FROM sessions WHERE sid=?1")?
         .query_row([s.sid], |r| Ok((r.get(0)?, r.get(1)?)))?;
     let json = json!({
-        "key": s.key, "id": s.id, "state": state, "epoch": s.epoch, "agent": s.agent, "turn": turn, "queued": queued as i64,
+        "key": s.key, "id": s.id, "state": state, "epoch": s.epoch, "agent": s.agent, "turn": turn, "queued": queued,
         "resume_pending": mark_json(s.mark_reason.as_deref(), s.marked_at), "unclean": s.unclean,
         "created_at": clock::rfc3339(s.created_at), "updated_at": clock::rfc3339(s.active_at), "ended_at": time(ended_at),
         "end_reason": end_reason, "previous_id": s.previous_id, "next_id": s.next_id, "turns": s.turns, "messages": s.messages,
