@@ -59,6 +59,9 @@ impl Agent for Exec {
     }
 
     fn prompt(&mut self, host: &mut dyn Host, prompt: &Prompt) -> Answer {
+        if host.interrupt().is_some() {
+            return Answer::Cancelled;
+        }
         let mut process = match self.spawn(host, prompt) {
             Ok(process) => process,
             Err(failure) => return Answer::Failed(failure),

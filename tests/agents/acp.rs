@@ -163,9 +163,12 @@ fn an_answer_given_before_the_exit_counts() {
 #[test]
 fn late_words_do_not_go_into_the_next_turn() {
     let (mut host, mut agent) = begun(&[]);
-    assert_eq!(host.prompt(&mut agent, "late stale;say first"), done());
-    // Until the late words can be read.
-    host.wait(&mut agent.watches(), Some(soon()));
+    let dir = tempfile::tempdir().unwrap();
+    let fifo = dir.path().join("fifo");
+    rustix::fs::mkfifoat(rustix::fs::CWD, &fifo, rustix::fs::Mode::RWXU).unwrap();
+    assert_eq!(host.prompt(&mut agent, &format!("late stale;signal {};say first", fifo.display())), done());
+    // Opened when the late words were written.
+    std::fs::File::open(&fifo).unwrap();
     assert_eq!(host.prompt(&mut agent, "say second"), done());
     assert_eq!(host.text(), "second");
     host.close(&mut agent);
@@ -213,12 +216,13 @@ fn a_kill_is_at_once() {
 fn what_left_the_group_is_swept_and_no_zombie_is_left() {
     be_subreaper();
     let (mut host, mut agent) = begun(&[]);
-    assert_eq!(host.prompt(&mut agent, "grandchild;child"), done());
-    let (far, near) = (host.number_after("grandchild"), host.number_after("child"));
+    assert_eq!(host.prompt(&mut agent, "grandchild;outlaw;child"), done());
+    let (far, near, outlaw) =
+        (host.number_after("grandchild"), host.number_after("child"), host.number_after("outlaw"));
     let found = find_marked(Some(&host.identity().session_id), None);
     assert!(found.iter().any(|l| l.pid == far && is_alive(l.pid, l.start)), "{found:?}");
     host.close(&mut agent);
-    assert!(is_reaped(far) && is_reaped(near), "{far} {near}");
+    assert!(is_reaped(far) && is_reaped(near) && is_reaped(outlaw), "{far} {near} {outlaw}");
     assert!(found.iter().all(|l| !is_alive(l.pid, l.start)));
 }
 
@@ -329,11 +333,12 @@ fn a_session_goes_on_over_processes() {
 
 #[test]
 fn a_lost_session_is_noticed_and_the_history_given_once() {
-    let ways: [(&[&str], Option<&str>); 7] = [
+    let ways: [(&[&str], Option<&str>); 8] = [
         (&[], Some("unknown")),
         (&["--load-lies"], Some("unknown")),
         (&["--load-lies", "--resume", "--list"], Some("unknown")),
         (&["--no-replay"], None),
+        (&["--no-replay", "--list"], None),
         (&["--load-error"], None),
         (&["--no-load"], None),
         (&["--resume", "--resume-other", "--list", "--no-load"], Some("unknown")),

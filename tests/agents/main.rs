@@ -5,3 +5,4 @@ mod acp;
 mod exec;
 mod host;
 mod openai;
+mod process;

@@ -33,11 +33,13 @@
 //!   garbage            lines that are no messages       longline BYTES    one line of that length, then `after`
 //!   flood N            N updates as fast as it can      stderr BYTES      that much on stderr
 //!   grandchild         starts a sleep in a session of its own that ignores SIGTERM; says `grandchild PID`
+//!   outlaw             like grandchild, with an empty environment; says `outlaw PID`
 //!   child              the same in its own group; says `child PID`
 //!   refuse             stops with `refusal`             stop REASON       stops with that reason
 //!   error TEXT         fails the prompt with -32603     bye               answers, then exits with status 0
 //!   forget             forgets the session after this turn
 //!   late TEXT          says TEXT after the turn's end   foreign TEXT      says TEXT under another session's id
+//!   signal PATH        opens and closes PATH (a FIFO) for writing after the turn's end, `late` words included
 //!   recall             says how many prompts of this session came before: `prompts before: N`
 //!   echo-context       says all blocks of the prompt, each in a line `[TEXT]`
 //!   wait-file PATH     until PATH (a FIFO) can be opened for reading, or a cancel
@@ -78,12 +80,14 @@ const COMMANDS: &[&str] = &[
     "stderr",
     "grandchild",
     "child",
+    "outlaw",
     "refuse",
     "stop",
     "error",
     "bye",
     "forget",
     "late",
+    "signal",
     "foreign",
     "recall",
     "echo-context",
@@ -117,6 +121,7 @@ struct Agent {
     requests: i64,
     ended: bool,
     late: Vec<Value>,
+    signal: Option<String>,
     bye: bool,
 }
 
@@ -149,6 +154,7 @@ fn main() {
         requests: 0,
         ended: false,
         late: Vec::new(),
+        signal: None,
         bye: false,
     };
     if agent.has("--banner") {
@@ -349,6 +355,9 @@ impl Agent {
         }
         answer(id, result);
         self.late.drain(..).for_each(|m| send(&m));
+        if let Some(path) = self.signal.take() {
+            std::fs::File::options().write(true).open(path).unwrap();
+        }
         if self.bye {
             exit(0);
         }
@@ -413,9 +422,12 @@ impl Agent {
             }
             "flood" => (0..number(0)).for_each(|n| say(session, &format!("{} ", n % 10))),
             "stderr" => eprintln!("{}", "e".repeat(number(0))),
-            "grandchild" | "child" => {
+            "grandchild" | "outlaw" | "child" => {
                 let script = "trap '' TERM; exec sleep 1000";
                 let mut sleep = Command::new(if word == "child" { "/bin/sh" } else { "setsid" });
+                if word == "outlaw" {
+                    sleep.env_clear();
+                }
                 let sleep = if word == "child" { &mut sleep } else { sleep.arg("/bin/sh") };
                 let child = sleep.arg("-c").arg(script).spawn().unwrap();
                 say(session, &format!("{word} {}", child.id()));
@@ -431,6 +443,7 @@ impl Agent {
                 }
             }
             "late" => self.late.push(message(session, rest)),
+            "signal" => self.signal = Some(rest.to_string()),
             "foreign" => say("somebody-else", rest),
             "recall" => say(session, &format!("prompts before: {before}")),
             "echo-context" => blocks.iter().for_each(|b| say(session, &format!("[{b}]\n"))),

@@ -109,7 +109,7 @@ impl Client {
         let now = Instant::now();
         match wake {
             Wake::Timeout if until.is_some_and(|t| t <= now) => Event::Timeout,
-            Wake::Timeout if self.process.write_deadline().is_some_and(|t| t <= now) => Event::Deaf,
+            _ if self.process.write_deadline().is_some_and(|t| t <= now) => Event::Deaf,
             Wake::Timeout | Wake::Ready | Wake::Letter => Event::Look,
         }
     }

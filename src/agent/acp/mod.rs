@@ -34,8 +34,9 @@ const END_TIME: Duration = Duration::from_secs(4);
 const CLOSE_TIME: Duration = Duration::from_secs(1);
 /// For a new session in the middle of a turn.
 const RENEW_TIME: Duration = Duration::from_secs(60);
-/// What is taken in between turns before the worker is asked again.
-const IDLE_EVENTS: usize = 1000;
+/// What is taken in between turns before the worker is asked again: more than a slice can hold, so that nothing stale
+/// stays behind in the buffer when a prompt begins.
+const IDLE_EVENTS: usize = 50_000;
 /// After so many failures in a row to reopen a session it is given up.
 const REOPEN_FAILURES: u32 = 2;
 
@@ -371,6 +372,9 @@ impl Agent for Acp {
 
     fn prompt(&mut self, host: &mut dyn Host, prompt: &Prompt) -> Answer {
         self.take_in(host);
+        if host.interrupt().is_some() {
+            return Answer::Cancelled;
+        }
         let mut end = self.prompt_once(host, prompt);
         if matches!(end, End::UnknownSession) {
             end = match self.renew(host) {

@@ -105,6 +105,9 @@ impl Agent for Openai {
 
     fn prompt(&mut self, host: &mut dyn Host, prompt: &Prompt) -> Answer {
         let failed = |why: String| Answer::Failed(Failure::new("agent_error", why));
+        if host.interrupt().is_some() {
+            return Answer::Cancelled;
+        }
         let key = match self.api_key_file.as_deref().map(read_key).transpose() {
             Ok(key) => key,
             Err(why) => return failed(why),

@@ -33,6 +33,11 @@ impl Drop for Registered {
     }
 }
 
+/// Whether somebody waits for this child.
+pub(super) fn is_registered(pid: u32) -> bool {
+    owned().as_ref().is_some_and(|set| set.contains(&pid))
+}
+
 /// Starts a child that [`reap_strays`] leaves alone for as long as the second value lives. Keep it until the child was
 /// waited for; dropped earlier, the child is reaped like a stray. Everything in the daemon that starts a process uses this.
 ///
@@ -66,7 +71,7 @@ pub fn reap_strays() -> usize {
         let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
         let Some(stat) = procfs::stat(pid).filter(|s| s.parent == me && s.state == 'Z') else { continue };
         // A child in the daemon's own group was made by a library of ours that did not register it: it waits by itself.
-        if Some(stat.group) == own_group || owned().as_ref().is_some_and(|set| set.contains(&pid)) {
+        if Some(stat.group) == own_group || is_registered(pid) {
             continue;
         }
         let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) else { continue };

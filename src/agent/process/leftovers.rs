@@ -85,17 +85,20 @@ impl Target {
         Self::hold_if(leftover.pid, &leftover.name, same)
     }
 
-    /// Takes hold of a member of a process group; `None` when it is gone or has left the group.
-    pub fn hold_member(stat: &Stat) -> Option<Self> {
-        let same =
-            || procfs::stat(stat.pid).is_some_and(|s| s.start == stat.start && s.group == stat.group && s.is_live());
-        Self::hold_if(stat.pid, &stat.name, same)
+    /// Takes hold of a process that is known by its descent or its group; `None` when it is gone.
+    pub fn hold_known(stat: &Stat) -> Option<Self> {
+        Self::hold_if(stat.pid, &stat.name, || is_alive(stat.pid, stat.start))
     }
 
     fn hold_if(pid: u32, name: &str, same: impl Fn() -> bool) -> Option<Self> {
-        let raw = i32::try_from(pid).ok().and_then(Pid::from_raw)?;
+        let raw = i32::try_from(pid).ok().and_then(Pid::from_raw).filter(|_| pid > 1 && pid != std::process::id())?;
         let fd = rustix::process::pidfd_open(raw, PidfdFlags::empty()).ok()?;
         same().then(|| Self { pid, name: name.to_string(), fd })
+    }
+
+    /// Its pid.
+    pub const fn pid(&self) -> u32 {
+        self.pid
     }
 
     /// Its pid and name, for people.
@@ -128,6 +131,30 @@ impl AsFd for Target {
 pub(super) fn is_readable(fd: BorrowedFd<'_>) -> bool {
     let mut fds = [PollFd::from_borrowed_fd(fd, PollFlags::IN)];
     rustix::event::poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).is_ok_and(|n| n > 0)
+}
+
+/// Ends what agents left behind that is known by nothing but its descent: live children of this process that it did not
+/// make, orphans whose parent died. For the end of a stop, when every agent is closed; blocks until all are gone or the
+/// instant has passed, and returns a line for each that could not be ended.
+#[must_use]
+pub fn end_orphans(until: Instant) -> Vec<String> {
+    loop {
+        let picture = procfs::picture();
+        let me = std::process::id();
+        let own_group = picture.all.iter().find(|(s, _)| s.pid == me).map(|(s, _)| s.group);
+        let orphans = picture.all.iter().map(|(s, _)| s).filter(|s| {
+            s.parent == me && s.is_live() && Some(s.group) != own_group && !super::children::is_registered(s.pid)
+        });
+        let mut left: Vec<Target> = orphans.filter_map(Target::hold_known).collect();
+        left.iter().for_each(|t| t.signal(Signal::KILL));
+        let none = left.is_empty();
+        wait_gone(&mut left, until);
+        super::children::reap_strays();
+        // What an orphan had started is an orphan now: looked for again until nothing new turns up.
+        if none || Instant::now() >= until {
+            return left.iter().map(Target::name).collect();
+        }
+    }
 }
 
 /// Ends leftovers: SIGTERM, and SIGKILL to what is still there after a third of the time (at most 2 s). Blocks until all

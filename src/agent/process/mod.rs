@@ -26,11 +26,13 @@ mod tail;
 
 pub use children::{Registered, reap_strays, spawn as spawn_registered};
 pub use ladder::Rung;
-pub use leftovers::{Leftover, end_leftovers, find_marked, is_alive};
+pub use leftovers::{Leftover, end_leftovers, end_orphans, find_marked, is_alive};
 pub use tail::Tail;
 
 /// What is read from a pipe before the caller is asked again.
 pub const SLICE: usize = 64 * 1024;
+/// What may wait to be written: a prompt with its history, and many answers.
+const OUTGOING_LIMIT: usize = 64 * 1024 * 1024;
 /// An agent that takes nothing of what waits to be written for so long does not read its input.
 const WRITE_STALL: Duration = Duration::from_secs(60);
 
@@ -63,6 +65,7 @@ pub struct Process {
     stderr: Option<ChildStderr>,
     outgoing: Vec<u8>,
     written: usize,
+    overflowed: bool,
     close_after: bool,
     progress: Instant,
     exited: bool,
@@ -122,6 +125,7 @@ impl Process {
             stderr,
             outgoing: Vec::new(),
             written: 0,
+            overflowed: false,
             close_after: false,
             progress: Instant::now(),
             exited: false,
@@ -193,9 +197,11 @@ impl Process {
             .is_ok_and(|s| s.is_some_and(|s| s.exit_status() == Some(0)))
     }
 
-    /// Puts bytes into the outgoing buffer and writes what the pipe takes now.
+    /// Puts bytes into the outgoing buffer and writes what the pipe takes now. Beyond the buffer's limit they are dropped,
+    /// and [`Process::write_deadline`] has passed.
     pub fn send(&mut self, bytes: &[u8]) {
-        if self.stdin.is_none() {
+        self.overflowed |= self.outgoing.len() + bytes.len() > OUTGOING_LIMIT;
+        if self.stdin.is_none() || self.overflowed {
             return;
         }
         if self.outgoing.is_empty() {
@@ -214,7 +220,8 @@ impl Process {
     /// When to give up on an agent that takes nothing of its input; `None` when nothing waits to be written.
     #[must_use]
     pub fn write_deadline(&self) -> Option<Instant> {
-        (!self.outgoing.is_empty()).then(|| self.progress + WRITE_STALL)
+        let patience = if self.overflowed { Duration::ZERO } else { WRITE_STALL };
+        (!self.outgoing.is_empty()).then(|| self.progress + patience)
     }
 
     fn flush(&mut self) {
@@ -257,7 +264,11 @@ impl Process {
     pub fn take_in(&mut self, out: &mut Vec<u8>) {
         // The exit is looked at before stdout is read: what was written before the exit is then read after it was seen.
         self.exited = self.is_gone();
-        read_slice(&mut self.stderr, &mut |bytes| self.tail.push(bytes));
+        let pid = self.child.id();
+        read_slice(&mut self.stderr, &mut |bytes| {
+            self.tail.push(bytes);
+            log::debug!("agent process {pid}: {}", String::from_utf8_lossy(bytes).trim_end());
+        });
         let empty = read_slice(&mut self.stdout, &mut |bytes| out.extend_from_slice(bytes));
         self.drained |= self.exited && empty;
         self.flush();
@@ -291,11 +302,8 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        if !self.ended {
-            self.signal_group(Signal::KILL);
-        }
         // One that is not dead yet loses its place in the register and is reaped as a stray.
-        let _ = self.child.try_wait();
+        self.kill();
     }
 }
 

@@ -72,8 +72,32 @@ fn parse_stat(line: &str) -> Option<Stat> {
 /// The markers of a process; `None` when it has none or is not ours to read.
 #[must_use]
 pub fn marks(pid: u32) -> Option<Marks> {
-    let environ = fs::read(format!("/proc/{pid}/environ")).ok()?;
-    parse_marks(&environ)
+    environ(pid).marks()
+}
+
+/// What a process's environment shows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Environ {
+    /// The process is gone, or not ours to read.
+    Closed,
+    /// Nothing: it was cleared, or the process is in the middle of an exec.
+    Empty,
+    /// Variables, and the markers if they are among them.
+    Read(Option<Marks>),
+}
+
+impl Environ {
+    fn marks(self) -> Option<Marks> {
+        if let Self::Read(marks) = self { marks } else { None }
+    }
+}
+
+fn environ(pid: u32) -> Environ {
+    match fs::read(format!("/proc/{pid}/environ")) {
+        Err(_) => Environ::Closed,
+        Ok(bytes) if bytes.is_empty() => Environ::Empty,
+        Ok(bytes) => Environ::Read(parse_marks(&bytes)),
+    }
 }
 
 fn parse_marks(environ: &[u8]) -> Option<Marks> {
@@ -98,15 +122,44 @@ impl Picture {
     fn take() -> Self {
         let begun = Instant::now();
         let pids = fs::read_dir("/proc").into_iter().flatten().flatten();
-        let all = pids
+        let mut all: Vec<_> = pids
             .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
             .filter_map(|pid| {
                 let stat = stat(pid)?;
-                let marks = stat.is_live().then(|| marks(pid)).flatten();
-                Some((stat, marks))
+                let environ = if stat.is_live() { environ(pid) } else { Environ::Closed };
+                Some((stat, environ))
             })
             .collect();
+        // A process in the middle of an exec shows an empty environment: looked at again now that it has had some time.
+        // The kernel's own threads (children of process 2) have none for ever.
+        for (stat, seen) in all.iter_mut().filter(|(stat, seen)| *seen == Environ::Empty && stat.parent != 2) {
+            *seen = environ(stat.pid);
+        }
+        let all = all.into_iter().map(|(stat, seen)| (stat, seen.marks())).collect();
         Self { begun, all }
+    }
+
+    /// The live processes that descend from `ancestor`. A parent is at least as old as its child: a pid that was given
+    /// away again while the picture was taken does not lead to strangers.
+    #[must_use]
+    pub fn descendants(&self, ancestor: u32) -> Vec<&(Stat, Option<Marks>)> {
+        let Some((root, _)) = self.all.iter().find(|(s, _)| s.pid == ancestor) else { return Vec::new() };
+        let mut children: HashMap<u32, Vec<&(Stat, Option<Marks>)>> = HashMap::new();
+        for entry in &self.all {
+            children.entry(entry.0.parent).or_default().push(entry);
+        }
+        let (mut found, mut parents) = (Vec::new(), vec![root]);
+        // Each process has one parent and is taken out with it, so this ends.
+        while let Some(parent) = parents.pop() {
+            let born = children.remove(&parent.pid).unwrap_or_default();
+            let born = born.into_iter().filter(|(s, _)| s.start >= parent.start);
+            for entry in born {
+                parents.push(&entry.0);
+                found.push(entry);
+            }
+        }
+        found.retain(|(s, _)| s.is_live());
+        found
     }
 
     /// This process, those it descends from, and the first one of all: never to be signalled, whatever their markers say
