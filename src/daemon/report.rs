@@ -65,16 +65,18 @@ impl Report {
     #[must_use]
     pub fn json(&self, house: &House, whole: bool) -> Value {
         let budget = house.config().shutdown;
-        let planned = |phase: Phase| plan(&budget).iter().find(|p| p.0 == phase).map_or(0, |p| p.1.as_millis());
-        let phases: Vec<Value> = self
-            .phases
-            .iter()
-            .filter(|(phase, ..)| !matches!(phase, Phase::Running | Phase::Starting | Phase::Ended))
-            .map(|(phase, since, took)| {
-                let took = took.unwrap_or_else(|| since.elapsed());
-                json!({ "phase": phase, "planned_ms": planned(*phase) as u64, "took_ms": took.as_millis() as u64 })
-            })
-            .collect();
+        let newest = self.phases.last().map(|p| p.0);
+        let mut phases: Vec<Value> = Vec::new();
+        // Every phase up to the newest, those too that the stop had no need of.
+        for (phase, planned) in plan(&budget) {
+            let spent = self.phases.iter().filter(|p| p.0 == phase);
+            let took: Duration = spent.map(|(_, since, took)| took.unwrap_or_else(|| since.elapsed())).sum();
+            let (planned, took) = (planned.as_millis() as u64, took.as_millis() as u64);
+            phases.push(json!({ "phase": phase, "planned_ms": planned, "took_ms": took }));
+            if newest == Some(phase) {
+                break;
+            }
+        }
         let urgency = house.board().stop.map_or(self.stop.urgency, |s| s.1);
         json!({
             "boot_id": house.boot_id, "reason": self.stop.reason, "urgency": urgency, "clean": self.clean,
