@@ -165,7 +165,8 @@ impl Tx<'_> {
         if let Some(id) = &a.session_id {
             self.must_answer(id, resolution, current.as_ref())?;
         }
-        self.check_limits(&a.limits, if resolution == Resolution::Same { waiting.messages } else { 0 })?;
+        // What waits in a session that gives way comes along, so it counts either way.
+        self.check_limits(&a.limits, waiting.messages)?;
         let (session, retired) = match (resolution, current) {
             (Resolution::Same, Some(s)) => (s, None),
             (Resolution::Same, None) => return Err(Refusal::SessionNotFound.into()),
@@ -183,9 +184,7 @@ impl Tx<'_> {
             }
         };
         let waiting = if retired.is_some() { self.waiting(session.sid)? } else { waiting };
-        let same = matches!(resolution, Resolution::Same);
-        let (before, running) = if same || retired.is_some() { (waiting.messages, waiting.running) } else { (0, false) };
-        let placement = place(a.limits.busy, waiting.last_queued.is_some() && same, running && same);
+        let placement = place(a.limits.busy, waiting.last_queued.is_some(), waiting.running);
         let (tid, turn_id) = match (placement.join, &waiting.last_queued) {
             (true, Some((tid, id))) => {
                 self.run("UPDATE turns SET messages=messages+1 WHERE tid=?1", [tid])?;
@@ -222,7 +221,7 @@ impl Tx<'_> {
             continued_by: None,
             over: false,
             deferred: self.admission() == Admission::Stopping,
-            queued: before,
+            queued: waiting.messages,
             notice: notice.map(|(c, t)| (c.to_owned(), t.to_owned())),
             interrupt,
             retired,

@@ -131,9 +131,10 @@ impl Store {
     /// As for [`Store::mark_running`].
     pub fn refresh_marks(&self, reason: MarkReason) -> Result<usize, Error> {
         self.write("refresh_marks", move |tx| {
+            // A mark from before gets the reason and the time, and stays one from before: only a completed turn clears it.
             Ok(tx.run(
-                "UPDATE sessions SET mark_reason=?1, marked_at=?2, mark_boot=?3 WHERE status='open'
-                 AND sid IN (SELECT sid FROM turns WHERE state='running')",
+                "UPDATE sessions SET mark_boot=CASE WHEN mark_reason IS NULL THEN ?3 ELSE mark_boot END, mark_reason=?1,
+                 marked_at=?2 WHERE status='open' AND sid IN (SELECT sid FROM turns WHERE state='running')",
                 params![reason.as_str(), tx.now, tx.bid],
             )?)
         })

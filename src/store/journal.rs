@@ -123,14 +123,15 @@ impl Store {
         self.write_then("settle_delivery", move |tx| tx.settle(did, &settled, counted), done);
     }
 
-    /// Puts a set-aside event back on its way; with `None` all of them. Returns how many deliveries are due again.
+    /// Puts a set-aside event back on its way; with `None` all of them. Returns how many deliveries are due again. Attempts
+    /// are counted on, so the handler sees a higher one and is set aside again when it fails again.
     ///
     /// # Errors
     /// [`Refusal::NotFound`].
     pub fn retry_failed(&self, event_id: Option<String>) -> Result<usize, Error> {
         self.write("retry_failed", move |tx| {
             let n = tx.run(
-                "UPDATE deliveries SET state='pending', attempts=0, next_at=0, settled_at=NULL WHERE state='failed'
+                "UPDATE deliveries SET state='pending', next_at=0, settled_at=NULL WHERE state='failed'
                  AND (?1 IS NULL OR jid IN (SELECT jid FROM journal WHERE event_id=?1))",
                 [&event_id],
             )?;

@@ -6,7 +6,7 @@ use rusqlite::params;
 use serde_json::Value;
 
 use super::{Error, Store};
-use crate::clock::{self, Millis};
+use crate::clock::Millis;
 
 fn expiry(now: Millis, ttl: Option<Duration>) -> Option<Millis> {
     ttl.map(|ttl| now.saturating_add(i64::try_from(ttl.as_millis()).unwrap_or(i64::MAX)))
@@ -23,7 +23,7 @@ impl Store {
         self.read(|conn| {
             use rusqlite::OptionalExtension as _;
             let text: Option<String> =
-                conn.prepare_cached(LIVE)?.query_row(params![name, clock::now()], |r| r.get(0)).optional()?;
+                conn.prepare_cached(LIVE)?.query_row(params![name, self.shared.world.now()], |r| r.get(0)).optional()?;
             Ok(text.and_then(|t| serde_json::from_str(&t).ok()))
         })
     }

@@ -11,8 +11,6 @@ use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU8, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::Sender;
-
 use crate::model::event::{HandlerId, HookEvent};
 
 mod accept;
@@ -26,6 +24,7 @@ mod schema;
 mod sessions;
 mod turns;
 mod tx;
+mod world;
 mod writer;
 
 pub use accept::{Accept, Accepted, Limits};
@@ -38,6 +37,7 @@ pub use schema::version as schema_version;
 pub use sessions::{Acted, Target};
 pub use turns::{Begin, Begun, Cut, Item, Ended, TurnRef};
 pub use tx::{Commit, Published, Tx};
+pub use world::{Faults, Step, World};
 
 /// Why a transaction was not done.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -152,6 +152,7 @@ pub enum Admission {
 /// What is shared between the handle and the writer.
 struct Shared {
     path: PathBuf,
+    world: World,
     admission: AtomicU8,
     boot: AtomicI64,
     working: AtomicBool,
@@ -166,7 +167,7 @@ type Observer = Arc<dyn Fn(&Commit) + Send + Sync>;
 #[derive(Clone)]
 pub struct Store {
     shared: Arc<Shared>,
-    jobs: Sender<writer::Job>,
+    jobs: writer::Lane,
     readers: read::Readers,
     patience: Duration,
 }
@@ -188,20 +189,35 @@ impl Store {
     /// # Errors
     /// See [`schema::open`]; or no thread is to be had.
     pub fn open(path: &Path) -> Result<Self, Error> {
-        let conn = schema::open(path)?;
+        Self::open_in(path, World::default())
+    }
+
+    /// As [`Store::open`], in a world of the caller's.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn open_in(path: &Path, world: World) -> Result<Self, Error> {
+        let conn = schema::open(path, world.durable)?;
+        let readers = read::Readers::open(path, world.readers)?;
+        let inline = world.inline;
         let shared = Arc::new(Shared {
             path: path.into(),
+            world,
             admission: AtomicU8::new(0),
             boot: AtomicI64::new(0),
             working: AtomicBool::new(false),
             owed: RwLock::new(Arc::new(|_| Vec::new())),
             observer: RwLock::new(Arc::new(|_| ())),
         });
-        let readers = read::Readers::open(path)?;
-        let (jobs, inbox) = crossbeam_channel::bounded(QUEUE);
-        let state = shared.clone();
-        crate::thread::spawn("store", crate::thread::DEEP_STACK, move || writer::Writer::new(state, conn).run(&inbox))
-            .map_err(|e| Error::Unavailable(format!("no thread for the writer: {e}")))?;
+        let mut writer = writer::Writer::new(shared.clone(), conn);
+        let jobs = if inline {
+            writer::Lane::Inline(Arc::new(std::sync::Mutex::new(writer)))
+        } else {
+            let (jobs, inbox) = crossbeam_channel::bounded(QUEUE);
+            crate::thread::spawn("store", crate::thread::DEEP_STACK, move || writer.run(&inbox))
+                .map_err(|e| Error::Unavailable(format!("no thread for the writer: {e}")))?;
+            writer::Lane::Thread(jobs)
+        };
         Ok(Self { shared, jobs, readers, patience: PATIENCE })
     }
 
@@ -265,8 +281,8 @@ impl Store {
         done: impl FnOnce(Result<T, Error>) + Send + 'static,
     ) {
         let job = writer::Job::work(name, run, done);
-        if let Err(refused) = self.jobs.send_timeout(job, self.patience) {
-            refused.into_inner().refuse(&closed());
+        if let Err(refused) = self.jobs.send(job, Instant::now() + self.patience) {
+            refused.refuse(&closed());
         }
     }
 
@@ -278,7 +294,7 @@ impl Store {
             let _ = send.send(r.is_ok());
         });
         let until = Instant::now() + within;
-        self.jobs.send_deadline(job, until).is_ok() && receive.recv_deadline(until).unwrap_or(false)
+        self.jobs.send(job, until).is_ok() && receive.recv_deadline(until).unwrap_or(false)
     }
 
     /// Whether the writer is inside SQLite now: a stalled disk keeps it there, and is no reason to kill the daemon.
@@ -294,7 +310,7 @@ impl Store {
     pub fn close(&self, until: Instant) -> Result<(), Error> {
         self.readers.close();
         let (send, receive) = crossbeam_channel::bounded(1);
-        self.jobs.send_deadline(writer::Job::Close(send), until).map_err(|_| closed())?;
+        self.jobs.send(writer::Job::Close(send), until).map_err(|_| closed())?;
         receive.recv_deadline(until).map_err(|_| Error::Unavailable("close: the disk did not answer in time".into()))?
     }
 

@@ -13,9 +13,6 @@ use super::{Error, PATIENCE, Refusal, Store, closed, schema};
 use crate::clock::{self, Millis};
 use crate::model::event::{Entry, Role};
 
-/// How many may read at once.
-const READERS: usize = 4;
-
 /// The pool.
 #[derive(Clone)]
 pub(super) struct Readers {
@@ -24,9 +21,9 @@ pub(super) struct Readers {
 }
 
 impl Readers {
-    pub(super) fn open(path: &Path) -> Result<Self, Error> {
-        let (back, free) = crossbeam_channel::bounded(READERS + 1);
-        for _ in 0..READERS {
+    pub(super) fn open(path: &Path, readers: usize) -> Result<Self, Error> {
+        let (back, free) = crossbeam_channel::bounded(readers + 1);
+        for _ in 0..readers {
             let _ = back.send(Some(schema::open_reader(path)?));
         }
         Ok(Self { free, back })

@@ -23,11 +23,12 @@ pub const fn version() -> usize {
 /// Opens a database file that is ours or new, and brings its schema up to date.
 ///
 /// # Errors
-/// The file is no database, damaged, another program's, or of a newer ostler: it is left untouched.
-pub fn open(path: &Path) -> Result<Connection, Error> {
+/// The file is no database, damaged, another program's, or of a newer ostler: it is left untouched. Without `durable` a commit does not wait for
+/// the disk.
+pub fn open(path: &Path, durable: bool) -> Result<Connection, Error> {
     inspect(path)?;
     let mut conn = Connection::open(path).map_err(|e| Error::open(path, &e))?;
-    configure(&conn).map_err(|e| Error::open(path, &e))?;
+    configure(&conn, durable).map_err(|e| Error::open(path, &e))?;
     migrate(&mut conn).map_err(|e| Error::open(path, &e))?;
     Ok(conn)
 }
@@ -86,12 +87,15 @@ fn inspect(path: &Path) -> Result<(), Error> {
 }
 
 /// The settings of the one writing connection. Durable at each commit: `synchronous=FULL`.
-fn configure(conn: &Connection) -> rusqlite::Result<()> {
+fn configure(conn: &Connection, durable: bool) -> rusqlite::Result<()> {
     conn.busy_timeout(std::time::Duration::from_secs(5))?;
     conn.execute_batch(
         "PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; PRAGMA foreign_keys=OFF; PRAGMA wal_autocheckpoint=4000;
          PRAGMA journal_size_limit=16777216; PRAGMA cache_size=-8192; PRAGMA temp_store=MEMORY;",
     )?;
+    if !durable {
+        conn.execute_batch("PRAGMA synchronous=OFF")?;
+    }
     conn.set_prepared_statement_cache_capacity(256);
     Ok(())
 }

@@ -140,7 +140,10 @@ impl Store {
                         tx.end_session(&current, EndReason::New, actor, Some(&s.id))?;
                         acted.retired.push(current.sid);
                     }
-                    acted.wake.push(s.sid);
+                    // It is parked, unless something came along that waits.
+                    if tx.first_queued(s.sid)?.is_some() {
+                        acted.wake.push(s.sid);
+                    }
                 }
                 _ if s.mark_reason.is_some() && tx.open_activation_of(s.sid)?.is_none() => {
                     tx.run("UPDATE sessions SET marked_at=?2 WHERE sid=?1", params![s.sid, tx.now])?;
@@ -217,6 +220,8 @@ impl Tx<'_> {
     pub(super) fn suspend_session(&mut self, s: &SessionRow, actor: Actor, agent: &str) -> Result<Option<i64>, Error> {
         self.end_running(s, Outcome::Cancelled, None, Some("suspended"))?;
         self.run("UPDATE sessions SET status='suspended' WHERE sid=?1", [s.sid])?;
+        // A mark of this stop went with the turn: its end must not tell of it.
+        let s = &self.session(s.sid)?.unwrap_or_else(|| s.clone());
         self.close_activation(s, EndReason::Suspended, actor, None)?;
         self.notice(s, None, "session_suspended", "the session is suspended; `ostler resume` brings it back")?;
         if self.waiting(s.sid)?.messages == 0 {

@@ -476,11 +476,12 @@ impl Tx<'_> {
                     [s.sid],
                 )?;
             }
-            // A mark that this stop made is taken back by any end but an interrupt; one from before stays.
+            // A mark that this stop made is taken back by any end but an interrupt; one from before stays. Where the stop was
+            // cut off, the next boot writes the end: the mark is that of a boot that is dead.
             Outcome::Failed | Outcome::Cancelled => {
                 self.run(
-                    "UPDATE sessions SET mark_reason=NULL, marked_at=NULL, mark_boot=NULL WHERE sid=?1 AND mark_boot=?2",
-                    params![s.sid, self.bid],
+                    "UPDATE sessions SET mark_reason=NULL, marked_at=NULL, mark_boot=NULL WHERE sid=?1 AND mark_boot IS NOT NULL",
+                    [s.sid],
                 )?;
             }
             Outcome::Interrupted => {

@@ -6,16 +6,17 @@
 //! acknowledges nobody, and the connection is opened anew before anything else is accepted: after a failed fsync the
 //! cached pages are not to be trusted.
 
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use rusqlite::Connection;
 
 use super::tx::{Commit, Tx};
+use super::world::Step;
 use super::{Error, Shared, closed, schema};
-use crate::{clock, failpoint};
+use crate::failpoint;
 
 /// The most members of one transaction.
 const GROUP: usize = 512;
@@ -47,6 +48,25 @@ impl Job {
             Self::Close(answer) => {
                 let _ = answer.send(Err(error.clone()));
             }
+        }
+    }
+}
+
+/// The way to the writer.
+#[derive(Clone)]
+pub(super) enum Lane {
+    /// It has a thread.
+    Thread(Sender<Job>),
+    /// It runs on the caller's.
+    Inline(Arc<Mutex<Writer>>),
+}
+
+impl Lane {
+    /// Sends a job; gives it back when it was not taken by the instant, or nobody is there to take it.
+    pub(super) fn send(&self, job: Job, until: Instant) -> Result<(), Job> {
+        match self {
+            Self::Thread(jobs) => jobs.send_deadline(job, until).map_err(crossbeam_channel::SendTimeoutError::into_inner),
+            Self::Inline(writer) => writer.lock().unwrap_or_else(PoisonError::into_inner).perform(job),
         }
     }
 }
@@ -96,6 +116,7 @@ pub(super) struct Writer {
     shared: Arc<Shared>,
     conn: Option<Connection>,
     dirty: bool,
+    over: bool,
 }
 
 /// What became of a group.
@@ -110,7 +131,19 @@ enum Fate {
 
 impl Writer {
     pub(super) fn new(shared: Arc<Shared>, conn: Connection) -> Self {
-        Self { shared, conn: Some(conn), dirty: true }
+        Self { shared, conn: Some(conn), dirty: true, over: false }
+    }
+
+    /// One job, alone.
+    fn perform(&mut self, job: Job) -> Result<(), Job> {
+        match job {
+            job if self.over => return Err(job),
+            Job::Work(work) => self.commit(vec![work]),
+            Job::Close(answer) => {
+                let _ = answer.send(self.close());
+            }
+        }
+        Ok(())
     }
 
     /// Until the store is closed or every handle is gone.
@@ -197,7 +230,7 @@ impl Writer {
     /// The connection, opened anew if the last commit failed.
     fn ready(&mut self) -> Result<&Connection, Error> {
         if self.conn.is_none() {
-            self.conn = Some(schema::open(&self.shared.path)?);
+            self.conn = Some(schema::open(&self.shared.path, self.shared.world.durable)?);
             log::info!("store: the database is open again");
         }
         self.conn.as_ref().ok_or_else(closed)
@@ -216,17 +249,25 @@ impl Writer {
         let alone = group.len() == 1;
         let mut outcomes = Vec::with_capacity(group.len());
         let mut tx =
-            Tx { conn, now: clock::now(), bid: shared.boot.load(Ordering::SeqCst), shared: &shared, out: Commit::default() };
+            Tx { conn, now: shared.world.now(), bid: shared.boot.load(Ordering::SeqCst), shared: &shared, out: Commit::default() };
         for work in group.iter_mut() {
             failpoint::hit(work.name(), "before");
+            shared.world.strikes(work.name(), Step::Before);
             match one(&mut tx, work.as_mut(), alone) {
                 Ok(outcome) => outcomes.push(outcome),
                 Err(()) => return Fate::Lost,
             }
             failpoint::hit(work.name(), "inside");
+            shared.world.strikes(work.name(), Step::Inside);
         }
         let commit = tx.out;
-        if let Err(e) = conn.execute_batch("COMMIT") {
+        let strikes = |step| group.iter().any(|work| shared.world.strikes(work.name(), step));
+        let committed = if strikes(Step::Commit) {
+            Err(rusqlite::Error::SqliteFailure(rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_IOERR_FSYNC), None))
+        } else {
+            conn.execute_batch("COMMIT")
+        };
+        if let Err(e) = committed {
             if !conn.is_autocommit() {
                 let _ = conn.execute_batch("ROLLBACK");
             }
@@ -234,6 +275,9 @@ impl Writer {
         }
         for work in group.iter() {
             failpoint::hit(work.name(), "committed");
+        }
+        if strikes(Step::Committed) {
+            return Fate::Broken(Error::Unavailable("the answer of the disk was lost".into()));
         }
         Fate::Committed(outcomes, commit)
     }
@@ -249,6 +293,7 @@ impl Writer {
     }
 
     fn close(&mut self) -> Result<(), Error> {
+        self.over = true;
         let Some(conn) = self.conn.take() else { return Ok(()) };
         let busy: i64 = conn.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |r| r.get(0))?;
         conn.close().map_err(|(conn, e)| {

@@ -1,0 +1,65 @@
+//! What the store is given of the world beside its file: the clock, how hard it writes, and where it is made to fail.
+//!
+//! The daemon takes the world as it is ([`World::default`]). A simulation passes its own, so that a seed decides the time
+//! and the instant of a death; the code that runs is the same.
+
+use std::sync::Arc;
+
+use crate::clock::{self, Millis};
+
+/// A point of a transaction at which a world may strike.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Step {
+    /// Before the transaction looks at anything.
+    Before,
+    /// After its last statement.
+    Inside,
+    /// Just before the COMMIT of its group.
+    Commit,
+    /// After that COMMIT, before anybody is answered.
+    Committed,
+}
+
+/// Asked at each step of each named transaction. `true` at [`Step::Commit`] or [`Step::Committed`]: the COMMIT counts as
+/// failed (the second time although it was kept). It may also unwind, which is a death.
+pub type Faults = Arc<dyn Fn(&'static str, Step) -> bool + Send + Sync>;
+
+/// The world of a store.
+#[derive(Clone)]
+pub struct World {
+    /// The wall clock.
+    pub clock: Arc<dyn Fn() -> Millis + Send + Sync>,
+    /// Where it fails; `None`: nowhere but where it really does.
+    pub faults: Option<Faults>,
+    /// Whether each commit waits for the disk. Without it a commit outlives the process, not the power.
+    pub durable: bool,
+    /// Transactions run on the caller's thread, one by one, instead of the writer's.
+    pub inline: bool,
+    /// How many may read at once.
+    pub readers: usize,
+}
+
+impl Default for World {
+    fn default() -> Self {
+        Self { clock: Arc::new(clock::now), faults: None, durable: true, inline: false, readers: 4 }
+    }
+}
+
+impl std::fmt::Debug for World {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("World").field("durable", &self.durable).field("inline", &self.inline).finish_non_exhaustive()
+    }
+}
+
+impl World {
+    /// The time.
+    #[must_use]
+    pub fn now(&self) -> Millis {
+        (self.clock)()
+    }
+
+    /// Whether the world strikes here.
+    pub(super) fn strikes(&self, name: &'static str, step: Step) -> bool {
+        self.faults.as_ref().is_some_and(|faults| faults(name, step))
+    }
+}
