@@ -2,7 +2,9 @@
 
 use std::process::ExitCode;
 
+use ostler::cli::doctor::{Check, Verdict};
 use ostler::cli::{self, Doors};
+use ostler::daemon::doctor::Level;
 use ostler::{daemon, hooks};
 
 fn main() -> ExitCode {
@@ -23,6 +25,20 @@ fn main() -> ExitCode {
                 None => Ok(problems.iter().map(ToString::to_string).collect()),
             }
         },
-        checks: |_| Vec::new(),
+        checks: |ground| {
+            let boot = ground.status.and_then(|s| s["boot_id"].as_str());
+            let shown = |f: daemon::doctor::Finding| Check {
+                name: f.name.to_owned(),
+                verdict: match f.level {
+                    Level::Good => Verdict::Good,
+                    Level::Skipped => Verdict::Skipped,
+                    Level::Warning => Verdict::Warning,
+                    Level::Bad => Verdict::Bad,
+                },
+                found: f.found,
+                remedy: f.remedy,
+            };
+            daemon::doctor::examine(ground.config, ground.state_dir, boot).into_iter().map(shown).collect()
+        },
     })
 }
