@@ -381,14 +381,18 @@ impl Worker {
         for left in self.agent.close(&mut self.desk, until) {
             log::warn!(key = self.key(); "the agent could not be ended: {left}");
         }
-        if why != Close::Park {
+        if why == Close::Stop {
             return;
         }
         self.desk.collect();
         if self.desk.work || self.desk.asked {
-            // What it was given and did not do is for the next worker of the session.
+            // What it was given and did not do is for the next worker of the session. One that gave way may have come back
+            // while this one ended; one that has not refuses the next worker's activation.
             let wish = Wish { sid: self.desk.sid, key: self.key().to_owned(), asked: self.desk.asked };
             self.desk.house.registry.want(wish);
+        }
+        if why != Close::Park {
+            return;
         }
         loop {
             let store = &self.desk.house.store;
