@@ -92,10 +92,17 @@ impl Tx<'_> {
 
     fn prune_ids(&mut self, before: Option<Millis>) -> Result<usize, Error> {
         let Some(before) = before else { return Ok(0) };
+        // An interrupted turn is not over while one of its chain runs, or waits for its continuation.
         Ok(self.run(
             "UPDATE messages SET client_id=NULL, digest=NULL WHERE mid IN (
                SELECT m.mid FROM messages m JOIN turns t ON t.tid=m.tid
-               WHERE m.client_id IS NOT NULL AND m.at<?1 AND t.state NOT IN ('queued', 'running') LIMIT ?2)",
+               WHERE m.client_id IS NOT NULL AND m.at<?1 AND t.state NOT IN ('queued', 'running')
+               AND (t.state<>'interrupted' OR NOT EXISTS (
+                 WITH RECURSIVE chain(tid) AS (
+                   SELECT t.tid UNION
+                   SELECT c.continued_by FROM chain JOIN turns c ON c.tid=chain.tid WHERE c.continued_by IS NOT NULL)
+                 SELECT 1 FROM chain JOIN turns c ON c.tid=chain.tid JOIN sessions s ON s.sid=c.sid
+                 WHERE c.state='running' OR s.cut_turn=c.tid)) LIMIT ?2)",
             params![before, STEP],
         )?)
     }
