@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use ostler::cli::{self, Doors};
-use ostler::{daemon, hooks};
+use ostler::{daemon, hooks, thread};
 
 fn main() -> ExitCode {
     cli::main(&Doors {
@@ -22,6 +22,15 @@ fn main() -> ExitCode {
                 Some(error) => Err(error.to_string()),
                 None => Ok(problems.iter().map(ToString::to_string).collect()),
             }
+        },
+        fire_script: |file, event, fields, config| {
+            // A thread that has the stack which Lua needs.
+            let (file, fields, hooks) = (file.to_owned(), fields.clone(), config.hooks.clone());
+            let tried = thread::spawn("hook-trial", thread::DEEP_STACK, move || {
+                hooks::trial::fire(&file, event, &fields, &hooks).map_err(|e| e.to_string())
+            });
+            let tried = tried.map_err(|e| format!("no thread: {e}"))?;
+            tried.join().unwrap_or_else(|_| Err("a hook panicked: see above".to_owned()))
         },
         checks: |_| Vec::new(),
     })
