@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use ostler::cli::doctor::{Check, Verdict};
 use ostler::cli::{self, Doors};
 use ostler::daemon::doctor::Level;
-use ostler::{daemon, hooks};
+use ostler::{daemon, hooks, thread};
 
 fn main() -> ExitCode {
     cli::main(&Doors {
@@ -39,6 +39,15 @@ fn main() -> ExitCode {
                 remedy: f.remedy,
             };
             daemon::doctor::examine(ground.config, ground.state_dir, boot).into_iter().map(shown).collect()
+        },
+        fire_script: |file, event, fields, config| {
+            // A thread that has the stack which Lua needs.
+            let (file, fields, hooks) = (file.to_owned(), fields.clone(), config.hooks.clone());
+            let tried = thread::spawn("hook-trial", thread::DEEP_STACK, move || {
+                hooks::trial::fire(&file, event, &fields, &hooks).map_err(|e| e.to_string())
+            });
+            let tried = tried.map_err(|e| format!("no thread: {e}"))?;
+            tried.join().unwrap_or_else(|_| Err("a hook panicked: see above".to_owned()))
         },
     })
 }
