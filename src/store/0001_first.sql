@@ -106,6 +106,7 @@ CREATE TABLE messages (
   at INTEGER NOT NULL
 ) STRICT;
 CREATE UNIQUE INDEX messages_client ON messages(key, client_id) WHERE client_id IS NOT NULL;
+CREATE INDEX messages_ids ON messages(at) WHERE client_id IS NOT NULL;
 CREATE INDEX messages_turn ON messages(tid);
 CREATE INDEX messages_session ON messages(sid);
 
