@@ -42,13 +42,7 @@ pub fn fire(api: &Api, request: &Request) -> Answer {
         let known: Vec<&str> = HookEvent::ALL.iter().map(|e| e.as_str()).collect();
         return Err(ApiError::parameter(format!("event: {name:?}: one of {}", known.join(", "))));
     };
-    let mut event = hooks::sample(kind);
-    event.test = true;
-    if let Value::Object(fields) = &body["fields"] {
-        for (name, value) in fields {
-            event.fields[name] = value.clone();
-        }
-    }
+    let event = hooks::sample_with(kind, body["fields"].as_object().unwrap_or(&serde_json::Map::new()));
     let mut results = Vec::new();
     for handler in api.house.hooks.handlers(kind) {
         let began = Instant::now();

@@ -21,6 +21,7 @@ use crate::{api, thread};
 pub mod coordinator;
 pub mod delivery;
 pub mod desk;
+pub mod doctor;
 mod home;
 pub mod house;
 pub mod hub;

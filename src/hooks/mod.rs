@@ -8,8 +8,8 @@
 //! Reading order: [`scripts`] reads the files and loads them, once a state; [`sandbox`] is a state with limits,
 //! [`deadline`] how a call in it is stopped, [`pattern`] what of Lua had to be rewritten for that; [`api`] is what
 //! scripts may call; [`pool`] owns the threads and their queues, [`lane`] one of them, [`verdict`] what is made of a
-//! handler's answer, [`stats`] what is counted and when a handler is skipped; [`timer`] runs `ostler.every`; [`check`]
-//! and [`sample`] serve the commands.
+//! handler's answer, [`stats`] what is counted and when a handler is skipped; [`timer`] runs `ostler.every`; [`check`],
+//! [`sample`] and [`trial`] serve the commands and the tests of scripts.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -34,11 +34,12 @@ mod task;
 #[cfg(test)]
 mod tests;
 mod timer;
+pub mod trial;
 mod verdict;
 
 pub use check::{Problem, check};
 pub use pool::Hooks;
-pub use sample::sample;
+pub use sample::{sample, sample_with};
 pub use scripts::{LoadError, Scripts, load};
 pub use stats::HandlerInfo;
 

@@ -450,8 +450,7 @@ pub(crate) fn read(dir: &Path) -> Result<Sources, LoadError> {
     for path in listed(dir)? {
         if !path.is_dir() && path.extension().is_some_and(|e| e == "lua") {
             let name = file_name(&path)?;
-            // Tests of scripts stand beside them.
-            if !name.starts_with('.') && !name.ends_with(".test.lua") {
+            if !name.starts_with('.') && no_hook(&name).is_none() {
                 let text = read_script(&path)?;
                 sources.scripts.push((path, name, text));
             }
@@ -474,6 +473,15 @@ pub fn modules_below(dir: &Path) -> Result<BTreeMap<String, (String, Arc<str>)>,
     Ok(sources.modules)
 }
 
+/// What stands beside hook scripts and is none, by its name.
+pub(crate) fn no_hook(name: &str) -> Option<&'static str> {
+    match () {
+        () if name.ends_with(".test.lua") => Some("it is a script's test"),
+        () if name.ends_with(".d.lua") => Some("it is an editor's annotations"),
+        () => None,
+    }
+}
+
 fn read_modules(dir: &Path, prefix: &str, shown: &str, sources: &mut Sources, depth: usize) -> Result<(), LoadError> {
     guarded(dir)?;
     for path in listed(dir)? {
@@ -486,7 +494,7 @@ fn read_modules(dir: &Path, prefix: &str, shown: &str, sources: &mut Sources, de
                 return Err(LoadError::new(&path, "modules nested deeper than 8 directories"));
             }
             read_modules(&path, &format!("{prefix}{name}."), &format!("{shown}/{name}"), sources, depth + 1)?;
-        } else if let Some(stem) = name.strip_suffix(".lua").filter(|s| !s.ends_with(".test")) {
+        } else if let Some(stem) = name.strip_suffix(".lua").filter(|_| no_hook(&name).is_none()) {
             if sources.modules.len() >= MODULES {
                 return Err(LoadError::new(&path, format!("more than {MODULES} modules")));
             }

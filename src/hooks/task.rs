@@ -60,7 +60,8 @@ impl Step {
         }
     }
 
-    fn label(&self) -> (&str, &str, &str) {
+    /// Event, script and name.
+    pub fn label(&self) -> (&str, &str, &str) {
         match self {
             Self::Handler(h) => (h.id.event.as_str(), &h.id.script, &h.id.name),
             Self::Timer(t, _) => ("every", &t.script, &t.short),

@@ -33,7 +33,7 @@ pub use boots::{BootInfo, Recovered, StopNote};
 pub use journal::{FailedEvent, JournalCounts, Owed, Settled};
 pub use read::{Counts, EventRow, Page, SessionFilter, SessionView, StopOutcome, TranscriptEntry, TurnView, Wanted};
 pub use retention::Pruned;
-pub use schema::version as schema_version;
+pub use schema::{Exam, examine, knows_session, version as schema_version};
 pub use sessions::{Acted, Target};
 pub use turns::{Begin, Begun, Cut, Item, Ended, TurnRef};
 pub use tx::{Commit, Published, Tx};

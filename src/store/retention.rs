@@ -88,19 +88,29 @@ impl Tx<'_> {
 
     fn prune_ids(&mut self, before: Option<Millis>) -> Result<usize, Error> {
         let Some(before) = before else { return Ok(0) };
-        // Messages stand in the order of their time: a cursor remembers up to where ids were taken away.
+        // Messages stand in the order of their time: a cursor remembers up to where ids were taken away, so that what is
+        // kept costs nothing. It passes over turns that have no outcome yet; those ids are kept.
         let cursor = self.row("SELECT value FROM meta WHERE name='ids_pruned'", [], |r| r.get(0))?.unwrap_or(0i64);
-        let next = self.rows(
-            "SELECT m.mid, m.at, m.client_id IS NOT NULL, t.state IN ('queued', 'running') FROM messages m
-             JOIN turns t ON t.tid=m.tid WHERE m.mid>?1 ORDER BY m.mid LIMIT ?2",
-            params![cursor, STEP],
-            |r| Ok((r.get::<_, i64>(0)?, r.get::<_, Millis>(1)?, r.get::<_, bool>(2)?, r.get::<_, bool>(3)?)),
-        )?;
-        // An id is kept until its turn has its outcome, so the cursor waits for it.
-        let old: Vec<_> = next.into_iter().take_while(|(_, at, _, open)| *at < before && !open).collect();
-        let Some((last, ..)) = old.last() else { return Ok(0) };
+        let old: Vec<i64> = self
+            .rows("SELECT mid, at FROM messages WHERE mid>?1 ORDER BY mid LIMIT ?2", params![cursor, STEP], |r| {
+                Ok((r.get::<_, i64>(0)?, r.get::<_, Millis>(1)?))
+            })?
+            .into_iter()
+            .take_while(|(_, at)| *at < before)
+            .map(|(mid, _)| mid)
+            .collect();
+        let Some(last) = old.last() else { return Ok(0) };
+        // An interrupted turn is not over while one of its chain runs, or waits for its continuation.
         self.run(
-            "UPDATE messages SET client_id=NULL, digest=NULL WHERE mid>?1 AND mid<=?2 AND client_id IS NOT NULL",
+            "UPDATE messages SET client_id=NULL, digest=NULL WHERE mid IN (
+               SELECT m.mid FROM messages m JOIN turns t ON t.tid=m.tid
+               WHERE m.mid>?1 AND m.mid<=?2 AND m.client_id IS NOT NULL AND t.state NOT IN ('queued', 'running')
+               AND (t.state<>'interrupted' OR NOT EXISTS (
+                 WITH RECURSIVE chain(tid) AS (
+                   SELECT t.tid UNION
+                   SELECT c.continued_by FROM chain JOIN turns c ON c.tid=chain.tid WHERE c.continued_by IS NOT NULL)
+                 SELECT 1 FROM chain JOIN turns c ON c.tid=chain.tid JOIN sessions s ON s.sid=c.sid
+                 WHERE c.state='running' OR s.cut_turn=c.tid)))",
             params![cursor, last],
         )?;
         self.remember("ids_pruned", *last)?;

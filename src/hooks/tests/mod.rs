@@ -5,6 +5,7 @@ mod hostile;
 mod loading;
 mod order;
 mod outside;
+mod scripts;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};

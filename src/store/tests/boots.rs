@@ -1,1 +1,263 @@
-//! In the making.
+//! Boots, stops, and what a boot makes of what the last one left.
+
+use super::*;
+
+fn alive(rig: &Rig) {
+    rig.store.note_alive().unwrap();
+}
+
+#[test]
+fn a_crash_ends_every_activation_once_and_marks_what_ran() {
+    let mut rig = Rig::new();
+    let (runs, turn) = rig.running(KEY, "runs");
+    rig.store.append(turn.turn, 1, vec![Item::Text("so far".into())]).unwrap();
+    let idle = rig.say("local:idle", "m");
+    let epoch = rig.open(idle.sid);
+    let b = rig.begin(idle.sid, epoch);
+    rig.finish(b.turn, Outcome::Completed);
+    let parked = rig.say("local:parked", "m");
+    rig.pass(1000);
+    alive(&rig);
+    rig.pass(7 * 60_000);
+    let seen = rig.newest();
+    let r = rig.crash();
+    assert_eq!(r, Recovered { deaths: 1, activations: 2, interrupted: 1, suspended: 0, recent_deaths: 0 });
+    assert_eq!(rig.events(KEY, seen), ["turn_end:interrupted", "session_end:crash"]);
+    assert_eq!(rig.events("local:idle", seen), ["session_end:crash"]);
+    assert!(rig.events("local:parked", seen).is_empty());
+    assert_eq!(rig.marked_at(runs.sid), T0 + 1000, "the last sign of life");
+    assert_eq!([runs.sid, idle.sid, parked.sid].map(|s| rig.mark(s)), ["crash", "", ""]);
+    assert_eq!([runs.sid, idle.sid, parked.sid].map(|s| rig.unclean(s)), [1, 0, 0]);
+    assert_eq!(rig.transcript(&runs.session_id), ["user: runs", "agent: so far"], "the partial answer is kept");
+    assert_eq!(rig.state(&parked.turn_id), "queued");
+    let r = rig.crash();
+    assert_eq!((r.deaths, r.activations, r.interrupted), (1, 0, 0), "each end once");
+    assert_eq!(r.recent_deaths, 1);
+    assert_eq!(refused(rig.store.append(turn.turn, 2, vec![])), Refusal::Stale);
+}
+
+#[test]
+fn the_last_sign_of_life_is_the_newest_of_commits_and_notes() {
+    let mut rig = Rig::new();
+    let (a, _) = rig.running(KEY, "m");
+    rig.pass(500);
+    rig.say("local:b", "a message is a commit");
+    rig.pass(90_000);
+    rig.crash();
+    assert_eq!(rig.marked_at(a.sid), T0 + 500);
+    let mut rig = Rig::new();
+    let (a, _) = rig.running(KEY, "m");
+    rig.now.store(T0 - 10 * HOUR, Ordering::SeqCst);
+    rig.crash();
+    assert_eq!(rig.marked_at(a.sid), T0 - 10 * HOUR, "never ahead of a clock that was set back");
+}
+
+#[test]
+fn a_stop_in_order_leaves_nothing_to_recover() {
+    let mut rig = Rig::new();
+    let (done, turn) = rig.running(KEY, "finishes in the drain");
+    let (cut, cut_turn) = rig.running("local:cut", "does not");
+    let idle = rig.say("local:idle", "m");
+    rig.open(idle.sid);
+    rig.store.cancel(Target::Key("local:idle".into()), true).unwrap();
+    rig.store.set_admission(Admission::Stopping);
+    assert_eq!(rig.store.mark_running(note()).unwrap(), 2);
+    assert_eq!(rig.store.mark_running(note()).unwrap(), 0, "once");
+    assert_eq!([done.sid, cut.sid, idle.sid].map(|s| rig.mark(s)), ["restart_timeout", "restart_timeout", ""]);
+    rig.finish(turn.turn, Outcome::Completed);
+    rig.pass(30_000);
+    assert_eq!(rig.store.refresh_marks(MarkReason::RestartTimeout).unwrap(), 1);
+    rig.store.finish_turn(cut_turn.turn, vec![], Outcome::Interrupted, None, MarkReason::RestartTimeout).unwrap();
+    let seen = rig.newest();
+    assert_eq!(rig.store.close_activations(StopReason::Restart).unwrap(), 3);
+    assert_eq!(rig.store.close_activations(StopReason::Restart).unwrap(), 0);
+    for key in [KEY, "local:cut", "local:idle"] {
+        assert_eq!(rig.events(key, seen), ["session_end:restart"]);
+    }
+    rig.store.close_boot(true, serde_json::json!({ "boot_id": "boot-1" }), 100).unwrap();
+    assert_eq!(rig.crash(), Recovered::default());
+    assert_eq!([done.sid, cut.sid, idle.sid].map(|s| rig.mark(s)), ["", "restart_timeout", ""]);
+    assert_eq!([done.sid, cut.sid, idle.sid].map(|s| rig.unclean(s)), [0, 0, 0]);
+    assert_eq!(rig.store.reports(Some("boot-1"), 9).unwrap().len(), 1);
+    assert_eq!(refused(rig.store.reports(Some("boot-9"), 9)), Refusal::NotFound);
+}
+
+#[test]
+fn what_is_abandoned_is_interrupted_and_counted() {
+    let mut rig = Rig::new();
+    let (a, turn) = rig.running(KEY, "m");
+    let (c, _) = rig.running("local:c", "cancelled");
+    rig.store.cancel(Target::Key("local:c".into()), false).unwrap();
+    rig.store.mark_running(note()).unwrap();
+    rig.store.close_activations(StopReason::Restart).unwrap();
+    assert_eq!((rig.state(&turn.turn_id).as_str(), rig.mark(a.sid).as_str(), rig.unclean(a.sid)), ("interrupted", "restart_timeout", 1));
+    assert_eq!(rig.mark(c.sid), "", "a cancelled one does not go on");
+    assert_eq!(refused(rig.store.append(turn.turn, 1, vec![])), Refusal::Stale, "its worker can change nothing later");
+    rig.store.close_boot(false, Value::Null, 100).unwrap();
+    assert_eq!(rig.crash().activations, 0);
+}
+
+#[test]
+fn a_stop_that_was_cut_off_explains_the_death() {
+    let mut rig = Rig::new();
+    let (a, _) = rig.running(KEY, "runs");
+    let (c, cancelled) = rig.running("local:c", "cancelled in the stop");
+    let (f, failed) = rig.running("local:f", "failed in the stop");
+    rig.pass(1000);
+    rig.store.mark_running(note()).unwrap();
+    rig.store.cancel(Target::Key("local:c".into()), false).unwrap();
+    rig.finish(failed.turn, Outcome::Failed);
+    let seen = rig.newest();
+    let r = rig.crash();
+    assert_eq!((r.deaths, r.activations), (1, 3));
+    assert_eq!(rig.events(KEY, seen), ["turn_end:interrupted", "session_end:restart"]);
+    assert_eq!([a.sid, c.sid, f.sid].map(|s| rig.mark(s)), ["restart_timeout", "", ""]);
+    assert_eq!([a.sid, c.sid, f.sid].map(|s| rig.unclean(s)), [0, 0, 0]);
+    assert_eq!(rig.state(&cancelled.turn_id), "cancelled");
+    assert_eq!(r.recent_deaths, 0, "a stop that was cut off is no reason to slow down");
+    // What the next boot finds is a mark from before now: a turn that fails does not clear it.
+    let epoch = rig.open(a.sid);
+    let b = rig.store.begin_turn(Begin { asked: true, ..rig.wish(a.sid, epoch) }).unwrap().unwrap();
+    assert!(b.prompt.contains("restarted"), "{}", b.prompt);
+    rig.finish(b.turn, Outcome::Failed);
+    assert_eq!(rig.mark(a.sid), "restart_timeout");
+}
+
+#[test]
+fn three_deaths_in_a_row_suspend_and_the_queue_moves() {
+    let mut rig = Rig::new();
+    let a = rig.say(KEY, "stuck");
+    let mut last = String::new();
+    for death in 1..=3 {
+        let epoch = rig.open(a.sid);
+        last = rig.store.begin_turn(Begin { asked: true, ..rig.wish(a.sid, epoch) }).unwrap().unwrap().turn_id;
+        if death == 3 {
+            rig.say(KEY, "waits");
+        }
+        let r = rig.crash();
+        assert_eq!((r.suspended, rig.unclean(a.sid)), (i64::from(death == 3), death));
+    }
+    assert_eq!((rig.status(a.sid).as_str(), rig.mark(a.sid).as_str(), rig.state(&last).as_str()), ("suspended", "crash", "interrupted"));
+    let now = rig.store.session(&key()).unwrap();
+    assert_ne!(now.sid, a.sid);
+    assert_eq!(rig.store.wanted(0, 10, Some(0)).unwrap().iter().map(|w| w.sid).collect::<Vec<_>>(), [now.sid]);
+    let tail = rig.events(KEY, 0);
+    assert_eq!(tail[tail.len() - 4..], ["turn_end:interrupted", "session_end:crash", "notice:session_suspended", "notice:moved"]);
+    let r = rig.crash();
+    assert_eq!((r.suspended, rig.status(a.sid).as_str()), (0, "suspended"), "nothing touches it");
+}
+
+#[test]
+fn a_completed_turn_clears_the_count_and_a_threshold_of_nought_counts_only() {
+    let mut rig = Rig::new();
+    let a = rig.say(KEY, "m");
+    for _ in 0..2 {
+        let epoch = rig.open(a.sid);
+        rig.store.begin_turn(Begin { asked: true, ..rig.wish(a.sid, epoch) }).unwrap().unwrap();
+        rig.crash();
+    }
+    let epoch = rig.open(a.sid);
+    let b = rig.store.begin_turn(Begin { asked: true, ..rig.wish(a.sid, epoch) }).unwrap().unwrap();
+    assert_eq!(rig.unclean(a.sid), 2);
+    rig.finish(b.turn, Outcome::Completed);
+    assert_eq!(rig.unclean(a.sid), 0);
+    let mut rig = Rig::new();
+    let a = rig.say(KEY, "m");
+    for n in 1..5 {
+        let epoch = rig.open(a.sid);
+        rig.store.begin_turn(Begin { asked: true, ..rig.wish(a.sid, epoch) }).unwrap().unwrap();
+        assert_eq!((rig.crash_at(0).suspended, rig.unclean(a.sid)), (0, n));
+    }
+}
+
+/// A session two deaths on, resumed alone, and a neighbour that runs.
+fn alone() -> (Rig, Accepted, Begun, Accepted) {
+    let mut rig = Rig::new();
+    let a = rig.say(KEY, "stuck");
+    for _ in 0..2 {
+        let epoch = rig.open(a.sid);
+        rig.store.begin_turn(Begin { asked: true, ..rig.wish(a.sid, epoch) }).unwrap().unwrap();
+        rig.crash();
+    }
+    let (n, _) = rig.running("local:n", "neighbour");
+    let epoch = rig.open(a.sid);
+    let b = rig.store.begin_turn(Begin { asked: true, ..rig.wish(a.sid, epoch) }).unwrap().unwrap();
+    assert!(b.alone);
+    (rig, a, b, n)
+}
+
+#[test]
+fn a_death_while_one_is_resumed_alone_is_its_own() {
+    let (mut rig, a, _, n) = alone();
+    assert_eq!(rig.crash().suspended, 1);
+    assert_eq!((rig.status(a.sid).as_str(), rig.unclean(n.sid), rig.mark(n.sid).as_str()), ("suspended", 0, "crash"));
+}
+
+#[test]
+fn once_it_stood_its_time_or_ended_a_death_is_everybodys() {
+    for ended in [false, true] {
+        let (mut rig, a, b, n) = alone();
+        if ended {
+            rig.finish(b.turn, Outcome::Failed);
+        } else {
+            rig.store.clear_solo().unwrap();
+        }
+        rig.crash();
+        assert_eq!(rig.unclean(n.sid), 1);
+        assert_eq!(rig.status(a.sid), if ended { "open" } else { "suspended" });
+    }
+}
+
+#[test]
+fn a_death_inside_recovery_changes_nothing() {
+    let mut rig = Rig::new();
+    let (a, _) = rig.running(KEY, "m");
+    let clock = rig.now.clone();
+    let world = World {
+        clock: Arc::new(move || clock.load(Ordering::SeqCst)),
+        durable: false,
+        inline: true,
+        readers: 1,
+        faults: Some(Arc::new(|name, step| (name, step) == ("open_boot", Step::Commit))),
+    };
+    rig.store = Store::open_in(&rig.path, world).unwrap();
+    let info = BootInfo { boot_id: "doomed".into(), pid: 1, threshold: 3 };
+    assert!(matches!(rig.store.open_boot(info), Err(Error::Unavailable(_))));
+    assert_eq!((rig.mark(a.sid).as_str(), rig.number("SELECT count(*) FROM boots")), ("", 1));
+    let r = rig.crash();
+    assert_eq!((r.deaths, r.interrupted, rig.unclean(a.sid)), (1, 1, 1));
+}
+
+#[test]
+fn reports_are_kept_by_number() {
+    let mut rig = Rig::new();
+    for _ in 0..4 {
+        rig.store.close_boot(true, serde_json::json!({}), 2).unwrap();
+        rig.crash();
+    }
+    assert_eq!(rig.number("SELECT count(*) FROM boots"), 3, "two ended ones and this");
+}
+
+#[test]
+fn the_outcomes_of_a_stop() {
+    let rig = Rig::new();
+    let (_, done) = rig.running("local:done", "m");
+    let (_, cut) = rig.running("local:cut", "m");
+    let idle = rig.say("local:idle", "m");
+    rig.open(idle.sid);
+    rig.pass(1000);
+    let live =
+        [(done.turn.sid, Some(done.turn_id.clone())), (cut.turn.sid, Some(cut.turn_id.clone())), (idle.sid, None), (999, None)];
+    rig.store.mark_running(note()).unwrap();
+    rig.finish(done.turn, Outcome::Completed);
+    rig.finish(cut.turn, Outcome::Interrupted);
+    rig.store.close_activations(StopReason::Restart).unwrap();
+    let told = rig.store.stop_outcomes(&live).unwrap();
+    let mut told: Vec<_> = told.iter().map(|o| (o.key.as_str(), o.turn.as_deref(), o.mark.is_some(), o.end_pending)).collect();
+    told.sort_unstable();
+    assert_eq!(told, [
+        ("local:cut", Some("interrupted"), true, true),
+        ("local:done", Some("completed"), false, true),
+        ("local:idle", None, false, true)
+    ]);
+}
