@@ -227,10 +227,12 @@ fn a_crash_is_told() {
 /// An event owed to a handler that is gone is settled as orphaned; with no handler registered nothing is journalled.
 #[test]
 fn handlers_that_are_gone() {
-    let bad = "ostler.on('session_end', function(ev) error('x') end, { name = 'gone' })\n";
-    let mut d = Daemon::new().hook("10-gone.lua", bad).start();
+    let spin = "ostler.on('session_end', function(ev) ostler.log.info('IN') while true do end end, { name = 'gone', timeout = '25s' })\n";
+    let mut d = Daemon::new().hook("10-gone.lua", spin).start();
     d.send("local:a", "x");
-    assert_eq!(d.stop(), 0);
+    d.act("local:a", "reset");
+    d.wait_log("IN");
+    d.kill9();
     std::fs::remove_file(d.path("hooks.d/10-gone.lua")).unwrap();
     d.boot();
     assert_eq!(d.send("local:a", "y"), "echo: y");

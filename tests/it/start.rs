@@ -130,7 +130,7 @@ fn replace() {
     let from = d.notes.count();
     let replacing = std::thread::spawn(move || run(&mut other, ""));
     d.notes.find(from, "STOPPING", |l| l == "STOPPING=1");
-    d.wait_ready(from);
+    d.notes.find(from, "READY", |l| l == "READY=1");
     let new = d.status()["pid"].as_u64().unwrap();
     assert_ne!(new, u64::from(old));
     assert_eq!(d.send("local:a", "y"), "echo: y");
