@@ -227,7 +227,7 @@ impl Events {
                 Some(event)
             }
             Ok(Err(_)) | Err(RecvTimeoutError::Disconnected) => None,
-            Err(RecvTimeoutError::Timeout) => panic!("no event comes; seen: {:#?}", self.seen),
+            Err(RecvTimeoutError::Timeout) => panic!("no event comes; seen: {}", self.told()),
         }
     }
 
@@ -237,13 +237,24 @@ impl Events {
         self.until_where(kind, |e| e.event == kind)
     }
 
+    /// The end of a turn: its outcome, and all of its data.
+    #[track_caller]
+    pub fn end_of(&mut self, turn: &Value) -> (String, Value) {
+        let id = turn["turn_id"].as_str().unwrap();
+        if let Some(end) = self.seen.iter().find(|e| e.event == "turn_end" && e.text("turn_id") == id) {
+            return (end.text("outcome").to_owned(), end.data.clone());
+        }
+        let end = self.until_where(id, |e| e.event == "turn_end" && e.text("turn_id") == id);
+        (end.text("outcome").to_owned(), end.data)
+    }
+
     #[track_caller]
     pub fn until_where(&mut self, what: &str, meant: impl Fn(&SseEvent) -> bool) -> SseEvent {
         loop {
             match self.next() {
                 Some(event) if meant(&event) => return event,
                 Some(_) => {}
-                None => panic!("the stream ended without {what}; seen: {:#?}", self.seen),
+                None => panic!("the stream ended without {what}; seen: {}", self.told()),
             }
         }
     }
@@ -252,6 +263,11 @@ impl Events {
     pub fn rest(mut self) -> Vec<SseEvent> {
         while self.next().is_some() {}
         self.seen
+    }
+
+    /// What was seen, a line each.
+    pub fn told(&self) -> String {
+        self.seen.iter().map(|e| format!("\n{} {:?} {}", e.event, e.id, e.data)).collect()
     }
 
     pub fn kinds(&self) -> Vec<&str> {
@@ -423,20 +439,22 @@ impl Daemon {
         let stderr = BufReader::new(proc.child.stderr.take().unwrap());
         let (log, notes) = (Arc::clone(&self.log), Arc::clone(&self.notes));
         self.boots += 1;
+        let gone = format!("GONE {}", self.boots);
         std::thread::spawn(move || {
             for line in stderr.split(b'\n').map_while(Result::ok) {
                 log.push(String::from_utf8_lossy(&line).into_owned());
             }
             log.end();
             // Whoever waits for READY must not wait for a dead one.
-            notes.push("GONE".into());
+            notes.push(gone);
         });
         self.proc = Some(proc);
     }
 
     #[track_caller]
     pub fn wait_ready(&mut self, from: usize) {
-        let said = self.notes.find(from, "READY=1", |l| l == "READY=1" || l == "GONE");
+        let gone = format!("GONE {}", self.boots);
+        let said = self.notes.find(from, "READY=1", |l| l == "READY=1" || l == gone);
         assert_eq!(said, "READY=1", "it did not start: {:#?}", self.log.all());
     }
 

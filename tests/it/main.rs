@@ -1,6 +1,15 @@
 //! The daemon from outside: what PRODUCT.md and INTERFACE.md promise, asked of the real binary.
 #![allow(clippy::unwrap_used, missing_docs)]
 
+mod accept;
+mod agents;
+mod bad;
+mod busy;
 mod daemon;
+mod hooks;
 mod invariants;
+mod kill;
+mod start;
+mod stop;
+mod streams;
 mod talk;
