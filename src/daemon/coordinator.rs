@@ -426,6 +426,10 @@ impl Coordinator {
                         let event = desk::hook_event(HookEvent::Reload, "", fields, None);
                         self.house.hooks.notify(event, Box::new(|_| ()));
                         self.prune_at = Instant::now();
+                        if r.changed.iter().any(|key| key == "sessions.park_after") {
+                            // Whoever rests until its old time looks at the new one.
+                            self.house.registry.wake_all();
+                        }
                     }
                     Err(e) => log::error!("reload refused, the old configuration and hooks stay: {e}"),
                 }

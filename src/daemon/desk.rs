@@ -128,11 +128,17 @@ impl Desk {
                 (Some((Interrupt::Cancel(old), _)), Interrupt::Cancel(new)) => new < old,
                 (Some((Interrupt::Cancel(_), _)), Interrupt::Kill) => true,
             };
-            // An interrupt for a turn that has ended meanwhile concerns nobody.
-            if greater && (self.running.is_some() || why != Why::Cancelled) {
+            if greater {
                 self.interrupt = Some((interrupt, why));
                 concerns = true;
             }
+        }
+        if let Some((tid, by)) = letters.cancel
+            && self.running.as_ref().is_some_and(|r| r.turn.tid == tid)
+            && self.interrupt.is_none()
+        {
+            self.interrupt = Some((Interrupt::Cancel(by), Why::Cancelled));
+            concerns = true;
         }
         for (id, outcome, by) in letters.permissions {
             self.settle(&id, outcome, by);
@@ -159,6 +165,7 @@ impl Desk {
     pub fn begin(&mut self, begun: &Begun) {
         let now = Instant::now();
         self.keep_answer = self.house.hooked(HookEvent::TurnEnd);
+        self.mailbox.turn_flag(Some(begun.turn.tid), self.interrupt.is_some());
         self.running = Some(Running {
             turn: begun.turn,
             turn_id: begun.turn_id.clone(),
@@ -188,7 +195,7 @@ impl Desk {
         let mut running = self.running.take()?;
         let items = std::mem::take(&mut running.items);
         let why = self.interrupt.take().map(|i| i.1);
-        self.mailbox.clear_interrupted();
+        self.mailbox.turn_flag(None, false);
         Some((running, items, why))
     }
 

@@ -316,8 +316,8 @@ pub fn accept(house: &Arc<House>, accept: Accept) -> Result<Accepted, Error> {
     if let Some(retired) = accepted.retired {
         house.registry.retire(retired, Instant::now() + house::RETIRE);
     }
-    if accepted.interrupt {
-        house.cancel_turn(accepted.sid);
+    if let Some(tid) = accepted.interrupt {
+        house.cancel_turn(accepted.sid, tid);
     }
     if !accepted.deferred {
         house.registry.want(Wish { sid: accepted.sid, key, asked: false });

@@ -66,8 +66,8 @@ pub struct Accepted {
     pub queued: i64,
     /// What the sender should know: code and text.
     pub notice: Option<(String, String)>,
-    /// The running turn is to be cancelled.
-    pub interrupt: bool,
+    /// The running turn that is to be cancelled.
+    pub interrupt: Option<i64>,
     /// A session that gave way and was live perhaps: its worker is to go.
     pub retired: Option<i64>,
 }
@@ -118,7 +118,7 @@ impl Tx<'_> {
                     deferred: false,
                     queued: 0,
                     notice: None,
-                    interrupt: false,
+                    interrupt: None,
                     retired: None,
                 }))
             },
@@ -207,7 +207,7 @@ impl Tx<'_> {
             ],
         )?;
         self.run("UPDATE sessions SET messages=messages+1, active_at=?2 WHERE sid=?1", params![session.sid, self.now])?;
-        let interrupt = placement.interrupt && self.ask_cancel(session.sid, "interrupt")?;
+        let interrupt = if placement.interrupt { self.ask_cancel(session.sid, "interrupt")? } else { None };
         let notice = resolution.notice();
         if let Some((code, text)) = notice {
             self.emit(EventKind::Notice, &a.key, &session.id, Some(&turn_id), &json!({ "code": code, "text": text }))?;
@@ -318,9 +318,10 @@ impl Tx<'_> {
         Ok((self.conn.last_insert_rowid(), id))
     }
 
-    /// Notes that the running turn is to be cancelled, so that a crash does not continue it. Whether one runs.
-    pub(super) fn ask_cancel(&mut self, sid: i64, why: &str) -> Result<bool, Error> {
-        Ok(self.run("UPDATE turns SET cancel=?2 WHERE sid=?1 AND state='running'", params![sid, why])? > 0)
+    /// Notes that the running turn is to be cancelled, so that a crash does not continue it. Which one runs, if one does.
+    pub(super) fn ask_cancel(&mut self, sid: i64, why: &str) -> Result<Option<i64>, Error> {
+        self.run("UPDATE turns SET cancel=?2 WHERE sid=?1 AND state='running'", params![sid, why])?;
+        self.running_turn(sid)
     }
 
     /// Queued turns move to the session that answers now, in order and with their ids; their senders are told.
