@@ -56,6 +56,8 @@ pub struct Current {
     pub active_at: Millis,
     /// Whether a turn is queued or running in it.
     pub busy: bool,
+    /// Whether one runs: then it is being resumed already, however old its mark.
+    pub running: bool,
 }
 
 /// The facts that [`resolve`] looks at.
@@ -127,7 +129,7 @@ pub fn resolve(facts: &Facts, policy: &Policy, now: Millis) -> Resolution {
         return Resolution::New { start, end: None };
     };
     if let Some(mark) = current.mark {
-        return if may_resume(mark.at, policy, now) {
+        return if current.running || may_resume(mark.at, policy, now) {
             Resolution::Same
         } else {
             Resolution::after(StartReason::Expired, EndReason::Expired)
@@ -187,11 +189,12 @@ mod tests {
     }
 
     fn at_rest(active_at: Millis) -> Facts {
-        Facts { current: Some(Current { mark: None, active_at, busy: false }), suspended: false }
+        Facts { current: Some(Current { mark: None, active_at, busy: false, running: false }), suspended: false }
     }
 
     fn marked(at: Millis) -> Facts {
-        Facts { current: Some(Current { mark: Some(Mark { at }), active_at: at, busy: false }), suspended: false }
+        let current = Current { mark: Some(Mark { at }), active_at: at, busy: false, running: false };
+        Facts { current: Some(current), suspended: false }
     }
 
     #[test]
@@ -203,6 +206,7 @@ mod tests {
         let daily = Policy { daily_boundary: Some(NOW - HOUR), ..policy() };
         let ever = Policy { resume_window: None, ..policy() };
         let busy = |f: Facts| Facts { current: f.current.map(|c| Current { busy: true, ..c }), ..f };
+        let running = |f: Facts| Facts { current: f.current.map(|c| Current { busy: true, running: true, ..c }), ..f };
         let after = |start, end| New { start, end: Some(end) };
         let table = [
             ("nothing there", nothing, policy(), New { start: StartReason::New, end: None }),
@@ -210,6 +214,8 @@ mod tests {
             ("at rest", at_rest(NOW - 100 * HOUR), policy(), Same),
             ("fresh mark", marked(NOW - HOUR + 1), policy(), Same),
             ("old mark", marked(NOW - HOUR), policy(), after(StartReason::Expired, EndReason::Expired)),
+            ("old mark, being resumed", running(marked(0)), policy(), Same),
+            ("old mark, only queued", busy(marked(0)), policy(), after(StartReason::Expired, EndReason::Expired)),
             ("old mark, no window", marked(0), ever, Same),
             ("fresh mark beats idle", marked(NOW - HOUR / 2), Policy { idle_reset: Some(Duration::ZERO), ..policy() }, Same),
             ("mark from the future", marked(NOW + HOUR), policy(), Same),

@@ -158,6 +158,7 @@ impl Tx<'_> {
                 mark: s.marked_at.filter(|_| s.mark_reason.is_some()).map(|at| Mark { at }),
                 active_at: s.active_at,
                 busy: waiting.running || waiting.messages > 0,
+                running: waiting.running,
             }),
             suspended,
         };
