@@ -377,7 +377,14 @@ impl Worker {
     /// Closes the agent and, where nobody else does, the activation.
     fn shut(&mut self, why: Close) {
         let _ = self.desk.house.registry.set(self.desk.sid, Doing::Closing);
-        let until = self.desk.close_by.unwrap_or_else(|| Instant::now() + if why == Close::Retire { CANCEL } else { CLOSE });
+        let within = match why {
+            Close::Retire => CANCEL,
+            // What the sweep will grant, whenever it begins: an agent that has to be killed is no reason to give its
+            // worker up.
+            Close::Stop => self.house().config().shutdown.close * 4 / 10,
+            Close::Park => CLOSE,
+        };
+        let until = self.desk.close_by.unwrap_or_else(|| Instant::now() + within);
         for left in self.agent.close(&mut self.desk, until) {
             log::warn!(key = self.key(); "the agent could not be ended: {left}");
         }
