@@ -48,7 +48,12 @@ impl Scratch {
     pub fn say(&self, session_id: &str, what: impl IntoIterator<Item = (Role, String)>) {
         let entries = (1..).zip(what);
         let entry = |(seq, (role, text))| Entry { seq, turn_id: None, role, text, at: clock::now() };
-        lock(&self.transcripts).insert(session_id.to_owned(), entries.map(entry).collect());
+        self.recall(session_id, entries.map(entry).collect());
+    }
+
+    /// A session's transcript.
+    pub fn recall(&self, session_id: &str, entries: Vec<Entry>) {
+        lock(&self.transcripts).insert(session_id.to_owned(), entries);
     }
 
     /// What is known of a session, under a key or an id.

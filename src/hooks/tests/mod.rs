@@ -1,6 +1,7 @@
 //! What the hooks promise, tried on real threads with short timeouts. Nothing sleeps: every wait is for an answer.
 #![allow(clippy::unwrap_used)]
 
+mod annotations;
 mod hostile;
 mod loading;
 mod order;
