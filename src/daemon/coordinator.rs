@@ -150,6 +150,7 @@ impl Coordinator {
         self.step(Event::BecameReady);
         self.house.set_ready();
         notify::ready();
+        crate::failpoint::hit("boot", "ready");
         log::info!(boot = self.house.boot_id; "ready, {} after the start", took(clock::now() - self.house.started_at));
         let fields = serde_json::json!({
             "version": env!("CARGO_PKG_VERSION"),
@@ -401,7 +402,10 @@ impl Coordinator {
     fn take(&mut self, news: News) {
         match news {
             News::Life(event) => self.step(event),
-            News::Started => self.delivery.tell(Message::Go),
+            News::Started => {
+                crate::failpoint::hit("boot", "started");
+                self.delivery.tell(Message::Go);
+            }
             News::WorkerEnded(sid) => {
                 self.ended.insert(sid);
                 if let Some((join, again)) = self.house.registry.remove(sid) {
@@ -484,6 +488,7 @@ impl Coordinator {
     fn perform(&mut self, action: Action) {
         let house = self.house.clone();
         let Some(stop) = self.machine.stop() else { return };
+        crate::failpoint::hit_word("act", &action);
         match action {
             Action::CloseAdmission => {
                 house.store.set_admission(Admission::Stopping);
@@ -602,10 +607,12 @@ impl Coordinator {
             log::error!("stop: the clean record could not be written: {e}");
         }
         let news = self.news.0.clone();
+        crate::failpoint::hit("stop", "recorded");
         let body = move || {
             if let Err(e) = store.close(until) {
                 log::error!("stop: the store could not be closed: {e}");
             }
+            crate::failpoint::hit("stop", "closed");
             let _ = news.send_timeout(News::Life(Event::StoreClosed), Duration::from_secs(60));
         };
         if let Err(e) = thread::spawn("close", thread::IO_STACK, body) {

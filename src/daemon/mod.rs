@@ -109,9 +109,11 @@ fn start(mut options: ServeOptions) -> Result<i32, NoStart> {
     }
     make_state_dir(&options.state_dir)?;
     let lock = take_lock(&options.state_dir, options.replace, options.config.shutdown.deadline)?;
+    crate::failpoint::hit("boot", "locked");
     let store = Store::open(&options.state_dir.join("ostler.db")).map_err(|e| NoStart(exit::STATE, e.to_string()))?;
     let code = run(options, token, store, scripts, signals)?;
     drop(lock);
+    crate::failpoint::hit("stop", "unlocked");
     crate::log::flush(Instant::now() + Duration::from_secs(2));
     Ok(code)
 }
@@ -124,6 +126,7 @@ fn run(
     signals: crossbeam_channel::Receiver<signals::Signal>,
 ) -> Result<i32, NoStart> {
     let internal = |e: std::io::Error| NoStart(exit::INTERNAL, e.to_string());
+    crate::failpoint::hit("boot", "opened");
     let boot_id = uuid::Uuid::new_v4().to_string();
     let home = home::Scripts::new(store.clone());
     let hooks = Hooks::start(scripts, home.clone(), &boot_id).map_err(internal)?;
@@ -148,6 +151,7 @@ fn run(
 
     // What the last boot's agents left is looked for before anything is answered, and ended beside it.
     let leftovers = process::find_marked(None, Some(&boot_id));
+    crate::failpoint::hit("boot", "looked");
     let recovered = store
         .open_boot(BootInfo { boot_id, pid: std::process::id(), threshold })
         .map_err(|e| NoStart(exit::STATE, format!("recovery: {e}")))?;
@@ -159,7 +163,9 @@ fn run(
     {
         return Err(NoStart(exit::STATE, format!("--no-resume: {e}")));
     }
+    crate::failpoint::hit("boot", "recovered");
     sweep(&house, leftovers);
+    crate::failpoint::hit("boot", "swept");
 
     let (nudge, nudges) = crossbeam_channel::bounded(1);
     house.registry.set_nudge(nudge);
@@ -172,10 +178,12 @@ fn run(
     let server = Arc::new(Server::start(listeners, limits, service.clone()).map_err(internal)?);
     service.enter(&server);
     let _fed = notify::watchdog(requests, store);
+    crate::failpoint::hit("boot", "listening");
 
     let inboxes = coordinator::Inboxes { signals, requests: request_inbox, nudges };
     let ending = coordinator::Coordinator::new(house.clone(), delivery).run(&inboxes, &recovered);
 
+    crate::failpoint::hit("stop", "left");
     house.hub.close();
     let cut = server.drain(Instant::now() + Duration::from_millis(500));
     if cut > 0 {

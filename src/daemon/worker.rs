@@ -292,9 +292,9 @@ impl Worker {
             context,
             resumed: begun.continues.as_ref().is_some_and(|c| c.rerun),
         };
-        crate::failpoint::hit("prompt", "before");
+        crate::failpoint::hit_for("prompt", "before", self.key());
         let answer = self.agent.prompt(&mut self.desk, &prompt);
-        crate::failpoint::hit("prompt", "answered");
+        crate::failpoint::hit_for("prompt", "answered", self.key());
         if self.agent.is_ready() {
             if matches!(answer, Answer::Completed { .. }) {
                 self.failures = 0;

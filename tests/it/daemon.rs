@@ -458,6 +458,25 @@ impl Daemon {
         assert_eq!(said, "READY=1", "it did not start: {:#?}", self.log.all());
     }
 
+    /// Waits until it is ready or gone; whether it is ready.
+    #[track_caller]
+    pub fn ready_or_gone(&mut self, from: usize) -> bool {
+        let gone = format!("GONE {}", self.boots);
+        self.notes.find(from, "READY=1, or its end", |l| l == "READY=1" || l == gone) == "READY=1"
+    }
+
+    /// Its end, whatever brings it. Nothing is checked, and what its agents left stays.
+    #[track_caller]
+    pub fn ended(&mut self) -> ExitStatus {
+        let mut proc = self.proc.take().unwrap();
+        let Some(status) = proc.wait_for(PATIENCE) else {
+            self.proc = Some(proc);
+            panic!("it does not end");
+        };
+        self.orderly = false;
+        status
+    }
+
     /// Runs `serve` where it is expected to fail: code and stderr.
     pub fn refuses(&self) -> Ran {
         run(&mut self.serve_command(), "")
