@@ -88,12 +88,13 @@ impl Daemon {
             .stderr(Stdio::null())
             .spawn()
             .expect("the daemon");
+        let daemon = Self { child, dir };
         ready.set_read_timeout(Some(Duration::from_secs(30))).expect("a timeout");
         let mut buf = [0u8; 4096];
         loop {
             let n = ready.recv(&mut buf).expect("READY");
             if String::from_utf8_lossy(&buf[..n]).contains("READY=1") {
-                return Self { child, dir };
+                return daemon;
             }
         }
     }

@@ -128,7 +128,7 @@ impl Coordinator {
         self.become_ready(recovered);
         while !self.leave {
             let due = self.due();
-            let alarm = due.map_or_else(never, |at| crossbeam_channel::at(at));
+            let alarm = due.map_or_else(never, crossbeam_channel::at);
             select! {
                 recv(inboxes.signals) -> signal => if let Ok(signal) = signal { self.signal(signal) },
                 recv(inboxes.requests) -> request => if let Ok(request) = request { self.request(request) },

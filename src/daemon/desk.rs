@@ -187,7 +187,9 @@ impl Desk {
     /// A turn has ended for the agent: what is still to be written, and what interrupted it.
     pub fn end(&mut self) -> Option<(Running, Vec<Item>, Option<Why>)> {
         self.collect();
-        for id in self.running.as_ref().map(|r| r.open.iter().map(|o| o.request.request_id.clone()).collect()).unwrap_or(Vec::new()) {
+        let open: Vec<String> =
+            self.running.iter().flat_map(|r| r.open.iter().map(|o| o.request.request_id.clone())).collect();
+        for id in open {
             let _ = self.house.registry.answer_permission(self.sid, &id, None, "daemon");
             self.settle(&id, PermissionOutcome::Cancelled, "daemon");
         }

@@ -4,7 +4,7 @@
 //! `OSTLER_KILL_SEED` repeats a run.
 #![allow(clippy::unwrap_used, missing_docs)]
 
-#[allow(dead_code)]
+#[allow(dead_code)] // Shared with the tests from outside.
 #[path = "../it/daemon.rs"]
 mod daemon;
 #[path = "../it/invariants.rs"]

@@ -5,6 +5,7 @@ mod accept;
 mod agents;
 mod bad;
 mod busy;
+#[allow(dead_code)] // Shared with the tests of faults.
 mod daemon;
 mod hooks;
 mod invariants;
