@@ -50,6 +50,7 @@ fn a_running_turn_finishes_in_the_drain() {
     assert_eq!((&status["stop"]["reason"], &status["stop"]["urgency"]), (&json!("shutdown"), &json!("graceful")));
     assert_eq!(d.refusal(Method::GET, "/readyz", None).0, 503);
     // Marked before it waits.
+    d.wait_log("running sessions are marked");
     assert_eq!(d.show("local:a")["resume_pending"]["reason"], "shutdown_timeout");
     gate.open();
     assert_eq!(events.end_of(&running).0, "completed");
@@ -217,6 +218,14 @@ fn a_stubborn_agent_is_ended() {
     assert_eq!(events.end_of(&running).0, "interrupted");
     // exit_code() looks for anything that is left.
     assert_eq!(d.exit_code(), 0);
+}
+
+/// The same at rest: an idle agent that has to be killed is no reason for an exit that is not in order.
+#[test]
+fn a_stubborn_agent_at_rest_is_ended() {
+    let mut d = Daemon::new().config(&fake(&["--ignore-term", "--ignore-eof"], "")).start();
+    d.send("local:a", "child; grandchild; say ready");
+    assert_eq!(d.stop(), 0);
 }
 
 /// Streams left open, clients that do not read, requests that stop half-way: none delays a stop.
