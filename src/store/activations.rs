@@ -40,6 +40,24 @@ impl Store {
         self.write("open_activation", move |tx| tx.open_activation(sid, &agent, &cwd))
     }
 
+    /// The activation that this boot has open already: after an [`Store::open_activation`] whose commit was in doubt, which
+    /// the session's only worker sends again.
+    ///
+    /// # Errors
+    /// [`Refusal::Stale`]: there is none.
+    pub fn reopen_activation(&self, sid: i64) -> Result<Opened, Error> {
+        self.write("reopen_activation", move |tx| {
+            let s = tx.session(sid)?.ok_or(Refusal::Stale)?;
+            let epoch = tx
+                .row("SELECT epoch FROM activations WHERE sid=?1 AND bid=?2 AND closed_at IS NULL", params![sid, tx.bid], |r| {
+                    r.get(0)
+                })?
+                .ok_or(Refusal::Stale)?;
+            let session = OpenedSession { sid, id: s.id, key: s.key, agent_session: s.agent_session, turns: s.turns };
+            Ok(Opened { epoch, session })
+        })
+    }
+
     /// Notes the agent's own session id, for the next activation.
     ///
     /// # Errors
@@ -73,7 +91,12 @@ impl Store {
     /// The store fails.
     pub fn close_activation(&self, sid: i64, epoch: i64, reason: EndReason, actor: Actor) -> Result<bool, Error> {
         self.write("close_activation", move |tx| match tx.current_activation(sid, epoch) {
-            Ok(s) => tx.close_activation(&s, reason, actor, None),
+            Ok(s) => {
+                // A turn that runs here was begun by a commit of whose fate its worker never heard: it goes on later.
+                tx.end_running(&s, Outcome::Interrupted, Some((MarkReason::Crash, tx.now)), None)?;
+                let s = tx.session(sid)?.unwrap_or(s);
+                tx.close_activation(&s, reason, actor, None)
+            }
             Err(Error::Refused(Refusal::Stale)) => Ok(false),
             Err(e) => Err(e),
         })

@@ -106,7 +106,7 @@ pub struct Ended {
 
 impl Store {
     /// Begins the next turn of a session: the oldest that waits, or a continuation. From here on it is running, durably.
-    /// `None`: nothing is to be done.
+    /// `None`: nothing is to be done. One whose commit was in doubt is sent again: the turn that it began is given again.
     ///
     /// # Errors
     /// [`Refusal::Closed`] while turns do not start, [`Refusal::Stale`] when the activation is not current.
@@ -207,6 +207,11 @@ impl Store {
 impl Tx<'_> {
     fn begin(&mut self, b: &Begin) -> Result<Option<Begun>, Error> {
         let s = self.current_activation(b.sid, b.epoch)?;
+        // A worker has one turn at a time. One that runs already is its own, begun by a commit of whose fate it never heard.
+        if let Some(tid) = self.running_turn(b.sid)? {
+            let before = SessionRow { turns: s.turns - 1, ..s };
+            return self.begun(&before, b, tid).map(|(begun, _)| Some(begun));
+        }
         if self.admission() != Admission::Open {
             return Err(Refusal::Closed.into());
         }
@@ -232,7 +237,6 @@ impl Tx<'_> {
         let alone = cut.is_some() && b.alone_at > 0 && s.unclean >= b.alone_at;
         let cut = cut.filter(|_| plan != Continuation::Wait);
         let resumed = cut.is_some() && plan == Continuation::Rerun;
-        let first = s.turns == 0;
         self.run(
             "UPDATE turns SET state='running', epoch=?2, started_at=?3, continues=?4, resumed=?5 WHERE tid=?1",
             params![tid, b.epoch, self.now, cut, resumed],
@@ -241,38 +245,56 @@ impl Tx<'_> {
         if alone {
             self.run("UPDATE boots SET solo=?2 WHERE bid=?1", params![self.bid, s.sid])?;
         }
-        let own = self.messages_of(tid)?.join("\n\n");
-        let (prompt, continues) = match cut {
-            None => (own, None),
-            Some(cut) => self.take_up(&s, tid, cut, plan, own)?,
-        };
-        let data = json!({ "continues": continues.as_ref().map(|c| &c.turn_id), "resumed": resumed });
+        if let Some(cut) = cut {
+            self.run("UPDATE turns SET continued_by=?2 WHERE tid=?1", params![cut, tid])?;
+            self.run("UPDATE sessions SET cut_turn=NULL WHERE sid=?1", [s.sid])?;
+        }
+        let (begun, note) = self.begun(&s, b, tid)?;
+        let data = json!({ "continues": begun.continues.as_ref().map(|c| &c.turn_id), "resumed": resumed });
         let seq = self.emit(EventKind::TurnStart, &s.key, &s.id, Some(&turn_id), &data)?;
         self.run("UPDATE turns SET sealed=?2 WHERE tid=?1", params![tid, seq])?;
+        if let (Some(note), Some(cut)) = (note, &begun.continues) {
+            self.entry(s.sid, Some(tid), Role::System, &note, Some(&json!({ "continues": cut.turn_id })))?;
+        }
         if let Some(context) = &b.context {
             self.entry(s.sid, Some(tid), Role::System, context, None)?;
         }
         self.user_entries(&s, tid)?;
-        let turn = TurnRef { sid: b.sid, epoch: b.epoch, tid };
-        Ok(Some(Begun { turn, turn_id, prompt, continues, first, turns: s.turns, alone }))
+        Ok(Some(begun))
     }
 
-    /// Lets `tid` go on with the turn `cut`: names each to the other, and words the prompt.
+    /// What a turn that has begun is to its worker, read from its row: the first time and, where that commit was in doubt,
+    /// again. With the note of a continuation.
+    fn begun(&self, s: &SessionRow, b: &Begin, tid: i64) -> Result<(Begun, Option<String>), Error> {
+        let (turn_id, cut, resumed) = self
+            .row("SELECT id, continues, resumed FROM turns WHERE tid=?1", [tid], |r| {
+                Ok((r.get::<_, String>(0)?, r.get::<_, Option<i64>>(1)?, r.get::<_, bool>(2)?))
+            })?
+            .ok_or(Refusal::NotFound)?;
+        let alone =
+            self.row("SELECT 1 FROM boots WHERE bid=?1 AND solo=?2", params![self.bid, s.sid], |_| Ok(()))?.is_some();
+        let own = self.messages_of(tid)?.join("\n\n");
+        let (prompt, continues, note) = match cut {
+            None => (own, None, None),
+            Some(cut) => self.take_up(s, cut, resumed, &own)?,
+        };
+        let turn = TurnRef { sid: b.sid, epoch: b.epoch, tid };
+        Ok((Begun { turn, turn_id, prompt, continues, first: s.turns == 0, turns: s.turns, alone }, note))
+    }
+
+    /// The prompt of a turn that goes on with the turn `cut`, and the note in it. `own`: its own messages, if any.
     fn take_up(
-        &mut self,
+        &self,
         s: &SessionRow,
-        tid: i64,
         cut: i64,
-        plan: Continuation,
-        own: String,
-    ) -> Result<(String, Option<Cut>), Error> {
-        self.run("UPDATE turns SET continued_by=?2 WHERE tid=?1", params![cut, tid])?;
-        self.run("UPDATE sessions SET cut_turn=NULL WHERE sid=?1", [s.sid])?;
+        rerun: bool,
+        own: &str,
+    ) -> Result<(String, Option<Cut>, Option<String>), Error> {
         let turn_id: String =
             self.row("SELECT id FROM turns WHERE tid=?1", [cut], |r| r.get(0))?.ok_or(Refusal::NotFound)?;
         let told = self.chain_messages(cut)?.join("\n\n");
-        if plan == Continuation::Rerun {
-            return Ok((told, Some(Cut { turn_id, rerun: true })));
+        if rerun {
+            return Ok((told, Some(Cut { turn_id, rerun: true }), None));
         }
         let tools = self.rows(
             "SELECT text FROM entries WHERE sid=?1 AND tid=?2 AND role='tool'
@@ -287,12 +309,8 @@ impl Tx<'_> {
         let ago = age(s.marked_at.unwrap_or(self.now), self.now);
         let facts = CutOff { reason, age: ago, message: &told, tools: &tools, answered };
         let alone = note(&facts, None);
-        let prompt = match plan {
-            Continuation::Carried => note(&facts, Some(&own)),
-            Continuation::Note | Continuation::Rerun | Continuation::Wait => alone.clone(),
-        };
-        self.entry(s.sid, Some(tid), Role::System, &alone, Some(&json!({ "continues": turn_id })))?;
-        Ok((prompt, Some(Cut { turn_id, rerun: false })))
+        let prompt = if own.is_empty() { alone.clone() } else { note(&facts, Some(own)) };
+        Ok((prompt, Some(Cut { turn_id, rerun: false }), Some(alone)))
     }
 
     pub(super) fn first_queued(&self, sid: i64) -> Result<Option<(i64, String)>, Error> {

@@ -394,3 +394,28 @@ fn an_empty_file_and_none_are_new_and_a_directory_is_an_error() {
     assert!(matches!(Store::open(dir.path()).unwrap_err(), Error::Open { .. } | Error::Foreign { .. }));
     assert!(matches!(Store::open(std::path::Path::new("/nowhere/ostler.db")).unwrap_err(), Error::Open { .. }));
 }
+
+#[test]
+fn what_is_committed_after_the_file_was_opened_anew_is_there_for_everybody() {
+    let (dir, path) = file();
+    let armed = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let trigger = armed.clone();
+    let faults: Faults =
+        Arc::new(move |name, at| name == "member" && at == Step::Commit && trigger.swap(false, Ordering::SeqCst));
+    let store = threaded(&path, Some(faults));
+    for round in 1..=5 {
+        let outcomes = group(&store, vec![Box::new(well)]);
+        assert!(outcomes[0].1.is_ok());
+        armed.store(true, Ordering::SeqCst);
+        let outcomes = group(&store, vec![Box::new(well)]);
+        assert!(outcomes[0].1.is_err());
+        let outcomes = group(&store, vec![Box::new(well)]);
+        assert!(outcomes[0].1.is_ok());
+        assert_eq!(kept(&store).len(), 2 * round, "a reader that was open before");
+        // What a death would leave.
+        let copy = dir.path().join(format!("copy{round}.db"));
+        std::fs::copy(&path, &copy).unwrap();
+        std::fs::copy(path.with_extension("db-wal"), copy.with_extension("db-wal")).unwrap();
+        assert_eq!(kept(&threaded(&copy, None)).len(), 2 * round, "after a death");
+    }
+}
