@@ -61,6 +61,9 @@ pub struct ServeOptions {
     pub no_resume: bool,
 }
 
+/// A script, an event, the fields that replace the sample's, and the configuration with `[hooks]`.
+pub type FireScript = fn(&Path, HookEvent, &Map<String, Value>, &Config) -> Result<Value, String>;
+
 /// What the commands need of the rest of the house.
 #[derive(Clone, Copy)]
 pub struct Doors {
@@ -70,7 +73,7 @@ pub struct Doors {
     pub check_script: fn(&Path, &Config) -> Result<Vec<String>, String>,
     /// Loads a hook script and calls its handlers of an event with a sample that has these fields: what the API answers to
     /// `POST /v1/hooks/fire`, and `answer`, `sent` and `kv`.
-    pub fire_script: fn(&Path, HookEvent, &Map<String, Value>, &Config) -> Result<Value, String>,
+    pub fire_script: FireScript,
     /// Checks for the doctor that need more than the configuration and the client.
     pub checks: fn(&doctor::Ground<'_>) -> Vec<doctor::Check>,
 }

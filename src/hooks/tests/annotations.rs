@@ -47,10 +47,10 @@ fn annotations() -> Annotations {
             all.events.insert(event.to_owned(), class.trim_start_matches("On").to_owned());
         } else if let Some(rest) = line.strip_prefix("function ") {
             assert!(all.things.insert(rest.split('(').next().unwrap().to_owned()), "{line} twice");
-        } else if let Some((name, _)) = line.split_once(" = ").filter(|_| line.starts_with(char::is_lowercase)) {
-            if !name.starts_with("local ") {
-                assert!(all.things.insert(name.to_owned()), "{line} twice");
-            }
+        } else if let Some((name, _)) = line.split_once(" = ").filter(|_| line.starts_with(char::is_lowercase))
+            && !name.starts_with("local ")
+        {
+            assert!(all.things.insert(name.to_owned()), "{line} twice");
         }
     }
     all
