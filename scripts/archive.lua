@@ -63,7 +63,7 @@ local function lines(ev, put)
 end
 
 ostler.on("session_end", function(ev)
-  if ev.reason == "deleted" then return end -- session_closed says the rest
+  if ev.test or ev.reason == "deleted" then return end -- a sample is none; session_closed says the rest
   write(path(ev, "jsonl"), function(put) lines(ev, put) end)
   write(path(ev, "md"), function(put) markdown(ev, put) end)
   ostler.log.info("archived", { file = path(ev, "md") })

@@ -44,6 +44,12 @@ test("what is deleted is deleted here too, unless it is to be kept", function()
   end
 end)
 
+test("a sample event leaves nothing behind", function()
+  start { config = config, allow = { "fs" } }
+  delivered(fire("session_end", { test = true }))
+  equal(next(files()), nil)
+end)
+
 test("a directory that is not there fails the delivery, so that it is made again", function()
   start { config = { archive = { dir = dir .. "/none" } }, allow = { "fs" } }
   failed(fire("session_end", { session_id = "S1" }), "none")

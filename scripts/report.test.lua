@@ -27,6 +27,12 @@ test("a delivery that is repeated is counted once", function()
   equal(kv.get("report:" .. day(0) .. ":turns"), 3)
 end)
 
+test("what `ostler hooks fire` sends is not counted", function()
+  start {}
+  delivered(fire("session_end", { turns = 3, test = true }))
+  equal(kv.get("report:" .. day(0) .. ":turns"), nil)
+end)
+
 test("yesterday is reported, to a session and a web server", function()
   start { config = { report = { key = "local:operator", url = url .. "/report" } }, allow = { "http" } }
   kv.set("report:" .. day(1) .. ":turns", 12)

@@ -8,7 +8,7 @@
 --   timeout = "3s"                               # of one request
 --   headers = { Authorization = "Bearer …" }     # more headers
 --
--- The body is JSON: {"event", "event_id", "at", "boot_id", "attempt", …}. The header Idempotency-Key is the
+-- The body is JSON: {"event", "event_id", "at", "boot_id", "attempt", "test", …}. The header Idempotency-Key is the
 -- event's id and the same in every repetition: what arrives twice can be told. Any answer but 2xx is a failure.
 --
 -- Interrupted sessions come with session_end, which is journalled: a failure here is an error, and the daemon
@@ -33,7 +33,9 @@ local function post(notice)
 end
 
 local function notice(ev, fields)
-  for _, name in ipairs { "event", "event_id", "at", "boot_id", "attempt", "reason" } do fields[name] = ev[name] end
+  for _, name in ipairs { "event", "event_id", "at", "boot_id", "attempt", "test", "reason" } do
+    fields[name] = ev[name]
+  end
   return fields
 end
 

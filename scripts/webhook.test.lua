@@ -12,6 +12,7 @@ test("an interrupted session is posted", function()
   equal(posted[1].headers["authorization"], "Bearer t")
   equal(posted[1].json.key, "local:a")
   equal(posted[1].json.resume_pending, true)
+  equal(posted[1].json.test, false)
 end)
 
 test("an ordinary end is not", function()

@@ -42,7 +42,8 @@ pub fn fire(api: &Api, request: &Request) -> Answer {
         let known: Vec<&str> = HookEvent::ALL.iter().map(|e| e.as_str()).collect();
         return Err(ApiError::parameter(format!("event: {name:?}: one of {}", known.join(", "))));
     };
-    let event = hooks::sample_with(kind, body["fields"].as_object().unwrap_or(&serde_json::Map::new()));
+    let mut event = hooks::sample_with(kind, body["fields"].as_object().unwrap_or(&serde_json::Map::new()));
+    event.test = true;
     let mut results = Vec::new();
     for handler in api.house.hooks.handlers(kind) {
         let began = Instant::now();

@@ -314,11 +314,13 @@ pub enum Hooks {
 }
 
 const FIRE_HELP: &str = "\
---json is what is printed, as everywhere; --fields is what is sent. Without --fields the event has sample values, which
-its fields replace one by one: {\"key\": \"local:alice\", \"reason\": \"crash\"}. event_id, attempt and redelivered may be
-given too, and a session_id of the daemon's makes ev:transcript read that session.
-With --script no daemon is asked: what is kept and sent stays in memory and is shown, but files, programs and HTTP are
+--json is about what is printed, as everywhere; --fields is what is sent. Without it the event has sample values, which \
+the object's fields replace one by one: {\"key\": \"local:alice\", \"reason\": \"crash\"}. event_id, attempt and \
+redelivered may be given too; a session_id makes ev:transcript read that session.
+
+With --script no daemon is asked: what is kept and sent stays in memory and is shown, but files, programs and HTTP are \
 real where the configuration allows them.
+
 Exit codes: 0 all handlers returned, 1 one failed, 2 no such event, 78 the script or the configuration is wrong.";
 
 /// A sample event.

@@ -132,6 +132,11 @@ fn fire(a: &Fire, doors: &Doors, ui: &mut Ui) -> Done {
 
 /// What a script that was tried without a daemon did beside returning.
 fn aftermath(answer: &Value, ui: &mut Ui) -> std::io::Result<()> {
+    for traceback in items(answer).iter().filter_map(|h| h.get("traceback").and_then(Value::as_str)) {
+        for line in traceback.lines() {
+            ui.say(clean(&line.replace('\t', "    ")))?;
+        }
+    }
     if let Some(answer) = answer.get("answer").filter(|a| !a.is_null()) {
         ui.say(clean(&format!("answer: {answer}")))?;
     }

@@ -61,7 +61,7 @@ pub struct ServeOptions {
     pub no_resume: bool,
 }
 
-/// Tries a script: file, event, fields of the sample, configuration.
+/// A script, an event, the fields that replace the sample's, and the configuration with `[hooks]`.
 pub type FireScript = fn(&Path, HookEvent, &Map<String, Value>, &Config) -> Result<Value, String>;
 
 /// What the commands need of the rest of the house.

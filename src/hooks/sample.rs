@@ -29,8 +29,8 @@ pub fn sample(event: HookEvent) -> Event {
     }
 }
 
-/// The same with fields of one's own in it: beside the event's also `key`, `event_id`, `attempt` and `redelivered`. The
-/// transcript is that of the session which `session_id` names.
+/// The same with fields of one's own in it: beside the event's also `key`, `event_id`, `attempt`, `redelivered`
+/// and `test`. The transcript is that of the session which `session_id` names.
 #[must_use]
 pub fn sample_with(event: HookEvent, fields: &Map<String, Value>) -> Event {
     let mut event = sample(event);
@@ -38,6 +38,7 @@ pub fn sample_with(event: HookEvent, fields: &Map<String, Value>) -> Event {
         match (name.as_str(), value) {
             ("event_id", Value::String(id)) => event.event_id.clone_from(id),
             ("redelivered", Value::Bool(is)) => event.redelivered = *is,
+            ("test", Value::Bool(is)) => event.test = *is,
             ("attempt", Value::Number(n)) => {
                 event.attempt = n.as_u64().and_then(|n| u32::try_from(n).ok()).unwrap_or(event.attempt);
             }

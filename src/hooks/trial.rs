@@ -258,7 +258,7 @@ pub fn fire(
     let session = fields.get("session_id").and_then(Value::as_str).unwrap_or(SESSION);
     house.say(session, said.map(|(role, text)| (role, text.to_owned())));
     let mut trial = Trial::new(script, hooks, house)?;
-    let fired = trial.fire(sample_with(kind, fields));
+    let fired = trial.fire(Event { test: true, ..sample_with(kind, fields) });
     let handlers: Vec<Value> = fired.calls.iter().map(tried).collect();
     let sent: Vec<Value> =
         trial.house.sent().iter().map(|(key, text, id)| json!({ "key": key, "text": text, "id": id })).collect();
@@ -276,8 +276,15 @@ fn tried(tried: &Tried) -> Value {
         Delivered::Orphaned => ("orphaned", None),
         Delivered::NotCalled => ("not_called", None),
     };
+    let (error, trace) = match error.map(|why| why.split_once('\n').unwrap_or((why, ""))) {
+        Some((error, trace)) => (Some(error), Some(trace).filter(|t| !t.is_empty())),
+        None => (None, None),
+    };
     let took = u64::try_from(tried.took.as_micros()).unwrap_or(u64::MAX);
-    json!({ "script": tried.script, "name": tried.name, "outcome": outcome, "error": error, "took_us": took })
+    json!({
+        "script": tried.script, "name": tried.name, "outcome": outcome, "error": error, "took_us": took,
+        "traceback": trace,
+    })
 }
 
 /// What the handlers of a synchronous event answered together, in the words of what a handler returns.

@@ -134,7 +134,9 @@ impl Stand {
         let fields = fields.as_object().cloned().unwrap_or_default();
         let mut trial = lock(&self.trial);
         let trial = trial.as_mut().ok_or("nothing is started")?;
-        let fired = trial.fire(sample_with(kind, &fields));
+        // As a real one, unless the test says otherwise.
+        let test = fields.get("test") == Some(&json!(true));
+        let fired = trial.fire(Event { test, ..sample_with(kind, &fields) });
         if fired.calls.is_empty() {
             return Err(format!("{event}: no handler is registered for it"));
         }
