@@ -608,7 +608,11 @@ impl Coordinator {
         }
         let news = self.news.0.clone();
         crate::failpoint::hit("stop", "recorded");
+        let hub = self.house.hub.clone();
         let body = move || {
+            // Streams end with the last events; one whose client does not read has a quarter of the time.
+            hub.close();
+            hub.wait_left(Instant::now() + left(until) / 4);
             if let Err(e) = store.close(until) {
                 log::error!("stop: the store could not be closed: {e}");
             }

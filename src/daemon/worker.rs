@@ -21,7 +21,7 @@ use super::mailbox::{Close, Mailbox, Why, Woken};
 use super::registry::{Doing, Wish};
 use crate::agent::{self, Agent, Answer, Continuity, Identity, Prompt};
 use crate::config::{self, AgentKind};
-use crate::hooks::Verdict;
+use crate::hooks::{Event, Verdict};
 use crate::model::event::{Actor, EndReason, HookEvent, MarkReason, Outcome, StopReason};
 use crate::store::{Begin, Begun, Error, Item, Refusal};
 
@@ -159,24 +159,26 @@ impl Worker {
             return Next::Rest;
         }
         self.desk.work = false;
-        let context = match self.before_turn() {
-            Ok(context) => context,
-            Err(next) => return next,
-        };
         let config = self.house().config();
-        let begin = Begin {
+        let mut begin = Begin {
             sid,
             epoch: self.desk.epoch,
             on_interrupt: self.desk.agent.on_interrupt,
             resume: config.sessions.resume,
             policy: self.house().policy(),
             asked: self.desk.asked,
-            context: context.clone(),
+            context: None,
+            fresh_id: uuid::Uuid::now_v7().to_string(),
             alone_at: match i64::from(config.sessions.stuck_threshold) {
                 0 => 0,
                 threshold => (threshold - 1).max(1),
             },
         };
+        let context = match self.before_turn(&begin) {
+            Ok(context) => context,
+            Err(next) => return next,
+        };
+        begin.context.clone_from(&context);
         match self.house().store.begin_turn(begin) {
             Ok(Some(begun)) => {
                 self.desk.asked = false;
@@ -254,23 +256,22 @@ impl Worker {
     }
 
     /// Asks `before_turn` handlers for context.
-    fn before_turn(&mut self) -> Result<Option<String>, Next> {
+    fn before_turn(&mut self, begin: &Begin) -> Result<Option<String>, Next> {
         if !self.house().hooked(HookEvent::BeforeTurn) {
             return Ok(None);
         }
-        let Ok(Some((turn_id, text))) = self.house().store.peek_turn(self.desk.sid) else { return Ok(None) };
-        let identity = agent::Host::identity(&self.desk);
-        let fields = json!({
-            "session_id": identity.session_id, "turn_id": turn_id, "text": text, "first": self.turns == 0,
-            "resumed": false, "continues": null,
-        });
-        let event = hook_event(HookEvent::BeforeTurn, &identity.key, fields, Some((identity.session_id.clone(), i64::MAX)));
+        // Nothing to begin, or no begin now: the begin itself says so.
+        let Ok(Some(begun)) = self.house().store.preview_turn(begin.clone()) else { return Ok(None) };
+        let fields = json!({ "text": begun.prompt, "first": begun.first });
+        let event = self.event(HookEvent::BeforeTurn, &begun, fields);
         match super::ask(&self.desk.house, event) {
             Verdict::Pass(context) => Ok(context),
             Verdict::Refuse(why) | Verdict::HookFailed(why) => {
                 let failed =
                     self.house().store.fail_queued(self.desk.sid, self.desk.epoch, "hook_failed".to_owned(), why);
                 self.desk.work = matches!(failed, Ok(true) | Err(Error::Sql(_) | Error::Unavailable(_)));
+                // A continuation that is refused stays marked, and is asked for again by the next boot or an operator.
+                self.desk.asked = false;
                 Err(if self.desk.work { Next::More } else { Next::Rest })
             }
         }
@@ -361,17 +362,21 @@ impl Worker {
         }
     }
 
-    fn notify(&self, kind: HookEvent, begun: &Begun, mut fields: serde_json::Value) {
-        if !self.desk.house.hooked(kind) {
-            return;
+    fn notify(&self, kind: HookEvent, begun: &Begun, fields: serde_json::Value) {
+        if self.desk.house.hooked(kind) {
+            self.desk.house.hooks.notify(self.event(kind, begun, fields), Box::new(|_| ()));
         }
+    }
+
+    /// An event about a turn, with the transcript as it stands now.
+    fn event(&self, kind: HookEvent, begun: &Begun, mut fields: serde_json::Value) -> Event {
         let identity = agent::Host::identity(&self.desk);
         fields["session_id"] = identity.session_id.as_str().into();
         fields["turn_id"] = begun.turn_id.as_str().into();
-        fields["resumed"] = begun.continues.is_some().into();
+        fields["resumed"] = begun.continues.as_ref().is_some_and(|c| c.rerun).into();
         fields["continues"] = begun.continues.as_ref().map(|c| c.turn_id.clone()).into();
-        let event = hook_event(kind, &identity.key, fields, Some((identity.session_id.clone(), i64::MAX)));
-        self.desk.house.hooks.notify(event, Box::new(|_| ()));
+        let upto = self.desk.house.store.newest_entry(self.desk.sid).unwrap_or(0);
+        hook_event(kind, &identity.key, fields, Some((identity.session_id.clone(), upto)))
     }
 
     /// Closes the agent and, where nobody else does, the activation.

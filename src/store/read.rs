@@ -226,6 +226,16 @@ impl Store {
         })
     }
 
+    /// The newest entry of a session's transcript; 0 when it has none.
+    ///
+    /// # Errors
+    /// The store fails.
+    pub fn newest_entry(&self, sid: i64) -> Result<i64, Error> {
+        self.read(|conn| {
+            conn.prepare_cached("SELECT coalesce(max(seq), 0) FROM entries WHERE sid=?1")?.query_row([sid], |r| r.get(0))
+        })
+    }
+
     /// The newest whole entries that fit into `bytes`, oldest first, without those of the turn `but`.
     ///
     /// # Errors

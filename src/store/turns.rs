@@ -3,7 +3,7 @@
 use rusqlite::params;
 use serde_json::{Value, json};
 
-use super::tx::{SessionRow, Tx, new_id};
+use super::tx::{SessionRow, Tx};
 use super::{Admission, Error, Refusal, Store};
 use crate::clock::Millis;
 use crate::config::{OnInterrupt, Resume};
@@ -39,6 +39,8 @@ pub struct Begin {
     pub asked: bool,
     /// What hooks put before the prompt.
     pub context: Option<String>,
+    /// The id of a continuation that has a turn of its own; chosen beforehand, so that `before_turn` handlers can be told.
+    pub fresh_id: String,
     /// The unclean counter at which a session is one death short of suspension; 0: off.
     pub alone_at: i64,
 }
@@ -114,7 +116,23 @@ impl Store {
         self.write("begin_turn", move |tx| tx.begin(&begin))
     }
 
-    /// The text of the turn that would begin next, without beginning it: what `before_turn` handlers are shown.
+    /// What [`Store::begin_turn`] would begin now, without beginning it: what `before_turn` handlers are shown.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn preview_turn(&self, begin: Begin) -> Result<Option<Begun>, Error> {
+        self.write("preview_turn", move |tx| {
+            // It is begun, and taken back before anybody could see it: the decision stands in one place.
+            let mark = tx.out.mark();
+            tx.conn.execute_batch("SAVEPOINT preview")?;
+            let begun = tx.begin(&begin);
+            tx.conn.execute_batch("ROLLBACK TO preview; RELEASE preview")?;
+            tx.out.truncate(mark);
+            begun
+        })
+    }
+
+    /// The oldest turn that waits in a session: its id and its text.
     ///
     /// # Errors
     /// The store fails.
@@ -224,7 +242,7 @@ impl Tx<'_> {
         };
         let (tid, turn_id) = match (plan, queued) {
             (Continuation::Note | Continuation::Rerun, _) => {
-                let id = new_id(self.now);
+                let id = b.fresh_id.clone();
                 self.run(
                     "INSERT INTO turns (id, sid, state, messages, created_at) VALUES (?1, ?2, 'queued', 0, ?3)",
                     params![id, s.sid, self.now],

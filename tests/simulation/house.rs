@@ -526,16 +526,18 @@ impl House {
         for sid in &acted.retired {
             self.retire(*sid);
         }
-        for sid in &acted.cancel {
-            self.cancel_turn(*sid);
+        for (sid, tid) in &acted.cancel {
+            self.cancel_turn(*sid, *tid);
         }
         for sid in &acted.wake {
             self.want(*sid, acted.asked);
         }
     }
 
-    fn cancel_turn(&mut self, sid: i64) {
-        if let Some(w) = self.daemon.workers.get_mut(&sid) {
+    fn cancel_turn(&mut self, sid: i64, tid: i64) {
+        // A worker that has gone on to another turn, or to none, is not concerned.
+        let concerned = |w: &&mut Worker| matches!(&w.at, At::Running(run) if run.turn.tid == tid);
+        if let Some(w) = self.daemon.workers.get_mut(&sid).filter(concerned) {
             w.interrupt.get_or_insert(Why::Cancelled);
         }
     }
@@ -731,6 +733,7 @@ impl House {
         w.work = false;
         let c = self.config;
         let begin = Begin {
+            fresh_id: uuid::Uuid::now_v7().to_string(),
             sid,
             epoch,
             on_interrupt: c.on_interrupt,
@@ -1092,8 +1095,8 @@ impl House {
                 if let Some(retired) = a.retired {
                     self.retire(retired);
                 }
-                if a.interrupt {
-                    self.cancel_turn(a.sid);
+                if let Some(tid) = a.interrupt {
+                    self.cancel_turn(a.sid, tid);
                 }
                 if !a.deferred && !a.over {
                     self.want(a.sid, false);
