@@ -67,7 +67,7 @@ impl Store {
             let mut r = Recovered { deaths: deaths.len() as i64, ..Recovered::default() };
             for (bid, death, solo) in &deaths {
                 tx.recover(*bid, death, *solo, info.threshold, &mut r)?;
-                tx.run("UPDATE boots SET ended_at=?2, clean=0, solo=NULL WHERE bid=?1", params![bid, death.last_life])?;
+                tx.run("UPDATE boots SET ended_at=coalesce(ended_at, ?2), clean=0, solo=NULL WHERE bid=?1", params![bid, death.last_life])?;
             }
             // Marks of that stop are marks from before now.
             tx.run("UPDATE sessions SET mark_boot=NULL WHERE mark_reason IS NOT NULL AND mark_boot IS NOT NULL", [])?;
@@ -201,10 +201,12 @@ impl Store {
 }
 
 impl Tx<'_> {
-    /// Boots that never ended: their processes are dead, for the state directory's lock is ours.
+    /// Boots that never ended, and those whose stop could not write every end: their processes are dead, for the state
+    /// directory's lock is ours.
     fn deaths(&self) -> Result<Vec<(i64, Death, Option<i64>)>, Error> {
         let boots = self.rows(
-            "SELECT bid, alive_at, stop_reason, solo FROM boots WHERE ended_at IS NULL ORDER BY bid",
+            "SELECT bid, alive_at, stop_reason, solo FROM boots WHERE ended_at IS NULL
+             OR bid IN (SELECT bid FROM activations WHERE closed_at IS NULL) ORDER BY bid",
             [],
             |r| Ok((r.get::<_, i64>(0)?, r.get::<_, i64>(1)?, r.get::<_, Option<String>>(2)?, r.get::<_, Option<i64>>(3)?)),
         )?;

@@ -229,6 +229,21 @@ fn a_death_inside_recovery_changes_nothing() {
 }
 
 #[test]
+fn ends_that_a_stop_could_not_write_are_written_by_the_next_boot() {
+    let mut rig = Rig::new();
+    let (a, turn) = rig.running(KEY, "m");
+    rig.store.mark_running(note()).unwrap();
+    // The ends fail, the clean record does not.
+    rig.store.close_boot(false, Value::Null, 100).unwrap();
+    let seen = rig.newest();
+    let r = rig.crash();
+    assert_eq!((r.deaths, r.activations, r.interrupted), (1, 1, 1));
+    assert_eq!(rig.events(KEY, seen), ["turn_end:interrupted", "session_end:restart"]);
+    assert_eq!((rig.state(&turn.turn_id).as_str(), rig.mark(a.sid).as_str(), rig.unclean(a.sid)), ("interrupted", "restart_timeout", 0));
+    rig.open(a.sid);
+}
+
+#[test]
 fn reports_are_kept_by_number() {
     let mut rig = Rig::new();
     for _ in 0..4 {

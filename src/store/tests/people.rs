@@ -237,12 +237,15 @@ fn an_activation_is_opened_once_and_closed_once() {
     let close = |epoch| rig.store.close_activation(a.sid, epoch, EndReason::Parked, Actor::Policy).unwrap();
     assert!(!close(2) && close(1) && !close(1));
     assert_eq!(open().unwrap().epoch, 2);
+    let again = rig.store.reopen_activation(a.sid).unwrap();
+    assert_eq!((again.epoch, again.session.id.as_str()), (2, a.session_id.as_str()), "whose commit was in doubt");
     rig.store.note_agent(a.sid, 2, Some("theirs".into())).unwrap();
     rig.store.note_process(a.sid, 2, 42, 7).unwrap();
     close(2);
     assert_eq!(open().unwrap().session.agent_session.as_deref(), Some("theirs"));
     rig.store.reset(key(), "agent".into(), ACTOR).unwrap();
     assert_eq!(refused(open()), Refusal::Stale, "it is over");
+    assert_eq!(refused(rig.store.reopen_activation(a.sid)), Refusal::Stale);
     assert_eq!(refused(rig.store.open_activation(99, "agent".into(), "/w".into())), Refusal::Stale);
     assert_eq!(lives(&rig, 0), [
         "session_start:new",

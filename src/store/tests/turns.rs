@@ -20,7 +20,7 @@ fn turns_begin_one_at_a_time_in_their_order() {
     let epoch = rig.open(a.sid);
     let first = rig.begin(a.sid, epoch);
     assert_eq!((&first.turn_id, first.first, first.turns, first.alone), (&a.turn_id, true, 0, false));
-    assert!(rig.store.begin_turn(rig.wish(a.sid, epoch)).is_err(), "two cannot run");
+    assert_eq!(rig.begin(a.sid, epoch), first, "two cannot run");
     assert!(rig.finish(first.turn, Outcome::Completed).more);
     let second = rig.begin(a.sid, epoch);
     assert_eq!((&second.turn_id, second.first, second.turns), (&b.turn_id, false, 1));
@@ -33,6 +33,33 @@ fn turns_begin_one_at_a_time_in_their_order() {
         "turn_start",
         "turn_end:completed"
     ]);
+}
+
+#[test]
+fn a_begin_whose_commit_was_in_doubt_gives_the_same_turn_again() {
+    for (cut, waits, on) in [(false, true, OnInterrupt::Resume), (true, false, OnInterrupt::Resume), (true, true, OnInterrupt::Resume), (true, true, OnInterrupt::Rerun)] {
+        let mut rig = Rig::new();
+        let a = if cut {
+            let (a, _) = rig.running(KEY, "cut off");
+            rig.crash();
+            a
+        } else {
+            rig.say(KEY, "first")
+        };
+        if waits {
+            rig.say(KEY, "next");
+        }
+        let epoch = rig.open(a.sid);
+        let begin = || Begin { asked: true, on_interrupt: on, ..rig.wish(a.sid, epoch) };
+        let first = rig.store.begin_turn(begin()).unwrap().unwrap();
+        let seen = rig.newest();
+        assert_eq!(rig.store.begin_turn(begin()).unwrap().unwrap(), first);
+        assert_eq!(rig.newest(), seen, "and says it once");
+        assert_eq!(rig.number("SELECT count(*) FROM turns WHERE state='running'"), 1);
+        // Its worker goes without having heard of it: it is no turn without an activation.
+        assert!(rig.store.close_activation(a.sid, epoch, EndReason::Parked, Actor::Policy).unwrap());
+        assert_eq!((rig.state(&first.turn_id).as_str(), rig.mark(a.sid).as_str()), ("interrupted", "crash"));
+    }
 }
 
 #[test]
