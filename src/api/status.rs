@@ -23,6 +23,8 @@ pub fn status(api: &Api) -> Answer {
     let counts = house.store.counts()?;
     let journal = house.store.journal_counts()?;
     let numbers = house.registry.numbers();
+    // A worker whose turn has just ended in the database is idle, although it has not said so yet.
+    let idle = numbers.live.saturating_sub(usize::try_from(counts.running).unwrap_or(0));
     let calls: Vec<Value> = serde_json::to_value(house.hooks.list()).ok().and_then(|v| v.as_array().cloned()).unwrap_or_default();
     let delivered: u64 = calls.iter().filter_map(|h| h["calls"].as_u64()).sum();
     let stop = board.stop.map(|(reason, urgency, deadline_at)| {
@@ -38,7 +40,7 @@ pub fn status(api: &Api) -> Answer {
         "version": env!("CARGO_PKG_VERSION"), "pid": std::process::id(), "boot_id": house.boot_id, "phase": board.phase,
         "held": board.held, "started_at": clock::rfc3339(house.started_at), "supervised": house.supervised,
         "sessions": {
-            "live": numbers.live, "running": counts.running, "idle": numbers.live.saturating_sub(numbers.running),
+            "live": numbers.live, "running": counts.running, "idle": idle,
             "queued": counts.queued, "waiting": numbers.waiting, "parked": counts.parked, "suspended": counts.suspended,
             "resume_pending": counts.resume_pending,
         },

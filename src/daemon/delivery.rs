@@ -17,7 +17,6 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TrySendError};
 use super::house::House;
 use crate::clock;
 use crate::hooks::{Delivered, Event};
-use crate::model::event::HandlerId;
 use crate::store::{Owed, Settled};
 
 /// Deliveries held in memory.
@@ -90,25 +89,25 @@ enum State {
     Unkept(Settled),
 }
 
-/// Script, name and key: a script's handlers of one name are served in one order, whatever their events, so that
-/// `session_end` is delivered or set aside before the `session_start` that follows it.
-type LaneId = (String, String, String);
-
-fn lane(handler: &HandlerId, key: &str) -> LaneId {
-    (handler.script.clone(), handler.name.clone(), key.to_owned())
-}
-
 struct Item {
     owed: Owed,
     state: State,
     not_before: Option<Instant>,
 }
 
+/// Script, handler's name and key: what is delivered in order. The event is no part of it: a handler's end of one stretch
+/// comes before its start of the next.
+type Lane = (String, String, String);
+
+fn lane(owed: &Owed) -> Lane {
+    (owed.handler.script.clone(), owed.handler.name.clone(), owed.key.clone())
+}
+
 struct Pump {
     house: Arc<House>,
     me: Delivery,
     window: BTreeMap<i64, Item>,
-    lanes: HashMap<LaneId, BTreeSet<i64>>,
+    lanes: HashMap<Lane, BTreeSet<i64>>,
     cursor: i64,
     more: bool,
     going: bool,
@@ -227,7 +226,7 @@ impl Pump {
                         }
                         let wait = u64::try_from(owed.next_at - clock::now()).unwrap_or(0);
                         let not_before = (wait > 0).then(|| Instant::now() + Duration::from_millis(wait).min(LONGEST));
-                        self.lanes.entry(lane(&owed.handler, &owed.key)).or_default().insert(owed.did);
+                        self.lanes.entry(lane(&owed)).or_default().insert(owed.did);
                         self.window.insert(owed.did, Item { owed, state: State::Waiting, not_before });
                     }
                 }
@@ -363,7 +362,7 @@ impl Pump {
 
     fn forget(&mut self, did: i64) {
         let Some(item) = self.window.remove(&did) else { return };
-        let lane = lane(&item.owed.handler, &item.owed.key);
+        let lane = lane(&item.owed);
         if let Some(dids) = self.lanes.get_mut(&lane) {
             dids.remove(&did);
             if dids.is_empty() {

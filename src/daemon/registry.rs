@@ -475,6 +475,8 @@ impl Registry {
     /// A session's old processes are gone.
     pub fn exorcise(&self, sid: i64) {
         self.lock().haunted.remove(&sid);
+        // Its wish has been waiting, and nothing else may happen for long.
+        self.nudge();
     }
 
     /// Whether a session may be resumed alone now; if so, it is this one.

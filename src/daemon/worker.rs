@@ -177,7 +177,7 @@ impl Worker {
             resume: config.sessions.resume,
             policy: self.house().policy(),
             asked: self.desk.asked,
-            context,
+            context: context.clone(),
             alone_at: match i64::from(config.sessions.stuck_threshold) {
                 0 => 0,
                 threshold => (threshold - 1).max(1),
@@ -186,7 +186,7 @@ impl Worker {
         match self.house().store.begin_turn(begin) {
             Ok(Some(begun)) => {
                 self.desk.asked = false;
-                self.turn(&begun)
+                self.turn(&begun, context)
             }
             Ok(None) => {
                 self.desk.asked = false;
@@ -284,7 +284,7 @@ impl Worker {
     }
 
     /// Runs a turn that has begun, to its outcome.
-    fn turn(&mut self, begun: &Begun) -> Next {
+    fn turn(&mut self, begun: &Begun, context: Option<String>) -> Next {
         let (sid, since) = (self.desk.sid, Instant::now());
         let doing = Doing::Running { turn_id: Some(begun.turn_id.clone()), since, tool: None };
         let _ = self.house().registry.set(sid, doing);
@@ -296,7 +296,7 @@ impl Worker {
         let prompt = Prompt {
             turn_id: begun.turn_id.clone(),
             text: begun.prompt.clone(),
-            context: None,
+            context,
             resumed: begun.continues.as_ref().is_some_and(|c| c.rerun),
         };
         crate::failpoint::hit_for("prompt", "before", self.key());
@@ -384,7 +384,14 @@ impl Worker {
     /// Closes the agent and, where nobody else does, the activation.
     fn shut(&mut self, why: Close) {
         let _ = self.desk.house.registry.set(self.desk.sid, Doing::Closing);
-        let until = self.desk.close_by.unwrap_or_else(|| Instant::now() + if why == Close::Retire { CANCEL } else { CLOSE });
+        let within = match why {
+            Close::Retire => CANCEL,
+            // What the sweep will grant, whenever it begins: an agent that has to be killed is no reason to give its
+            // worker up.
+            Close::Stop => self.house().config().shutdown.close * 4 / 10,
+            Close::Park => CLOSE,
+        };
+        let until = self.desk.close_by.unwrap_or_else(|| Instant::now() + within);
         for left in self.agent.close(&mut self.desk, until) {
             log::warn!(key = self.key(); "the agent could not be ended: {left}");
         }

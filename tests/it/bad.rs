@@ -23,7 +23,8 @@ fn raw(d: &Daemon, head: &str, body: &[u8]) -> (u16, String) {
 
 #[track_caller]
 fn assert_code(answer: &str, code: &str) {
-    let body: Value = serde_json::from_str(answer.split_once("\r\n\r\n").unwrap().1).unwrap_or_else(|e| panic!("{e}: {answer}"));
+    let body: Value =
+        serde_json::from_str(answer.split_once("\r\n\r\n").unwrap().1).unwrap_or_else(|e| panic!("{e}: {answer}"));
     assert_eq!(body["error"]["code"], code, "{answer}");
     assert!(body["error"]["message"].as_str().is_some_and(|m| !m.is_empty()), "{answer}");
 }
@@ -79,7 +80,17 @@ fn large_bodies() {
 fn keys() {
     let mut d = Daemon::new().start();
     let longest = format!("x:{}", "y".repeat(198));
-    for key in ["a:b", "local:two words", "local:a/b/../c", "telegram:-100:7", "ü:日本語 🐎", "x:%2F?&#", "a::", "x:..", &longest] {
+    for key in [
+        "a:b",
+        "local:two words",
+        "local:a/b/../c",
+        "telegram:-100:7",
+        "ü:日本語 🐎",
+        "x:%2F?&#",
+        "a::",
+        "x:..",
+        &longest,
+    ] {
         assert_eq!(d.send(key, "x"), "echo: x", "{key}");
         assert_eq!(d.show(key)["key"], *key);
     }
@@ -104,7 +115,16 @@ fn keys() {
 fn paths_and_methods() {
     let d = Daemon::new().start();
     d.send("local:a", "x");
-    for path in ["/", "/v1", "/v2/status", "/v1/sessions/local%3Aa/nothing", "/v1/nothing", "/v1/status/x", "//", "/../etc/passwd"] {
+    for path in [
+        "/",
+        "/v1",
+        "/v2/status",
+        "/v1/sessions/local%3Aa/nothing",
+        "/v1/nothing",
+        "/v1/status/x",
+        "//",
+        "/../etc/passwd",
+    ] {
         let (status, answer) = raw(&d, &format!("GET {path} HTTP/1.1"), b"");
         assert_eq!(status, 404, "{path}: {answer}");
         assert_code(&answer, "not_found");
@@ -216,7 +236,8 @@ fn names_of_this_machine() {
         let _ = s.read_to_string(&mut answer);
         answer.split(' ').nth(1).unwrap().to_owned()
     };
-    for good in [format!("127.0.0.1:{port}"), format!("localhost:{port}"), "LOCALHOST".into(), format!("[::1]:{port}")] {
+    for good in [format!("127.0.0.1:{port}"), format!("localhost:{port}"), "LOCALHOST".into(), format!("[::1]:{port}")]
+    {
         assert_eq!(ask(&good), "200", "{good}");
     }
     for bad in ["evil.example", "localhost.evil.example", "10.0.0.1", "127.0.0.1.evil.example:80"] {

@@ -634,10 +634,10 @@ impl Daemon {
         };
         self.orderly = true;
         self.log.wait_ended(self.boots);
+        let code = status.code().unwrap_or_else(|| panic!("{status}"));
         let left = self.leftovers();
         assert!(left.is_empty(), "left behind: {left:?}");
-        let code = status.code().unwrap_or_else(|| panic!("{status}"));
-        assert!(!self.path("state/ostler.db-wal").exists(), "the database's log was not folded in");
+        assert!(!self.path("state/ostler.db-wal").exists(), "the database's log was not folded in; exit code {code}");
         self.check(code != 1);
         code
     }

@@ -124,8 +124,7 @@ fn a_stuck_session_is_suspended() {
 fn thirty_deaths_under_load() {
     const KILLS: usize = 30;
     const CLIENTS: usize = 4;
-    let config =
-        "[sessions]\nstuck_threshold = 0\n[agent.default]\nkind = \"echo\"\ndelay = \"2ms\"\n";
+    let config = "[sessions]\nstuck_threshold = 0\n[agent.default]\nkind = \"echo\"\ndelay = \"2ms\"\n";
     let mut d = Daemon::new().config(config);
     d.boot();
     let (acked, done) = (crossbeam_channel::unbounded::<(String, String, Value)>(), AtomicBool::new(false));

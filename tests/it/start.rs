@@ -130,7 +130,7 @@ fn replace() {
     let from = d.notes.count();
     let replacing = std::thread::spawn(move || run(&mut other, ""));
     d.notes.find(from, "STOPPING", |l| l == "STOPPING=1");
-    d.wait_ready(from);
+    d.notes.find(from, "READY", |l| l == "READY=1");
     let new = d.status()["pid"].as_u64().unwrap();
     assert_ne!(new, u64::from(old));
     assert_eq!(d.send("local:a", "y"), "echo: y");
@@ -151,7 +151,11 @@ fn a_foreign_database() {
     let theirs = bytes(foreign.path());
     let mut cut = theirs.clone();
     cut.truncate(50);
-    for (what, content) in [("foreign", theirs), ("garbage", b"not a database at all, but long enough for a header".repeat(9)), ("cut", cut)] {
+    for (what, content) in [
+        ("foreign", theirs),
+        ("garbage", b"not a database at all, but long enough for a header".repeat(9)),
+        ("cut", cut),
+    ] {
         let d = Daemon::new();
         std::fs::create_dir(d.path("state")).unwrap();
         let file = d.path("state/ostler.db");
@@ -225,7 +229,10 @@ fn a_state_directory_of_somebody_else() {
         std::fs::set_permissions(d.path(""), std::fs::Permissions::from_mode(0o755)).unwrap();
         let serve = d.serve_command();
         let mut command = std::process::Command::new("setpriv");
-        command.args(["--reuid=65534", "--regid=65534", "--clear-groups"]).arg(serve.get_program()).args(serve.get_args());
+        command
+            .args(["--reuid=65534", "--regid=65534", "--clear-groups"])
+            .arg(serve.get_program())
+            .args(serve.get_args());
         command.env_clear().env("PATH", "/usr/bin:/bin").env("HOME", "/nonexistent").current_dir("/");
         command
     } else {
