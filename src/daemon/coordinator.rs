@@ -52,6 +52,8 @@ pub enum News {
     Reloaded(Result<Reloaded, String>),
     /// A pruning step ended; whether there is more.
     Pruned(bool),
+    /// The clean record was written, and the store checkpointed and released; or one of them failed.
+    Closed(bool),
 }
 
 /// What the coordinator is given.
@@ -93,6 +95,8 @@ pub struct Coordinator {
     pruning: bool,
     leave: bool,
     hooks_abandoned: bool,
+    /// The clean record is written and the store closed: else the next boot has to see to it.
+    released: bool,
 }
 
 impl Coordinator {
@@ -120,6 +124,7 @@ impl Coordinator {
             pruning: false,
             leave: false,
             hooks_abandoned: false,
+            released: true,
         }
     }
 
@@ -143,7 +148,7 @@ impl Coordinator {
         }
         let reason = self.machine.stop().map_or(StopReason::Shutdown, |s| s.reason);
         let now = self.machine.stop().is_some_and(|s| s.urgency == Urgency::Now);
-        Ending { reason, clean: !self.machine.abandoned() && !self.hooks_abandoned && !now }
+        Ending { reason, clean: self.released && !self.machine.abandoned() && !self.hooks_abandoned && !now }
     }
 
     fn become_ready(&mut self, recovered: &Recovered) {
@@ -441,6 +446,10 @@ impl Coordinator {
                     let _ = answer.try_send(outcome.clone());
                 }
             }
+            News::Closed(done) => {
+                self.released = done;
+                self.step(Event::StoreClosed);
+            }
             News::Pruned(more) => {
                 self.pruning = false;
                 self.prune_at = Instant::now() + if more { Duration::ZERO } else { PRUNE };
@@ -603,9 +612,11 @@ impl Coordinator {
         self.house.set_report(report.clone());
         let store = self.house.store.until(until);
         let keep = self.house.config().retention.reports;
-        if let Err(e) = store.close_boot(clean, report, keep) {
+        let recorded = store.close_boot(clean, report, keep);
+        if let Err(e) = &recorded {
             log::error!("stop: the clean record could not be written: {e}");
         }
+        self.released = false;
         let news = self.news.0.clone();
         crate::failpoint::hit("stop", "recorded");
         let hub = self.house.hub.clone();
@@ -613,11 +624,12 @@ impl Coordinator {
             // Streams end with the last events; one whose client does not read has a quarter of the time.
             hub.close();
             hub.wait_left(Instant::now() + left(until) / 4);
-            if let Err(e) = store.close(until) {
+            let closed = store.close(until);
+            if let Err(e) = &closed {
                 log::error!("stop: the store could not be closed: {e}");
             }
             crate::failpoint::hit("stop", "closed");
-            let _ = news.send_timeout(News::Life(Event::StoreClosed), Duration::from_secs(60));
+            let _ = news.send_timeout(News::Closed(closed.is_ok() && recorded.is_ok()), Duration::from_secs(60));
         };
         if let Err(e) = thread::spawn("close", thread::IO_STACK, body) {
             log::error!("stop: no thread to close the store: {e}");

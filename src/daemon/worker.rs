@@ -38,8 +38,14 @@ pub fn run(house: &Arc<House>, wish: &Wish, config: config::Agent, mailbox: &Arc
     if std::panic::catch_unwind(body).is_err() {
         // The panic itself was logged where it happened. Its turn fails, its activation ends, and the session goes on.
         log::error!(key = wish.key; "the session's worker panicked; its turn fails");
-        if let Err(e) = house.store.worker_died(wish.sid) {
-            log::error!(key = wish.key; "its end could not be written, the next boot writes it: {e}");
+        match house.store.worker_died(wish.sid) {
+            // What waited was told to this worker alone: the next one is told here. Each panic ends a turn, so it is not
+            // for ever.
+            Ok(()) => {
+                let _ = house.registry.set(wish.sid, Doing::Closing);
+                house.registry.want(Wish { asked: false, ..wish.clone() });
+            }
+            Err(e) => log::error!(key = wish.key; "its end could not be written, the next boot writes it: {e}"),
         }
     }
 }
@@ -207,6 +213,7 @@ impl Worker {
     fn start(&mut self) -> Result<(), Next> {
         let sid = self.desk.sid;
         let _ = self.house().registry.set(sid, Doing::Starting);
+        crate::failpoint::hit_for("start", "before", self.key());
         let cwd = agent::Host::identity(&self.desk).cwd.clone();
         let until = Instant::now() + self.desk.agent.start_timeout;
         let known = self.agent_session.clone();

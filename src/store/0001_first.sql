@@ -156,6 +156,7 @@ CREATE TABLE deliveries (
   name TEXT NOT NULL,
   state TEXT NOT NULL CHECK (state IN ('pending', 'delivered', 'failed', 'orphaned', 'discarded')),
   attempts INTEGER NOT NULL DEFAULT 0,
+  noted_by INTEGER,                   -- the boot that noted an attempt before its call and has not settled it
   next_at INTEGER NOT NULL DEFAULT 0,
   error TEXT,
   settled_at INTEGER,

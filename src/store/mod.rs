@@ -308,7 +308,8 @@ impl Store {
     /// # Errors
     /// The checkpoint failed or did not end in time; what was committed is safe in the log.
     pub fn close(&self, until: Instant) -> Result<(), Error> {
-        self.readers.close();
+        // Half of the time for those who still read; the rest is the writer's.
+        self.readers.close(Instant::now() + until.saturating_duration_since(Instant::now()) / 2);
         let (send, receive) = crossbeam_channel::bounded(1);
         self.jobs.send(writer::Job::Close(send), until).map_err(|_| closed())?;
         receive.recv_deadline(until).map_err(|_| Error::Unavailable("close: the disk did not answer in time".into()))?

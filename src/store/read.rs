@@ -2,6 +2,7 @@
 //! hold up the checkpoint.
 
 use std::path::Path;
+use std::time::Instant;
 
 use crossbeam_channel::{Receiver, Sender};
 use rusqlite::{Connection, OptionalExtension as _, params};
@@ -18,6 +19,7 @@ use crate::model::event::{Entry, Role};
 pub(super) struct Readers {
     free: Receiver<Option<Connection>>,
     back: Sender<Option<Connection>>,
+    count: usize,
 }
 
 impl Readers {
@@ -26,12 +28,14 @@ impl Readers {
         for _ in 0..readers {
             let _ = back.send(Some(schema::open_reader(path)?));
         }
-        Ok(Self { free, back })
+        Ok(Self { free, back, count: readers })
     }
 
-    /// Closes the connections that are free; those in use are dropped when they come back to nobody.
-    pub(super) fn close(&self) {
-        for conn in self.free.try_iter() {
+    /// Closes the connections, those in use when they come back, until the instant: one that stays open keeps the log's
+    /// file from being removed.
+    pub(super) fn close(&self, until: Instant) {
+        for _ in 0..self.count {
+            let Ok(Some(conn)) = self.free.recv_deadline(until) else { break };
             drop(conn);
         }
         let _ = self.back.try_send(None);

@@ -189,15 +189,8 @@ impl Store {
     /// The store fails.
     pub fn fail_waiting(&self, sid: i64, code: &'static str, text: String) -> Result<(), Error> {
         self.write("fail_waiting", move |tx| {
-            let (Some(s), Some((tid, id))) = (tx.session(sid)?, tx.first_queued(sid)?) else { return Ok(()) };
-            tx.run(
-                "UPDATE turns SET state='failed', ended_at=?2, error_code=?3, error_text=?4 WHERE tid=?1",
-                params![tid, tx.now, code, text],
-            )?;
-            tx.user_entries(&s, tid)?;
-            let error = json!({ "code": code, "message": text });
-            tx.emit(EventKind::TurnEnd, &s.key, &s.id, Some(&id), &json!({ "outcome": Outcome::Failed, "error": error }))?;
-            Ok(())
+            let Some(s) = tx.session(sid)? else { return Ok(()) };
+            tx.fail_first(&s, code, &text)
         })
     }
 
@@ -329,6 +322,19 @@ impl Tx<'_> {
         let alone = note(&facts, None);
         let prompt = if own.is_empty() { alone.clone() } else { note(&facts, Some(own)) };
         Ok((prompt, Some(Cut { turn_id, rerun: false }), Some(alone)))
+    }
+
+    /// Fails the oldest turn that waits in a session, if one does.
+    pub(super) fn fail_first(&mut self, s: &SessionRow, code: &str, text: &str) -> Result<(), Error> {
+        let Some((tid, id)) = self.first_queued(s.sid)? else { return Ok(()) };
+        self.run(
+            "UPDATE turns SET state='failed', ended_at=?2, error_code=?3, error_text=?4 WHERE tid=?1",
+            params![tid, self.now, code, text],
+        )?;
+        self.user_entries(s, tid)?;
+        let error = json!({ "code": code, "message": text });
+        self.emit(EventKind::TurnEnd, &s.key, &s.id, Some(&id), &json!({ "outcome": Outcome::Failed, "error": error }))?;
+        Ok(())
     }
 
     pub(super) fn first_queued(&self, sid: i64) -> Result<Option<(i64, String)>, Error> {

@@ -70,6 +70,9 @@ enum Plan {
     Outside(u64),
 }
 
+/// The operator's keys: echo, and one whose sessions each need an agent session of their own.
+const OPERATED: [&str; 2] = ["local:op", "local:fop"];
+
 /// SplitMix64.
 struct Rng(u64);
 
@@ -221,17 +224,19 @@ fn follow(d: &Daemon, key: &str, message: &Sent, clock: &Clock, mut accepted: im
 }
 
 /// Does what operators do, to keys of its own: nothing of it is checked but by the invariants.
-fn operate(d: &Daemon, rng: &mut Rng, clock: &Clock) {
-    for _ in 0..10 {
-        let key = format!("local:op{}", rng.below(2));
+/// `first`: the act that this round is about.
+fn operate(d: &Daemon, rng: &mut Rng, clock: &Clock, first: &str) {
+    const ACTS: &[&str] = &["post", "post", "post", "post", "reset", "suspend", "resume", "cancel", "delete"];
+    let key_of = |n: usize| OPERATED[n].to_owned();
+    let mut acts = vec![("post", key_of(1)), (first, key_of(1)), ("suspend", key_of(0)), ("resume", key_of(0))];
+    acts.extend((0..8).map(|_| (ACTS[rng.below(ACTS.len())], key_of(rng.below(2)))));
+    for (act, key) in acts {
         let passing = |code: &str| matches!(code, "unreachable" | "disconnected" | "timeout" | "stopping");
-        let answer = match rng.below(9) {
-            0..=3 => d.try_post(&key, "text", None),
-            4 => d.client().post(&session_path(&key, "/reset"), None),
-            5 => d.client().post(&session_path(&key, "/suspend"), None),
-            6 => d.client().post(&session_path(&key, "/resume"), None),
-            7 => d.client().post(&session_path(&key, "/cancel?queued=1"), None),
-            _ => d.client().delete(&session_path(&key, "")),
+        let answer = match act {
+            "reset" | "suspend" | "resume" => d.client().post(&session_path(&key, &format!("/{act}")), None),
+            "cancel" => d.client().post(&session_path(&key, "/cancel?queued=1"), None),
+            "delete" => d.client().delete(&session_path(&key, "")),
+            _ => d.try_post(&key, "text", None),
         };
         match answer {
             Err(e) if passing(&e.code) => break,
@@ -314,6 +319,12 @@ struct Tally {
 fn round(mut d: Daemon, plan: &Plan, senders: &mut [Sender], rng: &mut Rng, tally: &mut Tally) -> Daemon {
     let points = failpoints(plan, rng);
     let from = d.log.count();
+    let about = match plan {
+        Plan::Point(point, ..) => point.split('.').next().unwrap_or_default(),
+        Plan::Outside(_) => "",
+    };
+    // A new agent session comes with a new session.
+    let about = if about == "note_agent" { "reset" } else { about };
     let came;
     (d, came) = boot(d, &points);
     if came == Came::Ready {
@@ -323,7 +334,7 @@ fn round(mut d: Daemon, plan: &Plan, senders: &mut [Sender], rng: &mut Rng, tall
             for sender in senders.iter_mut() {
                 scope.spawn(|| sender.round(&d, &clock));
             }
-            scope.spawn(|| operate(&d, rng, &clock));
+            scope.spawn(|| operate(&d, rng, &clock, about));
             match plan {
                 Plan::Outside(events) => {
                     clock.wait(*events, clients);
@@ -406,9 +417,10 @@ fn finish(d: Daemon, senders: &mut [Sender]) {
         let texts: Vec<String> = sent.iter().map(|m| m.text.clone()).collect();
         assert_eq!(said, texts, "{key}: each message once, in order");
     }
-    for n in 0..2 {
-        let key = format!("local:op{n}");
-        d.turn(&key, "last");
+    // Whom no agent can be started for would wait for long.
+    let _ = d.client().post(&session_path("local:z", "/cancel?queued=1"), None);
+    for key in OPERATED {
+        d.turn(key, "last");
     }
     assert_eq!(d.stop(), 0);
     check_calls(&d);

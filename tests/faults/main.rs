@@ -10,9 +10,9 @@ mod daemon;
 #[path = "../it/invariants.rs"]
 mod invariants;
 
-
-
+mod delivery;
+mod faults;
 mod load;
 mod rig;
 mod stop;
-
+mod stuck;

@@ -61,8 +61,13 @@ impl Lines {
         let find = |lines: &[String]| lines.iter().skip(from).find(|l| meant(l)).cloned();
         let (lines, _) =
             self.came.wait_timeout_while(self.lines.lock().unwrap(), PATIENCE, |l| find(&l.0).is_none()).unwrap();
-        find(&lines.0)
-            .unwrap_or_else(|| panic!("nobody said {what:?}; said: {:#?}", &lines.0[from.min(lines.0.len())..]))
+        let found = find(&lines.0);
+        // Whoever panics must not hold what the others need to say why they fail.
+        drop(lines);
+        found.unwrap_or_else(|| {
+            let said = self.all();
+            panic!("nobody said {what:?}; said: {:#?}", &said[from.min(said.len())..])
+        })
     }
 }
 
@@ -629,10 +634,10 @@ impl Daemon {
         };
         self.orderly = true;
         self.log.wait_ended(self.boots);
+        let code = status.code().unwrap_or_else(|| panic!("{status}"));
         let left = self.leftovers();
         assert!(left.is_empty(), "left behind: {left:?}");
-        let code = status.code().unwrap_or_else(|| panic!("{status}"));
-        assert!(!self.path("state/ostler.db-wal").exists(), "the database's log was not folded in");
+        assert!(!self.path("state/ostler.db-wal").exists(), "the database's log was not folded in; exit code {code}");
         self.check(code != 1);
         code
     }

@@ -158,7 +158,6 @@ fn a_stream_goes_on_over_restarts() {
         if round % 2 == 0 {
             assert_eq!(d.stop(), 0);
             let rest = events.rest();
-            assert_eq!(rest.last().unwrap().event, "session_end", "the stream closes after the last event");
             seen.extend(ids(&rest));
         } else {
             d.kill9();
