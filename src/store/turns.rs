@@ -194,13 +194,18 @@ impl Store {
         })
     }
 
-    /// Ends a turn that never began: its agent cannot be started. The sender is told.
+    /// Ends a turn that never began: its agent cannot be started. The sender is told. If one did begin, by a commit of whose
+    /// fate the worker never heard, it is that one.
     ///
     /// # Errors
     /// The store fails.
     pub fn fail_queued(&self, sid: i64, epoch: i64, code: String, text: String) -> Result<bool, Error> {
         self.write("fail_queued", move |tx| {
             let s = tx.current_activation(sid, epoch)?;
+            if let Some(tid) = tx.running_turn(sid)? {
+                tx.end_turn(&s, tid, Outcome::Failed, Some(&(code.clone(), text.clone())), None, MarkReason::Crash)?;
+                return Ok(tx.first_queued(sid)?.is_some());
+            }
             let Some((tid, id)) = tx.first_queued(sid)? else { return Ok(false) };
             tx.run(
                 "UPDATE turns SET state='failed', started_at=?2, ended_at=?2, error_code=?3, error_text=?4, epoch=?5 WHERE tid=?1",

@@ -654,7 +654,9 @@ impl House {
             return;
         }
         self.no_longer_alone(sid);
-        if w.close == Some(Close::Park) && (w.work || w.asked) {
+        // What it was given and did not do is for the session's next worker.
+        let opened = !matches!(w.at, At::Opening);
+        if opened && w.close != Some(Close::Stop) && (w.work || w.asked) {
             self.want(sid, w.asked);
         }
     }

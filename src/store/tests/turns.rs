@@ -318,6 +318,10 @@ fn a_message_whose_agent_cannot_start_fails_and_is_told() {
     }
     let ends = rig.events(KEY, 0).iter().filter(|e| *e == "turn_end:failed").count();
     assert_eq!(ends, 2);
+    let (_, begun) = rig.running("local:doubt", "begun in doubt");
+    let waits = rig.say("local:doubt", "waits");
+    assert!(rig.store.fail_queued(begun.turn.sid, 1, "agent_start".into(), "gone".into()).unwrap());
+    assert_eq!([rig.state(&begun.turn_id), rig.state(&waits.turn_id)], ["failed", "queued"]);
     let c = rig.say("local:c", "c");
     rig.store.fail_waiting(c.sid, "overloaded", "no thread".into()).unwrap();
     rig.store.fail_waiting(c.sid, "overloaded", "no thread".into()).unwrap();
