@@ -60,7 +60,11 @@ fn machine() -> String {
     let cpu = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let model = cpu.lines().find_map(|l| l.strip_prefix("model name")).unwrap_or("\t: unknown");
     let cores = std::thread::available_parallelism().map_or(0, usize::from);
-    format!("{cores} cores, {}; database and files below {}", model.trim_start_matches(['\t', ' ', ':']), std::env::temp_dir().display())
+    format!(
+        "{cores} cores, {}; database and files below {}",
+        model.trim_start_matches(['\t', ' ', ':']),
+        std::env::temp_dir().display()
+    )
 }
 
 /// A daemon of its own, ended when dropped.
@@ -199,7 +203,8 @@ fn p50(mut times: Vec<Duration>) -> f64 {
 /// A database with the same tables and settings, and a session to write into.
 fn bare(dir: &Path) -> Connection {
     let conn = Connection::open(dir.join("bare.db")).expect("a database");
-    conn.execute_batch("PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; PRAGMA wal_autocheckpoint=4000;").expect("settings");
+    conn.execute_batch("PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; PRAGMA wal_autocheckpoint=4000;")
+        .expect("settings");
     conn.execute_batch(SCHEMA).expect("the schema");
     for sid in 1..=64 {
         conn.execute(

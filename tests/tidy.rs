@@ -12,7 +12,8 @@ fn files(dir: &str, ending: &str) -> Vec<(String, String)> {
             if path.is_dir() {
                 open.push(path);
             } else if path.to_string_lossy().ends_with(ending) {
-                let name = path.strip_prefix(env!("CARGO_MANIFEST_DIR")).unwrap_or(&path).to_string_lossy().into_owned();
+                let name =
+                    path.strip_prefix(env!("CARGO_MANIFEST_DIR")).unwrap_or(&path).to_string_lossy().into_owned();
                 found.push((name, fs::read_to_string(&path).expect("a text")));
             }
         }
@@ -54,7 +55,11 @@ fn each_library_is_named_in_its_room_only() {
     only_in(&["mlua"], |f| f.starts_with("src/hooks/") || f == "src/agent/lua.rs", "Lua belongs to the hooks");
     only_in(&["signal_hook"], |f| f.ends_with("/signals.rs"), "signals belong to signals.rs");
     only_in(&["httparse"], |f| f.starts_with("src/http/"), "HTTP parsing belongs to http");
-    only_in(&["sd_notify"], |f| f == "src/daemon/notify.rs" || f == "src/sys.rs", "the service manager belongs to notify.rs");
+    only_in(
+        &["sd_notify"],
+        |f| f == "src/daemon/notify.rs" || f == "src/sys.rs",
+        "the service manager belongs to notify.rs",
+    );
     only_in(&["clap"], |f| f.starts_with("src/cli/"), "argument parsing belongs to the commands");
 }
 
@@ -74,7 +79,8 @@ fn arrows_never_point_back() {
     ];
     let mut wrong = Vec::new();
     for (name, text) in files("src", ".rs") {
-        let room = name.trim_start_matches("src/").split('/').next().unwrap_or_default().trim_end_matches(".rs").to_owned();
+        let room =
+            name.trim_start_matches("src/").split('/').next().unwrap_or_default().trim_end_matches(".rs").to_owned();
         if is_test(&name) || name == "src/main.rs" || name == "src/lib.rs" {
             continue;
         }
@@ -98,7 +104,11 @@ fn arrows_never_point_back() {
                 }
             }
         }
-        if room == "model" && ["std::thread", "std::fs", "Mutex", "Instant::now", "crate::store"].iter().any(|w| product(&text).contains(w)) {
+        if room == "model"
+            && ["std::thread", "std::fs", "Mutex", "Instant::now", "crate::store"]
+                .iter()
+                .any(|w| product(&text).contains(w))
+        {
             wrong.push(format!("{name}: the model does no I/O, reads no clock, has no lock"));
         }
     }
@@ -107,7 +117,11 @@ fn arrows_never_point_back() {
 
 #[test]
 fn unsafe_code_stands_in_its_two_places_with_its_proof() {
-    only_in(&["unsafe {", "unsafe fn", "allow(unsafe_code)"], |f| f == "src/sys.rs" || f == "src/hooks/deadline.rs", "unsafe code");
+    only_in(
+        &["unsafe {", "unsafe fn", "allow(unsafe_code)"],
+        |f| f == "src/sys.rs" || f == "src/hooks/deadline.rs",
+        "unsafe code",
+    );
     for (name, text) in files("src", ".rs") {
         for (n, line) in text.lines().enumerate() {
             if line.contains("unsafe {") {
@@ -147,7 +161,13 @@ fn files_say_what_they_own_and_stay_readable() {
 
 #[test]
 fn nothing_is_left_for_later() {
-    let marks = [concat!("TO", "DO"), concat!("FIX", "ME"), concat!("X", "XX"), concat!("to", "do!("), concat!("unimple", "mented!(")];
+    let marks = [
+        concat!("TO", "DO"),
+        concat!("FIX", "ME"),
+        concat!("X", "XX"),
+        concat!("to", "do!("),
+        concat!("unimple", "mented!("),
+    ];
     for dir in ["src", "tests", "benches"] {
         for (name, text) in files(dir, ".rs") {
             for mark in marks {

@@ -48,9 +48,13 @@ pub fn fire(api: &Api, request: &Request) -> Answer {
     for handler in api.house.hooks.handlers(kind) {
         let began = Instant::now();
         let (send, receive) = crossbeam_channel::bounded(1);
-        api.house.hooks.deliver(&handler, event.clone(), Box::new(move |d| {
-            let _ = send.try_send(d);
-        }));
+        api.house.hooks.deliver(
+            &handler,
+            event.clone(),
+            Box::new(move |d| {
+                let _ = send.try_send(d);
+            }),
+        );
         let patience = api.house.config().hooks.timeout * 2 + Duration::from_secs(60);
         let delivered = receive.recv_timeout(patience).unwrap_or(Delivered::NotCalled);
         let (outcome, error) = match delivered {

@@ -166,16 +166,22 @@ impl Coordinator {
         });
         let news = self.news.0.clone();
         let event = desk::hook_event(HookEvent::DaemonStart, "", fields, None);
-        self.house.hooks.notify(event, Box::new(move |_| {
-            let _ = news.try_send(News::Started);
-        }));
+        self.house.hooks.notify(
+            event,
+            Box::new(move |_| {
+                let _ = news.try_send(News::Started);
+            }),
+        );
         self.schedule(recovered.recent_deaths);
     }
 
     /// Every session in which something waits gets a worker, each on its own; interrupted turns are paced.
     fn schedule(&mut self, deaths: u32) {
         let config = self.house.config();
-        let since = config.sessions.resume_window.map_or(0, |w| clock::now() - i64::try_from(w.as_millis()).unwrap_or(i64::MAX));
+        let since = config
+            .sessions
+            .resume_window
+            .map_or(0, |w| clock::now() - i64::try_from(w.as_millis()).unwrap_or(i64::MAX));
         let marked = (config.sessions.resume == Resume::Auto).then_some(since);
         let alone_at = i64::from(config.sessions.stuck_threshold) - 1;
         let mut after = 0;
@@ -286,7 +292,8 @@ impl Coordinator {
             let mailbox = Arc::new(Mailbox::default());
             let registry = &self.house.registry;
             if self.retry_at.is_some()
-                || registry.room(&wish, &agent.name, config.sessions.max_live, agent.max_processes, &mailbox) == Room::Wait
+                || registry.room(&wish, &agent.name, config.sessions.max_live, agent.max_processes, &mailbox)
+                    == Room::Wait
             {
                 waiting.push_back(wish);
                 continue;
@@ -303,7 +310,11 @@ impl Coordinator {
                     let _ = registry.remove(wish.sid);
                     if registry.numbers().live == 0 {
                         log::error!(key = wish.key; "no thread for the session: {e}");
-                        let _ = self.house.store.fail_waiting(wish.sid, "overloaded", format!("no thread for the session: {e}"));
+                        let _ = self.house.store.fail_waiting(
+                            wish.sid,
+                            "overloaded",
+                            format!("no thread for the session: {e}"),
+                        );
                     } else {
                         self.retry_at = Some(now + NO_THREAD);
                         waiting.push_back(wish);
@@ -325,7 +336,8 @@ impl Coordinator {
         if self.progress_at.is_some_and(|at| at <= now) {
             self.progress_at = Some(now + PROGRESS);
             let blocking = self.house.registry.blocking();
-            let first = blocking.first().map(|b| format!(", longest: {} for {} s", b.key, b.age.as_secs())).unwrap_or_default();
+            let first =
+                blocking.first().map(|b| format!(", longest: {} for {} s", b.key, b.age.as_secs())).unwrap_or_default();
             notify::status(&format!("{}: {} turns run{first}", self.machine.phase(), blocking.len()));
             self.keep_facts();
         }
@@ -529,7 +541,9 @@ impl Coordinator {
             Action::CloseWorkers => house.registry.close_all(),
             Action::RefreshMarks => {
                 crate::failpoint::hit("stop", "timeout");
-                if let Err(e) = house.store.until(Instant::now() + house.config().shutdown.close).refresh_marks(stop.reason.mark()) {
+                if let Err(e) =
+                    house.store.until(Instant::now() + house.config().shutdown.close).refresh_marks(stop.reason.mark())
+                {
                     log::error!("stop: the marks could not be renewed: {e}");
                 }
             }
@@ -589,9 +603,12 @@ impl Coordinator {
         };
         let news = self.news.0.clone();
         let event = desk::hook_event(kind, "", fields, None);
-        self.house.hooks.notify(event, Box::new(move |_| {
-            let _ = news.try_send(News::Life(done));
-        }));
+        self.house.hooks.notify(
+            event,
+            Box::new(move |_| {
+                let _ = news.try_send(News::Life(done));
+            }),
+        );
     }
 
     fn close_store(&mut self, until: Instant) {
@@ -654,7 +671,11 @@ fn prune(house: &House) -> bool {
 }
 
 fn restart_text(r: &Reloaded) -> String {
-    if r.needs_restart.is_empty() { String::new() } else { format!(", needs a restart: {}", r.needs_restart.join(", ")) }
+    if r.needs_restart.is_empty() {
+        String::new()
+    } else {
+        format!(", needs a restart: {}", r.needs_restart.join(", "))
+    }
 }
 
 fn left(until: Instant) -> Duration {

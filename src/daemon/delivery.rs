@@ -203,9 +203,11 @@ impl Pump {
             State::Waiting | State::Unkept(_) => i.not_before.is_none_or(|at| at <= now),
         });
         // What waits behind a delivery that is being tried again cannot be delivered now either.
-        let stuck = self.calls == 0 && !self.more && self.lanes.values().all(|l| {
-            l.first().and_then(|did| self.window.get(did)).is_none_or(|i| i.not_before.is_some_and(|at| at > now))
-        });
+        let stuck = self.calls == 0
+            && !self.more
+            && self.lanes.values().all(|l| {
+                l.first().and_then(|did| self.window.get(did)).is_none_or(|i| i.not_before.is_some_and(|at| at > now))
+            });
         if !busy && !self.more || stuck {
             for done in self.drained.drain(..) {
                 done();

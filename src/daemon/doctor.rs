@@ -59,7 +59,9 @@ fn examine_lock(state_dir: &Path, answers: bool) -> Finding {
             "lock",
             Level::Bad,
             format!("{}: pid {pid} holds it, and no daemon answers here", state_dir.display()),
-            format!("look at that process; `ostler serve --replace` takes over from it, or pass the --socket of its daemon ({pid})"),
+            format!(
+                "look at that process; `ostler serve --replace` takes over from it, or pass the --socket of its daemon ({pid})"
+            ),
         ),
         (None, true) => finding(
             "lock",
@@ -135,7 +137,9 @@ fn examine_unit(config: &Config) -> Finding {
                 deadline.as_secs() + 15
             ),
         ),
-        Some(limit) => finding(name, Level::Good, format!("{} s of the unit's {} s", deadline.as_secs(), limit.as_secs()), ""),
+        Some(limit) => {
+            finding(name, Level::Good, format!("{} s of the unit's {} s", deadline.as_secs(), limit.as_secs()), "")
+        }
         None => finding(name, Level::Good, format!("{} s; the unit sets no limit", deadline.as_secs()), ""),
     }
 }
@@ -176,7 +180,9 @@ mod tests {
 
     #[test]
     fn unit_times_are_read() {
-        for (text, seconds) in [("1min 30s", Some(90)), ("75s", Some(75)), ("2h 5min", Some(7500)), ("infinity", None), ("", None)] {
+        for (text, seconds) in
+            [("1min 30s", Some(90)), ("75s", Some(75)), ("2h 5min", Some(7500)), ("infinity", None), ("", None)]
+        {
             assert_eq!(unit_time(text).map(|d| d.as_secs()), seconds, "{text}");
         }
     }
@@ -184,7 +190,8 @@ mod tests {
     #[test]
     fn an_empty_state_directory_is_healthy_but_for_what_the_machine_says() {
         let dir = tempfile::tempdir().expect("a directory");
-        let bad: Vec<_> = examine(&Config::default(), dir.path(), None).into_iter().filter(|f| f.level == Level::Bad).collect();
+        let bad: Vec<_> =
+            examine(&Config::default(), dir.path(), None).into_iter().filter(|f| f.level == Level::Bad).collect();
         assert_eq!(bad, []);
     }
 

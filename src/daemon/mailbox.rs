@@ -236,10 +236,7 @@ impl Mailbox {
 /// A duration as poll(2) wants it, rounded up so that a wait does not end just before its instant.
 fn timespec(d: std::time::Duration) -> Timespec {
     let nanos = d.as_nanos().saturating_add(1);
-    Timespec {
-        tv_sec: i64::try_from(nanos / 1_000_000_000).unwrap_or(i64::MAX),
-        tv_nsec: (nanos % 1_000_000_000) as _,
-    }
+    Timespec { tv_sec: i64::try_from(nanos / 1_000_000_000).unwrap_or(i64::MAX), tv_nsec: (nanos % 1_000_000_000) as _ }
 }
 
 #[cfg(test)]

@@ -96,7 +96,8 @@ fn start(mut options: ServeOptions) -> Result<i32, NoStart> {
     thread::set_limit(safe);
     let descriptors = limits::raise_descriptors();
     log::info!("ostler {}; at most {safe} threads (by {by}), {descriptors} descriptors", env!("CARGO_PKG_VERSION"));
-    let scripts = hooks::load(&options.config.hooks, env!("CARGO_PKG_VERSION")).map_err(|e| bad_config(e.to_string()))?;
+    let scripts =
+        hooks::load(&options.config.hooks, env!("CARGO_PKG_VERSION")).map_err(|e| bad_config(e.to_string()))?;
     let token = api::token(&options.config).map_err(bad_config)?;
 
     let internal = |e: std::io::Error| NoStart(exit::INTERNAL, e.to_string());
@@ -171,7 +172,8 @@ fn run(
     house.registry.set_nudge(nudge);
     let courier = house.clone();
     let me = delivery.clone();
-    thread::spawn("delivery", thread::IO_STACK, move || delivery::run(courier, me, &delivery_inbox)).map_err(internal)?;
+    thread::spawn("delivery", thread::IO_STACK, move || delivery::run(courier, me, &delivery_inbox))
+        .map_err(internal)?;
     let service = Arc::new(api::Api::new(house.clone(), token, delivery.clone()));
     let listeners = listen(&options.socket, http.as_ref())?;
     let limits = Limits { stack: 512 * 1024, ..Limits::default() };
@@ -226,7 +228,8 @@ fn make_state_dir(dir: &Path) -> Result<(), NoStart> {
 }
 
 fn take_lock(dir: &Path, replace: bool, deadline: Duration) -> Result<lock::Lock, NoStart> {
-    let taken = if replace { lock::Lock::replace(dir, deadline + Duration::from_secs(5)) } else { lock::Lock::take(dir) };
+    let taken =
+        if replace { lock::Lock::replace(dir, deadline + Duration::from_secs(5)) } else { lock::Lock::take(dir) };
     taken.map_err(|e| match e {
         lock::Held::Owned { .. } => NoStart(exit::OWNED, e.to_string()),
         lock::Held::Io { .. } => NoStart(exit::STATE, e.to_string()),
@@ -238,7 +241,9 @@ fn sweep(house: &Arc<House>, found: Vec<process::Leftover>) {
     // Another daemon's agents carry such a marker too: only those of our own sessions are ours to end.
     let ours: Vec<(i64, process::Leftover)> = found
         .into_iter()
-        .filter_map(|l| l.session_id.as_deref().and_then(|id| house.store.sid_of(id).ok().flatten()).map(|sid| (sid, l)))
+        .filter_map(|l| {
+            l.session_id.as_deref().and_then(|id| house.store.sid_of(id).ok().flatten()).map(|sid| (sid, l))
+        })
         .collect();
     if ours.is_empty() {
         return;
@@ -281,7 +286,8 @@ fn sweep(house: &Arc<House>, found: Vec<process::Leftover>) {
 
 /// The API's listeners: those that a service manager passed, else our own socket, and TCP where configured.
 fn listen(socket: &Path, http: Option<&config::Http>) -> Result<Vec<Listener>, NoStart> {
-    let mut listeners = crate::sys::passed_listeners().map_err(|e| NoStart(exit::INTERNAL, format!("LISTEN_FDS: {e}")))?;
+    let mut listeners =
+        crate::sys::passed_listeners().map_err(|e| NoStart(exit::INTERNAL, format!("LISTEN_FDS: {e}")))?;
     if listeners.is_empty() {
         let no = |e: std::io::Error| NoStart(exit::STATE, format!("{}: {e}", socket.display()));
         if let Some(dir) = socket.parent() {
@@ -293,7 +299,9 @@ fn listen(socket: &Path, http: Option<&config::Http>) -> Result<Vec<Listener>, N
             return Err(NoStart(exit::OWNED, format!("{}: another daemon answers there", socket.display())));
         }
         match fs::symlink_metadata(socket) {
-            Ok(m) if std::os::unix::fs::FileTypeExt::is_socket(&m.file_type()) => fs::remove_file(socket).map_err(no)?,
+            Ok(m) if std::os::unix::fs::FileTypeExt::is_socket(&m.file_type()) => {
+                fs::remove_file(socket).map_err(no)?
+            }
             Ok(_) => return Err(NoStart(exit::STATE, format!("{}: not a socket, and in the way", socket.display()))),
             Err(_) => {}
         }
@@ -340,9 +348,12 @@ pub fn ask(house: &House, event: Event) -> Verdict {
     let handlers = u32::try_from(house.hooks.handlers(event.kind).len()).unwrap_or(1).max(1);
     // The hooks answer within their own timeouts, a lost thread included; this bound is for a fault in them.
     let patience = house.config().hooks.timeout * handlers * 2 + Duration::from_secs(30);
-    house.hooks.ask(event, Box::new(move |verdict| {
-        let _ = send.try_send(verdict);
-    }));
+    house.hooks.ask(
+        event,
+        Box::new(move |verdict| {
+            let _ = send.try_send(verdict);
+        }),
+    );
     receive.recv_timeout(patience).unwrap_or_else(|_| Verdict::HookFailed("the hooks did not answer".into()))
 }
 

@@ -239,8 +239,12 @@ impl Worker {
             Err(failure) => {
                 self.back_off();
                 log::warn!(key = self.key(), agent = self.desk.agent.name; "agent: {failure}");
-                let failed =
-                    self.house().store.fail_queued(sid, self.desk.epoch, failure.code.to_owned(), failure.message.clone());
+                let failed = self.house().store.fail_queued(
+                    sid,
+                    self.desk.epoch,
+                    failure.code.to_owned(),
+                    failure.message.clone(),
+                );
                 self.desk.asked = false;
                 self.desk.work = match failed {
                     Ok(more) => more,

@@ -181,11 +181,7 @@ mod tests {
     const NOW: Millis = 1_000 * HOUR;
 
     fn policy() -> Policy {
-        Policy {
-            resume_window: Some(Duration::from_secs(3600)),
-            idle_reset: None,
-            daily_boundary: None,
-        }
+        Policy { resume_window: Some(Duration::from_secs(3600)), idle_reset: None, daily_boundary: None }
     }
 
     fn at_rest(active_at: Millis) -> Facts {
@@ -217,7 +213,12 @@ mod tests {
             ("old mark, being resumed", running(marked(0)), policy(), Same),
             ("old mark, only queued", busy(marked(0)), policy(), after(StartReason::Expired, EndReason::Expired)),
             ("old mark, no window", marked(0), ever, Same),
-            ("fresh mark beats idle", marked(NOW - HOUR / 2), Policy { idle_reset: Some(Duration::ZERO), ..policy() }, Same),
+            (
+                "fresh mark beats idle",
+                marked(NOW - HOUR / 2),
+                Policy { idle_reset: Some(Duration::ZERO), ..policy() },
+                Same,
+            ),
             ("mark from the future", marked(NOW + HOUR), policy(), Same),
             ("idle", at_rest(NOW - 2 * HOUR), idle, after(StartReason::Idle, EndReason::Idle)),
             ("not yet idle", at_rest(NOW - 2 * HOUR + 1), idle, Same),
@@ -257,10 +258,11 @@ mod tests {
 
     #[test]
     fn the_least_recently_used_idle_session_gives_way() {
-        let live = [(1, Cached { running: true, used: 1 }), (2, Cached { running: false, used: 9 }), (3, Cached {
-            running: false,
-            used: 4,
-        })];
+        let live = [
+            (1, Cached { running: true, used: 1 }),
+            (2, Cached { running: false, used: 9 }),
+            (3, Cached { running: false, used: 4 }),
+        ];
         assert_eq!(victim(live.into_iter()), Some(3));
         assert_eq!(victim(live[..1].iter().copied()), None);
     }

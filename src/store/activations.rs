@@ -49,9 +49,11 @@ impl Store {
         self.write("reopen_activation", move |tx| {
             let s = tx.session(sid)?.ok_or(Refusal::Stale)?;
             let epoch = tx
-                .row("SELECT epoch FROM activations WHERE sid=?1 AND bid=?2 AND closed_at IS NULL", params![sid, tx.bid], |r| {
-                    r.get(0)
-                })?
+                .row(
+                    "SELECT epoch FROM activations WHERE sid=?1 AND bid=?2 AND closed_at IS NULL",
+                    params![sid, tx.bid],
+                    |r| r.get(0),
+                )?
                 .ok_or(Refusal::Stale)?;
             let session = OpenedSession { sid, id: s.id, key: s.key, agent_session: s.agent_session, turns: s.turns };
             Ok(Opened { epoch, session })
@@ -154,8 +156,7 @@ impl Tx<'_> {
             "epoch": epoch, "reason": reason, "previous_id": s.previous_id, "agent": agent, "cwd": cwd,
         });
         self.tell(EventKind::SessionStart, HookEvent::SessionStart, &s, fields)?;
-        let session =
-            OpenedSession { sid, id: s.id, key: s.key, agent_session: s.agent_session, turns: s.turns };
+        let session = OpenedSession { sid, id: s.id, key: s.key, agent_session: s.agent_session, turns: s.turns };
         Ok(Opened { epoch, session })
     }
 }

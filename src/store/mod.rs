@@ -35,7 +35,7 @@ pub use read::{Counts, EventRow, Page, SessionFilter, SessionView, StopOutcome, 
 pub use retention::Pruned;
 pub use schema::{Exam, examine, knows_session, version as schema_version};
 pub use sessions::{Acted, Target};
-pub use turns::{Begin, Begun, Cut, Item, Ended, TurnRef};
+pub use turns::{Begin, Begun, Cut, Ended, Item, TurnRef};
 pub use tx::{Commit, Published, Tx};
 pub use world::{Faults, Step, World};
 
@@ -290,9 +290,13 @@ impl Store {
     #[must_use]
     pub fn answers(&self, within: Duration) -> bool {
         let (send, receive) = crossbeam_channel::bounded(1);
-        let job = writer::Job::work("ping", |_| Ok(()), move |r: Result<(), Error>| {
-            let _ = send.send(r.is_ok());
-        });
+        let job = writer::Job::work(
+            "ping",
+            |_| Ok(()),
+            move |r: Result<(), Error>| {
+                let _ = send.send(r.is_ok());
+            },
+        );
         let until = Instant::now() + within;
         self.jobs.send(job, until).is_ok() && receive.recv_deadline(until).unwrap_or(false)
     }

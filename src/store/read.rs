@@ -236,7 +236,8 @@ impl Store {
     /// The store fails.
     pub fn newest_entry(&self, sid: i64) -> Result<i64, Error> {
         self.read(|conn| {
-            conn.prepare_cached("SELECT coalesce(max(seq), 0) FROM entries WHERE sid=?1")?.query_row([sid], |r| r.get(0))
+            conn.prepare_cached("SELECT coalesce(max(seq), 0) FROM entries WHERE sid=?1")?
+                .query_row([sid], |r| r.get(0))
         })
     }
 
@@ -401,7 +402,9 @@ impl Store {
     /// The store fails.
     pub fn sid_of(&self, session_id: &str) -> Result<Option<i64>, Error> {
         self.read(|conn| {
-            conn.prepare_cached("SELECT sid FROM sessions WHERE id=?1")?.query_row([session_id], |r| r.get(0)).optional()
+            conn.prepare_cached("SELECT sid FROM sessions WHERE id=?1")?
+                .query_row([session_id], |r| r.get(0))
+                .optional()
         })
     }
 
@@ -570,9 +573,8 @@ fn view(conn: &Connection, s: &SessionRow) -> rusqlite::Result<SessionView> {
             }))
         })
         .optional()?;
-    let queued: i64 = conn
-        .prepare_cached("SELECT queued FROM sessions WHERE sid=?1")?
-        .query_row([s.sid], |r| r.get(0))?;
+    let queued: i64 =
+        conn.prepare_cached("SELECT queued FROM sessions WHERE sid=?1")?.query_row([s.sid], |r| r.get(0))?;
     let (ended_at, end_reason): (Option<i64>, Option<String>) = conn
         .prepare_cached("SELECT ended_at, end_reason FROM sessions WHERE sid=?1")?
         .query_row([s.sid], |r| Ok((r.get(0)?, r.get(1)?)))?;

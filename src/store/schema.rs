@@ -84,7 +84,8 @@ fn open_quietly(path: &Path) -> Result<Connection, Error> {
     let opened = if shared.exists() {
         Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY)
     } else {
-        let name = percent_encoding::utf8_percent_encode(&path.to_string_lossy(), percent_encoding::NON_ALPHANUMERIC).to_string();
+        let name = percent_encoding::utf8_percent_encode(&path.to_string_lossy(), percent_encoding::NON_ALPHANUMERIC)
+            .to_string();
         let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_URI;
         Connection::open_with_flags(format!("file:{name}?immutable=1"), flags)
     };
@@ -121,7 +122,8 @@ fn inspect(path: &Path) -> Result<(), Error> {
     // A log that was not folded in yet may hold the header, so ask SQLite where the file itself says nothing yet.
     let log = path.with_file_name(format!("{}-wal", path.file_name().unwrap_or_default().to_string_lossy()));
     let (id, found) = if log.exists() {
-        let conn = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY).map_err(|e| Error::open(path, &e))?;
+        let conn =
+            Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY).map_err(|e| Error::open(path, &e))?;
         let ask = |sql| conn.query_row(sql, [], |r| r.get::<_, i32>(0));
         (
             ask("PRAGMA application_id").map_err(|e| Error::open(path, &e))?,

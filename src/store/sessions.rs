@@ -67,7 +67,9 @@ impl Store {
                     let one = tx.target(target)?;
                     if all {
                         tx.rows(
-                            &format!("SELECT {SESSION_COLUMNS} FROM sessions WHERE key=?1 AND hidden=0 ORDER BY sid DESC"),
+                            &format!(
+                                "SELECT {SESSION_COLUMNS} FROM sessions WHERE key=?1 AND hidden=0 ORDER BY sid DESC"
+                            ),
                             [&one.key],
                             SessionRow::read,
                         )?

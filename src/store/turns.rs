@@ -319,7 +319,11 @@ impl Tx<'_> {
             |r| r.get::<_, String>(0),
         )?;
         let answered = self
-            .row("SELECT 1 FROM entries WHERE sid=?1 AND tid=?2 AND role IN ('agent', 'tool')", params![s.sid, cut], |_| Ok(()))?
+            .row(
+                "SELECT 1 FROM entries WHERE sid=?1 AND tid=?2 AND role IN ('agent', 'tool')",
+                params![s.sid, cut],
+                |_| Ok(()),
+            )?
             .is_some();
         let reason = s.mark_reason.as_deref().and_then(MarkReason::parse).unwrap_or(MarkReason::Crash);
         let ago = age(s.marked_at.unwrap_or(self.now), self.now);
@@ -338,16 +342,20 @@ impl Tx<'_> {
         )?;
         self.user_entries(s, tid)?;
         let error = json!({ "code": code, "message": text });
-        self.emit(EventKind::TurnEnd, &s.key, &s.id, Some(&id), &json!({ "outcome": Outcome::Failed, "error": error }))?;
+        self.emit(
+            EventKind::TurnEnd,
+            &s.key,
+            &s.id,
+            Some(&id),
+            &json!({ "outcome": Outcome::Failed, "error": error }),
+        )?;
         Ok(())
     }
 
     pub(super) fn first_queued(&self, sid: i64) -> Result<Option<(i64, String)>, Error> {
-        Ok(self.row(
-            "SELECT tid, id FROM turns WHERE sid=?1 AND state='queued' ORDER BY tid LIMIT 1",
-            [sid],
-            |r| Ok((r.get(0)?, r.get(1)?)),
-        )?)
+        Ok(self.row("SELECT tid, id FROM turns WHERE sid=?1 AND state='queued' ORDER BY tid LIMIT 1", [sid], |r| {
+            Ok((r.get(0)?, r.get(1)?))
+        })?)
     }
 
     pub(super) fn running_turn(&self, sid: i64) -> Result<Option<i64>, Error> {

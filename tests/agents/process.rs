@@ -3,9 +3,7 @@
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use ostler::agent::process::{
-    Leftover, end_leftovers, find_marked, is_alive,
-};
+use ostler::agent::process::{Leftover, end_leftovers, find_marked, is_alive};
 use ostler::proc::{Registered, reap_strays, spawn as spawn_registered};
 
 /// A marked process that ignores SIGTERM.

@@ -13,8 +13,8 @@ use ostler::model::event::{Actor, EndReason, HandlerId, MarkReason, Outcome, Sto
 use ostler::model::lifecycle::{Action, Event, Lifecycle, Phase};
 use ostler::model::session::Policy;
 use ostler::store::{
-    Accept, Acted, Admission, Begin, Begun, BootInfo, Error, Item, Limits, Owed, Refusal, Settled, Step, StopNote, Store,
-    Target, TurnRef, World,
+    Accept, Acted, Admission, Begin, Begun, BootInfo, Error, Item, Limits, Owed, Refusal, Settled, Step, StopNote,
+    Store, Target, TurnRef, World,
 };
 
 use crate::dice::Dice;
@@ -115,7 +115,11 @@ impl Config {
         let strict = dice.chance(50);
         Self {
             busy: *dice.pick(Busy::ALL),
-            on_interrupt: if strict { *dice.pick(&[OnInterrupt::Resume, OnInterrupt::Rerun]) } else { *dice.pick(OnInterrupt::ALL) },
+            on_interrupt: if strict {
+                *dice.pick(&[OnInterrupt::Resume, OnInterrupt::Rerun])
+            } else {
+                *dice.pick(OnInterrupt::ALL)
+            },
             resume: if strict { Resume::Auto } else { *dice.pick(Resume::ALL) },
             window: (!strict).then_some(Duration::from_secs(3600)),
             idle_reset: dice.chance(25).then_some(Duration::from_secs(7200)),
@@ -294,9 +298,11 @@ impl House {
     }
 
     fn pass(&mut self, ms: i64) {
-        let room = self.daemon.machine.alarm().map_or(i64::MAX, |at| {
-            at.saturating_duration_since(self.instant()).as_millis() as i64
-        });
+        let room = self
+            .daemon
+            .machine
+            .alarm()
+            .map_or(i64::MAX, |at| at.saturating_duration_since(self.instant()).as_millis() as i64);
         self.now.fetch_add(ms.min(room), Ordering::Relaxed);
         if self.daemon.machine.alarm().is_some_and(|at| at <= self.instant()) {
             self.life(Event::TimeUp);
@@ -409,7 +415,8 @@ impl House {
         let conn = self.witness.conn();
         let mut statement = conn.prepare("SELECT sid FROM turns WHERE state='running'").unwrap();
         let running = statement.query_map([], |r| r.get(0)).unwrap().collect::<Result<_, _>>().unwrap();
-        let stop = self.witness.number("SELECT count(*) FROM boots WHERE ended_at IS NULL AND stop_reason IS NOT NULL") > 0;
+        let stop =
+            self.witness.number("SELECT count(*) FROM boots WHERE ended_at IS NULL AND stop_reason IS NOT NULL") > 0;
         let mut statement = conn.prepare("SELECT sid, unclean FROM sessions").unwrap();
         let counts =
             statement.query_map([], |r| Ok((r.get(0)?, r.get(1)?))).unwrap().collect::<Result<_, _>>().unwrap();
@@ -419,14 +426,22 @@ impl House {
     /// A boot leaves nothing open, and blames only what ran in a death that no stop explains.
     fn check_recovery(&mut self, (ran, stop, before): &(BTreeSet<i64>, bool, BTreeMap<i64, i64>)) {
         self.witness.check();
-        assert_eq!(self.witness.number("SELECT count(*) FROM activations WHERE closed_at IS NULL"), 0, "a boot closes all");
+        assert_eq!(
+            self.witness.number("SELECT count(*) FROM activations WHERE closed_at IS NULL"),
+            0,
+            "a boot closes all"
+        );
         assert_eq!(self.witness.number("SELECT count(*) FROM turns WHERE state='running'"), 0);
         assert!(self.witness.sessions.values().all(|s| !s.open && s.running.is_none()), "each end is told");
         for (sid, unclean) in &self.witness.unclean {
             let was = before.get(sid).copied().unwrap_or(0);
             let more = unclean - was;
-            assert!(more == 0 || (more == 1 && ran.contains(sid) && !stop), "session {sid}: {was} deaths became {unclean}");
-            let suspended = self.witness.number(&format!("SELECT status='suspended' FROM sessions WHERE sid={sid}")) > 0;
+            assert!(
+                more == 0 || (more == 1 && ran.contains(sid) && !stop),
+                "session {sid}: {was} deaths became {unclean}"
+            );
+            let suspended =
+                self.witness.number(&format!("SELECT status='suspended' FROM sessions WHERE sid={sid}")) > 0;
             if more == 1 {
                 let at = self.config.threshold;
                 assert_eq!(suspended, at > 0 && *unclean >= at, "session {sid} at {unclean} deaths of {at}");
@@ -500,17 +515,20 @@ impl House {
                 return;
             }
             d.wishes.remove(&sid);
-            d.workers.insert(sid, Worker {
+            d.workers.insert(
                 sid,
-                epoch: 0,
-                at: At::Opening,
-                work: true,
-                asked,
-                close: None,
-                interrupt: None,
-                killed: false,
-                doubt: false,
-            });
+                Worker {
+                    sid,
+                    epoch: 0,
+                    at: At::Opening,
+                    work: true,
+                    asked,
+                    close: None,
+                    interrupt: None,
+                    killed: false,
+                    doubt: false,
+                },
+            );
         }
     }
 
@@ -572,7 +590,11 @@ impl House {
             self.perform(action);
         }
         let stopping = self.daemon.machine.stop().is_some();
-        assert_eq!(stopping && self.daemon.machine.phase() != Phase::Ended, self.daemon.machine.alarm().is_some(), "a stop always has an alarm");
+        assert_eq!(
+            stopping && self.daemon.machine.phase() != Phase::Ended,
+            self.daemon.machine.alarm().is_some(),
+            "a stop always has an alarm"
+        );
     }
 
     fn perform(&mut self, action: Action) {
@@ -632,8 +654,8 @@ impl House {
                 if !self.dead {
                     let until = Instant::now() + Duration::from_secs(30);
                     self.call(|s| s.close(until)).expect("the store closes");
-                    self.daemon.store_closed = closed
-                        && self.witness.number("SELECT count(*) FROM activations WHERE closed_at IS NULL") == 0;
+                    self.daemon.store_closed =
+                        closed && self.witness.number("SELECT count(*) FROM activations WHERE closed_at IS NULL") == 0;
                 }
             }
             Action::Leave => {
@@ -1288,8 +1310,15 @@ impl House {
             self.hold(false);
         }
         for _ in 0..20 {
-            let suspended = self.witness.conn().prepare("SELECT id FROM sessions WHERE status='suspended'").unwrap()
-                .query_map([], |r| r.get(0)).unwrap().collect::<Result<Vec<String>, _>>().unwrap();
+            let suspended = self
+                .witness
+                .conn()
+                .prepare("SELECT id FROM sessions WHERE status='suspended'")
+                .unwrap()
+                .query_map([], |r| r.get(0))
+                .unwrap()
+                .collect::<Result<Vec<String>, _>>()
+                .unwrap();
             let Some(id) = suspended.into_iter().next() else { break };
             let acted = self.call(|s| s.resume(Target::Id(id), Actor::Operator)).expect("resumed");
             self.catch_up(&acted);
@@ -1297,8 +1326,15 @@ impl House {
         }
         // Without another boot: what waits must be found by those who were told of it, or by what follows a doubt.
         self.run_dry();
-        let marked = self.witness.conn().prepare("SELECT id FROM sessions WHERE status='open' AND mark_reason IS NOT NULL AND cut_turn IS NOT NULL").unwrap()
-            .query_map([], |r| r.get(0)).unwrap().collect::<Result<Vec<String>, _>>().unwrap();
+        let marked = self
+            .witness
+            .conn()
+            .prepare("SELECT id FROM sessions WHERE status='open' AND mark_reason IS NOT NULL AND cut_turn IS NOT NULL")
+            .unwrap()
+            .query_map([], |r| r.get(0))
+            .unwrap()
+            .collect::<Result<Vec<String>, _>>()
+            .unwrap();
         for id in marked {
             for w in self.daemon.workers.values_mut() {
                 w.close = Some(Close::Park);
@@ -1355,9 +1391,17 @@ impl House {
     /// What must hold in the end.
     fn conclude(&mut self) {
         let w = &self.witness;
-        assert_eq!(w.number("SELECT count(*) FROM turns WHERE state IN ('queued', 'running')"), 0, "nothing waits for ever");
+        assert_eq!(
+            w.number("SELECT count(*) FROM turns WHERE state IN ('queued', 'running')"),
+            0,
+            "nothing waits for ever"
+        );
         assert_eq!(w.number("SELECT count(*) FROM events"), w.events, "no event that was seen is gone");
-        assert_eq!(w.number("SELECT count(*) FROM deliveries WHERE state='pending'"), 0, "every event is delivered or set aside");
+        assert_eq!(
+            w.number("SELECT count(*) FROM deliveries WHERE state='pending'"),
+            0,
+            "every event is delivered or set aside"
+        );
         self.conclude_messages();
         self.conclude_journal();
         self.conclude_text();
@@ -1440,7 +1484,10 @@ impl House {
             .unwrap();
         for (id, (said, kept)) in &self.said {
             let text: String = statement.query_row([id], |r| r.get(0)).unwrap();
-            assert!(said.starts_with(&text) && text.len() >= *kept, "turn {id}: said {said:?}, kept {kept}, transcript {text:?}");
+            assert!(
+                said.starts_with(&text) && text.len() >= *kept,
+                "turn {id}: said {said:?}, kept {kept}, transcript {text:?}"
+            );
             let streamed = self.witness.turns.get(id).map_or("", |t| t.text.as_str());
             assert_eq!(text, streamed, "the transcript is the stream, joined");
         }

@@ -10,11 +10,11 @@ use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 
-use super::leftovers::{Target, marked};
-use crate::proc::procfs::Stat;
 use super::Process;
-use crate::proc::{self, procfs};
+use super::leftovers::{Target, marked};
 use crate::agent::{Host, Interrupt, Watch};
+use crate::proc::procfs::Stat;
+use crate::proc::{self, procfs};
 
 /// The most that each of the rungs before the kill waits.
 const PATIENCE: Duration = Duration::from_secs(2);

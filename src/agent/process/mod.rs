@@ -16,8 +16,8 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions};
 
-use crate::proc::{self, Registered, procfs};
 use super::{Failure, Host, Identity, Wake, Watch};
+use crate::proc::{self, Registered, procfs};
 
 mod ladder;
 mod leftovers;

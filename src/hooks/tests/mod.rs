@@ -18,8 +18,8 @@ use serde_json::{Value, json};
 
 use super::pool::Tuning;
 use super::*;
-use crate::model::event::Entry;
 use crate::config;
+use crate::model::event::Entry;
 use crate::model::event::Role;
 
 /// Longer than anything takes that works.
