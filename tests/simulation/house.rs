@@ -690,13 +690,14 @@ impl House {
             At::Idle => self.act_idle(w),
             At::Running(run) => self.act_running(w, *run),
             At::Shutting(why) => {
-                if why != Close::Park {
+                if why == Close::Stop {
                     return false;
                 }
+                // One that was told to go before it opened has an activation of its own to close; else it is closed already.
                 let (sid, epoch) = (w.sid, w.epoch);
                 match self.call(|s| s.close_activation(sid, epoch, EndReason::Parked, Actor::Policy)) {
                     Ok(_) | Err(Out::Refused(_)) => false,
-                    Err(Out::Doubt) => w.close <= Some(Close::Park),
+                    Err(Out::Doubt) => w.close != Some(Close::Stop),
                     Err(Out::Dead) => true,
                 }
             }
@@ -1161,8 +1162,8 @@ impl House {
     /// Whatever happens next.
     pub fn step(&mut self) {
         self.steps += 1;
-        if self.dice.chance(6) {
-            let when = 1 + self.dice.below(12);
+        if self.dice.chance(2) {
+            let when = 1 + self.dice.below(16);
             self.plan.death_in.store(when, Ordering::Relaxed);
         }
         if self.dice.chance(3) {

@@ -14,7 +14,7 @@ use std::time::Instant;
 use house::House;
 
 /// As many as take about half a minute on one core.
-const SEEDS: u64 = 4000;
+const SEEDS: u64 = 600;
 /// What happens before everything is let come to its end.
 const STEPS: u64 = 120;
 
