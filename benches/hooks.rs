@@ -166,7 +166,7 @@ fn memory<T>(states: usize, make: impl FnOnce() -> T) -> f64 {
 }
 
 fn main() {
-    let short = std::env::args().any(|a| a == "--short");
+    let short = std::env::args().any(|a| a == "--short") || std::env::var_os("OSTLER_BENCH_SHORT").is_some();
     let scale = if short {
         Scale { runs: 3, calls: 500, ends: 2_000, states: 50 }
     } else {
