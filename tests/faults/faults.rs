@@ -12,7 +12,8 @@ use serde_json::Value;
 use crate::daemon::{Daemon, PATIENCE, Proc, fake, run};
 use crate::rig::{FS, NOTE, boot_ready, check_answers, check_calls, settled};
 
-const SHORT: &str = "[shutdown]\ndrain = \"100ms\"\ninterrupt = \"3s\"\nhooks = \"3s\"\nclose = \"3s\"\ndeadline = \"30s\"\n";
+const SHORT: &str =
+    "[shutdown]\ndrain = \"100ms\"\ninterrupt = \"3s\"\nhooks = \"3s\"\nclose = \"3s\"\ndeadline = \"30s\"\n";
 
 /// CHECKLIST 20: an agent that ignores the cancel, SIGTERM, or both, with a grandchild in a group of its own: killed within
 /// `shutdown.interrupt`, nothing left, the exit in order.
@@ -123,7 +124,10 @@ impl Small {
     /// `None` where this user may not mount.
     fn mount(path: PathBuf, size: &str) -> Option<Self> {
         std::fs::create_dir(&path).unwrap();
-        let ran = run(Command::new("mount").args(["-t", "tmpfs", "-o", &format!("size={size},mode=700"), "none"]).arg(&path), "");
+        let ran = run(
+            Command::new("mount").args(["-t", "tmpfs", "-o", &format!("size={size},mode=700"), "none"]).arg(&path),
+            "",
+        );
         (ran.code == 0).then(|| Self(path)).or_else(|| {
             eprintln!("SKIPPED: no small file system to be had: {}", ran.err);
             None
@@ -184,7 +188,8 @@ fn a_full_disk() {
     small.free();
     let again = d.try_post("local:a", &format!("say {refused} {}", "x".repeat(20_000)), Some(&refused));
     // The store is opened anew first: one more refusal is allowed, none after it.
-    let again = again.or_else(|_| d.try_post("local:a", &format!("say {refused} {}", "x".repeat(20_000)), Some(&refused)));
+    let again =
+        again.or_else(|_| d.try_post("local:a", &format!("say {refused} {}", "x".repeat(20_000)), Some(&refused)));
     kept.push((refused, again.unwrap()));
     for (id, accepted) in &kept {
         let (outcome, _) = settled(&mut events, accepted["turn_id"].as_str().unwrap());
@@ -223,7 +228,8 @@ fn two_signals_at_once() {
 #[test]
 fn the_deadline_passes() {
     for stall in ["stop.marked", "stop.timeout", "close_activations.inside", "stop.closed"] {
-        let config = fake(&[], "") + "[shutdown]\ndrain = \"100ms\"\ninterrupt = \"500ms\"\nhooks = \"500ms\"\nclose = \"400ms\"\ndeadline = \"2500ms\"\n";
+        let config = fake(&[], "")
+            + "[shutdown]\ndrain = \"100ms\"\ninterrupt = \"500ms\"\nhooks = \"500ms\"\nclose = \"400ms\"\ndeadline = \"2500ms\"\n";
         let mut d = boot_ready(Daemon::new().config(&config), &format!("{stall}=stall:25000"));
         let mut gate = d.gate("gate");
         let mut events = d.events("local:a");
@@ -241,7 +247,11 @@ fn the_deadline_passes() {
         }
         gate.open();
         let mut d = boot_ready(d, "");
-        assert_eq!(settled(&mut d.events("local:a"), turn["turn_id"].as_str().unwrap()), ("completed".into(), 2), "{stall}");
+        assert_eq!(
+            settled(&mut d.events("local:a"), turn["turn_id"].as_str().unwrap()),
+            ("completed".into(), 2),
+            "{stall}"
+        );
         assert_eq!(d.stop(), 0);
     }
 }

@@ -47,7 +47,14 @@ const TRANSACTIONS: &[(&str, Needs)] = &[
 const STEPS: &[&str] = &["before", "inside", "committed"];
 /// Steps of a boot.
 const BOOT: &[&str] = &[
-    "boot.locked", "boot.opened", "boot.looked", "boot.recovered", "boot.swept", "boot.listening", "boot.ready", "boot.started",
+    "boot.locked",
+    "boot.opened",
+    "boot.looked",
+    "boot.recovered",
+    "boot.swept",
+    "boot.listening",
+    "boot.ready",
+    "boot.started",
 ];
 /// Places that are not in a transaction.
 const OTHER: &[&str] =
@@ -208,7 +215,8 @@ fn post(d: &Daemon, key: &str, message: &Sent) -> Option<Value> {
 fn follow(d: &Daemon, key: &str, message: &Sent, clock: &Clock, mut accepted: impl FnMut(Value)) -> Option<()> {
     let body = json!({ "text": message.text, "id": message.id });
     let path = session_path(key, "/messages");
-    let stream = match d.client().stream_until(&path, Method::POST, Some(&body), None, Some(Instant::now() + PATIENCE)) {
+    let stream = match d.client().stream_until(&path, Method::POST, Some(&body), None, Some(Instant::now() + PATIENCE))
+    {
         Ok(stream) => stream,
         Err(e) if e.is_passing() => return None,
         Err(e) => panic!("{key} {message:?}: {e}"),
@@ -452,8 +460,9 @@ fn deaths_under_load() {
     eprintln!("OSTLER_KILL_SEED={seed} OSTLER_KILLS={kills}");
     let since = Instant::now();
     let tallies: Vec<Tally> = std::thread::scope(|scope| {
-        let lives: Vec<_> =
-            (0..2).map(|half| scope.spawn(move || life(seed.wrapping_add(half as u64), kills / 2 + kills % 2, half))).collect();
+        let lives: Vec<_> = (0..2)
+            .map(|half| scope.spawn(move || life(seed.wrapping_add(half as u64), kills / 2 + kills % 2, half)))
+            .collect();
         lives.into_iter().map(|l| l.join().unwrap_or_else(|e| std::panic::resume_unwind(e))).collect()
     });
     let (mut met, mut missed) = (BTreeSet::new(), BTreeSet::new());

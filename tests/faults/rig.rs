@@ -136,10 +136,13 @@ pub fn settled(events: &mut Events, turn_id: &str) -> (String, usize) {
 pub fn check_answers(d: &Daemon) {
     let open: i64 = d.sql("SELECT count(*) FROM turns WHERE state IN ('queued', 'running')");
     assert_eq!(open, 0, "turns without an outcome");
-    let cut: i64 = d.sql("SELECT count(*) FROM turns t JOIN sessions s ON s.sid=t.sid WHERE t.state='interrupted'
-         AND t.continued_by IS NULL AND s.status='open' AND s.hidden=0");
+    let cut: i64 = d.sql(
+        "SELECT count(*) FROM turns t JOIN sessions s ON s.sid=t.sid WHERE t.state='interrupted'
+         AND t.continued_by IS NULL AND s.status='open' AND s.hidden=0",
+    );
     assert_eq!(cut, 0, "turns that were cut off and never went on");
-    let marks: i64 = d.sql("SELECT count(*) FROM sessions WHERE status='open' AND (mark_reason IS NOT NULL OR cut_turn IS NOT NULL)");
+    let marks: i64 = d
+        .sql("SELECT count(*) FROM sessions WHERE status='open' AND (mark_reason IS NOT NULL OR cut_turn IS NOT NULL)");
     assert_eq!(marks, 0, "marks that nothing has cleared");
 }
 

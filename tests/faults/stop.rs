@@ -89,7 +89,11 @@ fn look(d: &Daemon) -> (bool, Vec<(i64, i64)>) {
         "SELECT count(*) FROM turns t JOIN sessions s ON s.sid=t.sid WHERE t.state='running' AND s.mark_reason IS NULL",
     );
     let running: i64 = d.sql("SELECT count(*) FROM turns WHERE state='running'");
-    assert_eq!(unmarked, if noted { 0 } else { running }, "a stop that is noted has marked all that runs, else nothing");
+    assert_eq!(
+        unmarked,
+        if noted { 0 } else { running },
+        "a stop that is noted has marked all that runs, else nothing"
+    );
     let db = d.db();
     let mut open = db.prepare("SELECT sid, epoch FROM activations WHERE closed_at IS NULL").unwrap();
     let open = open.query_map([], |r| Ok((r.get(0)?, r.get(1)?))).unwrap().map(Result::unwrap).collect();
@@ -167,11 +171,17 @@ fn deferred_messages() {
         let mut gate = d.gate("gate");
         d.send("local:e1", "one");
         let running = begin(&d, "local:a", &gate);
-        let late = [("local:a", "say d1", "d1"), ("local:new", "say d2", "d2"), ("local:e1", "d3", "d3"), ("local:a", "say d4", "d4")];
+        let late = [
+            ("local:a", "say d1", "d1"),
+            ("local:new", "say d2", "d2"),
+            ("local:e1", "d3", "d3"),
+            ("local:a", "say d4", "d4"),
+        ];
         let from = d.notes.count();
         d.sigterm();
         d.notes.find(from, "the stop, or a death", |l| l == "STOPPING=1" || l.starts_with("GONE"));
-        let accepted: Vec<Option<Value>> = late.iter().map(|(key, text, id)| d.try_post(key, text, Some(id)).ok()).collect();
+        let accepted: Vec<Option<Value>> =
+            late.iter().map(|(key, text, id)| d.try_post(key, text, Some(id)).ok()).collect();
         for a in accepted.iter().flatten() {
             assert_eq!(a["deferred"], true, "{point}: {a}");
         }
@@ -203,7 +213,13 @@ fn deferred_messages() {
         check_answers(&d);
         let sent: Vec<String> = late.iter().map(|(key, _, id)| format!("{key} {id}")).collect();
         check_kept(&d, &sent);
-        assert!(noted || accepted.iter().flatten().count() == 0 || point.starts_with("mark_running") || *point == "act.MarkRunning", "{point}");
+        assert!(
+            noted
+                || accepted.iter().flatten().count() == 0
+                || point.starts_with("mark_running")
+                || *point == "act.MarkRunning",
+            "{point}"
+        );
     }
 }
 
@@ -223,7 +239,8 @@ fn abandoned_workers() {
 
 /// The same daemon with a short interrupt.
 fn short(d: Daemon) -> Daemon {
-    let config = std::fs::read_to_string(d.path("ostler.toml")).unwrap().replace("interrupt = \"5s\"", "interrupt = \"300ms\"");
+    let config =
+        std::fs::read_to_string(d.path("ostler.toml")).unwrap().replace("interrupt = \"5s\"", "interrupt = \"300ms\"");
     d.write_config(&config);
     d.client().post("/v1/reload", None).unwrap();
     d

@@ -28,7 +28,9 @@ fn a_deadly_session_is_suspended_alone() {
     gate.open();
     let mut d = boot_ready(d, rule);
     assert_eq!(end(&mut d), Came::Died);
-    let alone: i64 = d.sql("SELECT count(*) FROM boots b JOIN sessions s ON s.sid=b.solo WHERE s.key='local:bad' AND b.ended_at IS NULL");
+    let alone: i64 = d.sql(
+        "SELECT count(*) FROM boots b JOIN sessions s ON s.sid=b.solo WHERE s.key='local:bad' AND b.ended_at IS NULL",
+    );
     assert_eq!(alone, 1, "the third time it ran alone");
     let mut d = boot_ready(d, rule);
     for (key, turn) in &turns {
