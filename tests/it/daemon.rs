@@ -464,6 +464,7 @@ impl Daemon {
     }
 
     /// Waits until it is ready or gone; whether it is ready.
+    #[allow(dead_code, reason = "for the tests with faults")]
     #[track_caller]
     pub fn ready_or_gone(&mut self, from: usize) -> bool {
         let gone = format!("GONE {}", self.boots);
@@ -471,6 +472,7 @@ impl Daemon {
     }
 
     /// Its end, whatever brings it. Nothing is checked, and what its agents left stays.
+    #[allow(dead_code, reason = "for the tests with faults")]
     #[track_caller]
     pub fn ended(&mut self) -> ExitStatus {
         let mut proc = self.proc.take().unwrap();
