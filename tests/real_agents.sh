@@ -89,6 +89,7 @@ port=$(timeout 20 cat "$work/port") && [ -n "$port" ] || fail "the fake model di
 passed=0
 failed=0
 for agent; do
+    : >"$work/$agent.out" # there before anybody reads it
     python3 "$here/real_agents/checks.py" "$ostler" "$cache" "$port" "$work" "$agent" >"$work/$agent.out" 2>&1 &
     checks=$!
     # In the background, because a signal interrupts a `wait` alone. It ends with the checks.
