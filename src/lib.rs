@@ -7,6 +7,8 @@
 //! [`cli`] the other side. [`config`], [`log`], [`proc`], [`clock`], [`thread`] and [`sys`] are below them all.
 
 #![warn(missing_docs)]
+// Module documentation is written for whoever reads the code, and names what is private to it.
+#![allow(rustdoc::private_intra_doc_links)]
 
 pub mod agent;
 pub mod api;
