@@ -8,7 +8,7 @@
 //! Reading order: [`scripts`] reads the files and loads them, once a state; [`sandbox`] is a state with limits,
 //! [`deadline`] how a call in it is stopped, [`pattern`] what of Lua had to be rewritten for that; [`api`] is what
 //! scripts may call; [`pool`] owns the threads and their queues, [`lane`] one of them, [`verdict`] what is made of a
-//! handler's answer, [`stats`] what is counted and when a handler is skipped; [`timer`] runs `ostler.every`; [`check`],
+//! handler's answer, [`stats`] what is counted and when a handler is skipped; [`timer`] runs `ostler.every`; [`check`](mod@check),
 //! [`sample`] and [`trial`] serve the commands and the tests of scripts.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
