@@ -143,7 +143,8 @@ impl Rig {
     /// One text, by SQL; null is empty.
     pub fn text(&self, sql: &str) -> String {
         let sql = sql.to_owned();
-        let text: Option<String> = self.store.write("test", move |tx| Ok(tx.conn.query_row(&sql, [], |r| r.get(0))?)).unwrap();
+        let text: Option<String> =
+            self.store.write("test", move |tx| Ok(tx.conn.query_row(&sql, [], |r| r.get(0))?)).unwrap();
         text.unwrap_or_default()
     }
 

@@ -131,7 +131,10 @@ impl Witness {
                 assert_eq!(data["final"].as_bool(), Some(last));
                 let pending = !data["resume_pending"].is_null();
                 let marked = s.mark != Mark::None && !last;
-                assert!(pending == marked || s.mark == Mark::Doubt, "the end tells the mark that is left: {data}, {s:?}");
+                assert!(
+                    pending == marked || s.mark == Mark::Doubt,
+                    "the end tells the mark that is left: {data}, {s:?}"
+                );
                 s.open = false;
                 self.told.push((kind.into(), id.into(), reason));
             }
@@ -229,7 +232,11 @@ impl Witness {
             assert!(right, "session {sid} ({status}): marked {:?}, by promise {s:?}", still.3);
             assert_eq!(marked, still.4.is_some(), "session {sid}: a mark has its time");
             assert_eq!(still.0, s.epoch, "session {sid}: its epoch");
-            assert_eq!(status == "ended", s.closed, "session {sid}: session_closed is said of what is over, and of that only");
+            assert_eq!(
+                status == "ended",
+                s.closed,
+                "session {sid}: session_closed is said of what is over, and of that only"
+            );
             self.unclean.insert(sid, still.6);
             if status == "suspended" {
                 suspended.insert(sid);

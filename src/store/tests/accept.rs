@@ -25,7 +25,10 @@ fn the_same_id_does_nothing_the_second_time_and_not_with_another_text() {
     let first = rig.store.accept_message(with_id(&rig, "hello", "x")).unwrap();
     let second = rig.store.accept_message(with_id(&rig, "hello", "x")).unwrap();
     assert!(second.duplicate);
-    assert_eq!((&second.turn_id, &second.message_id, &second.session_id), (&first.turn_id, &first.message_id, &first.session_id));
+    assert_eq!(
+        (&second.turn_id, &second.message_id, &second.session_id),
+        (&first.turn_id, &first.message_id, &first.session_id)
+    );
     assert_eq!(refused(rig.store.accept_message(with_id(&rig, "other", "x"))), Refusal::IdReused);
     assert_eq!(refused(rig.store.find_duplicate(KEY, "x", "other")), Refusal::IdReused);
     assert_eq!(rig.store.find_duplicate(KEY, "y", "hello").unwrap(), None);
@@ -78,7 +81,8 @@ fn a_duplicate_says_how_many_wait_before_it() {
 fn limits_refuse_and_leave_nothing_behind() {
     let rig = Rig::new();
     let try_with = |key: &str, queue_limit, queue_total| {
-        rig.store.accept_message(Accept { limits: Limits { queue_limit, queue_total, ..LIMITS }, ..rig.accept(key, "m") })
+        rig.store
+            .accept_message(Accept { limits: Limits { queue_limit, queue_total, ..LIMITS }, ..rig.accept(key, "m") })
     };
     assert_eq!(refused(try_with(KEY, 0, 9)), Refusal::QueueFull);
     assert_eq!(refused(try_with(KEY, 9, 0)), Refusal::Overloaded);
@@ -111,7 +115,9 @@ fn a_queue_that_moves_counts_against_the_limit_of_its_new_session() {
 
 #[test]
 fn placement_by_policy() {
-    for (busy, joined, interrupts) in [(Busy::Queue, false, false), (Busy::Collect, true, false), (Busy::Interrupt, false, true)] {
+    for (busy, joined, interrupts) in
+        [(Busy::Queue, false, false), (Busy::Collect, true, false), (Busy::Interrupt, false, true)]
+    {
         let rig = Rig::new();
         let say = |text: &str| {
             let limits = Limits { busy, ..LIMITS };
@@ -164,7 +170,9 @@ fn a_session_by_its_id_answers_or_nobody_does() {
 fn policies_give_a_new_session_and_tell_the_sender() {
     let day = Policy { daily_boundary: Some(T0 + HOUR), ..POLICY };
     let idle = Policy { idle_reset: Some(Duration::from_secs(3600)), ..POLICY };
-    for (policy, wait, reason) in [(idle, HOUR, "idle"), (day, 2 * HOUR, "daily"), (idle, HOUR - 1, ""), (POLICY, 99 * HOUR, "")] {
+    for (policy, wait, reason) in
+        [(idle, HOUR, "idle"), (day, 2 * HOUR, "daily"), (idle, HOUR - 1, ""), (POLICY, 99 * HOUR, "")]
+    {
         let rig = Rig::new();
         let (a, b) = rig.running(KEY, "m");
         rig.finish(b.turn, Outcome::Completed);
@@ -180,7 +188,10 @@ fn policies_give_a_new_session_and_tell_the_sender() {
         assert_eq!(next.retired, Some(a.sid), "{reason}");
         let code = next.notice.clone().unwrap().0;
         assert_eq!(rig.events(KEY, seen), [format!("session_closed:{reason}"), format!("notice:{code}")]);
-        let (old, new) = (rig.store.session(&Target::Id(a.session_id.clone())).unwrap().json, rig.store.session(&key()).unwrap().json);
+        let (old, new) = (
+            rig.store.session(&Target::Id(a.session_id.clone())).unwrap().json,
+            rig.store.session(&key()).unwrap().json,
+        );
         assert_eq!((old["state"].as_str(), old["end_reason"].as_str()), (Some("ended"), Some(reason)));
         assert_eq!((old["next_id"].as_str(), new["previous_id"].as_str()), (new["id"].as_str(), old["id"].as_str()));
         let epoch = rig.open(next.sid);
@@ -202,7 +213,10 @@ fn an_expired_mark_ends_the_session_and_what_waits_moves_in_order() {
     let new = rig.store.accept_message(Accept { limits: collect, ..rig.accept(KEY, "third") }).unwrap();
     assert_eq!((new.retired, new.queued), (Some(a.sid), 2));
     assert_eq!(new.turn_id, w2.turn_id, "collect: it joins what waits, moved or not");
-    assert_eq!(rig.events(KEY, seen), ["notice:moved", "notice:moved", "session_closed:expired", "notice:session_expired"]);
+    assert_eq!(
+        rig.events(KEY, seen),
+        ["notice:moved", "notice:moved", "session_closed:expired", "notice:session_expired"]
+    );
     let epoch = rig.open(new.sid);
     let b = rig.begin(new.sid, epoch);
     assert_eq!((b.turn_id, b.prompt.as_str(), b.continues), (w1.turn_id, "first", None));

@@ -90,7 +90,10 @@ fn what_is_abandoned_is_interrupted_and_counted() {
     rig.store.cancel(Target::Key("local:c".into()), false).unwrap();
     rig.store.mark_running(note()).unwrap();
     rig.store.close_activations(StopReason::Restart).unwrap();
-    assert_eq!((rig.state(&turn.turn_id).as_str(), rig.mark(a.sid).as_str(), rig.unclean(a.sid)), ("interrupted", "restart_timeout", 1));
+    assert_eq!(
+        (rig.state(&turn.turn_id).as_str(), rig.mark(a.sid).as_str(), rig.unclean(a.sid)),
+        ("interrupted", "restart_timeout", 1)
+    );
     assert_eq!(rig.mark(c.sid), "", "a cancelled one does not go on");
     assert_eq!(refused(rig.store.append(turn.turn, 1, vec![])), Refusal::Stale, "its worker can change nothing later");
     rig.store.close_boot(false, Value::Null, 100).unwrap();
@@ -137,12 +140,18 @@ fn three_deaths_in_a_row_suspend_and_the_queue_moves() {
         let r = rig.crash();
         assert_eq!((r.suspended, rig.unclean(a.sid)), (i64::from(death == 3), death));
     }
-    assert_eq!((rig.status(a.sid).as_str(), rig.mark(a.sid).as_str(), rig.state(&last).as_str()), ("suspended", "crash", "interrupted"));
+    assert_eq!(
+        (rig.status(a.sid).as_str(), rig.mark(a.sid).as_str(), rig.state(&last).as_str()),
+        ("suspended", "crash", "interrupted")
+    );
     let now = rig.store.session(&key()).unwrap();
     assert_ne!(now.sid, a.sid);
     assert_eq!(rig.store.wanted(0, 10, Some(0)).unwrap().iter().map(|w| w.sid).collect::<Vec<_>>(), [now.sid]);
     let tail = rig.events(KEY, 0);
-    assert_eq!(tail[tail.len() - 4..], ["turn_end:interrupted", "session_end:crash", "notice:session_suspended", "notice:moved"]);
+    assert_eq!(
+        tail[tail.len() - 4..],
+        ["turn_end:interrupted", "session_end:crash", "notice:session_suspended", "notice:moved"]
+    );
     let r = rig.crash();
     assert_eq!((r.suspended, rig.status(a.sid).as_str()), (0, "suspended"), "nothing touches it");
 }
@@ -239,7 +248,10 @@ fn ends_that_a_stop_could_not_write_are_written_by_the_next_boot() {
     let r = rig.crash();
     assert_eq!((r.deaths, r.activations, r.interrupted), (1, 1, 1));
     assert_eq!(rig.events(KEY, seen), ["turn_end:interrupted", "session_end:restart"]);
-    assert_eq!((rig.state(&turn.turn_id).as_str(), rig.mark(a.sid).as_str(), rig.unclean(a.sid)), ("interrupted", "restart_timeout", 0));
+    assert_eq!(
+        (rig.state(&turn.turn_id).as_str(), rig.mark(a.sid).as_str(), rig.unclean(a.sid)),
+        ("interrupted", "restart_timeout", 0)
+    );
     rig.open(a.sid);
 }
 
@@ -267,11 +279,15 @@ fn the_outcomes_of_a_stop() {
     rig.finish(cut.turn, Outcome::Interrupted);
     rig.store.close_activations(StopReason::Restart).unwrap();
     let told = rig.store.stop_outcomes(began, 10).unwrap();
-    let mut told: Vec<_> = told.iter().map(|o| (o.key.as_str(), o.turn.as_deref(), o.mark.is_some(), o.end_pending)).collect();
+    let mut told: Vec<_> =
+        told.iter().map(|o| (o.key.as_str(), o.turn.as_deref(), o.mark.is_some(), o.end_pending)).collect();
     told.sort_unstable();
-    assert_eq!(told, [
-        ("local:cut", Some("interrupted"), true, true),
-        ("local:done", Some("completed"), false, true),
-        ("local:idle", None, false, true)
-    ]);
+    assert_eq!(
+        told,
+        [
+            ("local:cut", Some("interrupted"), true, true),
+            ("local:done", Some("completed"), false, true),
+            ("local:idle", None, false, true)
+        ]
+    );
 }

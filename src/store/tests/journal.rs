@@ -125,7 +125,10 @@ fn what_was_set_aside_is_retried_or_given_up() {
     }
     settle(&rig, o.did, Settled::SetAside("last".into()), false);
     let listed = &rig.store.failed_events(10).unwrap()[0].0;
-    assert_eq!((listed["event_id"].as_str(), listed["error"].as_str(), listed["attempts"].as_i64()), (Some(o.event_id.as_str()), Some("last"), Some(5)));
+    assert_eq!(
+        (listed["event_id"].as_str(), listed["error"].as_str(), listed["attempts"].as_i64()),
+        (Some(o.event_id.as_str()), Some("last"), Some(5))
+    );
     assert_eq!(rig.store.retry_failed(id()).unwrap(), 1);
     let again = owed(&rig).remove(0);
     assert_eq!((again.attempts, again.next_at), (5, 0), "at once, and its next call is a higher attempt");
@@ -148,7 +151,12 @@ fn a_refused_transaction_journals_nothing() {
     assert!(rig.store.open_activation(a.sid, "agent".into(), "/w".into()).is_err());
     let stray = rig.store.write("stray", move |tx| {
         let s = tx.session(a.sid)?.unwrap();
-        tx.tell(crate::model::event::EventKind::SessionEnd, HookEvent::SessionEnd, &s, serde_json::json!({ "reason": "x" }))?;
+        tx.tell(
+            crate::model::event::EventKind::SessionEnd,
+            HookEvent::SessionEnd,
+            &s,
+            serde_json::json!({ "reason": "x" }),
+        )?;
         Err::<(), _>(Refusal::Stale.into())
     });
     assert_eq!(refused(stray), Refusal::Stale);

@@ -119,7 +119,9 @@ fn a_running_turns_text_is_kept_until_it_is_in_the_transcript() {
 #[test]
 fn ids_are_known_for_their_time_and_until_their_turn_is_over() {
     let mut rig = Rig::new();
-    let send = |rig: &Rig, key: &str| rig.store.accept_message(Accept { client_id: Some("x".into()), ..rig.accept(key, "m") }).unwrap();
+    let send = |rig: &Rig, key: &str| {
+        rig.store.accept_message(Accept { client_id: Some("x".into()), ..rig.accept(key, "m") }).unwrap()
+    };
     let done = send(&rig, KEY);
     rig.store.fail_waiting(done.sid, "c", "t".into()).unwrap();
     let waits = send(&rig, "local:waits");
@@ -200,5 +202,9 @@ fn ended_sessions_keep_their_text_as_long_as_is_configured() {
     let month = Retention { ended: Some(Duration::from_secs(30 * 86_400)), ..keep() };
     prune(&rig, &month);
     assert!(rig.transcript(&a.session_id).is_empty());
-    assert_eq!(rig.store.session(&Target::Id(a.session_id)).unwrap().json["state"], "ended", "the session itself is known");
+    assert_eq!(
+        rig.store.session(&Target::Id(a.session_id)).unwrap().json["state"],
+        "ended",
+        "the session itself is known"
+    );
 }

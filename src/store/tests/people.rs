@@ -31,15 +31,14 @@ fn reset_cancels_all_and_makes_the_new_row_at_once() {
     let (a, b, waits, seen) = busy(&rig);
     let acted = rig.store.reset(key(), "other".into(), ACTOR).unwrap();
     assert_eq!((acted.retired.as_slice(), acted.wake.as_slice()), ([a.sid].as_slice(), [].as_slice()));
-    assert_eq!(rig.events(KEY, seen), [
-        "turn_end:cancelled/reset",
-        "turn_end:cancelled/reset",
-        "session_end:reset",
-        "session_closed:reset"
-    ]);
+    assert_eq!(
+        rig.events(KEY, seen),
+        ["turn_end:cancelled/reset", "turn_end:cancelled/reset", "session_end:reset", "session_closed:reset"]
+    );
     assert_eq!([rig.state(&b.turn_id), rig.state(&waits.turn_id)], ["cancelled", "cancelled"]);
     assert_eq!(journal(&rig), ["session_start:new", "session_end:reset", "session_closed:reset"]);
-    let (old, new) = (rig.store.session(&Target::Id(a.session_id)).unwrap().json, rig.store.session(&key()).unwrap().json);
+    let (old, new) =
+        (rig.store.session(&Target::Id(a.session_id)).unwrap().json, rig.store.session(&key()).unwrap().json);
     assert_eq!((old["state"].as_str(), new["state"].as_str()), (Some("ended"), Some("parked")));
     assert_eq!((old["next_id"].as_str(), new["previous_id"].as_str()), (new["id"].as_str(), old["id"].as_str()));
     assert_eq!(new["id"].as_str(), Some(acted.session_id.as_str()));
@@ -86,7 +85,11 @@ fn delete_all_takes_every_session_of_the_key_and_no_other() {
     assert_eq!(rig.number("SELECT count(*) FROM sessions WHERE hidden=1"), 3);
     assert_eq!(rig.number("SELECT count(*) FROM sessions WHERE hidden=0"), 1);
     assert_eq!(rig.status(b.sid), "open");
-    assert_eq!(lives(&rig, seen), ["session_closed:deleted", "session_closed:deleted"], "the reset one is over already");
+    assert_eq!(
+        lives(&rig, seen),
+        ["session_closed:deleted", "session_closed:deleted"],
+        "the reset one is over already"
+    );
     assert_eq!(rig.status(suspended.sid), "ended");
     assert_eq!(refused(rig.store.delete(key(), true, ACTOR)), Refusal::SessionNotFound);
 }
@@ -111,13 +114,16 @@ fn suspend_cancels_the_turn_moves_the_queue_and_keeps_an_older_mark_only() {
         let seen = rig.newest();
         let acted = rig.store.suspend(key(), "agent".into(), Actor::Operator).unwrap();
         assert_eq!(acted.retired, [s.sid]);
-        assert_eq!(rig.events(KEY, seen), [
-            "turn_end:cancelled/suspended",
-            "session_end:suspended",
-            "notice:session_suspended",
-            "notice:moved",
-            "notice:moved"
-        ]);
+        assert_eq!(
+            rig.events(KEY, seen),
+            [
+                "turn_end:cancelled/suspended",
+                "session_end:suspended",
+                "notice:session_suspended",
+                "notice:moved",
+                "notice:moved"
+            ]
+        );
         assert_eq!(rig.mark(s.sid), if older { "crash" } else { "" });
         let end = rig.store.pending_deliveries(0, 100).unwrap().pop().unwrap();
         assert_eq!(end.fields["resume_pending"]["reason"].as_str(), older.then_some("crash"), "as it is after");
@@ -129,9 +135,14 @@ fn suspend_cancels_the_turn_moves_the_queue_and_keeps_an_older_mark_only() {
             assert_eq!(b.turn_id, waits.turn_id);
             rig.finish(b.turn, Outcome::Completed);
         }
-        assert_eq!(refused(rig.store.suspend(Target::Id(now.id.clone()), "agent".into(), ACTOR).and_then(|_| {
-            rig.store.reset(Target::Id(s.id.clone()), "agent".into(), ACTOR)
-        })), Refusal::NotCurrent);
+        assert_eq!(
+            refused(
+                rig.store
+                    .suspend(Target::Id(now.id.clone()), "agent".into(), ACTOR)
+                    .and_then(|_| { rig.store.reset(Target::Id(s.id.clone()), "agent".into(), ACTOR) })
+            ),
+            Refusal::NotCurrent
+        );
     }
 }
 
@@ -159,8 +170,14 @@ fn resume_brings_a_suspended_session_back_and_the_newer_one_ends() {
     rig.pass(5 * HOUR);
     let seen = rig.newest();
     let acted = rig.store.resume(key(), Actor::Operator).unwrap();
-    assert_eq!((acted.sid, acted.retired.as_slice(), acted.wake.as_slice()), (old.sid, [new.sid].as_slice(), [old.sid].as_slice()));
-    assert_eq!(rig.events(KEY, seen), ["notice:moved", "turn_end:cancelled/new", "session_end:new", "session_closed:new"]);
+    assert_eq!(
+        (acted.sid, acted.retired.as_slice(), acted.wake.as_slice()),
+        (old.sid, [new.sid].as_slice(), [old.sid].as_slice())
+    );
+    assert_eq!(
+        rig.events(KEY, seen),
+        ["notice:moved", "turn_end:cancelled/new", "session_end:new", "session_closed:new"]
+    );
     assert_eq!(rig.state(&runs.turn_id), "cancelled");
     assert_eq!((rig.status(old.sid), rig.status(new.sid)), ("open".into(), "ended".into()));
     assert_eq!((rig.unclean(old.sid), rig.marked_at(old.sid)), (0, T0 + 5 * HOUR), "its mark counts as fresh");
@@ -203,7 +220,10 @@ fn cancel_asks_the_running_turn_or_takes_back_what_waits() {
     assert_eq!(refused(rig.store.cancel(key(), false)), Refusal::SessionNotFound);
     let (a, b, waits, seen) = busy(&rig);
     assert_eq!(rig.store.cancel(key(), false).unwrap().cancel, [a.sid]);
-    assert_eq!((rig.state(&b.turn_id), rig.state(&waits.turn_id), rig.newest()), ("running".into(), "queued".into(), seen));
+    assert_eq!(
+        (rig.state(&b.turn_id), rig.state(&waits.turn_id), rig.newest()),
+        ("running".into(), "queued".into(), seen)
+    );
     let acted = rig.store.cancel(key(), true).unwrap();
     assert!(acted.cancel.is_empty());
     assert_eq!(rig.events(KEY, seen), ["turn_end:cancelled/cancel"]);
@@ -247,15 +267,18 @@ fn an_activation_is_opened_once_and_closed_once() {
     assert_eq!(refused(open()), Refusal::Stale, "it is over");
     assert_eq!(refused(rig.store.reopen_activation(a.sid)), Refusal::Stale);
     assert_eq!(refused(rig.store.open_activation(99, "agent".into(), "/w".into())), Refusal::Stale);
-    assert_eq!(lives(&rig, 0), [
-        "session_start:new",
-        "session_end:parked",
-        "session_start:message",
-        "session_end:parked",
-        "session_start:message",
-        "session_end:reset",
-        "session_closed:reset"
-    ]);
+    assert_eq!(
+        lives(&rig, 0),
+        [
+            "session_start:new",
+            "session_end:parked",
+            "session_start:message",
+            "session_end:parked",
+            "session_start:message",
+            "session_end:reset",
+            "session_closed:reset"
+        ]
+    );
     assert_eq!(journal(&rig), lives(&rig, 0));
 }
 
@@ -275,7 +298,10 @@ fn an_end_counts_its_own_turns_and_messages() {
         let f = &told.iter().filter(|o| o.handler.event.as_str() == event).nth(n).unwrap().fields;
         (f["turns"].as_i64().unwrap(), f["messages"].as_i64().unwrap())
     };
-    assert_eq!((numbers("session_end", 0), numbers("session_end", 1), numbers("session_closed", 0)), ((1, 1), (1, 2), (2, 3)));
+    assert_eq!(
+        (numbers("session_end", 0), numbers("session_end", 1), numbers("session_closed", 0)),
+        ((1, 1), (1, 2), (2, 3))
+    );
     let last = told.last().unwrap();
     assert_eq!((last.fields["epochs"].as_i64(), last.fields["actor"].as_str()), (Some(2), Some("user")));
 }

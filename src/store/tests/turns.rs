@@ -9,7 +9,13 @@ fn text(t: &str) -> Item {
 }
 
 fn tool(id: &str, status: &str) -> Item {
-    Item::Tool { id: id.into(), title: format!("tool {id}"), kind: "execute".into(), status: status.into(), detail: json!({}) }
+    Item::Tool {
+        id: id.into(),
+        title: format!("tool {id}"),
+        kind: "execute".into(),
+        status: status.into(),
+        detail: json!({}),
+    }
 }
 
 #[test]
@@ -26,18 +32,20 @@ fn turns_begin_one_at_a_time_in_their_order() {
     assert_eq!((&second.turn_id, second.first, second.turns), (&b.turn_id, false, 1));
     assert!(!rig.finish(second.turn, Outcome::Completed).more);
     assert_eq!(rig.store.begin_turn(rig.wish(a.sid, epoch)).unwrap(), None);
-    assert_eq!(rig.events(KEY, 0), [
-        "session_start:new",
-        "turn_start",
-        "turn_end:completed",
-        "turn_start",
-        "turn_end:completed"
-    ]);
+    assert_eq!(
+        rig.events(KEY, 0),
+        ["session_start:new", "turn_start", "turn_end:completed", "turn_start", "turn_end:completed"]
+    );
 }
 
 #[test]
 fn a_begin_whose_commit_was_in_doubt_gives_the_same_turn_again() {
-    for (cut, waits, on) in [(false, true, OnInterrupt::Resume), (true, false, OnInterrupt::Resume), (true, true, OnInterrupt::Resume), (true, true, OnInterrupt::Rerun)] {
+    for (cut, waits, on) in [
+        (false, true, OnInterrupt::Resume),
+        (true, false, OnInterrupt::Resume),
+        (true, true, OnInterrupt::Resume),
+        (true, true, OnInterrupt::Rerun),
+    ] {
         let mut rig = Rig::new();
         let a = if cut {
             let (a, _) = rig.running(KEY, "cut off");
@@ -95,7 +103,9 @@ fn a_late_writer_changes_nothing() {
     for turn in wrong {
         try_all(turn);
     }
-    for (n, gone) in [Outcome::Completed, Outcome::Failed, Outcome::Cancelled, Outcome::Interrupted].into_iter().enumerate() {
+    for (n, gone) in
+        [Outcome::Completed, Outcome::Failed, Outcome::Cancelled, Outcome::Interrupted].into_iter().enumerate()
+    {
         let turn = if n == 0 { b.turn } else { rig.running(&format!("k:{n}"), "m").1.turn };
         rig.finish(turn, gone);
         let seen = rig.newest();
@@ -129,7 +139,10 @@ fn text_is_sealed_before_each_tool_and_at_the_end() {
     rig.store.append(b.turn, 2, vec![tool("t", "pending"), text("after"), tool("t", "completed")]).unwrap();
     let items = vec![Item::Event(EventKind::Usage, json!({ "tokens": 1 })), text(" all")];
     rig.store.finish_turn(b.turn, items, Outcome::Completed, None, MarkReason::Crash).unwrap();
-    assert_eq!(rig.transcript(&a.session_id), ["user: m", "agent: before the tool", "tool: tool t", "agent: after", "agent:  all"]);
+    assert_eq!(
+        rig.transcript(&a.session_id),
+        ["user: m", "agent: before the tool", "tool: tool t", "agent: after", "agent:  all"]
+    );
     let said: String = rig.events(KEY, 0).iter().filter_map(|e| e.strip_prefix("text:")).collect();
     assert_eq!(said, "before the toolafter all", "joined, the pieces are the answer");
     let page = rig.store.transcript(&key(), 0, 100).unwrap();
@@ -296,7 +309,11 @@ fn a_chain_is_quoted_whole_and_completes_once() {
     rig.crash();
     let epoch = rig.open(a.sid);
     let third = rig.store.begin_turn(Begin { asked: true, ..rig.wish(a.sid, epoch) }).unwrap().unwrap();
-    assert!(third.prompt.contains("> first question") && third.prompt.contains("> second question"), "{}", third.prompt);
+    assert!(
+        third.prompt.contains("> first question") && third.prompt.contains("> second question"),
+        "{}",
+        third.prompt
+    );
     assert!(third.prompt.contains("Nothing had come back"), "{}", third.prompt);
     rig.finish(third.turn, Outcome::Completed);
     let states = [&first, &second, &third].map(|b| rig.state(&b.turn_id));
@@ -312,7 +329,10 @@ fn a_message_whose_agent_cannot_start_fails_and_is_told() {
     let epoch = rig.open(a.sid);
     assert!(rig.store.fail_queued(a.sid, epoch, "agent_start".into(), "no such file".into()).unwrap(), "more waits");
     assert!(!rig.store.fail_queued(a.sid, epoch, "agent_start".into(), "no such file".into()).unwrap());
-    assert!(!rig.store.fail_queued(a.sid, epoch, "agent_start".into(), "no such file".into()).unwrap(), "nothing is no error");
+    assert!(
+        !rig.store.fail_queued(a.sid, epoch, "agent_start".into(), "no such file".into()).unwrap(),
+        "nothing is no error"
+    );
     for turn in [&a.turn_id, &b.turn_id] {
         assert_eq!(rig.store.turn(turn).unwrap().error, Some(("agent_start".into(), "no such file".into())));
     }

@@ -38,7 +38,10 @@ type Outcomes = Arc<Mutex<Vec<(usize, Result<i64, Error>)>>>;
 
 /// Sends `members`, each writing one event and then what it is told to, as one group; returns their outcomes in the order
 /// in which they were answered.
-fn group(store: &Store, members: Vec<Box<dyn Fn(&mut Tx<'_>) -> Result<(), Error> + Send>>) -> Vec<(usize, Result<i64, Error>)> {
+fn group(
+    store: &Store,
+    members: Vec<Box<dyn Fn(&mut Tx<'_>) -> Result<(), Error> + Send>>,
+) -> Vec<(usize, Result<i64, Error>)> {
     let go = hold(store);
     let outcomes = Outcomes::default();
     let (done, all) = mpsc::channel();
@@ -79,7 +82,9 @@ fn a_202_is_durable() {
     let (_dir, path) = file();
     let store = threaded(&path, None);
     let ask = |sql: &'static str| {
-        store.write("ask", move |tx| Ok(tx.conn.query_row(sql, [], |r| r.get::<_, rusqlite::types::Value>(0))?)).unwrap()
+        store
+            .write("ask", move |tx| Ok(tx.conn.query_row(sql, [], |r| r.get::<_, rusqlite::types::Value>(0))?))
+            .unwrap()
     };
     assert_eq!(ask("PRAGMA synchronous"), rusqlite::types::Value::Integer(2), "FULL: each commit waits for the disk");
     assert_eq!(ask("PRAGMA journal_mode"), rusqlite::types::Value::Text("wal".into()));
@@ -94,7 +99,8 @@ fn it_is_still_durable_after_the_file_was_opened_anew() {
     });
     let store = threaded(&path, Some(faults));
     assert!(store.write("doomed", |_| Ok(())).is_err());
-    let sync = store.write("ask", |tx| Ok(tx.conn.query_row("PRAGMA synchronous", [], |r| r.get::<_, i64>(0))?)).unwrap();
+    let sync =
+        store.write("ask", |tx| Ok(tx.conn.query_row("PRAGMA synchronous", [], |r| r.get::<_, i64>(0))?)).unwrap();
     assert_eq!(sync, 2);
 }
 
@@ -104,22 +110,28 @@ fn a_refused_member_sinks_alone_and_tells_nobody() {
     let store = threaded(&path, None);
     let told = Arc::new(Mutex::new(Vec::new()));
     let sink = told.clone();
-    store.set_observer(Arc::new(move |c| sink.lock().unwrap().push(c.events.iter().map(|e| e.seq).collect::<Vec<_>>())));
-    let outcomes = group(&store, vec![
-        Box::new(well),
-        Box::new(|tx| {
-            tx.conn.execute("INSERT INTO meta VALUES ('sunk', 1)", [])?;
-            Err(Refusal::QueueFull.into())
-        }),
-        Box::new(|tx| Ok(tx.conn.execute_batch("INSERT INTO nowhere VALUES (1)")?)),
-        Box::new(well),
-    ]);
+    store
+        .set_observer(Arc::new(move |c| sink.lock().unwrap().push(c.events.iter().map(|e| e.seq).collect::<Vec<_>>())));
+    let outcomes = group(
+        &store,
+        vec![
+            Box::new(well),
+            Box::new(|tx| {
+                tx.conn.execute("INSERT INTO meta VALUES ('sunk', 1)", [])?;
+                Err(Refusal::QueueFull.into())
+            }),
+            Box::new(|tx| Ok(tx.conn.execute_batch("INSERT INTO nowhere VALUES (1)")?)),
+            Box::new(well),
+        ],
+    );
     assert!(matches!(outcomes[0].1, Ok(1)) && matches!(outcomes[3].1, Ok(_)));
     assert_eq!(outcomes[1].1.as_ref().unwrap_err().refusal(), Some(Refusal::QueueFull));
     assert!(matches!(outcomes[2].1, Err(Error::Sql(_))));
     assert_eq!(kept(&store).len(), 2);
     assert_eq!(*told.lock().unwrap(), [kept(&store)], "one commit, told once, with what was kept");
-    let sunk = store.write("ask", |tx| Ok(tx.conn.query_row("SELECT count(*) FROM meta WHERE name='sunk'", [], |r| r.get::<_, i64>(0))?));
+    let sunk = store.write("ask", |tx| {
+        Ok(tx.conn.query_row("SELECT count(*) FROM meta WHERE name='sunk'", [], |r| r.get::<_, i64>(0))?)
+    });
     assert_eq!(sunk.unwrap(), 0);
 }
 
@@ -192,7 +204,8 @@ fn a_failed_commit_acknowledges_nobody_and_the_next_one_works() {
         let (_dir, path) = file();
         let armed = Arc::new(std::sync::atomic::AtomicBool::new(true));
         let trigger = armed.clone();
-        let faults: Faults = Arc::new(move |name, at| name == "member" && at == step && trigger.swap(false, Ordering::SeqCst));
+        let faults: Faults =
+            Arc::new(move |name, at| name == "member" && at == step && trigger.swap(false, Ordering::SeqCst));
         let store = threaded(&path, Some(faults));
         let told = Arc::new(Mutex::new(0));
         let sink = told.clone();
