@@ -1,45 +1,101 @@
 //! Named points at which a test may kill or stall the daemon. Compiled in with the feature `failpoints` only.
 //!
 //! `OSTLER_FAILPOINTS="accept_message.committed=kill:3,finish_turn.before=stall:500"`: the third hit of the first kills
-//! the process as SIGKILL would, each hit of the second waits half a second.
+//! the process as SIGKILL would, each hit of the second waits half a second. `POINT@KEY` means the point in the session
+//! under that key alone; `GATE/POINT` counts hits of the point only once the gate, a point too, was hit.
 
 /// A point that has a name. Nothing at all without the feature.
 #[cfg(not(feature = "failpoints"))]
 #[inline]
 pub const fn hit(_name: &str, _step: &str) {}
 
-/// A point that has a name: does what the environment asks for it.
+/// A point in what is done for one key.
+#[cfg(not(feature = "failpoints"))]
+#[inline]
+pub const fn hit_for(_name: &str, _step: &str, _key: &str) {}
+
+/// A point before something that has a word for it: the first of its `Debug` text.
+#[cfg(not(feature = "failpoints"))]
+#[inline]
+pub const fn hit_word<T: std::fmt::Debug>(_name: &str, _word: &T) {}
+
 #[cfg(feature = "failpoints")]
-pub fn hit(name: &str, step: &str) {
-    use std::collections::HashMap;
+pub use armed::{hit, hit_for, hit_word};
+
+#[cfg(feature = "failpoints")]
+mod armed {
+    use std::fmt::Debug;
     use std::sync::{Mutex, OnceLock, PoisonError};
-    type Plan = HashMap<String, (String, u64, u64)>;
-    static PLAN: OnceLock<Mutex<Plan>> = OnceLock::new();
-    let plan = PLAN.get_or_init(|| {
-        let text = std::env::var("OSTLER_FAILPOINTS").unwrap_or_default();
-        let entry = |part: &str| {
-            let (point, what) = part.split_once('=')?;
-            let (verb, number) = what.split_once(':').unwrap_or((what, "1"));
-            Some((point.to_owned(), (verb.to_owned(), number.parse().ok()?, 0)))
-        };
-        Mutex::new(text.split(',').filter_map(entry).collect())
-    });
-    let mut plan = plan.lock().unwrap_or_else(PoisonError::into_inner);
-    let Some((verb, number, hits)) = plan.get_mut(&format!("{name}.{step}")) else { return };
-    *hits += 1;
-    match verb.as_str() {
-        "kill" if hits == number => {
-            let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
+    use std::time::Duration;
+
+    struct Rule {
+        gate: Option<String>,
+        point: String,
+        verb: String,
+        number: u64,
+        hits: u64,
+    }
+
+    fn plan() -> &'static Mutex<Vec<Rule>> {
+        static PLAN: OnceLock<Mutex<Vec<Rule>>> = OnceLock::new();
+        PLAN.get_or_init(|| {
+            let text = std::env::var("OSTLER_FAILPOINTS").unwrap_or_default();
+            let rule = |part: &str| {
+                let (point, what) = part.split_once('=')?;
+                let (verb, number) = what.split_once(':').unwrap_or((what, "1"));
+                let (gate, point) = match point.split_once('/') {
+                    Some((gate, point)) => (Some(gate.to_owned()), point),
+                    None => (None, point),
+                };
+                let number = number.parse().ok()?;
+                Some(Rule { gate, point: point.to_owned(), verb: verb.to_owned(), number, hits: 0 })
+            };
+            Mutex::new(text.split(',').filter_map(rule).collect())
+        })
+    }
+
+    /// A point that has a name: does what the environment asks for it.
+    pub fn hit(name: &str, step: &str) {
+        at(&format!("{name}.{step}"));
+    }
+
+    /// A point in what is done for one key.
+    pub fn hit_for(name: &str, step: &str, key: &str) {
+        at(&format!("{name}.{step}"));
+        at(&format!("{name}.{step}@{key}"));
+    }
+
+    /// A point before something that has a word for it: the first of its `Debug` text.
+    pub fn hit_word<T: Debug>(name: &str, word: &T) {
+        let text = format!("{word:?}");
+        hit(name, text.split(|c: char| !c.is_alphanumeric()).next().unwrap_or_default());
+    }
+
+    fn at(point: &str) {
+        let mut plan = plan().lock().unwrap_or_else(PoisonError::into_inner);
+        let (mut stall, mut panics) = (Duration::ZERO, false);
+        for rule in plan.iter_mut() {
+            if rule.gate.as_deref() == Some(point) {
+                rule.gate = None;
+            }
+            if rule.gate.is_some() || rule.point != point {
+                continue;
+            }
+            rule.hits += 1;
+            match rule.verb.as_str() {
+                "kill" if rule.hits == rule.number => {
+                    let _ = rustix::io::write(rustix::stdio::stderr(), format!("failpoint {point}: kill\n").as_bytes());
+                    let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
+                }
+                "panic" if rule.hits == rule.number => panics = true,
+                "stall" => stall += Duration::from_millis(rule.number),
+                _ => {}
+            }
         }
-        "panic" if hits == number => {
-            drop(plan);
-            panic!("failpoint {name}.{step}");
+        drop(plan);
+        if !stall.is_zero() {
+            std::thread::sleep(stall);
         }
-        "stall" => {
-            let pause = std::time::Duration::from_millis(*number);
-            drop(plan);
-            std::thread::sleep(pause);
-        }
-        _ => {}
+        assert!(!panics, "failpoint {point}");
     }
 }

@@ -2,8 +2,10 @@
 
 use std::process::ExitCode;
 
+use ostler::cli::doctor::{Check, Verdict};
 use ostler::cli::{self, Doors};
-use ostler::{daemon, hooks};
+use ostler::daemon::doctor::Level;
+use ostler::{daemon, hooks, thread};
 
 fn main() -> ExitCode {
     cli::main(&Doors {
@@ -23,6 +25,29 @@ fn main() -> ExitCode {
                 None => Ok(problems.iter().map(ToString::to_string).collect()),
             }
         },
-        checks: |_| Vec::new(),
+        checks: |ground| {
+            let boot = ground.status.and_then(|s| s["boot_id"].as_str());
+            let shown = |f: daemon::doctor::Finding| Check {
+                name: f.name.to_owned(),
+                verdict: match f.level {
+                    Level::Good => Verdict::Good,
+                    Level::Skipped => Verdict::Skipped,
+                    Level::Warning => Verdict::Warning,
+                    Level::Bad => Verdict::Bad,
+                },
+                found: f.found,
+                remedy: f.remedy,
+            };
+            daemon::doctor::examine(ground.config, ground.state_dir, boot).into_iter().map(shown).collect()
+        },
+        fire_script: |file, event, fields, config| {
+            // A thread that has the stack which Lua needs.
+            let (file, fields, hooks) = (file.to_owned(), fields.clone(), config.hooks.clone());
+            let tried = thread::spawn("hook-trial", thread::DEEP_STACK, move || {
+                hooks::trial::fire(&file, event, &fields, &hooks).map_err(|e| e.to_string())
+            });
+            let tried = tried.map_err(|e| format!("no thread: {e}"))?;
+            tried.join().unwrap_or_else(|_| Err("a hook panicked: see above".to_owned()))
+        },
     })
 }

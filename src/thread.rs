@@ -42,7 +42,12 @@ impl Slot {
         COUNT
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| (n < limit).then_some(n + 1))
             .map(|_| Self)
-            .map_err(|n| io::Error::new(io::ErrorKind::WouldBlock, format!("{n} threads are running, the most that is safe here")))
+            .map_err(|n| {
+                io::Error::new(
+                    io::ErrorKind::WouldBlock,
+                    format!("{n} threads are running, the most that is safe here"),
+                )
+            })
     }
 }
 

@@ -5,7 +5,8 @@ use std::io::Read;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use ostler::agent::process::{end_orphans, reap_strays, spawn_registered};
+use ostler::agent::process::end_orphans;
+use ostler::proc::{reap_strays, spawn as spawn_registered};
 use rustix::event::{PollFd, PollFlags};
 use rustix::process::{Pid, PidfdFlags};
 

@@ -1,8 +1,8 @@
 //! `lua`: a function of the operator's, on the worker's own thread.
 //!
-//! Owns one sandboxed state, borrowed from the hooks, and nothing outside of it: no process, no socket. The function has
-//! no deadline of its own; the host's interrupt stops it, whatever it does, and what is left of the state is thrown away.
-//! The thread needs [`crate::thread::DEEP_STACK`]: Lua nests C calls 200 deep.
+//! Owns one sandboxed state, borrowed from the hooks, and nothing outside of it: no process, no socket. The function
+//! has no deadline of its own; the host's interrupt stops it, whatever it does, and what is left of the state is thrown
+//! away. The thread needs [`crate::thread::DEEP_STACK`]: Lua nests C calls 200 deep.
 //!
 //! What it waits for: nothing. It runs, and the count hook looks at the host's flag.
 
@@ -70,6 +70,11 @@ impl Lua {
     /// Makes the state and gets the function out of the file.
     fn build(&self, host: &dyn Host, until: Option<Instant>) -> Result<State, Failure> {
         let file = self.file()?;
+        for dir in
+            file.ancestors().skip(1).take_while(|d| self.hooks.dir.as_ref().is_some_and(|top| d.starts_with(top)))
+        {
+            scripts::guarded(dir).map_err(|e| Failure::new("agent_start", e.to_string()))?;
+        }
         let start = |why: String| failed("agent_start", &file, &why);
         let text = scripts::read_script(&file).map_err(|e| Failure::new("agent_start", e.to_string()))?;
         let leave = Leave { fs: Leave::of(&self.hooks).fs, agent: true, ..Leave::default() };
@@ -169,7 +174,8 @@ impl Agent for Lua {
         match outcome {
             Outcome::Stopped(_) => Answer::Cancelled,
             Outcome::Raised(why) => {
-                log::error!(target: "hook", hook = self.handler.as_str(), key = host.identity().key.as_str(); "lua agent: {why}");
+                log::error!(target: "hook", hook = self.handler.as_str(), key = host.identity().key.as_str();
+                    "lua agent: {why}");
                 broken(first_line(&why))
             }
             Outcome::Returned(values) => match values.front() {

@@ -12,7 +12,6 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
-
 pub mod acp;
 pub mod echo;
 pub mod exec;

@@ -50,8 +50,7 @@ impl ApiError {
     /// As an answer.
     #[must_use]
     pub fn response(&self) -> Response {
-        let answer =
-            Response::json(self.status, &json!({ "error": { "code": self.code, "message": self.message } }));
+        let answer = Response::json(self.status, &json!({ "error": { "code": self.code, "message": self.message } }));
         match (self.status, self.code) {
             (401, _) => answer.header("WWW-Authenticate", "Bearer"),
             (503 | 429, _) => answer.header("Retry-After", "1"),
@@ -81,9 +80,11 @@ impl From<Error> for ApiError {
                 Refusal::Overloaded => Self::new(503, "overloaded", text),
                 Refusal::Closed => Self::new(503, "stopping", text),
             },
-            Error::Sql(_) | Error::Unavailable(_) | Error::Open { .. } | Error::Foreign { .. } | Error::Newer { .. } => {
-                Self::new(503, "store_unavailable", text)
-            }
+            Error::Sql(_)
+            | Error::Unavailable(_)
+            | Error::Open { .. }
+            | Error::Foreign { .. }
+            | Error::Newer { .. } => Self::new(503, "store_unavailable", text),
         }
     }
 }

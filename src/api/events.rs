@@ -62,15 +62,20 @@ impl Feed {
     ) -> Result<Self, ApiError> {
         let listening = house.hub.listen(key, deltas);
         let (newest, pruned) = house.store.event_bounds()?;
-        let asked = match header {
-            Some(text) => Some(text.trim().parse::<i64>().ok().filter(|n| *n >= 0).ok_or_else(|| {
-                ApiError::parameter(format!("Last-Event-ID: {text:?} is not a number from 0"))
-            })?),
-            None => after,
-        };
+        let asked =
+            match header {
+                Some(text) => {
+                    Some(text.trim().parse::<i64>().ok().filter(|n| *n >= 0).ok_or_else(|| {
+                        ApiError::parameter(format!("Last-Event-ID: {text:?} is not a number from 0"))
+                    })?)
+                }
+                None => after,
+            };
         let (after, notice) = match asked {
             None => (newest, None),
-            Some(n) if n > newest => (newest, Some(("events_reset", "there is no such event here: the stream goes on from now"))),
+            Some(n) if n > newest => {
+                (newest, Some(("events_reset", "there is no such event here: the stream goes on from now")))
+            }
             Some(n) if n < pruned => (n, Some(("events_pruned", "older events have been removed"))),
             Some(n) => (n, None),
         };

@@ -42,20 +42,19 @@ pub fn fire(api: &Api, request: &Request) -> Answer {
         let known: Vec<&str> = HookEvent::ALL.iter().map(|e| e.as_str()).collect();
         return Err(ApiError::parameter(format!("event: {name:?}: one of {}", known.join(", "))));
     };
-    let mut event = hooks::sample(kind);
+    let mut event = hooks::sample_with(kind, body["fields"].as_object().unwrap_or(&serde_json::Map::new()));
     event.test = true;
-    if let Value::Object(fields) = &body["fields"] {
-        for (name, value) in fields {
-            event.fields[name] = value.clone();
-        }
-    }
     let mut results = Vec::new();
     for handler in api.house.hooks.handlers(kind) {
         let began = Instant::now();
         let (send, receive) = crossbeam_channel::bounded(1);
-        api.house.hooks.deliver(&handler, event.clone(), Box::new(move |d| {
-            let _ = send.try_send(d);
-        }));
+        api.house.hooks.deliver(
+            &handler,
+            event.clone(),
+            Box::new(move |d| {
+                let _ = send.try_send(d);
+            }),
+        );
         let patience = api.house.config().hooks.timeout * 2 + Duration::from_secs(60);
         let delivered = receive.recv_timeout(patience).unwrap_or(Delivered::NotCalled);
         let (outcome, error) = match delivered {

@@ -47,8 +47,12 @@ struct Message {
 fn read(api: &Api, request: &Request, to: Target) -> Result<Message, ApiError> {
     let body = body(request)?;
     let text = match &body["text"] {
-        Value::String(text) if text.trim().is_empty() => return Err(ApiError::new(400, "invalid_text", "the text is empty")),
-        Value::String(text) if text.contains('\0') => return Err(ApiError::new(400, "invalid_text", "the text has a NUL")),
+        Value::String(text) if text.trim().is_empty() => {
+            return Err(ApiError::new(400, "invalid_text", "the text is empty"));
+        }
+        Value::String(text) if text.contains('\0') => {
+            return Err(ApiError::new(400, "invalid_text", "the text has a NUL"));
+        }
         Value::String(text) => text.clone(),
         _ => return Err(ApiError::new(400, "invalid_text", "text: a text is needed")),
     };

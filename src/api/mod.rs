@@ -81,7 +81,11 @@ impl Api {
         match peer {
             Peer::Unix { uid, .. } => {
                 let own = rustix::process::geteuid().as_raw();
-                if self.group || *uid == 0 || *uid == own { Ok(()) } else { Err(ApiError::refused("this socket is its owner's")) }
+                if self.group || *uid == 0 || *uid == own {
+                    Ok(())
+                } else {
+                    Err(ApiError::refused("this socket is its owner's"))
+                }
             }
             Peer::Tcp(_) => {
                 self.admit_page(head)?;
@@ -103,7 +107,8 @@ impl Api {
         if self.token.is_some() {
             return Ok(());
         }
-        let name = host.rsplit_once(':').filter(|(_, port)| port.bytes().all(|b| b.is_ascii_digit())).map_or(host, |(n, _)| n);
+        let name =
+            host.rsplit_once(':').filter(|(_, port)| port.bytes().all(|b| b.is_ascii_digit())).map_or(host, |(n, _)| n);
         let local = name.eq_ignore_ascii_case("localhost")
             || name.trim_matches(['[', ']']).parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback());
         if local { Ok(()) } else { Err(ApiError::origin()) }

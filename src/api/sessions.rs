@@ -97,7 +97,11 @@ pub fn delete(api: &Api, target: Target, query: &Query) -> Answer {
             let dir = working_dir(&api.house.state_dir, template, &key);
             match std::fs::remove_dir_all(&dir) {
                 Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-                    return Err(ApiError::new(500, "internal", format!("deleted, but not its files: {}: {e}", dir.display())));
+                    return Err(ApiError::new(
+                        500,
+                        "internal",
+                        format!("deleted, but not its files: {}: {e}", dir.display()),
+                    ));
                 }
                 _ => {}
             }

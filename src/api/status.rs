@@ -23,7 +23,10 @@ pub fn status(api: &Api) -> Answer {
     let counts = house.store.counts()?;
     let journal = house.store.journal_counts()?;
     let numbers = house.registry.numbers();
-    let calls: Vec<Value> = serde_json::to_value(house.hooks.list()).ok().and_then(|v| v.as_array().cloned()).unwrap_or_default();
+    // A worker whose turn has just ended in the database is idle, although it has not said so yet.
+    let idle = numbers.live.saturating_sub(usize::try_from(counts.running).unwrap_or(0));
+    let calls: Vec<Value> =
+        serde_json::to_value(house.hooks.list()).ok().and_then(|v| v.as_array().cloned()).unwrap_or_default();
     let delivered: u64 = calls.iter().filter_map(|h| h["calls"].as_u64()).sum();
     let stop = board.stop.map(|(reason, urgency, deadline_at)| {
         let blocking: Vec<Value> = house
@@ -34,25 +37,29 @@ pub fn status(api: &Api) -> Answer {
             .collect();
         json!({ "reason": reason, "urgency": urgency, "deadline_at": clock::rfc3339(deadline_at), "blocking": blocking })
     });
-    Ok(Response::json(200, &json!({
-        "version": env!("CARGO_PKG_VERSION"), "pid": std::process::id(), "boot_id": house.boot_id, "phase": board.phase,
-        "held": board.held, "started_at": clock::rfc3339(house.started_at), "supervised": house.supervised,
-        "sessions": {
-            "live": numbers.live, "running": counts.running, "idle": numbers.live.saturating_sub(numbers.running),
-            "queued": counts.queued, "waiting": numbers.waiting, "parked": counts.parked, "suspended": counts.suspended,
-            "resume_pending": counts.resume_pending,
-        },
-        "hooks": { "pending": journal.pending, "delivered": delivered, "failed": journal.failed },
-        "threads": thread::count(), "thread_limit": thread::limit(), "listeners": house.hub.listeners(),
-        "dropped_log_lines": crate::log::dropped(), "stop": stop,
-    })))
+    Ok(Response::json(
+        200,
+        &json!({
+            "version": env!("CARGO_PKG_VERSION"), "pid": std::process::id(), "boot_id": house.boot_id, "phase": board.phase,
+            "held": board.held, "started_at": clock::rfc3339(house.started_at), "supervised": house.supervised,
+            "sessions": {
+                "live": numbers.live, "running": counts.running, "idle": idle,
+                "queued": counts.queued, "waiting": numbers.waiting, "parked": counts.parked, "suspended": counts.suspended,
+                "resume_pending": counts.resume_pending,
+            },
+            "hooks": { "pending": journal.pending, "delivered": delivered, "failed": journal.failed },
+            "threads": thread::count(), "thread_limit": thread::limit(), "listeners": house.hub.listeners(),
+            "dropped_log_lines": crate::log::dropped(), "stop": stop,
+        }),
+    ))
 }
 
 /// Liveness: the coordinator and the store answered just now.
 pub fn health(api: &Api) -> Answer {
     let (send, receive) = crossbeam_channel::bounded(1);
     let until = Instant::now() + PATIENCE;
-    let coordinator = api.house.requests.send_deadline(Ask::Ping(send), until).is_ok() && receive.recv_deadline(until).is_ok();
+    let coordinator =
+        api.house.requests.send_deadline(Ask::Ping(send), until).is_ok() && receive.recv_deadline(until).is_ok();
     let store = api.house.store.answers(PATIENCE);
     if coordinator && store {
         Ok(Response::json(200, &json!({ "ok": true })))
@@ -77,11 +84,15 @@ pub fn stop(api: &Api, request: &Request) -> Answer {
     };
     let reason = match word("reason")? {
         None => StopReason::Shutdown,
-        Some(w) => StopReason::parse(&w).ok_or_else(|| ApiError::parameter(format!("reason: {w:?}: shutdown or restart")))?,
+        Some(w) => {
+            StopReason::parse(&w).ok_or_else(|| ApiError::parameter(format!("reason: {w:?}: shutdown or restart")))?
+        }
     };
     let urgency = match word("urgency")? {
         None => Urgency::Graceful,
-        Some(w) => Urgency::parse(&w).ok_or_else(|| ApiError::parameter(format!("urgency: {w:?}: graceful, fast or now")))?,
+        Some(w) => {
+            Urgency::parse(&w).ok_or_else(|| ApiError::parameter(format!("urgency: {w:?}: graceful, fast or now")))?
+        }
     };
     let (send, receive) = crossbeam_channel::bounded(1);
     let gone = || ApiError::new(503, "stopping", "the daemon is leaving");

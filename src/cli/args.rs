@@ -303,19 +303,44 @@ pub enum Hooks {
         config: Option<PathBuf>,
     },
     /// Send handlers a sample event (ev.test = true), never journalled
-    Fire {
-        /// The event, such as session_end
-        event: String,
-        #[allow(missing_docs)]
-        #[command(flatten)]
-        plain: Plain,
-    },
+    #[command(after_help = FIRE_HELP)]
+    Fire(Fire),
     /// List events that were set aside because a handler kept failing
     Failed(Plain),
     /// Deliver what was set aside once more
     Retry(Aside),
     /// Give up on what was set aside
     Discard(Aside),
+}
+
+const FIRE_HELP: &str = "\
+--json is about what is printed, as everywhere; --fields is what is sent. Without it the event has sample values, which \
+the object's fields replace one by one: {\"key\": \"local:alice\", \"reason\": \"crash\"}. event_id, attempt and \
+redelivered may be given too; a session_id makes ev:transcript read that session.
+
+With --script no daemon is asked: what is kept and sent stays in memory and is shown, but files, programs and HTTP are \
+real where the configuration allows them.
+
+Exit codes: 0 all handlers returned, 1 one failed, 2 no such event, 78 the script or the configuration is wrong.";
+
+/// A sample event.
+#[derive(Debug, Args)]
+pub struct Fire {
+    /// The event, such as session_end
+    #[arg(value_name = "EVENT")]
+    pub event: String,
+    /// A JSON object of fields that replace the sample's; - reads it from stdin
+    #[arg(long, value_name = "FILE")]
+    pub fields: Option<PathBuf>,
+    /// Try this script, without a daemon
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["socket", "url"])]
+    pub script: Option<PathBuf>,
+    /// With --script: configuration file, for [hooks] and its limits
+    #[arg(long, value_name = "FILE", requires = "script")]
+    pub config: Option<PathBuf>,
+    #[allow(missing_docs)]
+    #[command(flatten)]
+    pub plain: Plain,
 }
 
 /// Events that were set aside.

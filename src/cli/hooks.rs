@@ -1,21 +1,23 @@
 //! `hooks`: what is registered, what was set aside, and trying scripts out.
 
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
-use super::args::{Aside, Hooks, Plain};
-use super::render::{ago_now, items, table, text};
+use super::args::{Aside, Fire, Hooks, Plain};
+use super::render::{ago_now, clean, items, table, text};
 use super::{Done, Doors, Failure, Ui, client, exit};
 use crate::client::{Client, segment};
-use crate::config::{self, paths::process_env};
+use crate::config::{self, Config, paths::process_env};
+use crate::model::event::HookEvent;
 
 /// `hooks …`
 pub fn hooks(a: &Hooks, doors: &Doors, ui: &mut Ui) -> Done {
     match a {
         Hooks::List(p) => list(&client(&p.to)?, p, ui),
         Hooks::Check { files, config } => check(files, config.as_deref(), doors, ui),
-        Hooks::Fire { event, plain } => fire(&client(&plain.to)?, event, plain, ui),
+        Hooks::Fire(a) => fire(a, doors, ui),
         Hooks::Failed(p) => failed(&client(&p.to)?, p, ui),
         Hooks::Retry(a) => aside(&client(&a.to)?, a, true, ui),
         Hooks::Discard(a) => aside(&client(&a.to)?, a, false, ui),
@@ -41,7 +43,7 @@ fn list(client: &Client, p: &Plain, ui: &mut Ui) -> Done {
 
 /// Every file is looked at, so that one wrong script does not hide the next.
 fn check(files: &[PathBuf], config: Option<&Path>, doors: &Doors, ui: &mut Ui) -> Done {
-    let config = config::load(config::find_file(config, &process_env).as_deref())?;
+    let config = settings(config)?;
     let mut code = 0;
     for file in files {
         match (doors.check_script)(file, &config) {
@@ -60,11 +62,59 @@ fn check(files: &[PathBuf], config: Option<&Path>, doors: &Doors, ui: &mut Ui) -
     Ok(code)
 }
 
-fn fire(client: &Client, event: &str, p: &Plain, ui: &mut Ui) -> Done {
-    let answer =
-        client.post("/v1/hooks/fire", Some(&json!({ "event": event }))).map_err(|e| Failure::api(event, &e))?;
+/// The configuration, with the hooks directory that a daemon under it would use: `lib` is looked for there.
+fn settings(file: Option<&Path>) -> Result<Config, Failure> {
+    let mut config = config::load(config::find_file(file, &process_env).as_deref())?;
+    config.hooks.dir = config::paths::hooks_dir(&config);
+    Ok(config)
+}
+
+/// The longest file of fields, in bytes: what the API takes in a body.
+const FIELDS: u64 = 4 << 20;
+
+/// An object of fields in a file, or on stdin.
+fn fields(file: &Path) -> Result<Map<String, Value>, Failure> {
+    let shown = file.display().to_string();
+    let read = |source: &mut dyn Read| {
+        let mut text = Vec::new();
+        source.take(FIELDS + 1).read_to_end(&mut text).map(|_| text)
+    };
+    let text = match file.to_str() {
+        Some("-") => read(&mut std::io::stdin()),
+        _ => std::fs::File::open(file).and_then(|mut f| read(&mut f)),
+    };
+    let text = text.map_err(|e| Failure::new(&shown, e))?;
+    if text.len() as u64 > FIELDS {
+        return Err(Failure::new(&shown, format!("more than {FIELDS} bytes")));
+    }
+    match serde_json::from_slice(&text) {
+        Ok(Value::Object(fields)) => Ok(fields),
+        Ok(_) => Err(Failure::new(&shown, "an object of fields expected")),
+        Err(e) => Err(Failure::new(&shown, e)),
+    }
+}
+
+fn fire(a: &Fire, doors: &Doors, ui: &mut Ui) -> Done {
+    let (event, json) = (a.event.as_str(), a.plain.json);
+    let fields = a.fields.as_deref().map(fields).transpose()?.unwrap_or_default();
+    let answer = match &a.script {
+        Some(script) => {
+            let config = settings(a.config.as_deref())?;
+            let Some(kind) = HookEvent::parse(event) else {
+                let known: Vec<&str> = HookEvent::ALL.iter().map(|e| e.as_str()).collect();
+                return Err(Failure {
+                    code: exit::USAGE,
+                    text: format!("{event}: no such event: one of {}", known.join(", ")),
+                });
+            };
+            (doors.fire_script)(script, kind, &fields, &config).map_err(|text| Failure { code: exit::CONFIG, text })?
+        }
+        None => client(&a.plain.to)?
+            .post("/v1/hooks/fire", Some(&json!({ "event": event, "fields": fields })))
+            .map_err(|e| Failure::api(event, &e))?,
+    };
     let failed = items(&answer).iter().any(|r| !text(r, "/error").is_empty());
-    if p.json {
+    if json {
         ui.json(&answer)?;
     } else if items(&answer).is_empty() {
         ui.say(format!("{event}: no handler is registered for it"))?;
@@ -75,8 +125,28 @@ fn fire(client: &Client, event: &str, p: &Plain, ui: &mut Ui) -> Done {
         let headers = ["script", "name", "outcome", "took_us", "error"];
         let text = table(ui, &headers, items(&answer).iter().map(row).collect());
         ui.say(text)?;
+        aftermath(&answer, ui)?;
     }
     Ok(u8::from(failed))
+}
+
+/// What a script that was tried without a daemon did beside returning.
+fn aftermath(answer: &Value, ui: &mut Ui) -> std::io::Result<()> {
+    for traceback in items(answer).iter().filter_map(|h| h.get("traceback").and_then(Value::as_str)) {
+        for line in traceback.lines() {
+            ui.say(clean(&line.replace('\t', "    ")))?;
+        }
+    }
+    if let Some(answer) = answer.get("answer").filter(|a| !a.is_null()) {
+        ui.say(clean(&format!("answer: {answer}")))?;
+    }
+    for sent in answer.get("sent").and_then(Value::as_array).into_iter().flatten() {
+        ui.say(clean(&format!("sent to {}: {}", text(sent, "/key"), text(sent, "/text"))))?;
+    }
+    for (key, value) in answer.get("kv").and_then(Value::as_object).into_iter().flatten() {
+        ui.say(clean(&format!("kv {key} = {value}")))?;
+    }
+    Ok(())
 }
 
 fn failed(client: &Client, p: &Plain, ui: &mut Ui) -> Done {

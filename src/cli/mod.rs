@@ -8,9 +8,11 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::Parser as _;
+use serde_json::{Map, Value};
 
 use crate::client::{Client, ClientError};
 use crate::config::{self, Config, ConfigError};
+use crate::model::event::HookEvent;
 
 mod args;
 mod chat;
@@ -59,6 +61,9 @@ pub struct ServeOptions {
     pub no_resume: bool,
 }
 
+/// A script, an event, the fields that replace the sample's, and the configuration with `[hooks]`.
+pub type FireScript = fn(&Path, HookEvent, &Map<String, Value>, &Config) -> Result<Value, String>;
+
 /// What the commands need of the rest of the house.
 #[derive(Clone, Copy)]
 pub struct Doors {
@@ -66,6 +71,9 @@ pub struct Doors {
     pub serve: fn(ServeOptions) -> i32,
     /// Loads a hook script as the daemon would: a line for each warning, or what is wrong with it; each names file and line.
     pub check_script: fn(&Path, &Config) -> Result<Vec<String>, String>,
+    /// Loads a hook script and calls its handlers of an event with a sample that has these fields: what the API answers to
+    /// `POST /v1/hooks/fire`, and `answer`, `sent` and `kv`.
+    pub fire_script: FireScript,
     /// Checks for the doctor that need more than the configuration and the client.
     pub checks: fn(&doctor::Ground<'_>) -> Vec<doctor::Check>,
 }
@@ -152,7 +160,7 @@ impl Ui {
     }
 
     /// JSON on stdout.
-    fn json(&mut self, value: &serde_json::Value) -> io::Result<()> {
+    fn json(&mut self, value: &Value) -> io::Result<()> {
         writeln!(self.out, "{value:#}")
     }
 }

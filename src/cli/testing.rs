@@ -47,7 +47,19 @@ pub const DOORS: Doors = Doors {
     serve: |_| 70,
     check_script: |path, _| {
         let text = std::fs::read_to_string(path).map_err(|e| e.to_string())?;
-        if text.contains("bad") { Err("2: unexpected symbol".into()) } else { Ok(vec!["session_end (audit)".into()]) }
+        let shown = path.display();
+        match text.as_str() {
+            "bad" => Err(format!("{shown}:2: unexpected symbol")),
+            _ => Ok(vec![format!("{shown}:1: warning: global 'x' does not exist")]),
+        }
+    },
+    fire_script: |path, event, fields, _| match fields.get("bad") {
+        Some(_) => Err(format!("{}:2: unexpected symbol", path.display())),
+        None => Ok(serde_json::json!({
+            "handlers": [{ "script": "a.lua", "name": event.as_str(), "outcome": "delivered" }],
+            "answer": { "text": fields.get("text") }, "sent": [{ "key": "local:b", "text": "hello", "id": "1" }],
+            "kv": { "n": 1 },
+        })),
     },
     checks: |_| Vec::new(),
 };

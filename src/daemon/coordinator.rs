@@ -52,6 +52,8 @@ pub enum News {
     Reloaded(Result<Reloaded, String>),
     /// A pruning step ended; whether there is more.
     Pruned(bool),
+    /// The clean record was written, and the store checkpointed and released; or one of them failed.
+    Closed(bool),
 }
 
 /// What the coordinator is given.
@@ -93,6 +95,8 @@ pub struct Coordinator {
     pruning: bool,
     leave: bool,
     hooks_abandoned: bool,
+    /// The clean record is written and the store closed: else the next boot has to see to it.
+    released: bool,
 }
 
 impl Coordinator {
@@ -120,6 +124,7 @@ impl Coordinator {
             pruning: false,
             leave: false,
             hooks_abandoned: false,
+            released: true,
         }
     }
 
@@ -128,7 +133,7 @@ impl Coordinator {
         self.become_ready(recovered);
         while !self.leave {
             let due = self.due();
-            let alarm = due.map_or_else(never, |at| crossbeam_channel::at(at));
+            let alarm = due.map_or_else(never, crossbeam_channel::at);
             select! {
                 recv(inboxes.signals) -> signal => if let Ok(signal) = signal { self.signal(signal) },
                 recv(inboxes.requests) -> request => if let Ok(request) = request { self.request(request) },
@@ -143,13 +148,14 @@ impl Coordinator {
         }
         let reason = self.machine.stop().map_or(StopReason::Shutdown, |s| s.reason);
         let now = self.machine.stop().is_some_and(|s| s.urgency == Urgency::Now);
-        Ending { reason, clean: !self.machine.abandoned() && !self.hooks_abandoned && !now }
+        Ending { reason, clean: self.released && !self.machine.abandoned() && !self.hooks_abandoned && !now }
     }
 
     fn become_ready(&mut self, recovered: &Recovered) {
         self.step(Event::BecameReady);
         self.house.set_ready();
         notify::ready();
+        crate::failpoint::hit("boot", "ready");
         log::info!(boot = self.house.boot_id; "ready, {} after the start", took(clock::now() - self.house.started_at));
         let fields = serde_json::json!({
             "version": env!("CARGO_PKG_VERSION"),
@@ -160,16 +166,22 @@ impl Coordinator {
         });
         let news = self.news.0.clone();
         let event = desk::hook_event(HookEvent::DaemonStart, "", fields, None);
-        self.house.hooks.notify(event, Box::new(move |_| {
-            let _ = news.try_send(News::Started);
-        }));
+        self.house.hooks.notify(
+            event,
+            Box::new(move |_| {
+                let _ = news.try_send(News::Started);
+            }),
+        );
         self.schedule(recovered.recent_deaths);
     }
 
     /// Every session in which something waits gets a worker, each on its own; interrupted turns are paced.
     fn schedule(&mut self, deaths: u32) {
         let config = self.house.config();
-        let since = config.sessions.resume_window.map_or(0, |w| clock::now() - i64::try_from(w.as_millis()).unwrap_or(i64::MAX));
+        let since = config
+            .sessions
+            .resume_window
+            .map_or(0, |w| clock::now() - i64::try_from(w.as_millis()).unwrap_or(i64::MAX));
         let marked = (config.sessions.resume == Resume::Auto).then_some(since);
         let alone_at = i64::from(config.sessions.stuck_threshold) - 1;
         let mut after = 0;
@@ -280,7 +292,8 @@ impl Coordinator {
             let mailbox = Arc::new(Mailbox::default());
             let registry = &self.house.registry;
             if self.retry_at.is_some()
-                || registry.room(&wish, &agent.name, config.sessions.max_live, agent.max_processes, &mailbox) == Room::Wait
+                || registry.room(&wish, &agent.name, config.sessions.max_live, agent.max_processes, &mailbox)
+                    == Room::Wait
             {
                 waiting.push_back(wish);
                 continue;
@@ -297,7 +310,11 @@ impl Coordinator {
                     let _ = registry.remove(wish.sid);
                     if registry.numbers().live == 0 {
                         log::error!(key = wish.key; "no thread for the session: {e}");
-                        let _ = self.house.store.fail_waiting(wish.sid, "overloaded", format!("no thread for the session: {e}"));
+                        let _ = self.house.store.fail_waiting(
+                            wish.sid,
+                            "overloaded",
+                            format!("no thread for the session: {e}"),
+                        );
                     } else {
                         self.retry_at = Some(now + NO_THREAD);
                         waiting.push_back(wish);
@@ -319,7 +336,8 @@ impl Coordinator {
         if self.progress_at.is_some_and(|at| at <= now) {
             self.progress_at = Some(now + PROGRESS);
             let blocking = self.house.registry.blocking();
-            let first = blocking.first().map(|b| format!(", longest: {} for {} s", b.key, b.age.as_secs())).unwrap_or_default();
+            let first =
+                blocking.first().map(|b| format!(", longest: {} for {} s", b.key, b.age.as_secs())).unwrap_or_default();
             notify::status(&format!("{}: {} turns run{first}", self.machine.phase(), blocking.len()));
             self.keep_facts();
         }
@@ -401,7 +419,10 @@ impl Coordinator {
     fn take(&mut self, news: News) {
         match news {
             News::Life(event) => self.step(event),
-            News::Started => self.delivery.tell(Message::Go),
+            News::Started => {
+                crate::failpoint::hit("boot", "started");
+                self.delivery.tell(Message::Go);
+            }
             News::WorkerEnded(sid) => {
                 self.ended.insert(sid);
                 if let Some((join, again)) = self.house.registry.remove(sid) {
@@ -426,12 +447,20 @@ impl Coordinator {
                         let event = desk::hook_event(HookEvent::Reload, "", fields, None);
                         self.house.hooks.notify(event, Box::new(|_| ()));
                         self.prune_at = Instant::now();
+                        if r.changed.iter().any(|key| key == "sessions.park_after") {
+                            // Whoever rests until its old time looks at the new one.
+                            self.house.registry.wake_all();
+                        }
                     }
                     Err(e) => log::error!("reload refused, the old configuration and hooks stay: {e}"),
                 }
                 for answer in self.reloading.drain(..) {
                     let _ = answer.try_send(outcome.clone());
                 }
+            }
+            News::Closed(done) => {
+                self.released = done;
+                self.step(Event::StoreClosed);
             }
             News::Pruned(more) => {
                 self.pruning = false;
@@ -480,6 +509,7 @@ impl Coordinator {
     fn perform(&mut self, action: Action) {
         let house = self.house.clone();
         let Some(stop) = self.machine.stop() else { return };
+        crate::failpoint::hit_word("act", &action);
         match action {
             Action::CloseAdmission => {
                 house.store.set_admission(Admission::Stopping);
@@ -511,7 +541,9 @@ impl Coordinator {
             Action::CloseWorkers => house.registry.close_all(),
             Action::RefreshMarks => {
                 crate::failpoint::hit("stop", "timeout");
-                if let Err(e) = house.store.until(Instant::now() + house.config().shutdown.close).refresh_marks(stop.reason.mark()) {
+                if let Err(e) =
+                    house.store.until(Instant::now() + house.config().shutdown.close).refresh_marks(stop.reason.mark())
+                {
                     log::error!("stop: the marks could not be renewed: {e}");
                 }
             }
@@ -546,6 +578,7 @@ impl Coordinator {
             Action::CallStopped(until) => {
                 // No event is delivered after this.
                 self.delivery.tell(Message::Halt);
+                self.house.hooks.stop_calling();
                 self.call_hooks(HookEvent::Stopped, until, Event::StoppedHooksEnded);
             }
             Action::CloseStore(until) => self.close_store(until),
@@ -570,9 +603,12 @@ impl Coordinator {
         };
         let news = self.news.0.clone();
         let event = desk::hook_event(kind, "", fields, None);
-        self.house.hooks.notify(event, Box::new(move |_| {
-            let _ = news.try_send(News::Life(done));
-        }));
+        self.house.hooks.notify(
+            event,
+            Box::new(move |_| {
+                let _ = news.try_send(News::Life(done));
+            }),
+        );
     }
 
     fn close_store(&mut self, until: Instant) {
@@ -593,15 +629,24 @@ impl Coordinator {
         self.house.set_report(report.clone());
         let store = self.house.store.until(until);
         let keep = self.house.config().retention.reports;
-        if let Err(e) = store.close_boot(clean, report, keep) {
+        let recorded = store.close_boot(clean, report, keep);
+        if let Err(e) = &recorded {
             log::error!("stop: the clean record could not be written: {e}");
         }
+        self.released = false;
         let news = self.news.0.clone();
+        crate::failpoint::hit("stop", "recorded");
+        let hub = self.house.hub.clone();
         let body = move || {
-            if let Err(e) = store.close(until) {
+            // Streams end with the last events; one whose client does not read has a quarter of the time.
+            hub.close();
+            hub.wait_left(Instant::now() + left(until) / 4);
+            let closed = store.close(until);
+            if let Err(e) = &closed {
                 log::error!("stop: the store could not be closed: {e}");
             }
-            let _ = news.send_timeout(News::Life(Event::StoreClosed), Duration::from_secs(60));
+            crate::failpoint::hit("stop", "closed");
+            let _ = news.send_timeout(News::Closed(closed.is_ok() && recorded.is_ok()), Duration::from_secs(60));
         };
         if let Err(e) = thread::spawn("close", thread::IO_STACK, body) {
             log::error!("stop: no thread to close the store: {e}");
@@ -626,7 +671,11 @@ fn prune(house: &House) -> bool {
 }
 
 fn restart_text(r: &Reloaded) -> String {
-    if r.needs_restart.is_empty() { String::new() } else { format!(", needs a restart: {}", r.needs_restart.join(", ")) }
+    if r.needs_restart.is_empty() {
+        String::new()
+    } else {
+        format!(", needs a restart: {}", r.needs_restart.join(", "))
+    }
 }
 
 fn left(until: Instant) -> Duration {

@@ -4,6 +4,9 @@
 //! A handler's return is committed before the next event of its lane is handed over, so what was committed is never
 //! repeated. What fails is tried again after growing pauses, then set aside. It holds a window of the oldest deliveries in
 //! memory; the rest waits in the store.
+//!
+//! A delivery in or beside which a boot died is called alone, before all others: so that of those that were under way
+//! together only the one that kills the daemon is found in the next death, and set aside when it has had its attempts.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -14,7 +17,6 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TrySendError};
 use super::house::House;
 use crate::clock;
 use crate::hooks::{Delivered, Event};
-use crate::model::event::HandlerId;
 use crate::store::{Owed, Settled};
 
 /// Deliveries held in memory.
@@ -93,15 +95,24 @@ struct Item {
     not_before: Option<Instant>,
 }
 
+/// Script, handler's name and key: what is delivered in order. The event is no part of it: a handler's end of one stretch
+/// comes before its start of the next.
+type Lane = (String, String, String);
+
+fn lane(owed: &Owed) -> Lane {
+    (owed.handler.script.clone(), owed.handler.name.clone(), owed.key.clone())
+}
+
 struct Pump {
     house: Arc<House>,
     me: Delivery,
     window: BTreeMap<i64, Item>,
-    lanes: HashMap<(HandlerId, String), BTreeSet<i64>>,
+    lanes: HashMap<Lane, BTreeSet<i64>>,
     cursor: i64,
     more: bool,
     going: bool,
     calls: usize,
+    alone: Option<i64>,
     drained: Vec<Box<dyn FnOnce() + Send>>,
 }
 
@@ -116,6 +127,7 @@ pub fn run(house: Arc<House>, me: Delivery, inbox: &Receiver<Message>) {
         more: true,
         going: false,
         calls: 0,
+        alone: None,
         drained: Vec::new(),
     };
     loop {
@@ -147,9 +159,12 @@ impl Pump {
                 self.cursor = 0;
             }
             Message::Go => self.going = true,
-            Message::Noted(did, true) => self.call(did),
+            Message::Noted(did, true) => {
+                crate::failpoint::hit("delivery", "noted");
+                self.call(did);
+            }
             Message::Noted(did, false) => {
-                self.calls -= 1;
+                self.returned(did);
                 self.later(did, Instant::now() + AGAIN);
             }
             Message::Answered(did, delivered) => self.answered(did, delivered),
@@ -168,11 +183,13 @@ impl Pump {
         let now = Instant::now();
         let mut next: Option<Instant> = None;
         let heads: Vec<i64> = self.lanes.values().filter_map(|lane| lane.first().copied()).collect();
+        let due = |i: &Item| i.state == State::Waiting && i.not_before.is_none_or(|at| at <= now);
+        let fatal = heads.iter().find(|did| self.window.get(did).is_some_and(|i| i.owed.fatal && due(i))).copied();
         for did in heads {
             let Some(item) = self.window.get(&did) else { continue };
             let ready = item.not_before.is_none_or(|at| at <= now);
             match (&item.state, ready) {
-                (State::Waiting, true) if self.calls < CALLS => self.begin(did),
+                (State::Waiting, true) if self.may_begin(did, fatal) => self.begin(did),
                 (State::Unkept(settled), true) => {
                     let settled = settled.clone();
                     self.keep(did, settled);
@@ -186,9 +203,11 @@ impl Pump {
             State::Waiting | State::Unkept(_) => i.not_before.is_none_or(|at| at <= now),
         });
         // What waits behind a delivery that is being tried again cannot be delivered now either.
-        let stuck = self.calls == 0 && !self.more && self.lanes.values().all(|l| {
-            l.first().and_then(|did| self.window.get(did)).is_none_or(|i| i.not_before.is_some_and(|at| at > now))
-        });
+        let stuck = self.calls == 0
+            && !self.more
+            && self.lanes.values().all(|l| {
+                l.first().and_then(|did| self.window.get(did)).is_none_or(|i| i.not_before.is_some_and(|at| at > now))
+            });
         if !busy && !self.more || stuck {
             for done in self.drained.drain(..) {
                 done();
@@ -209,7 +228,7 @@ impl Pump {
                         }
                         let wait = u64::try_from(owed.next_at - clock::now()).unwrap_or(0);
                         let not_before = (wait > 0).then(|| Instant::now() + Duration::from_millis(wait).min(LONGEST));
-                        self.lanes.entry((owed.handler.clone(), owed.key.clone())).or_default().insert(owed.did);
+                        self.lanes.entry(lane(&owed)).or_default().insert(owed.did);
                         self.window.insert(owed.did, Item { owed, state: State::Waiting, not_before });
                     }
                 }
@@ -222,9 +241,18 @@ impl Pump {
     }
 
     fn begin(&mut self, did: i64) {
+        let limit = self.house.config().hooks.attempts;
         let Some(item) = self.window.get_mut(&did) else { return };
+        if item.owed.fatal && item.owed.attempts >= limit {
+            let why = format!("the daemon died in each of the last deliveries, {} in all", item.owed.attempts);
+            log::error!(key = item.owed.key, hook = item.owed.handler.script, event = item.owed.event_id; "set aside: {why}");
+            return self.keep(did, Settled::SetAside(why));
+        }
         item.state = State::Calling;
         self.calls += 1;
+        if item.owed.fatal {
+            self.alone = Some(did);
+        }
         if item.owed.earlier_boot {
             // Committed before the call: a handler that kills the daemon is set aside in the end.
             let me = self.me.clone();
@@ -254,15 +282,16 @@ impl Pump {
             },
             transcript: Some((owed.session_id.clone(), owed.upto)),
         };
-        crate::failpoint::hit("delivery", "before");
+        crate::failpoint::hit_for("delivery", "before", &owed.key);
         let me = self.me.clone();
         self.house.hooks.deliver(&owed.handler, event, Box::new(move |d| me.tell(Message::Answered(did, d))));
     }
 
     fn answered(&mut self, did: i64, delivered: Delivered) {
-        self.calls -= 1;
-        crate::failpoint::hit("delivery", "answered");
+        self.returned(did);
         let Some(item) = self.window.get_mut(&did) else { return };
+        item.owed.fatal = false;
+        crate::failpoint::hit_for("delivery", "answered", &item.owed.key);
         let attempts = self.house.config().hooks.attempts;
         let settled = match delivered {
             Delivered::Done => Settled::Delivered,
@@ -298,6 +327,7 @@ impl Pump {
     fn kept(&mut self, did: i64, kept: bool) {
         let Some(item) = self.window.get_mut(&did) else { return };
         let State::Keeping(settled) = item.state.clone() else { return };
+        crate::failpoint::hit_for("delivery", "kept", &item.owed.key);
         match (kept, &settled) {
             (true, Settled::Retry(..)) => item.state = State::Waiting,
             (true, Settled::Delivered | Settled::SetAside(_) | Settled::Orphaned) => self.forget(did),
@@ -306,6 +336,22 @@ impl Pump {
                 item.state = State::Unkept(settled);
                 item.not_before = Some(Instant::now() + AGAIN);
             }
+        }
+    }
+
+    /// Whether a delivery that is due may be called now: `fatal`, the first that a boot died in, goes before all others.
+    fn may_begin(&self, did: i64, fatal: Option<i64>) -> bool {
+        match fatal {
+            Some(first) => first == did && self.calls == 0,
+            None => self.calls < CALLS && self.alone.is_none(),
+        }
+    }
+
+    /// A call has come back, or was not made.
+    fn returned(&mut self, did: i64) {
+        self.calls -= 1;
+        if self.alone == Some(did) {
+            self.alone = None;
         }
     }
 
@@ -318,7 +364,7 @@ impl Pump {
 
     fn forget(&mut self, did: i64) {
         let Some(item) = self.window.remove(&did) else { return };
-        let lane = (item.owed.handler, item.owed.key);
+        let lane = lane(&item.owed);
         if let Some(dids) = self.lanes.get_mut(&lane) {
             dids.remove(&did);
             if dids.is_empty() {

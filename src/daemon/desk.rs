@@ -13,13 +13,14 @@ use super::house::{CANCEL, House};
 use super::mailbox::{Close, Letters, Mailbox, Why, Woken};
 use super::registry::{Answered, Asked};
 use crate::agent::{
-    Entry, Host, Identity, Interrupt, PermissionOption, PermissionOutcome, PermissionRequest, Said, ToolCall, Wake, Watch,
+    Entry, Host, Identity, Interrupt, PermissionOption, PermissionOutcome, PermissionRequest, Said, ToolCall, Wake,
+    Watch,
 };
+use crate::clock;
 use crate::config::{self, PermissionPolicy};
 use crate::hooks::{Event, Verdict};
 use crate::model::event::{EventKind, HookEvent};
 use crate::store::{Begun, Error, Item, Refusal, TurnRef};
-use crate::clock;
 
 /// Text is committed at the latest after this.
 const FLUSH: Duration = Duration::from_millis(100);
@@ -94,7 +95,14 @@ pub struct Desk {
 impl Desk {
     /// A desk for one activation.
     #[must_use]
-    pub fn new(house: Arc<House>, sid: i64, epoch: i64, agent: config::Agent, mailbox: Arc<Mailbox>, identity: Identity) -> Self {
+    pub fn new(
+        house: Arc<House>,
+        sid: i64,
+        epoch: i64,
+        agent: config::Agent,
+        mailbox: Arc<Mailbox>,
+        identity: Identity,
+    ) -> Self {
         Self {
             house,
             sid,
@@ -128,11 +136,17 @@ impl Desk {
                 (Some((Interrupt::Cancel(old), _)), Interrupt::Cancel(new)) => new < old,
                 (Some((Interrupt::Cancel(_), _)), Interrupt::Kill) => true,
             };
-            // An interrupt for a turn that has ended meanwhile concerns nobody.
-            if greater && (self.running.is_some() || why != Why::Cancelled) {
+            if greater {
                 self.interrupt = Some((interrupt, why));
                 concerns = true;
             }
+        }
+        if let Some((tid, by)) = letters.cancel
+            && self.running.as_ref().is_some_and(|r| r.turn.tid == tid)
+            && self.interrupt.is_none()
+        {
+            self.interrupt = Some((Interrupt::Cancel(by), Why::Cancelled));
+            concerns = true;
         }
         for (id, outcome, by) in letters.permissions {
             self.settle(&id, outcome, by);
@@ -159,6 +173,7 @@ impl Desk {
     pub fn begin(&mut self, begun: &Begun) {
         let now = Instant::now();
         self.keep_answer = self.house.hooked(HookEvent::TurnEnd);
+        self.mailbox.turn_flag(Some(begun.turn.tid), self.interrupt.is_some());
         self.running = Some(Running {
             turn: begun.turn,
             turn_id: begun.turn_id.clone(),
@@ -180,7 +195,9 @@ impl Desk {
     /// A turn has ended for the agent: what is still to be written, and what interrupted it.
     pub fn end(&mut self) -> Option<(Running, Vec<Item>, Option<Why>)> {
         self.collect();
-        for id in self.running.as_ref().map(|r| r.open.iter().map(|o| o.request.request_id.clone()).collect()).unwrap_or(Vec::new()) {
+        let open: Vec<String> =
+            self.running.iter().flat_map(|r| r.open.iter().map(|o| o.request.request_id.clone())).collect();
+        for id in open {
             let _ = self.house.registry.answer_permission(self.sid, &id, None, "daemon");
             self.settle(&id, PermissionOutcome::Cancelled, "daemon");
         }
@@ -188,7 +205,7 @@ impl Desk {
         let mut running = self.running.take()?;
         let items = std::mem::take(&mut running.items);
         let why = self.interrupt.take().map(|i| i.1);
-        self.mailbox.clear_interrupted();
+        self.mailbox.turn_flag(None, false);
         Some((running, items, why))
     }
 
@@ -275,7 +292,9 @@ impl Desk {
         };
         r.unwritten += size;
         match (r.items.last_mut(), item) {
-            (Some(Item::Text(last)), Item::Text(more)) | (Some(Item::Thought(last)), Item::Thought(more)) => last.push_str(&more),
+            (Some(Item::Text(last)), Item::Text(more)) | (Some(Item::Thought(last)), Item::Thought(more)) => {
+                last.push_str(&more)
+            }
             (_, item) => r.items.push(item),
         }
         let now = Instant::now();
@@ -322,7 +341,8 @@ impl Desk {
         if r.tools.len() >= TOOLS && !r.tools.contains_key(&call.id) {
             return;
         }
-        let known = r.tools.entry(call.id.clone()).or_insert_with(|| ToolCall { id: call.id.clone(), ..ToolCall::default() });
+        let known =
+            r.tools.entry(call.id.clone()).or_insert_with(|| ToolCall { id: call.id.clone(), ..ToolCall::default() });
         let before = known.clone();
         known.title = call.title.or(known.title.take());
         known.kind = call.kind.or(known.kind.take());
@@ -380,10 +400,10 @@ impl Desk {
     }
 
     fn open_to_client(&mut self, request: &PermissionRequest) {
-        self.house.registry.open_permission(self.sid, Asked {
-            request_id: request.request_id.clone(),
-            options: request.options.clone(),
-        });
+        self.house.registry.open_permission(
+            self.sid,
+            Asked { request_id: request.request_id.clone(), options: request.options.clone() },
+        );
         let data = json!({
             "request_id": request.request_id, "state": "open", "options": request.options.iter().map(option_json).collect::<Vec<_>>(),
             "tool_call_id": request.tool.id, "title": request.tool.title, "kind": request.tool.kind,
@@ -393,7 +413,8 @@ impl Desk {
 
     /// What hooks made of a permission. `true`: it is settled.
     fn judged(&mut self, id: &str, verdict: Verdict) -> bool {
-        let Some(request) = self.running.as_ref().and_then(|r| r.open.iter().find(|o| o.request.request_id == id)) else {
+        let Some(request) = self.running.as_ref().and_then(|r| r.open.iter().find(|o| o.request.request_id == id))
+        else {
             return false;
         };
         let request = request.request.clone();
@@ -422,7 +443,9 @@ impl Desk {
     }
 
     fn deny(&mut self, id: &str, by: &'static str) {
-        let Some(open) = self.running.as_ref().and_then(|r| r.open.iter().find(|o| o.request.request_id == id)) else { return };
+        let Some(open) = self.running.as_ref().and_then(|r| r.open.iter().find(|o| o.request.request_id == id)) else {
+            return;
+        };
         let outcome = deny(&open.request.options);
         let option = match &outcome {
             PermissionOutcome::Selected(id) => Some(id.clone()),

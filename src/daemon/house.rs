@@ -199,8 +199,8 @@ impl House {
         for sid in &acted.retired {
             self.registry.retire(*sid, by);
         }
-        for sid in &acted.cancel {
-            self.cancel_turn(*sid);
+        for (sid, tid) in &acted.cancel {
+            self.cancel_turn(*sid, *tid);
         }
         for sid in &acted.wake {
             match self.store.key_of_row(*sid) {
@@ -210,12 +210,10 @@ impl House {
         }
     }
 
-    /// Cancels the running turn of a live session.
-    pub fn cancel_turn(&self, sid: i64) {
+    /// Cancels a turn of a live session, if that one still runs.
+    pub fn cancel_turn(&self, sid: i64, tid: i64) {
         let by = Instant::now() + CANCEL;
-        self.registry.post(sid, |m| {
-            m.interrupt(crate::agent::Interrupt::Cancel(by), super::mailbox::Why::Cancelled);
-        });
+        self.registry.post(sid, |m| m.post(|l| l.cancel = Some((tid, by))));
     }
 
     /// Whether a hook is registered for this event.

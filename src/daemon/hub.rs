@@ -4,7 +4,7 @@
 //! through memory, in a bounded queue; one that overflows is told by the `text` that repeats it.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Instant;
 
@@ -72,6 +72,8 @@ pub struct Hub {
     listeners: AtomicUsize,
     delivering: AtomicUsize,
     lost_deltas: AtomicU64,
+    closed: AtomicBool,
+    left: (Mutex<()>, Condvar),
 }
 
 impl Hub {
@@ -91,6 +93,10 @@ impl Hub {
             None => self.of_all.write().unwrap_or_else(PoisonError::into_inner).push(listener.clone()),
         }
         self.listeners.fetch_add(1, Ordering::SeqCst);
+        if self.closed.load(Ordering::SeqCst) {
+            // It came while everybody was told.
+            listener.tell(|s| s.closed = true);
+        }
         Listening { hub: self.clone(), listener }
     }
 
@@ -160,13 +166,29 @@ impl Hub {
         Delivering(self.clone())
     }
 
-    /// The daemon leaves: every listener is told, and returns.
+    /// The daemon leaves: every listener is told, reads what is there once more, and returns.
     pub fn close(&self) {
+        self.closed.store(true, Ordering::SeqCst);
         let map = self.by_key.read().unwrap_or_else(PoisonError::into_inner);
         let of_all = self.of_all.read().unwrap_or_else(PoisonError::into_inner);
         for listener in map.values().flatten().chain(of_all.iter()) {
             listener.tell(|s| s.closed = true);
         }
+    }
+}
+
+impl Hub {
+    /// Waits until every listener has returned, or the instant passes. Whether all have.
+    pub fn wait_left(&self, until: Instant) -> bool {
+        let mut guard = self.left.0.lock().unwrap_or_else(PoisonError::into_inner);
+        while self.listeners() > 0 {
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return false;
+            }
+            guard = self.left.1.wait_timeout(guard, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        true
     }
 }
 
@@ -209,7 +231,9 @@ impl Drop for Listening {
             }
             None => self.hub.of_all.write().unwrap_or_else(PoisonError::into_inner).retain(|l| !mine(l)),
         }
+        let _guard = self.hub.left.0.lock().unwrap_or_else(PoisonError::into_inner);
         self.hub.listeners.fetch_sub(1, Ordering::SeqCst);
+        self.hub.left.1.notify_all();
     }
 }
 

@@ -76,10 +76,15 @@ impl Lock {
             };
             let Some(owner) = owner(dir, pid) else { continue };
             let signal = if forced { Signal::KILL } else { Signal::TERM };
-            log::info!("another ostler (pid {pid}) owns {}: {}", dir.display(), if forced { "it is killed" } else { "it is asked to stop" });
+            log::info!(
+                "another ostler (pid {pid}) owns {}: {}",
+                dir.display(),
+                if forced { "it is killed" } else { "it is asked to stop" }
+            );
             let _ = pidfd_send_signal(&owner, signal);
             let wait = if forced { Duration::from_secs(10) } else { until.saturating_duration_since(Instant::now()) };
-            let timeout = Timespec { tv_sec: i64::try_from(wait.as_secs()).unwrap_or(3600), tv_nsec: wait.subsec_nanos().into() };
+            let timeout =
+                Timespec { tv_sec: i64::try_from(wait.as_secs()).unwrap_or(3600), tv_nsec: wait.subsec_nanos().into() };
             let _ = poll(&mut [PollFd::new(&owner, PollFlags::IN)], Some(&timeout));
             forced = true;
         }

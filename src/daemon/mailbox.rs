@@ -45,8 +45,10 @@ pub struct Letters {
     pub asked: bool,
     /// Close, after the running turn.
     pub close: Option<Close>,
-    /// End the running turn.
+    /// End the running turn, whichever it is.
     pub interrupt: Option<(Interrupt, Why)>,
+    /// End this turn (its row) by the instant. One that has ended meanwhile concerns nobody.
+    pub cancel: Option<(i64, Instant)>,
     /// By when everything must be closed.
     pub close_by: Option<Instant>,
     /// Permissions that were settled: request, outcome, by whom.
@@ -61,6 +63,7 @@ impl Letters {
             || self.asked
             || self.close.is_some()
             || self.interrupt.is_some()
+            || self.cancel.is_some()
             || self.close_by.is_some()
             || !self.permissions.is_empty()
             || !self.verdicts.is_empty()
@@ -96,7 +99,7 @@ impl Mailbox {
     pub fn post(&self, write: impl FnOnce(&mut Letters)) {
         let mut letters = self.lock();
         write(&mut letters);
-        if letters.interrupt.is_some() {
+        if letters.interrupt.is_some() || letters.cancel.is_some() {
             self.interrupted.store(true, Ordering::Release);
         }
         drop(letters);
@@ -139,14 +142,17 @@ impl Mailbox {
         l.work || l.asked
     }
 
-    /// Set from an interrupt's posting until [`Self::clear_interrupted`].
+    /// Set from an interrupt's posting until [`Self::turn_flag`] says otherwise.
     pub fn interrupted(&self) -> Arc<AtomicBool> {
         self.interrupted.clone()
     }
 
-    /// A turn has ended: what interrupted it is over.
-    pub fn clear_interrupted(&self) {
-        self.interrupted.store(false, Ordering::Release);
+    /// A turn begins, or has ended (`None`): the flag tells from now on of what concerns this one. `in_force`: something
+    /// that was taken before does.
+    pub fn turn_flag(&self, turn: Option<i64>, in_force: bool) {
+        let letters = self.lock();
+        let cancelled = letters.cancel.is_some_and(|(tid, _)| Some(tid) == turn);
+        self.interrupted.store(in_force || cancelled || letters.interrupt.is_some(), Ordering::Release);
     }
 
     /// A descriptor that is readable while letters are there.
@@ -230,10 +236,7 @@ impl Mailbox {
 /// A duration as poll(2) wants it, rounded up so that a wait does not end just before its instant.
 fn timespec(d: std::time::Duration) -> Timespec {
     let nanos = d.as_nanos().saturating_add(1);
-    Timespec {
-        tv_sec: i64::try_from(nanos / 1_000_000_000).unwrap_or(i64::MAX),
-        tv_nsec: (nanos % 1_000_000_000) as _,
-    }
+    Timespec { tv_sec: i64::try_from(nanos / 1_000_000_000).unwrap_or(i64::MAX), tv_nsec: (nanos % 1_000_000_000) as _ }
 }
 
 #[cfg(test)]
@@ -278,10 +281,21 @@ mod tests {
         let m = Mailbox::default();
         let soon = Instant::now();
         let late = soon + Duration::from_secs(9);
-        m.interrupt(Interrupt::Cancel(late), Why::Cancelled);
+        m.interrupt(Interrupt::Cancel(late), Why::Retired);
         m.interrupt(Interrupt::Cancel(soon), Why::Stop);
-        m.interrupt(Interrupt::Cancel(late), Why::Cancelled);
+        m.interrupt(Interrupt::Cancel(late), Why::Retired);
         assert!(m.interrupted().load(Ordering::Acquire));
         assert_eq!(m.take().interrupt, Some((Interrupt::Cancel(soon), Why::Stop)));
+    }
+
+    #[test]
+    fn a_cancel_of_a_turn_that_has_ended_does_not_touch_the_next() {
+        let m = Mailbox::default();
+        m.post(|l| l.cancel = Some((7, Instant::now())));
+        assert!(m.interrupted().load(Ordering::Acquire));
+        m.turn_flag(Some(8), false);
+        assert!(!m.interrupted().load(Ordering::Acquire));
+        m.turn_flag(Some(7), false);
+        assert!(m.interrupted().load(Ordering::Acquire));
     }
 }

@@ -21,6 +21,7 @@ use crate::{api, thread};
 pub mod coordinator;
 pub mod delivery;
 pub mod desk;
+pub mod doctor;
 mod home;
 pub mod house;
 pub mod hub;
@@ -95,12 +96,13 @@ fn start(mut options: ServeOptions) -> Result<i32, NoStart> {
     thread::set_limit(safe);
     let descriptors = limits::raise_descriptors();
     log::info!("ostler {}; at most {safe} threads (by {by}), {descriptors} descriptors", env!("CARGO_PKG_VERSION"));
-    let scripts = hooks::load(&options.config.hooks, env!("CARGO_PKG_VERSION")).map_err(|e| bad_config(e.to_string()))?;
+    let scripts =
+        hooks::load(&options.config.hooks, env!("CARGO_PKG_VERSION")).map_err(|e| bad_config(e.to_string()))?;
     let token = api::token(&options.config).map_err(bad_config)?;
 
     let internal = |e: std::io::Error| NoStart(exit::INTERNAL, e.to_string());
     let signals = signals::listen(|| {
-        process::reap_strays();
+        crate::proc::reap_strays();
     })
     .map_err(internal)?;
     if let Err(e) = rustix::process::set_child_subreaper(Some(rustix::process::getpid())) {
@@ -108,9 +110,11 @@ fn start(mut options: ServeOptions) -> Result<i32, NoStart> {
     }
     make_state_dir(&options.state_dir)?;
     let lock = take_lock(&options.state_dir, options.replace, options.config.shutdown.deadline)?;
+    crate::failpoint::hit("boot", "locked");
     let store = Store::open(&options.state_dir.join("ostler.db")).map_err(|e| NoStart(exit::STATE, e.to_string()))?;
     let code = run(options, token, store, scripts, signals)?;
     drop(lock);
+    crate::failpoint::hit("stop", "unlocked");
     crate::log::flush(Instant::now() + Duration::from_secs(2));
     Ok(code)
 }
@@ -123,6 +127,7 @@ fn run(
     signals: crossbeam_channel::Receiver<signals::Signal>,
 ) -> Result<i32, NoStart> {
     let internal = |e: std::io::Error| NoStart(exit::INTERNAL, e.to_string());
+    crate::failpoint::hit("boot", "opened");
     let boot_id = uuid::Uuid::new_v4().to_string();
     let home = home::Scripts::new(store.clone());
     let hooks = Hooks::start(scripts, home.clone(), &boot_id).map_err(internal)?;
@@ -147,6 +152,7 @@ fn run(
 
     // What the last boot's agents left is looked for before anything is answered, and ended beside it.
     let leftovers = process::find_marked(None, Some(&boot_id));
+    crate::failpoint::hit("boot", "looked");
     let recovered = store
         .open_boot(BootInfo { boot_id, pid: std::process::id(), threshold })
         .map_err(|e| NoStart(exit::STATE, format!("recovery: {e}")))?;
@@ -158,27 +164,37 @@ fn run(
     {
         return Err(NoStart(exit::STATE, format!("--no-resume: {e}")));
     }
+    crate::failpoint::hit("boot", "recovered");
     sweep(&house, leftovers);
+    crate::failpoint::hit("boot", "swept");
 
     let (nudge, nudges) = crossbeam_channel::bounded(1);
     house.registry.set_nudge(nudge);
     let courier = house.clone();
     let me = delivery.clone();
-    thread::spawn("delivery", thread::IO_STACK, move || delivery::run(courier, me, &delivery_inbox)).map_err(internal)?;
+    thread::spawn("delivery", thread::IO_STACK, move || delivery::run(courier, me, &delivery_inbox))
+        .map_err(internal)?;
     let service = Arc::new(api::Api::new(house.clone(), token, delivery.clone()));
     let listeners = listen(&options.socket, http.as_ref())?;
     let limits = Limits { stack: 512 * 1024, ..Limits::default() };
     let server = Arc::new(Server::start(listeners, limits, service.clone()).map_err(internal)?);
     service.enter(&server);
     let _fed = notify::watchdog(requests, store);
+    crate::failpoint::hit("boot", "listening");
 
     let inboxes = coordinator::Inboxes { signals, requests: request_inbox, nudges };
     let ending = coordinator::Coordinator::new(house.clone(), delivery).run(&inboxes, &recovered);
 
+    crate::failpoint::hit("stop", "left");
     house.hub.close();
     let cut = server.drain(Instant::now() + Duration::from_millis(500));
     if cut > 0 {
         log::info!("{cut} connections were cut");
+    }
+    if crate::proc::any_made() {
+        for left in process::end_orphans(Instant::now() + Duration::from_secs(1)) {
+            log::error!("what an agent left behind could not be ended: {left}");
+        }
     }
     if std::env::var_os("LISTEN_FDS").is_none() {
         let _ = fs::remove_file(&options.socket);
@@ -212,7 +228,8 @@ fn make_state_dir(dir: &Path) -> Result<(), NoStart> {
 }
 
 fn take_lock(dir: &Path, replace: bool, deadline: Duration) -> Result<lock::Lock, NoStart> {
-    let taken = if replace { lock::Lock::replace(dir, deadline + Duration::from_secs(5)) } else { lock::Lock::take(dir) };
+    let taken =
+        if replace { lock::Lock::replace(dir, deadline + Duration::from_secs(5)) } else { lock::Lock::take(dir) };
     taken.map_err(|e| match e {
         lock::Held::Owned { .. } => NoStart(exit::OWNED, e.to_string()),
         lock::Held::Io { .. } => NoStart(exit::STATE, e.to_string()),
@@ -224,7 +241,9 @@ fn sweep(house: &Arc<House>, found: Vec<process::Leftover>) {
     // Another daemon's agents carry such a marker too: only those of our own sessions are ours to end.
     let ours: Vec<(i64, process::Leftover)> = found
         .into_iter()
-        .filter_map(|l| l.session_id.as_deref().and_then(|id| house.store.sid_of(id).ok().flatten()).map(|sid| (sid, l)))
+        .filter_map(|l| {
+            l.session_id.as_deref().and_then(|id| house.store.sid_of(id).ok().flatten()).map(|sid| (sid, l))
+        })
         .collect();
     if ours.is_empty() {
         return;
@@ -267,7 +286,8 @@ fn sweep(house: &Arc<House>, found: Vec<process::Leftover>) {
 
 /// The API's listeners: those that a service manager passed, else our own socket, and TCP where configured.
 fn listen(socket: &Path, http: Option<&config::Http>) -> Result<Vec<Listener>, NoStart> {
-    let mut listeners = crate::sys::passed_listeners().map_err(|e| NoStart(exit::INTERNAL, format!("LISTEN_FDS: {e}")))?;
+    let mut listeners =
+        crate::sys::passed_listeners().map_err(|e| NoStart(exit::INTERNAL, format!("LISTEN_FDS: {e}")))?;
     if listeners.is_empty() {
         let no = |e: std::io::Error| NoStart(exit::STATE, format!("{}: {e}", socket.display()));
         if let Some(dir) = socket.parent() {
@@ -279,7 +299,9 @@ fn listen(socket: &Path, http: Option<&config::Http>) -> Result<Vec<Listener>, N
             return Err(NoStart(exit::OWNED, format!("{}: another daemon answers there", socket.display())));
         }
         match fs::symlink_metadata(socket) {
-            Ok(m) if std::os::unix::fs::FileTypeExt::is_socket(&m.file_type()) => fs::remove_file(socket).map_err(no)?,
+            Ok(m) if std::os::unix::fs::FileTypeExt::is_socket(&m.file_type()) => {
+                fs::remove_file(socket).map_err(no)?
+            }
             Ok(_) => return Err(NoStart(exit::STATE, format!("{}: not a socket, and in the way", socket.display()))),
             Err(_) => {}
         }
@@ -310,8 +332,8 @@ pub fn accept(house: &Arc<House>, accept: Accept) -> Result<Accepted, Error> {
     if let Some(retired) = accepted.retired {
         house.registry.retire(retired, Instant::now() + house::RETIRE);
     }
-    if accepted.interrupt {
-        house.cancel_turn(accepted.sid);
+    if let Some(tid) = accepted.interrupt {
+        house.cancel_turn(accepted.sid, tid);
     }
     if !accepted.deferred {
         house.registry.want(Wish { sid: accepted.sid, key, asked: false });
@@ -326,9 +348,12 @@ pub fn ask(house: &House, event: Event) -> Verdict {
     let handlers = u32::try_from(house.hooks.handlers(event.kind).len()).unwrap_or(1).max(1);
     // The hooks answer within their own timeouts, a lost thread included; this bound is for a fault in them.
     let patience = house.config().hooks.timeout * handlers * 2 + Duration::from_secs(30);
-    house.hooks.ask(event, Box::new(move |verdict| {
-        let _ = send.try_send(verdict);
-    }));
+    house.hooks.ask(
+        event,
+        Box::new(move |verdict| {
+            let _ = send.try_send(verdict);
+        }),
+    );
     receive.recv_timeout(patience).unwrap_or_else(|_| Verdict::HookFailed("the hooks did not answer".into()))
 }
 

@@ -207,7 +207,14 @@ impl Registry {
     }
 
     /// Looks for room, and makes the newcomer's entry or asks the least recently used idle session to give way.
-    pub fn room(&self, wish: &Wish, agent: &str, max_live: usize, max_processes: usize, mailbox: &Arc<Mailbox>) -> Room {
+    pub fn room(
+        &self,
+        wish: &Wish,
+        agent: &str,
+        max_live: usize,
+        max_processes: usize,
+        mailbox: &Arc<Mailbox>,
+    ) -> Room {
         let mut inner = self.lock();
         if inner.closed || inner.live.contains_key(&wish.sid) || inner.haunted.contains(&wish.sid) {
             return Room::Wait;
@@ -217,17 +224,20 @@ impl Registry {
             inner.clock += 1;
             let used = inner.clock;
             *inner.by_agent.entry(agent.to_owned()).or_default() += 1;
-            inner.live.insert(wish.sid, Entry {
-                key: wish.key.clone(),
-                agent: agent.to_owned(),
-                mailbox: mailbox.clone(),
-                doing: Doing::Starting,
-                used,
-                join: None,
-                again: None,
-                permissions: Vec::new(),
-                abandoned: false,
-            });
+            inner.live.insert(
+                wish.sid,
+                Entry {
+                    key: wish.key.clone(),
+                    agent: agent.to_owned(),
+                    mailbox: mailbox.clone(),
+                    doing: Doing::Starting,
+                    used,
+                    join: None,
+                    again: None,
+                    permissions: Vec::new(),
+                    abandoned: false,
+                },
+            );
             return Room::Granted;
         }
         // One that is closing already makes room soon; another need not go as well.
@@ -236,11 +246,9 @@ impl Registry {
         let closing = inner.live.values().filter(|e| e.doing == Doing::Closing && mine(e)).count();
         let wishing = inner.wishes.len() + 1;
         if closing < wishing {
-            let idle = inner
-                .live
-                .iter()
-                .filter(|(_, e)| mine(e) && e.doing != Doing::Closing)
-                .map(|(sid, e)| (*sid, Cached { running: e.doing != Doing::Idle || e.mailbox.has_work(), used: e.used }));
+            let idle = inner.live.iter().filter(|(_, e)| mine(e) && e.doing != Doing::Closing).map(|(sid, e)| {
+                (*sid, Cached { running: e.doing != Doing::Idle || e.mailbox.has_work(), used: e.used })
+            });
             if let Some(sid) = victim(idle)
                 && let Some(entry) = inner.live.get_mut(&sid)
             {
@@ -475,6 +483,8 @@ impl Registry {
     /// A session's old processes are gone.
     pub fn exorcise(&self, sid: i64) {
         self.lock().haunted.remove(&sid);
+        // Its wish has been waiting, and nothing else may happen for long.
+        self.nudge();
     }
 
     /// Whether a session may be resumed alone now; if so, it is this one.

@@ -1,5 +1,6 @@
 //! The stop report: each phase's planned and real time, each session's outcome.
 
+use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -17,7 +18,8 @@ pub struct Report {
     stop: Stop,
     began_at: Millis,
     phases: Vec<(Phase, Instant, Option<Duration>)>,
-    tools: Vec<(i64, Option<String>)>,
+    live: Vec<(i64, Option<String>)>,
+    tools: HashMap<i64, Option<String>>,
     given_up: Vec<(i64, String)>,
     clean: Option<bool>,
 }
@@ -26,11 +28,16 @@ impl Report {
     /// A stop begins.
     #[must_use]
     pub fn begin(house: &House, stop: Stop, phase: Phase) -> Self {
+        let blocking = house.registry.blocking();
+        let running: HashMap<i64, Option<String>> = blocking.iter().map(|b| (b.sid, b.turn_id.clone())).collect();
+        let idle = house.registry.live().into_keys().filter(|sid| !running.contains_key(sid)).map(|sid| (sid, None));
+        let live = running.clone().into_iter().chain(idle).take(LISTED).collect();
         Self {
             stop,
             began_at: clock::now(),
             phases: vec![(phase, Instant::now(), None)],
-            tools: house.registry.blocking().into_iter().map(|b| (b.sid, b.tool)).collect(),
+            live,
+            tools: blocking.into_iter().map(|b| (b.sid, b.tool)).collect(),
             given_up: Vec::new(),
             clean: None,
         }
@@ -58,16 +65,18 @@ impl Report {
     #[must_use]
     pub fn json(&self, house: &House, whole: bool) -> Value {
         let budget = house.config().shutdown;
-        let planned = |phase: Phase| plan(&budget).iter().find(|p| p.0 == phase).map_or(0, |p| p.1.as_millis());
-        let phases: Vec<Value> = self
-            .phases
-            .iter()
-            .filter(|(phase, ..)| !matches!(phase, Phase::Running | Phase::Starting | Phase::Ended))
-            .map(|(phase, since, took)| {
-                let took = took.unwrap_or_else(|| since.elapsed());
-                json!({ "phase": phase, "planned_ms": planned(*phase) as u64, "took_ms": took.as_millis() as u64 })
-            })
-            .collect();
+        let newest = self.phases.last().map(|p| p.0);
+        let mut phases: Vec<Value> = Vec::new();
+        // Every phase up to the newest, those too that the stop had no need of.
+        for (phase, planned) in plan(&budget) {
+            let spent = self.phases.iter().filter(|p| p.0 == phase);
+            let took: Duration = spent.map(|(_, since, took)| took.unwrap_or_else(|| since.elapsed())).sum();
+            let (planned, took) = (planned.as_millis() as u64, took.as_millis() as u64);
+            phases.push(json!({ "phase": phase, "planned_ms": planned, "took_ms": took }));
+            if newest == Some(phase) {
+                break;
+            }
+        }
         let urgency = house.board().stop.map_or(self.stop.urgency, |s| s.1);
         json!({
             "boot_id": house.boot_id, "reason": self.stop.reason, "urgency": urgency, "clean": self.clean,
@@ -77,7 +86,7 @@ impl Report {
     }
 
     fn sessions(&self, house: &House) -> Vec<Value> {
-        let outcomes = house.store.stop_outcomes(self.began_at, LISTED).unwrap_or_else(|e| {
+        let outcomes = house.store.stop_outcomes(&self.live).unwrap_or_else(|e| {
             log::error!("stop: the outcomes cannot be read for the report: {e}");
             Vec::new()
         });
@@ -91,7 +100,7 @@ impl Report {
                     Some(_) => "finished",
                     None => "idle",
                 };
-                let tool = self.tools.iter().find(|(sid, _)| *sid == s.sid).and_then(|(_, tool)| tool.clone());
+                let tool = self.tools.get(&s.sid).cloned().flatten();
                 json!({
                     "key": s.key, "session_id": s.session_id, "outcome": outcome, "tool": tool,
                     "resume_pending": s.mark.is_some(), "end_event": if s.end_pending { "pending" } else { "delivered" },

@@ -48,7 +48,10 @@ pub fn arm(deadline: Instant, code: i32) -> io::Result<Sender<()>> {
 
 fn say() {
     let at = NEWEST.load(Ordering::Acquire);
-    let text = at.checked_sub(1).and_then(|at| FACTS[at].get()).map_or("ostler: the stop's deadline has passed\n", String::as_str);
+    let text = at
+        .checked_sub(1)
+        .and_then(|at| FACTS[at].get())
+        .map_or("ostler: the stop's deadline has passed\n", String::as_str);
     let stderr = io::stderr();
     let mut fds = [PollFd::from_borrowed_fd(stderr.as_fd(), PollFlags::OUT)];
     let none = Timespec::try_from(Duration::ZERO).unwrap_or(Timespec { tv_sec: 0, tv_nsec: 0 });

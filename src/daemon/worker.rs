@@ -21,7 +21,7 @@ use super::mailbox::{Close, Mailbox, Why, Woken};
 use super::registry::{Doing, Wish};
 use crate::agent::{self, Agent, Answer, Continuity, Identity, Prompt};
 use crate::config::{self, AgentKind};
-use crate::hooks::Verdict;
+use crate::hooks::{Event, Verdict};
 use crate::model::event::{Actor, EndReason, HookEvent, MarkReason, Outcome, StopReason};
 use crate::store::{Begin, Begun, Error, Item, Refusal};
 
@@ -38,8 +38,14 @@ pub fn run(house: &Arc<House>, wish: &Wish, config: config::Agent, mailbox: &Arc
     if std::panic::catch_unwind(body).is_err() {
         // The panic itself was logged where it happened. Its turn fails, its activation ends, and the session goes on.
         log::error!(key = wish.key; "the session's worker panicked; its turn fails");
-        if let Err(e) = house.store.worker_died(wish.sid) {
-            log::error!(key = wish.key; "its end could not be written, the next boot writes it: {e}");
+        match house.store.worker_died(wish.sid) {
+            // What waited was told to this worker alone: the next one is told here. Each panic ends a turn, so it is not
+            // for ever.
+            Ok(()) => {
+                let _ = house.registry.set(wish.sid, Doing::Closing);
+                house.registry.want(Wish { asked: false, ..wish.clone() });
+            }
+            Err(e) => log::error!(key = wish.key; "its end could not be written, the next boot writes it: {e}"),
         }
     }
 }
@@ -159,28 +165,30 @@ impl Worker {
             return Next::Rest;
         }
         self.desk.work = false;
-        let context = match self.before_turn() {
-            Ok(context) => context,
-            Err(next) => return next,
-        };
         let config = self.house().config();
-        let begin = Begin {
+        let mut begin = Begin {
             sid,
             epoch: self.desk.epoch,
             on_interrupt: self.desk.agent.on_interrupt,
             resume: config.sessions.resume,
             policy: self.house().policy(),
             asked: self.desk.asked,
-            context,
+            context: None,
+            fresh_id: uuid::Uuid::now_v7().to_string(),
             alone_at: match i64::from(config.sessions.stuck_threshold) {
                 0 => 0,
                 threshold => (threshold - 1).max(1),
             },
         };
+        let context = match self.before_turn(&begin) {
+            Ok(context) => context,
+            Err(next) => return next,
+        };
+        begin.context.clone_from(&context);
         match self.house().store.begin_turn(begin) {
             Ok(Some(begun)) => {
                 self.desk.asked = false;
-                self.turn(&begun)
+                self.turn(&begun, context)
             }
             Ok(None) => {
                 self.desk.asked = false;
@@ -205,6 +213,7 @@ impl Worker {
     fn start(&mut self) -> Result<(), Next> {
         let sid = self.desk.sid;
         let _ = self.house().registry.set(sid, Doing::Starting);
+        crate::failpoint::hit_for("start", "before", self.key());
         let cwd = agent::Host::identity(&self.desk).cwd.clone();
         let until = Instant::now() + self.desk.agent.start_timeout;
         let known = self.agent_session.clone();
@@ -230,8 +239,12 @@ impl Worker {
             Err(failure) => {
                 self.back_off();
                 log::warn!(key = self.key(), agent = self.desk.agent.name; "agent: {failure}");
-                let failed =
-                    self.house().store.fail_queued(sid, self.desk.epoch, failure.code.to_owned(), failure.message.clone());
+                let failed = self.house().store.fail_queued(
+                    sid,
+                    self.desk.epoch,
+                    failure.code.to_owned(),
+                    failure.message.clone(),
+                );
                 self.desk.asked = false;
                 self.desk.work = match failed {
                     Ok(more) => more,
@@ -254,30 +267,29 @@ impl Worker {
     }
 
     /// Asks `before_turn` handlers for context.
-    fn before_turn(&mut self) -> Result<Option<String>, Next> {
+    fn before_turn(&mut self, begin: &Begin) -> Result<Option<String>, Next> {
         if !self.house().hooked(HookEvent::BeforeTurn) {
             return Ok(None);
         }
-        let Ok(Some((turn_id, text))) = self.house().store.peek_turn(self.desk.sid) else { return Ok(None) };
-        let identity = agent::Host::identity(&self.desk);
-        let fields = json!({
-            "session_id": identity.session_id, "turn_id": turn_id, "text": text, "first": self.turns == 0,
-            "resumed": false, "continues": null,
-        });
-        let event = hook_event(HookEvent::BeforeTurn, &identity.key, fields, Some((identity.session_id.clone(), i64::MAX)));
+        // Nothing to begin, or no begin now: the begin itself says so.
+        let Ok(Some(begun)) = self.house().store.preview_turn(begin.clone()) else { return Ok(None) };
+        let fields = json!({ "text": begun.prompt, "first": begun.first });
+        let event = self.event(HookEvent::BeforeTurn, &begun, fields);
         match super::ask(&self.desk.house, event) {
             Verdict::Pass(context) => Ok(context),
             Verdict::Refuse(why) | Verdict::HookFailed(why) => {
                 let failed =
                     self.house().store.fail_queued(self.desk.sid, self.desk.epoch, "hook_failed".to_owned(), why);
                 self.desk.work = matches!(failed, Ok(true) | Err(Error::Sql(_) | Error::Unavailable(_)));
+                // A continuation that is refused stays marked, and is asked for again by the next boot or an operator.
+                self.desk.asked = false;
                 Err(if self.desk.work { Next::More } else { Next::Rest })
             }
         }
     }
 
     /// Runs a turn that has begun, to its outcome.
-    fn turn(&mut self, begun: &Begun) -> Next {
+    fn turn(&mut self, begun: &Begun, context: Option<String>) -> Next {
         let (sid, since) = (self.desk.sid, Instant::now());
         let doing = Doing::Running { turn_id: Some(begun.turn_id.clone()), since, tool: None };
         let _ = self.house().registry.set(sid, doing);
@@ -289,12 +301,12 @@ impl Worker {
         let prompt = Prompt {
             turn_id: begun.turn_id.clone(),
             text: begun.prompt.clone(),
-            context: None,
+            context,
             resumed: begun.continues.as_ref().is_some_and(|c| c.rerun),
         };
-        crate::failpoint::hit("prompt", "before");
+        crate::failpoint::hit_for("prompt", "before", self.key());
         let answer = self.agent.prompt(&mut self.desk, &prompt);
-        crate::failpoint::hit("prompt", "answered");
+        crate::failpoint::hit_for("prompt", "answered", self.key());
         if self.agent.is_ready() {
             if matches!(answer, Answer::Completed { .. }) {
                 self.failures = 0;
@@ -361,34 +373,49 @@ impl Worker {
         }
     }
 
-    fn notify(&self, kind: HookEvent, begun: &Begun, mut fields: serde_json::Value) {
-        if !self.desk.house.hooked(kind) {
-            return;
+    fn notify(&self, kind: HookEvent, begun: &Begun, fields: serde_json::Value) {
+        if self.desk.house.hooked(kind) {
+            self.desk.house.hooks.notify(self.event(kind, begun, fields), Box::new(|_| ()));
         }
+    }
+
+    /// An event about a turn, with the transcript as it stands now.
+    fn event(&self, kind: HookEvent, begun: &Begun, mut fields: serde_json::Value) -> Event {
         let identity = agent::Host::identity(&self.desk);
         fields["session_id"] = identity.session_id.as_str().into();
         fields["turn_id"] = begun.turn_id.as_str().into();
-        fields["resumed"] = begun.continues.is_some().into();
+        fields["resumed"] = begun.continues.as_ref().is_some_and(|c| c.rerun).into();
         fields["continues"] = begun.continues.as_ref().map(|c| c.turn_id.clone()).into();
-        let event = hook_event(kind, &identity.key, fields, Some((identity.session_id.clone(), i64::MAX)));
-        self.desk.house.hooks.notify(event, Box::new(|_| ()));
+        let upto = self.desk.house.store.newest_entry(self.desk.sid).unwrap_or(0);
+        hook_event(kind, &identity.key, fields, Some((identity.session_id.clone(), upto)))
     }
 
     /// Closes the agent and, where nobody else does, the activation.
     fn shut(&mut self, why: Close) {
         let _ = self.desk.house.registry.set(self.desk.sid, Doing::Closing);
-        let until = self.desk.close_by.unwrap_or_else(|| Instant::now() + if why == Close::Retire { CANCEL } else { CLOSE });
+        let within = match why {
+            Close::Retire => CANCEL,
+            // What the sweep will grant, whenever it begins: an agent that has to be killed is no reason to give its
+            // worker up.
+            Close::Stop => self.house().config().shutdown.close * 4 / 10,
+            Close::Park => CLOSE,
+        };
+        let until = self.desk.close_by.unwrap_or_else(|| Instant::now() + within);
         for left in self.agent.close(&mut self.desk, until) {
             log::warn!(key = self.key(); "the agent could not be ended: {left}");
         }
-        if why != Close::Park {
+        if why == Close::Stop {
             return;
         }
         self.desk.collect();
         if self.desk.work || self.desk.asked {
-            // What it was given and did not do is for the next worker of the session.
+            // What it was given and did not do is for the next worker of the session. One that gave way may have come back
+            // while this one ended; one that has not refuses the next worker's activation.
             let wish = Wish { sid: self.desk.sid, key: self.key().to_owned(), asked: self.desk.asked };
             self.desk.house.registry.want(wish);
+        }
+        if why != Close::Park {
+            return;
         }
         loop {
             let store = &self.desk.house.store;

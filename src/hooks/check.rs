@@ -45,20 +45,26 @@ pub fn check(files: &[PathBuf], config: &config::Hooks) -> Vec<Problem> {
 }
 
 fn check_one(file: &Path, config: &config::Hooks) -> Result<Vec<Problem>, scripts::LoadError> {
-    let text = scripts::read_script(file)?;
-    let beside = file.parent().map_or_else(|| PathBuf::from("."), Path::to_path_buf);
-    let lib = |dir: &Path| dir.join("lib").is_dir();
-    let dir = if lib(&beside) { Some(beside) } else { config.dir.clone().filter(|d| lib(d)) };
-    let modules = match dir {
-        Some(dir) => scripts::read(&dir)?.modules,
-        None => Sources::default().modules,
-    };
-    let name = file.file_name().and_then(|n| n.to_str()).unwrap_or("script.lua").to_owned();
-    let sources = Sources { scripts: vec![(file.to_owned(), name.clone(), text.clone())], modules };
+    let problem = |line, message| Problem { script: file.to_owned(), line, message, error: false };
+    let sources = sources(file, config)?;
+    let Some((_, name, text)) = sources.scripts.first().cloned() else { return Ok(Vec::new()) };
+    if let Some(what) = scripts::no_hook(&name) {
+        return Ok(vec![problem(None, format!("not looked at: {what}, which the daemon does not load"))]);
+    }
     let mut once = config.clone();
     once.threads = 1;
     drop(scripts::load_sources(sources, &once, env!("CARGO_PKG_VERSION"))?);
     let warnings = globals::look(&text, &name, config).unwrap_or_default();
-    let problem = |(line, message)| Problem { script: file.to_owned(), line: Some(line), message, error: false };
-    Ok(warnings.into_iter().map(problem).collect())
+    Ok(warnings.into_iter().map(|(line, message)| problem(Some(line), message)).collect())
+}
+
+/// One script, and the modules that it finds: those in `lib` beside it, or below `config.dir`.
+pub(super) fn sources(file: &Path, config: &config::Hooks) -> Result<Sources, scripts::LoadError> {
+    let text = scripts::read_script(file)?;
+    let beside = file.parent().map_or_else(|| PathBuf::from("."), Path::to_path_buf);
+    let lib = |dir: &Path| dir.join("lib").is_dir();
+    let dir = if lib(&beside) { Some(beside) } else { config.dir.clone().filter(|d| lib(d)) };
+    let modules = dir.map(|dir| scripts::modules_below(&dir)).transpose()?.unwrap_or_default();
+    let name = file.file_name().and_then(|n| n.to_str()).unwrap_or("script.lua").to_owned();
+    Ok(Sources { scripts: vec![(file.to_owned(), name, text)], modules })
 }

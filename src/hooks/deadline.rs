@@ -93,7 +93,8 @@ impl Deadline {
     }
 
     /// For the shims of C functions that switch coroutines: past the deadline, arms the coroutine that runs, so that
-    /// its next instruction stops it. Otherwise a tree of coroutines, each shorter than the stride, would never be seen.
+    /// its next instruction stops it. Otherwise a tree of coroutines, each shorter than the stride, would never be
+    /// seen.
     ///
     /// # Errors
     /// Lua has no memory left.

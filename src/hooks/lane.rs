@@ -1,12 +1,13 @@
 //! A lane: one queue, and the thread that works it off in a Lua state of its own.
 //!
-//! What waits and what runs lies in the lane, not in the thread: when a call does not come back, the thread is given up,
-//! the call is answered as timed out, and another thread goes on with the rest of the queue. The lost thread finds out by
-//! its `generation` when it comes back, and ends without touching anything. It must not know how lanes are chosen.
+//! What waits and what runs lies in the lane, not in the thread: when a call does not come back, the thread is given
+//! up, the call is answered as timed out, and another thread goes on with the rest of the queue. The lost thread finds
+//! out by its `generation` when it comes back, and ends without touching anything. It must not know how lanes are
+//! chosen.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::lock;
 use super::scripts::{Plan, State};
@@ -99,8 +100,8 @@ impl Lane {
         lock(&self.inner).running.as_ref().map(|r| r.lost_at)
     }
 
-    /// Gives the thread up if its call is overdue: the call is answered, the rest of its task goes on. Gives the generation
-    /// of the thread that is to follow.
+    /// Gives the thread up if its call is overdue: the call is answered, the rest of its task goes on. Gives the
+    /// generation of the thread that is to follow.
     pub fn give_up(&self, now: Instant, shared: &Shared) -> Option<u64> {
         let mut inner = lock(&self.inner);
         let running = inner.running.take_if(|r| r.lost_at <= now)?;
@@ -124,7 +125,8 @@ impl Lane {
         lock(&self.inner).generation
     }
 
-    /// The life of the lane's thread. `begun` is told when a call will be given up. True: it was given up before it ended.
+    /// The life of the lane's thread. `begun` is told when a call will be given up. True: it was given up before it
+    /// ended.
     pub fn work(&self, generation: u64, mut plan: Arc<Plan>, shared: &Shared, begun: &dyn Fn(Instant)) -> bool {
         let mut state: Option<State> = None;
         loop {
@@ -167,8 +169,9 @@ impl Lane {
     ) -> bool {
         while let Some((next, step)) = task.next(plan, shared) {
             let (event, now) = (next.event(), Instant::now());
-            let until = now + step.timeout();
-            let lost_at = until + shared.grace;
+            // A state that has to be made first takes its own time, not the call's.
+            let making = if task::is_usable(state.as_ref()) { Duration::ZERO } else { plan.time_to_build() };
+            let lost_at = now + making + step.timeout() + shared.grace;
             {
                 let mut inner = lock(&self.inner);
                 if inner.stopping && !next.is_last() {
@@ -179,7 +182,7 @@ impl Lane {
                 inner.running = Some(Running { task: next, step: step.clone(), began: now, lost_at });
             }
             begun(lost_at);
-            let outcome = task::call(plan, state, &step, event.as_deref(), until, shared);
+            let outcome = task::call(plan, state, &step, event.as_deref(), shared);
             let running = {
                 let mut inner = lock(&self.inner);
                 if inner.generation != generation {

@@ -1,14 +1,15 @@
 //! Hooks: the operator's Lua. Owns every Lua state, its thread, its limits and the `ostler.*` API.
 //!
-//! Lua is named here and nowhere else (but in the lua agent, which borrows [`sandbox`]). What the scripts may ask of the
-//! house comes in through [`Home`]; what the house tells the scripts goes in as an [`Event`]. The hooks must not know the
-//! store, the workers or the API: whether an event was delivered is told by a callback and kept by whoever asked.
+//! Lua is named here and nowhere else (but in the lua agent, which borrows [`sandbox`]). What the scripts may ask of
+//! the house comes in through [`Home`]; what the house tells the scripts goes in as an [`Event`]. The hooks must not
+//! know the store, the workers or the API: whether an event was delivered is told by a callback and kept by whoever
+//! asked.
 //!
 //! Reading order: [`scripts`] reads the files and loads them, once a state; [`sandbox`] is a state with limits,
-//! [`deadline`] how a call in it is stopped, [`pattern`] what of Lua had to be rewritten for that; [`api`] is what scripts
-//! may call; [`pool`] owns the threads and their queues, [`lane`] one of them, [`verdict`] what is made of a handler's
-//! answer, [`stats`] what is counted and when a handler is skipped; [`timer`] runs `ostler.every`; [`check`] and [`sample`]
-//! serve the commands.
+//! [`deadline`] how a call in it is stopped, [`pattern`] what of Lua had to be rewritten for that; [`api`] is what
+//! scripts may call; [`pool`] owns the threads and their queues, [`lane`] one of them, [`verdict`] what is made of a
+//! handler's answer, [`stats`] what is counted and when a handler is skipped; [`timer`] runs `ostler.every`; [`check`],
+//! [`sample`] and [`trial`] serve the commands and the tests of scripts.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -33,11 +34,12 @@ mod task;
 #[cfg(test)]
 mod tests;
 mod timer;
+pub mod trial;
 mod verdict;
 
 pub use check::{Problem, check};
 pub use pool::Hooks;
-pub use sample::sample;
+pub use sample::{sample, sample_with};
 pub use scripts::{LoadError, Scripts, load};
 pub use stats::HandlerInfo;
 
@@ -77,7 +79,8 @@ pub struct Event {
 pub enum Delivered {
     /// It returned.
     Done,
-    /// It raised an error, ran out of memory, or returned something that makes no sense: text with script, line, event and key.
+    /// It raised an error, ran out of memory, or returned something that makes no sense: text with script, line, event
+    /// and key.
     Failed(String),
     /// It ran past its timeout and was stopped (or its thread was given up).
     TimedOut(String),
@@ -90,8 +93,8 @@ pub enum Delivered {
 /// The answer of the synchronous handlers of one event.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// Go on; `message`: the rewritten text; `before_turn`: the context to put before the prompt; `permission`: an option's
-    /// id, `allow` or `deny`; `None`: nobody had an opinion.
+    /// Go on; `message`: the rewritten text; `before_turn`: the context to put before the prompt; `permission`: an
+    /// option's id, `allow` or `deny`; `None`: nobody had an opinion.
     Pass(Option<String>),
     /// `message`: refused, with the reason for the sender.
     Refuse(String),
@@ -99,8 +102,8 @@ pub enum Verdict {
     HookFailed(String),
 }
 
-/// What scripts may ask of the house; implemented by the daemon over the store. Called on hook threads. Errors are texts
-/// for the script.
+/// What scripts may ask of the house; implemented by the daemon over the store. Called on hook threads. Errors are
+/// texts for the script.
 pub trait Home: Send + Sync {
     /// Entries of a session's transcript after `after`, at most `limit`, none beyond `upto`.
     ///
@@ -120,8 +123,8 @@ pub trait Home: Send + Sync {
     /// A text for the script.
     fn kv_get(&self, key: &str) -> Result<Option<Value>, String>;
 
-    /// Keeps a value, or removes it (`None`). `only_if`: `None` = always; `Some(None)` = only if absent; `Some(Some(v))` =
-    /// only if equal. `Ok(false)`: the condition did not hold.
+    /// Keeps a value, or removes it (`None`). `only_if`: `None` = always; `Some(None)` = only if absent;
+    /// `Some(Some(v))` = only if equal. `Ok(false)`: the condition did not hold.
     ///
     /// # Errors
     /// A text for the script.
@@ -151,8 +154,8 @@ pub trait Home: Send + Sync {
     /// A text for the script.
     fn session_info(&self, key: &str) -> Result<Option<Value>, String>;
 
-    /// A timer registered by `ostler.every`: tell (durably) that run `due` (ms) of `name` is claimed by this call; false:
-    /// another already ran it.
+    /// A timer registered by `ostler.every`: tell (durably) that run `due` (ms) of `name` is claimed by this call;
+    /// false: another already ran it.
     ///
     /// # Errors
     /// A text for the log.

@@ -1,8 +1,8 @@
 //! Lua's patterns (`string.find` and its kin), rewritten so that they can be stopped.
 //!
 //! Lua's own matcher is C code that backtracks without end on a hostile pattern and sees no hook. This is the same
-//! algorithm, `lstrlib.c` of Lua 5.4 step by step, over slices, with a look at the deadline every few thousand steps. It
-//! must not know Lua values: bytes in, positions out.
+//! algorithm, `lstrlib.c` of Lua 5.4 step by step, over slices, with a look at the deadline every few thousand steps.
+//! It must not know Lua values: bytes in, positions out.
 
 /// What Lua allows: captures in a pattern.
 const MAX_CAPTURES: usize = 32;
@@ -18,6 +18,8 @@ pub enum Capture {
     Position(usize),
     /// A stretch: from, to.
     Span(usize, usize),
+    /// Its `)` is missing: an error for whoever asks for it, and nobody else.
+    Unfinished,
 }
 
 #[derive(Clone, Copy)]
@@ -76,7 +78,7 @@ impl<'a> Matcher<'a> {
             if let Some(end) = self.run(start, 0)?
                 && Some(end) != not_at
             {
-                return self.found(start, end).map(Some);
+                return Ok(Some(self.found(start, end)));
             }
             if anchored {
                 break;
@@ -85,17 +87,13 @@ impl<'a> Matcher<'a> {
         Ok(None)
     }
 
-    fn found(&self, start: usize, end: usize) -> Result<Match, String> {
-        let captures = self
-            .captures
-            .iter()
-            .map(|slot| match *slot {
-                Slot::Open(_) => Err("unfinished capture".to_owned()),
-                Slot::Closed(a, b) => Ok(Capture::Span(a, b)),
-                Slot::Position(a) => Ok(Capture::Position(a)),
-            })
-            .collect::<Result<_, _>>()?;
-        Ok(Match { start, end, captures })
+    fn found(&self, start: usize, end: usize) -> Match {
+        let capture = |slot: &Slot| match *slot {
+            Slot::Open(_) => Capture::Unfinished,
+            Slot::Closed(a, b) => Capture::Span(a, b),
+            Slot::Position(a) => Capture::Position(a),
+        };
+        Match { start, end, captures: self.captures.iter().map(capture).collect() }
     }
 
     fn step(&mut self) -> Result<(), String> {
@@ -367,4 +365,100 @@ fn class(c: u8, letter: u8) -> bool {
 #[must_use]
 pub fn is_plain(pattern: &[u8]) -> bool {
     !pattern.iter().any(|c| b"^$*+?.([%-".contains(c))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use mlua::{Function, Lua, MultiValue, Table, Value};
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::config;
+    use crate::hooks::sandbox::{Leave, Sandbox};
+
+    fn sandboxed() -> (Sandbox, Table) {
+        let hooks = config::Hooks {
+            dir: None,
+            threads: 1,
+            timeout: std::time::Duration::from_secs(5),
+            memory: 64 << 20,
+            allow_exec: false,
+            allow_http: false,
+            allow_fs: false,
+            fs_roots: Vec::new(),
+            attempts: 1,
+            config: serde_json::Value::Null,
+        };
+        let sandbox = Sandbox::new(&hooks, Leave::default(), "").unwrap();
+        let (env, _) = sandbox.globals().make(sandbox.lua()).unwrap();
+        (sandbox, env)
+    }
+
+    /// What a function of `string` answers, in a form that can be compared; an error without its place.
+    fn call(string: &Table, name: &str, args: &[Value]) -> String {
+        let f: Function = string.get(name).unwrap();
+        let show = |v: &Value| match v {
+            Value::String(s) => format!("{:?}", s.as_bytes().to_vec()),
+            other => format!("{other:?}"),
+        };
+        let args = MultiValue::from_iter(args.iter().cloned());
+        match f.call::<MultiValue>(args) {
+            Ok(values) if name == "gmatch" => {
+                let next = values.front().unwrap().as_function().unwrap().clone();
+                let mut all = Vec::new();
+                for _ in 0..100 {
+                    match next.call::<MultiValue>(()) {
+                        Ok(values) if values.front().is_none_or(Value::is_nil) => break,
+                        Ok(values) => all.push(values.iter().map(show).collect::<Vec<_>>().join(",")),
+                        // What Lua does after that is undefined.
+                        Err(_) => {
+                            all.push("error".to_owned());
+                            break;
+                        }
+                    }
+                }
+                all.join(";")
+            }
+            Ok(values) => values.iter().map(show).collect::<Vec<_>>().join(","),
+            Err(_) => "error".to_owned(),
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 4000, failure_persistence: None, ..ProptestConfig::default() })]
+
+        /// The matcher answers what Lua's own answers, malformed patterns included.
+        #[test]
+        fn it_is_luas_own_matcher(
+            subject in "[ab(). 1\u{0}]{0,12}",
+            pattern in r"(\^)?([ab.1()\[\]\^$*+?-]|%[abdswxfb()1-3%.]|\[[ab]-?[1%s]?\]|\(\)|\(.\)|.[*+?-]|%f\[%w\]|%b\(\)|\u{0}){0,6}(\$)?",
+            by in r"([xy]|%[0-9%x]){0,4}",
+            init in -4_i64..8,
+        ) {
+            let (sandbox, env) = sandboxed();
+            let ours = sandbox.lua();
+            let theirs = Lua::new();
+            let strings: Table = env.get("string").unwrap();
+            let reference: Table = theirs.globals().get("string").unwrap();
+            for name in ["find", "match", "gmatch", "gsub"] {
+                let make = |lua: &Lua| -> Vec<Value> {
+                    let text = |s: &str| Value::String(lua.create_string(s).unwrap());
+                    let mut args = vec![text(&subject), text(&pattern)];
+                    args.push(if name == "gsub" { text(&by) } else { Value::Integer(init) });
+                    args
+                };
+                let (a, b) = (call(&strings, name, &make(ours)), call(&reference, name, &make(&theirs)));
+                prop_assert_eq!(a, b, "{}({:?}, {:?}, {:?}, {})", name, subject, pattern, by, init);
+            }
+        }
+    }
+
+    #[test]
+    fn it_stops_when_time_is_up() {
+        let past = || true;
+        let subject = vec![b'a'; 100_000];
+        let found = Matcher::new(&subject, b".-.-.-.-.-b", &past).next(0, false, None);
+        assert_eq!(found, Err("timeout".to_owned()));
+    }
 }

@@ -1,11 +1,13 @@
 //! The hook threads: which lane an event goes to, who watches over calls that do not come back, and how all of it ends.
 //!
-//! `threads` lanes serve journalled and notifying events, chosen by key; one more serves the events that are waited for.
-//! A watch thread sleeps until the nearest call is overdue, a timer thread until the next timer is due; with no scripts
-//! there are no threads at all. Lock order: the watch before a lane; nothing else is held while another is taken.
+//! `threads` lanes serve journalled and notifying events, chosen by key; one more serves the events that are waited
+//! for. A watch thread sleeps until the nearest call is overdue, a timer thread until the next timer is due; with no
+//! scripts there are no threads at all. Lock order: the watch before a lane; nothing else is held while another is
+//! taken.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError, RwLock};
 use std::thread::JoinHandle;
@@ -100,6 +102,11 @@ fn bit(event: HookEvent) -> u32 {
     1 << (event as u32)
 }
 
+/// A callback whose panic (logged by the panic hook) stays its own: it runs on threads that everybody needs.
+fn contained<T: 'static>(done: Box<dyn FnOnce(T) + Send>) -> Box<dyn FnOnce(T) + Send> {
+    Box::new(move |answer| drop(catch_unwind(AssertUnwindSafe(|| done(answer)))))
+}
+
 impl Hooks {
     /// Starts the threads.
     ///
@@ -145,14 +152,14 @@ impl Hooks {
         self.pool.plan().registered.of(event).map(|h| h.id.clone()).collect()
     }
 
-    /// Calls all handlers of an event that is not journalled, in order, on the thread of its key. Never blocks; `done` is
-    /// called once, with how many failed or were not called.
+    /// Calls all handlers of an event that is not journalled, in order, on the thread of its key. Never blocks; `done`
+    /// is called once, with how many failed or were not called.
     pub fn notify(&self, event: Event, done: Box<dyn FnOnce(usize) + Send>) {
         if !self.has(event.kind) {
             return done(0);
         }
         let lane = self.pool.lane_of(event.key.as_deref());
-        self.pool.put(lane, Task::Notify { event: Arc::new(event), left: None, failed: 0, done });
+        self.pool.put(lane, Task::Notify { event: Arc::new(event), left: None, failed: 0, done: contained(done) });
     }
 
     /// Calls one handler. Never blocks; `done` is called once, on whatever thread.
@@ -161,21 +168,21 @@ impl Hooks {
             return done(Delivered::Orphaned);
         }
         let lane = self.pool.lane_of(event.key.as_deref());
-        self.pool.put(lane, Task::Deliver { event: Arc::new(event), handler: handler.clone(), done });
+        self.pool.put(lane, Task::Deliver { event: Arc::new(event), handler: handler.clone(), done: contained(done) });
     }
 
-    /// Asks the handlers of a synchronous event, chained, on the thread of the synchronous ones. Never blocks; `done` is
-    /// called once, at the latest when the timeouts of those before it and its own have passed.
+    /// Asks the handlers of a synchronous event, chained, on the thread of the synchronous ones. Never blocks; `done`
+    /// is called once, at the latest when the timeouts of those before it and its own have passed.
     pub fn ask(&self, event: Event, done: Box<dyn FnOnce(Verdict) + Send>) {
         if !self.has(event.kind) {
             return done(Verdict::Pass(None));
         }
         let lane = self.pool.lanes.get().and_then(|lanes| lanes.last()).cloned();
-        self.pool.put(lane, Task::Ask { event: Arc::new(event), left: None, answer: None, done });
+        self.pool.put(lane, Task::Ask { event: Arc::new(event), left: None, answer: None, done: contained(done) });
     }
 
-    /// Another set of scripts: calls that run finish on the old one, whatever comes after goes to the new one. The count of
-    /// threads stays what it was when the first scripts came.
+    /// Another set of scripts: calls that run finish on the old one, whatever comes after goes to the new one. The
+    /// count of threads stays what it was when the first scripts came.
     ///
     /// # Errors
     /// The system has no threads to give (the first scripts of a daemon that had none).
@@ -221,7 +228,8 @@ impl Hooks {
         self.pool.lost.load(Ordering::Relaxed)
     }
 
-    /// From now on nothing but `stopped` is called: what waits is answered (`NotCalled`), what runs goes on until its timeout.
+    /// From now on nothing but `stopped` is called: what waits is answered (`NotCalled`), what runs goes on until its
+    /// timeout.
     pub fn stop_calling(&self) {
         self.pool.timers.close();
         let plan = self.pool.plan();

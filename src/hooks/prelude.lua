@@ -1,11 +1,11 @@
--- The part of the sandbox that is Lua: shims over what of Lua's own library a script could use to run for ever, to reach
--- another script, or to leave the sandbox. Runs once a state, before any script, with the state's real globals; gives back
--- what makes a script's environment. It must not know what the hooks are for.
+-- The part of the sandbox that is Lua: shims over what of Lua's own library a script could use to run for ever, to
+-- reach another script, or to leave the sandbox. Runs once a state, before any script, with the state's real globals;
+-- gives back what makes a script's environment. It must not know what the hooks are for.
 local rust, most = ...
 local check, locate, find_raw, match_raw, step_raw, gsub_raw =
   rust.check, rust.locate, rust.find, rust.match, rust.step, rust.gsub
 local traceback, xpcall = rust.traceback, xpcall
-local type, error, pcall, select, next, tostring, rawget, rawlen = type, error, pcall, select, next, tostring, rawget, rawlen
+local type, error, pcall, select, next, tostring, rawget = type, error, pcall, select, next, tostring, rawget
 local setmetatable, getmetatable = setmetatable, getmetatable
 local mtype, concat = math.type, table.concat
 
@@ -22,14 +22,15 @@ local function fail(...)
 end
 
 local base = {}
-for _, name in next, { "assert", "error", "getmetatable", "ipairs", "next", "pairs", "pcall", "rawequal", "rawget", "rawlen",
-  "rawset", "select", "tonumber", "tostring", "type", "_VERSION" } do
+for _, name in next, { "assert", "error", "getmetatable", "ipairs", "next", "pairs", "pcall", "rawequal", "rawget",
+  "rawlen", "rawset", "select", "tonumber", "tostring", "type", "_VERSION" } do
   base[name] = _G[name]
 end
 
 -- The handler runs after the stack is unwound: Lua's own runs it with the deadline switched off.
 function base.xpcall(f, handler, ...)
-  if type(handler) ~= "function" then fail("bad argument #2 to 'xpcall' (function expected, got ", type(handler), ")") end
+  local kind = type(handler)
+  if kind ~= "function" then fail("bad argument #2 to 'xpcall' (function expected, got ", kind, ")") end
   local function after(ok, ...)
     if ok then return true, ... end
     return false, select(2, pcall(handler, ...))
@@ -128,8 +129,8 @@ function lib.string.gsub(s, pattern, by, most_times)
   return concat(out, "", 1, n), times
 end
 
--- Tables: with a metatable the C functions loop as long as `__len` says and call C functions as `__index`, unseen by the
--- deadline; so such tables are worked on in Lua. Plain tables are as long as their memory.
+-- Tables: with a metatable the C functions loop as long as `__len` says and call C functions as `__index`, unseen by
+-- the deadline; so such tables are worked on in Lua. Plain tables are as long as their memory.
 local ctable = table
 local function plain(t) return type(t) == "table" and getmetatable(t) == nil end
 local function sized(t, name)
@@ -176,7 +177,8 @@ end
 
 function lib.table.move(from, first, last, to, into)
   if plain(from) and (into == nil or plain(into)) then
-    if mtype(first) == "integer" and mtype(last) == "integer" and last >= first and (last - first < 0 or last - first > most) then
+    local counted = mtype(first) == "integer" and mtype(last) == "integer" and last >= first
+    if counted and (last - first < 0 or last - first > most) then
       fail("bad argument #3 to 'move' (too many elements to move)")
     end
     return ctable.move(from, first, last, to, into)
@@ -270,7 +272,7 @@ meta.__index = methods
 meta.__metatable = false
 
 -- Whatever a script may not have does not exist for anybody.
-for _, name in next, { "load", "loadfile", "dofile", "collectgarbage", "require", "print", "warn", "xpcall", "setmetatable" } do
+for _, name in next, { "load", "loadfile", "dofile", "collectgarbage", "print", "warn", "xpcall", "setmetatable" } do
   _G[name] = nil
 end
 
@@ -287,8 +289,9 @@ local function environment()
   return env
 end
 
--- Runs a handler: `true, values`, or `false, why, traceback`. Protected, so that what a script is to close is closed when
--- it fails; the traceback is taken where the error is raised, the text of an error object only after, under the deadline.
+-- Runs a handler: `true, values`, or `false, why, traceback`. Protected, so that what a script is to close is closed
+-- when it fails; the traceback is taken where the error is raised, the text of an error object only after, under the
+-- deadline.
 local function run(f, ...)
   local trace
   local function after(ok, ...)

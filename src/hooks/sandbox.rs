@@ -1,7 +1,7 @@
 //! A Lua state with limits: memory, time, and nothing in it that reaches out by itself.
 //!
-//! Used by the hook threads and by the lua agent. Owns the state; it must not know events or queues. A call that had to be
-//! stopped, ran out of memory or panicked leaves the state *spoiled*: whoever owns it makes a new one.
+//! Used by the hook threads and by the lua agent. Owns the state; it must not know events or queues. A call that had to
+//! be stopped, ran out of memory or panicked leaves the state *spoiled*: whoever owns it makes a new one.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
@@ -269,8 +269,8 @@ impl Sandbox {
     }
 }
 
-/// `require`: modules by name, each run once in this state, in globals of its own. `find` gives a module's file name and
-/// text; `modules` is the state's table of those that are loaded and being loaded.
+/// `require`: modules by name, each run once in this state, in globals of its own. `find` gives a module's file name
+/// and text; `modules` is the state's table of those that are loaded and being loaded.
 ///
 /// # Errors
 /// Lua has no memory left.

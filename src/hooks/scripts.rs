@@ -1,8 +1,8 @@
 //! Scripts: the files of the hooks directory, and what they register.
 //!
 //! Everything is read once, checked and kept as text, so that a state can be built again later (after one was spoiled)
-//! from exactly what was loaded. Each hook thread has a state of its own; all of them must register the same. It must not
-//! know the threads.
+//! from exactly what was loaded. Each hook thread has a state of its own; all of them must register the same. It must
+//! not know the threads.
 
 use std::collections::{BTreeMap, HashMap};
 use std::os::unix::fs::MetadataExt;
@@ -148,9 +148,8 @@ impl Scripts {
 
 /// Reads and loads every script of the hooks directory, once for each hook thread.
 ///
-/// # Errors
-/// A file cannot be read, could be written by other users, is no Lua, fails or takes too long, or registers something that
-/// makes no sense; or it registers differently from one state to the next.
+/// # Errors A file cannot be read, could be written by other users, is no Lua, fails or takes too long, or registers
+/// something that makes no sense; or it registers differently from one state to the next.
 pub fn load(config: &config::Hooks, version: &str) -> Result<Scripts, LoadError> {
     let sources = match &config.dir {
         Some(dir) => read(dir)?,
@@ -198,6 +197,11 @@ fn load_all(sources: Sources, settings: config::Hooks, version: String, count: u
 }
 
 impl Plan {
+    /// How long building a state may take.
+    pub fn time_to_build(&self) -> Duration {
+        self.settings.timeout * u32::try_from(self.sources.scripts.len()).unwrap_or(1000)
+    }
+
     /// A state once more, after one was spoiled.
     pub fn rebuild(&self) -> Result<State, LoadError> {
         let (state, found) = build(&self.sources, &self.settings, &self.version)?;
@@ -439,15 +443,14 @@ fn line_in(text: &str, name: &str) -> Option<usize> {
 /// Reads the directory: `*.lua` in name order, and the modules in `lib`.
 pub(crate) fn read(dir: &Path) -> Result<Sources, LoadError> {
     let mut sources = Sources::default();
-    if !dir.exists() {
+    if !dir.try_exists().map_err(|e| LoadError::new(dir, format!("cannot be read: {e}")))? {
         return Ok(sources);
     }
     guarded(dir)?;
     for path in listed(dir)? {
-        if path.is_file() && path.extension().is_some_and(|e| e == "lua") {
+        if !path.is_dir() && path.extension().is_some_and(|e| e == "lua") {
             let name = file_name(&path)?;
-            // Tests of scripts stand beside them.
-            if !name.starts_with('.') && !name.ends_with(".test.lua") {
+            if !name.starts_with('.') && no_hook(&name).is_none() {
                 let text = read_script(&path)?;
                 sources.scripts.push((path, name, text));
             }
@@ -470,6 +473,15 @@ pub fn modules_below(dir: &Path) -> Result<BTreeMap<String, (String, Arc<str>)>,
     Ok(sources.modules)
 }
 
+/// What stands beside hook scripts and is none, by its name.
+pub(crate) fn no_hook(name: &str) -> Option<&'static str> {
+    match () {
+        () if name.ends_with(".test.lua") => Some("it is a script's test"),
+        () if name.ends_with(".d.lua") => Some("it is an editor's annotations"),
+        () => None,
+    }
+}
+
 fn read_modules(dir: &Path, prefix: &str, shown: &str, sources: &mut Sources, depth: usize) -> Result<(), LoadError> {
     guarded(dir)?;
     for path in listed(dir)? {
@@ -482,7 +494,7 @@ fn read_modules(dir: &Path, prefix: &str, shown: &str, sources: &mut Sources, de
                 return Err(LoadError::new(&path, "modules nested deeper than 8 directories"));
             }
             read_modules(&path, &format!("{prefix}{name}."), &format!("{shown}/{name}"), sources, depth + 1)?;
-        } else if let Some(stem) = name.strip_suffix(".lua").filter(|s| !s.ends_with(".test")) {
+        } else if let Some(stem) = name.strip_suffix(".lua").filter(|_| no_hook(&name).is_none()) {
             if sources.modules.len() >= MODULES {
                 return Err(LoadError::new(&path, format!("more than {MODULES} modules")));
             }
@@ -512,7 +524,10 @@ fn listed(dir: &Path) -> Result<Vec<PathBuf>, LoadError> {
 }
 
 /// Refuses what users other than its owner, or an owner who is neither root nor us, could write to.
-fn guarded(path: &Path) -> Result<(), LoadError> {
+///
+/// # Errors
+/// Its path and the remedy.
+pub fn guarded(path: &Path) -> Result<(), LoadError> {
     let meta = std::fs::metadata(path).map_err(|e| LoadError::new(path, format!("cannot be read: {e}")))?;
     let us = rustix::process::geteuid().as_raw();
     if meta.mode() & 0o022 != 0 {

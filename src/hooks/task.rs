@@ -1,7 +1,7 @@
 //! What a lane is asked to do, one call after the other, and how it is answered.
 //!
-//! A task is a value that goes from call to call: it says which handler is next, takes in what came of it, and is answered
-//! exactly once. It must not know threads.
+//! A task is a value that goes from call to call: it says which handler is next, takes in what came of it, and is
+//! answered exactly once. It must not know threads.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -60,7 +60,8 @@ impl Step {
         }
     }
 
-    fn label(&self) -> (&str, &str, &str) {
+    /// Event, script and name.
+    pub fn label(&self) -> (&str, &str, &str) {
         match self {
             Self::Handler(h) => (h.id.event.as_str(), &h.id.script, &h.id.name),
             Self::Timer(t, _) => ("every", &t.script, &t.short),
@@ -243,7 +244,8 @@ impl Task {
         logging::write(log::Level::Error, fields, &format!("{place}: {}", failure.text));
         if open && matches!(self, Self::Ask { .. }) {
             let rest = shared.stats.rest();
-            log::error!(target: "hook", hook = step.called().as_str(); "{place}: three timeouts in a row: skipped for {rest:?}");
+            log::error!(target: "hook", hook = step.called().as_str();
+                "{place}: three timeouts in a row: skipped for {rest:?}");
         }
         format!("{place}: {}", first_line(&failure.text))
     }
@@ -271,20 +273,25 @@ impl Task {
     }
 }
 
+/// Whether a call may run in a state.
+pub(crate) fn is_usable(state: Option<&State>) -> bool {
+    state.is_some_and(|s| !s.sandbox.spoiled())
+}
+
 /// Calls one handler in the lane's state, which is made anew where it has to be.
 pub(crate) fn call(
     plan: &Plan,
     state: &mut Option<State>,
     step: &Step,
     event: Option<&Event>,
-    until: Instant,
     shared: &Shared,
 ) -> Result<Opinion, Failure> {
-    if state.as_ref().is_none_or(|s| s.sandbox.spoiled()) {
+    if !is_usable(state.as_ref()) {
         // The old one goes first: two of them could be too much memory.
         *state = None;
         *state = Some(plan.rebuild().map_err(|e| failed(format!("the scripts cannot be loaded again: {e}")))?);
     }
+    let until = Instant::now() + step.timeout();
     let Some(state) = state.as_ref() else { return Err(failed("there is no Lua state".to_owned())) };
     let _ = state.sandbox.context().home.set(Arc::clone(&shared.home));
     let (function, argument) = match step {

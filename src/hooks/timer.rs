@@ -88,8 +88,8 @@ fn hand_out(pool: &Pool, plan: &Plan, ran: &mut HashMap<String, Millis>) -> Opti
     next
 }
 
-/// The newest run of a timer. One that never ran starts from the present, durably, so that the first run it misses while
-/// the daemon is down counts as missed.
+/// The newest run of a timer. One that never ran starts from the present, durably, so that the first run it misses
+/// while the daemon is down counts as missed.
 fn last_run(pool: &Pool, timer: &Timer, newest: Millis) -> Millis {
     let home = &pool.shared.home;
     let last = match home.timer_last(&timer.name) {
@@ -98,7 +98,8 @@ fn last_run(pool: &Pool, timer: &Timer, newest: Millis) -> Millis {
         Err(why) => Err(why),
     };
     last.unwrap_or_else(|why| {
-        log::error!(target: "hook", hook = timer.name.as_str(); "timer {}: its last run is not known: {why}", timer.name);
+        log::error!(target: "hook", hook = timer.name.as_str();
+            "timer {}: its last run is not known: {why}", timer.name);
         newest
     })
 }

@@ -1,4 +1,5 @@
-//! What a handler's answer means: read strictly, because a typing error that silently does nothing is worse than a failure.
+//! What a handler's answer means: read strictly, because a typing error that silently does nothing is worse than a
+//! failure.
 
 use mlua::{MultiValue, Table, Value};
 use serde_json::Value as Json;

@@ -264,7 +264,10 @@ impl Lifecycle {
                 Event::ShutdownHooksEnded | Event::EndsDelivered | Event::StoppedHooksEnded | Event::StoreClosed,
             )
             | (Phase::CallingHooks, Event::StoreClosed)
-            | (Phase::Closing | Phase::Ended, Event::ShutdownHooksEnded | Event::EndsDelivered | Event::StoppedHooksEnded)
+            | (
+                Phase::Closing | Phase::Ended,
+                Event::ShutdownHooksEnded | Event::EndsDelivered | Event::StoppedHooksEnded,
+            )
             | (Phase::Starting | Phase::Running | Phase::Ended, Event::TimeUp)
             | (Phase::Ended, Event::StopAsked(..) | Event::StoreClosed) => Vec::new(),
         }
@@ -272,11 +275,7 @@ impl Lifecycle {
 
     fn begin(&mut self, reason: StopReason, urgency: Urgency, now: Instant) -> Vec<Action> {
         self.stop = Some(Stop { reason, urgency, began: now, deadline: now + self.budget.deadline });
-        let mut actions = vec![
-            Action::CloseAdmission,
-            Action::TellManager,
-            Action::MarkRunning,
-        ];
+        let mut actions = vec![Action::CloseAdmission, Action::TellManager, Action::MarkRunning];
         if urgency == Urgency::Now {
             actions.extend(self.leave_now(now));
             return actions;
@@ -425,13 +424,10 @@ mod tests {
     #[test]
     fn a_stop_with_nothing_to_do_waits_for_nothing() {
         let (mut m, t) = running();
-        assert_eq!(names(&m.step(STOP, t)), [
-            "CloseAdmission",
-            "TellManager",
-            "MarkRunning",
-            "CallShutdownHooks",
-            "CloseWorkers"
-        ]);
+        assert_eq!(
+            names(&m.step(STOP, t)),
+            ["CloseAdmission", "TellManager", "MarkRunning", "CallShutdownHooks", "CloseWorkers"]
+        );
         assert!(m.step(Event::ShutdownHooksEnded, t).is_empty());
         assert_eq!(names(&m.step(Event::WorkersGone, t)), ["CloseActivations", "DeliverEnds"]);
         assert_eq!(names(&m.step(Event::EndsDelivered, t)), ["CallStopped"]);

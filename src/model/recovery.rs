@@ -118,7 +118,12 @@ mod tests {
                 Left { cancelled: true, ..RUNNING },
                 crash(Some(Outcome::Cancelled), None, 1, false),
             ),
-            ("neighbour of one alone", Death { solo: true, ..CRASH }, Left { unclean: 1, ..RUNNING }, crash(cut, mark, 1, false)),
+            (
+                "neighbour of one alone",
+                Death { solo: true, ..CRASH },
+                Left { unclean: 1, ..RUNNING },
+                crash(cut, mark, 1, false),
+            ),
             (
                 "the one alone",
                 Death { solo: true, ..CRASH },

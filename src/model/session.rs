@@ -56,6 +56,8 @@ pub struct Current {
     pub active_at: Millis,
     /// Whether a turn is queued or running in it.
     pub busy: bool,
+    /// Whether one runs: then it is being resumed already, however old its mark.
+    pub running: bool,
 }
 
 /// The facts that [`resolve`] looks at.
@@ -127,7 +129,7 @@ pub fn resolve(facts: &Facts, policy: &Policy, now: Millis) -> Resolution {
         return Resolution::New { start, end: None };
     };
     if let Some(mark) = current.mark {
-        return if may_resume(mark.at, policy, now) {
+        return if current.running || may_resume(mark.at, policy, now) {
             Resolution::Same
         } else {
             Resolution::after(StartReason::Expired, EndReason::Expired)
@@ -179,19 +181,16 @@ mod tests {
     const NOW: Millis = 1_000 * HOUR;
 
     fn policy() -> Policy {
-        Policy {
-            resume_window: Some(Duration::from_secs(3600)),
-            idle_reset: None,
-            daily_boundary: None,
-        }
+        Policy { resume_window: Some(Duration::from_secs(3600)), idle_reset: None, daily_boundary: None }
     }
 
     fn at_rest(active_at: Millis) -> Facts {
-        Facts { current: Some(Current { mark: None, active_at, busy: false }), suspended: false }
+        Facts { current: Some(Current { mark: None, active_at, busy: false, running: false }), suspended: false }
     }
 
     fn marked(at: Millis) -> Facts {
-        Facts { current: Some(Current { mark: Some(Mark { at }), active_at: at, busy: false }), suspended: false }
+        let current = Current { mark: Some(Mark { at }), active_at: at, busy: false, running: false };
+        Facts { current: Some(current), suspended: false }
     }
 
     #[test]
@@ -203,6 +202,7 @@ mod tests {
         let daily = Policy { daily_boundary: Some(NOW - HOUR), ..policy() };
         let ever = Policy { resume_window: None, ..policy() };
         let busy = |f: Facts| Facts { current: f.current.map(|c| Current { busy: true, ..c }), ..f };
+        let running = |f: Facts| Facts { current: f.current.map(|c| Current { busy: true, running: true, ..c }), ..f };
         let after = |start, end| New { start, end: Some(end) };
         let table = [
             ("nothing there", nothing, policy(), New { start: StartReason::New, end: None }),
@@ -210,8 +210,15 @@ mod tests {
             ("at rest", at_rest(NOW - 100 * HOUR), policy(), Same),
             ("fresh mark", marked(NOW - HOUR + 1), policy(), Same),
             ("old mark", marked(NOW - HOUR), policy(), after(StartReason::Expired, EndReason::Expired)),
+            ("old mark, being resumed", running(marked(0)), policy(), Same),
+            ("old mark, only queued", busy(marked(0)), policy(), after(StartReason::Expired, EndReason::Expired)),
             ("old mark, no window", marked(0), ever, Same),
-            ("fresh mark beats idle", marked(NOW - HOUR / 2), Policy { idle_reset: Some(Duration::ZERO), ..policy() }, Same),
+            (
+                "fresh mark beats idle",
+                marked(NOW - HOUR / 2),
+                Policy { idle_reset: Some(Duration::ZERO), ..policy() },
+                Same,
+            ),
             ("mark from the future", marked(NOW + HOUR), policy(), Same),
             ("idle", at_rest(NOW - 2 * HOUR), idle, after(StartReason::Idle, EndReason::Idle)),
             ("not yet idle", at_rest(NOW - 2 * HOUR + 1), idle, Same),
@@ -251,10 +258,11 @@ mod tests {
 
     #[test]
     fn the_least_recently_used_idle_session_gives_way() {
-        let live = [(1, Cached { running: true, used: 1 }), (2, Cached { running: false, used: 9 }), (3, Cached {
-            running: false,
-            used: 4,
-        })];
+        let live = [
+            (1, Cached { running: true, used: 1 }),
+            (2, Cached { running: false, used: 9 }),
+            (3, Cached { running: false, used: 4 }),
+        ];
         assert_eq!(victim(live.into_iter()), Some(3));
         assert_eq!(victim(live[..1].iter().copied()), None);
     }

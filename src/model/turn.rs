@@ -179,15 +179,18 @@ mod tests {
             .flat_map(|a| TurnState::ALL.iter().map(move |b| (*a, *b)))
             .filter(|(a, b)| a.may_become(*b))
             .collect();
-        assert_eq!(allowed, [
-            (Queued, Running),
-            (Queued, Failed),
-            (Queued, Cancelled),
-            (Running, Completed),
-            (Running, Failed),
-            (Running, Cancelled),
-            (Running, Interrupted),
-        ]);
+        assert_eq!(
+            allowed,
+            [
+                (Queued, Running),
+                (Queued, Failed),
+                (Queued, Cancelled),
+                (Running, Completed),
+                (Running, Failed),
+                (Running, Cancelled),
+                (Running, Interrupted),
+            ]
+        );
         for s in TurnState::ALL {
             assert_eq!(s.is_over(), !TurnState::ALL.iter().any(|n| s.may_become(*n)), "{s}");
         }
@@ -245,10 +248,18 @@ mod tests {
         }
         let with = note(&CutOff { tools: &[], answered: true, ..cut }, Some("what now?"));
         assert!(with.ends_with("\n\nwhat now?") && with.contains("answer it first") && !with.contains("may never"));
-        for (reason, word) in
-            [(MarkReason::ShutdownTimeout, "stopped"), (MarkReason::RestartTimeout, "restarted"), (MarkReason::Crash, "crashed")]
-        {
-            assert!(note(&CutOff { reason, age: Duration::from_secs(7200), message: "m", tools: &[], answered: true }, None).contains(word));
+        for (reason, word) in [
+            (MarkReason::ShutdownTimeout, "stopped"),
+            (MarkReason::RestartTimeout, "restarted"),
+            (MarkReason::Crash, "crashed"),
+        ] {
+            assert!(
+                note(
+                    &CutOff { reason, age: Duration::from_secs(7200), message: "m", tools: &[], answered: true },
+                    None
+                )
+                .contains(word)
+            );
         }
     }
 }

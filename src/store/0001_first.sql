@@ -25,6 +25,7 @@ CREATE TABLE sessions (
   key TEXT NOT NULL,
   status TEXT NOT NULL CHECK (status IN ('open', 'suspended', 'ended')),
   hidden INTEGER NOT NULL DEFAULT 0,  -- deleted: out of sight, its text purged once its ends are settled
+  purged INTEGER NOT NULL DEFAULT 0,  -- its text is gone
   start_reason TEXT NOT NULL,         -- how the one before it gave way
   agent TEXT NOT NULL,
   agent_session TEXT,                 -- the agent's own id for it
@@ -41,12 +42,15 @@ CREATE TABLE sessions (
   cut_turn INTEGER,                   -- the interrupted turn that waits for its continuation
   unclean INTEGER NOT NULL DEFAULT 0,
   turns INTEGER NOT NULL DEFAULT 0,
-  messages INTEGER NOT NULL DEFAULT 0
+  messages INTEGER NOT NULL DEFAULT 0,
+  queued INTEGER NOT NULL DEFAULT 0   -- messages of queued turns; kept by the triggers below
 ) STRICT;
 CREATE INDEX sessions_key ON sessions(key, sid);
 CREATE INDEX sessions_marked ON sessions(sid) WHERE mark_reason IS NOT NULL;
 CREATE INDEX sessions_suspended ON sessions(sid) WHERE status = 'suspended';
-CREATE INDEX sessions_ended ON sessions(ended_at) WHERE ended_at IS NOT NULL;
+CREATE INDEX sessions_over ON sessions(sid) WHERE status = 'ended';
+CREATE INDEX sessions_ended ON sessions(ended_at) WHERE ended_at IS NOT NULL AND purged = 0;
+CREATE INDEX sessions_hidden ON sessions(sid) WHERE hidden = 1 AND purged = 0;
 
 -- One live stretch of a session in one boot.
 CREATE TABLE activations (
@@ -102,6 +106,7 @@ CREATE TABLE messages (
   at INTEGER NOT NULL
 ) STRICT;
 CREATE UNIQUE INDEX messages_client ON messages(key, client_id) WHERE client_id IS NOT NULL;
+CREATE INDEX messages_ids ON messages(at) WHERE client_id IS NOT NULL;
 CREATE INDEX messages_turn ON messages(tid);
 CREATE INDEX messages_session ON messages(sid);
 
@@ -151,6 +156,7 @@ CREATE TABLE deliveries (
   name TEXT NOT NULL,
   state TEXT NOT NULL CHECK (state IN ('pending', 'delivered', 'failed', 'orphaned', 'discarded')),
   attempts INTEGER NOT NULL DEFAULT 0,
+  noted_by INTEGER,                   -- the boot that noted an attempt before its call and has not settled it
   next_at INTEGER NOT NULL DEFAULT 0,
   error TEXT,
   settled_at INTEGER,
@@ -177,3 +183,22 @@ CREATE TABLE meta (
   name TEXT PRIMARY KEY,
   value INTEGER NOT NULL
 ) STRICT, WITHOUT ROWID;
+INSERT INTO meta (name, value) VALUES ('queued', 0);
+
+-- How many messages wait, in each session and in all: counted as turns come and go, so that no accept counts them anew.
+CREATE TRIGGER turns_in AFTER INSERT ON turns WHEN NEW.state = 'queued' AND NEW.messages > 0 BEGIN
+  UPDATE sessions SET queued = queued + NEW.messages WHERE sid = NEW.sid;
+  UPDATE meta SET value = value + NEW.messages WHERE name = 'queued';
+END;
+CREATE TRIGGER turns_out AFTER UPDATE OF state ON turns WHEN OLD.state = 'queued' AND NEW.state <> 'queued' AND OLD.messages > 0 BEGIN
+  UPDATE sessions SET queued = queued - OLD.messages WHERE sid = NEW.sid;
+  UPDATE meta SET value = value - OLD.messages WHERE name = 'queued';
+END;
+CREATE TRIGGER turns_joined AFTER UPDATE OF messages ON turns WHEN NEW.state = 'queued' BEGIN
+  UPDATE sessions SET queued = queued + NEW.messages - OLD.messages WHERE sid = NEW.sid;
+  UPDATE meta SET value = value + NEW.messages - OLD.messages WHERE name = 'queued';
+END;
+CREATE TRIGGER turns_moved AFTER UPDATE OF sid ON turns WHEN NEW.state = 'queued' AND NEW.sid <> OLD.sid BEGIN
+  UPDATE sessions SET queued = queued - OLD.messages WHERE sid = OLD.sid;
+  UPDATE sessions SET queued = queued + NEW.messages WHERE sid = NEW.sid;
+END;

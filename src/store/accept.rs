@@ -66,8 +66,8 @@ pub struct Accepted {
     pub queued: i64,
     /// What the sender should know: code and text.
     pub notice: Option<(String, String)>,
-    /// The running turn is to be cancelled.
-    pub interrupt: bool,
+    /// The running turn that is to be cancelled.
+    pub interrupt: Option<i64>,
     /// A session that gave way and was live perhaps: its worker is to go.
     pub retired: Option<i64>,
 }
@@ -107,20 +107,25 @@ impl Tx<'_> {
                 let digest: Option<Vec<u8>> = r.get(1)?;
                 let state: String = r.get(5)?;
                 let mid: i64 = r.get(7)?;
-                Ok((digest, mid, state.clone(), Accepted {
-                    sid: r.get(2)?,
-                    session_id: r.get(3)?,
-                    turn_id: r.get(4)?,
-                    message_id: r.get(0)?,
-                    duplicate: true,
-                    continued_by: r.get(6)?,
-                    over: !matches!(state.as_str(), "queued" | "running"),
-                    deferred: false,
-                    queued: 0,
-                    notice: None,
-                    interrupt: false,
-                    retired: None,
-                }))
+                Ok((
+                    digest,
+                    mid,
+                    state.clone(),
+                    Accepted {
+                        sid: r.get(2)?,
+                        session_id: r.get(3)?,
+                        turn_id: r.get(4)?,
+                        message_id: r.get(0)?,
+                        duplicate: true,
+                        continued_by: r.get(6)?,
+                        over: !matches!(state.as_str(), "queued" | "running"),
+                        deferred: false,
+                        queued: 0,
+                        notice: None,
+                        interrupt: None,
+                        retired: None,
+                    },
+                ))
             },
         )?;
         let Some((known, mid, state, mut accepted)) = found else { return Ok(None) };
@@ -158,6 +163,7 @@ impl Tx<'_> {
                 mark: s.marked_at.filter(|_| s.mark_reason.is_some()).map(|at| Mark { at }),
                 active_at: s.active_at,
                 busy: waiting.running || waiting.messages > 0,
+                running: waiting.running,
             }),
             suspended,
         };
@@ -207,7 +213,7 @@ impl Tx<'_> {
             ],
         )?;
         self.run("UPDATE sessions SET messages=messages+1, active_at=?2 WHERE sid=?1", params![session.sid, self.now])?;
-        let interrupt = placement.interrupt && self.ask_cancel(session.sid, "interrupt")?;
+        let interrupt = if placement.interrupt { self.ask_cancel(session.sid, "interrupt")? } else { None };
         let notice = resolution.notice();
         if let Some((code, text)) = notice {
             self.emit(EventKind::Notice, &a.key, &session.id, Some(&turn_id), &json!({ "code": code, "text": text }))?;
@@ -242,9 +248,7 @@ impl Tx<'_> {
         if full(in_session, limits.queue_limit) {
             return Err(Refusal::QueueFull.into());
         }
-        let total: i64 = self
-            .row("SELECT total(messages) FROM turns WHERE state='queued'", [], |r| r.get::<_, f64>(0))?
-            .map_or(0, |n| n as i64);
+        let total: i64 = self.row("SELECT value FROM meta WHERE name='queued'", [], |r| r.get(0))?.unwrap_or(0);
         if full(total, limits.queue_total) {
             return Err(Refusal::Overloaded.into());
         }
@@ -264,19 +268,16 @@ impl Tx<'_> {
     }
 
     pub(super) fn newest_is_suspended(&self, key: &str) -> Result<bool, Error> {
-        let status = self.row(
-            "SELECT status FROM sessions WHERE key=?1 AND hidden=0 ORDER BY sid DESC LIMIT 1",
-            [key],
-            |r| r.get::<_, String>(0),
-        )?;
+        let status =
+            self.row("SELECT status FROM sessions WHERE key=?1 AND hidden=0 ORDER BY sid DESC LIMIT 1", [key], |r| {
+                r.get::<_, String>(0)
+            })?;
         Ok(status.as_deref() == Some("suspended"))
     }
 
     /// What waits and runs in a session.
     pub(super) fn waiting(&self, sid: i64) -> Result<Waiting, Error> {
-        let messages = self
-            .row("SELECT total(messages) FROM turns WHERE sid=?1 AND state='queued'", [sid], |r| r.get::<_, f64>(0))?
-            .map_or(0, |n| n as i64);
+        let messages = self.row("SELECT queued FROM sessions WHERE sid=?1", [sid], |r| r.get(0))?.unwrap_or(0);
         let last_queued = self.row(
             "SELECT tid, id FROM turns WHERE sid=?1 AND state='queued' ORDER BY tid DESC LIMIT 1",
             [sid],
@@ -318,16 +319,18 @@ impl Tx<'_> {
         Ok((self.conn.last_insert_rowid(), id))
     }
 
-    /// Notes that the running turn is to be cancelled, so that a crash does not continue it. Whether one runs.
-    pub(super) fn ask_cancel(&mut self, sid: i64, why: &str) -> Result<bool, Error> {
-        Ok(self.run("UPDATE turns SET cancel=?2 WHERE sid=?1 AND state='running'", params![sid, why])? > 0)
+    /// Notes that the running turn is to be cancelled, so that a crash does not continue it. Which one runs, if one does.
+    pub(super) fn ask_cancel(&mut self, sid: i64, why: &str) -> Result<Option<i64>, Error> {
+        self.run("UPDATE turns SET cancel=?2 WHERE sid=?1 AND state='running'", params![sid, why])?;
+        self.running_turn(sid)
     }
 
     /// Queued turns move to the session that answers now, in order and with their ids; their senders are told.
     pub(super) fn move_queue(&mut self, from: &SessionRow, to: &SessionRow) -> Result<usize, Error> {
-        let turns = self.rows("SELECT tid, id FROM turns WHERE sid=?1 AND state='queued' ORDER BY tid", [from.sid], |r| {
-            Ok((r.get::<_, i64>(0)?, r.get::<_, String>(1)?))
-        })?;
+        let turns =
+            self.rows("SELECT tid, id FROM turns WHERE sid=?1 AND state='queued' ORDER BY tid", [from.sid], |r| {
+                Ok((r.get::<_, i64>(0)?, r.get::<_, String>(1)?))
+            })?;
         for (tid, id) in &turns {
             self.run("UPDATE turns SET sid=?2 WHERE tid=?1", params![tid, to.sid])?;
             let moved = self.run("UPDATE messages SET sid=?2 WHERE tid=?1", params![tid, to.sid])?;
@@ -346,4 +349,3 @@ pub(super) struct Waiting {
     pub last_queued: Option<(i64, String)>,
     pub running: bool,
 }
-

@@ -49,9 +49,11 @@ impl Store {
         self.write("reopen_activation", move |tx| {
             let s = tx.session(sid)?.ok_or(Refusal::Stale)?;
             let epoch = tx
-                .row("SELECT epoch FROM activations WHERE sid=?1 AND bid=?2 AND closed_at IS NULL", params![sid, tx.bid], |r| {
-                    r.get(0)
-                })?
+                .row(
+                    "SELECT epoch FROM activations WHERE sid=?1 AND bid=?2 AND closed_at IS NULL",
+                    params![sid, tx.bid],
+                    |r| r.get(0),
+                )?
                 .ok_or(Refusal::Stale)?;
             let session = OpenedSession { sid, id: s.id, key: s.key, agent_session: s.agent_session, turns: s.turns };
             Ok(Opened { epoch, session })
@@ -102,16 +104,20 @@ impl Store {
         })
     }
 
-    /// A worker ended without a word (it panicked): its turn fails, its activation ends.
+    /// A worker ended without a word (it panicked): its turn fails, or the one that it could not begin; its activation ends.
     ///
     /// # Errors
     /// The store fails; the next boot writes the end.
     pub fn worker_died(&self, sid: i64) -> Result<(), Error> {
         self.write("worker_died", move |tx| {
             let Some(s) = tx.session(sid)? else { return Ok(()) };
-            if let Some(tid) = tx.running_turn(sid)? {
-                let error = ("internal".to_owned(), "the session's worker failed; see the daemon's log".to_owned());
-                tx.end_turn(&s, tid, Outcome::Failed, Some(&error), None, MarkReason::Crash)?;
+            let (code, text) = ("internal", "the session's worker failed; see the daemon's log");
+            match tx.running_turn(sid)? {
+                Some(tid) => {
+                    let error = (code.to_owned(), text.to_owned());
+                    tx.end_turn(&s, tid, Outcome::Failed, Some(&error), None, MarkReason::Crash)?;
+                }
+                None => tx.fail_first(&s, code, text)?,
             }
             let s = tx.session(sid)?.unwrap_or(s);
             tx.close_activation(&s, EndReason::Crash, Actor::Supervisor, None)?;
@@ -150,8 +156,7 @@ impl Tx<'_> {
             "epoch": epoch, "reason": reason, "previous_id": s.previous_id, "agent": agent, "cwd": cwd,
         });
         self.tell(EventKind::SessionStart, HookEvent::SessionStart, &s, fields)?;
-        let session =
-            OpenedSession { sid, id: s.id, key: s.key, agent_session: s.agent_session, turns: s.turns };
+        let session = OpenedSession { sid, id: s.id, key: s.key, agent_session: s.agent_session, turns: s.turns };
         Ok(Opened { epoch, session })
     }
 }

@@ -208,7 +208,14 @@ impl Tx<'_> {
             "SELECT bid, alive_at, stop_reason, solo FROM boots WHERE ended_at IS NULL
              OR bid IN (SELECT bid FROM activations WHERE closed_at IS NULL) ORDER BY bid",
             [],
-            |r| Ok((r.get::<_, i64>(0)?, r.get::<_, i64>(1)?, r.get::<_, Option<String>>(2)?, r.get::<_, Option<i64>>(3)?)),
+            |r| {
+                Ok((
+                    r.get::<_, i64>(0)?,
+                    r.get::<_, i64>(1)?,
+                    r.get::<_, Option<String>>(2)?,
+                    r.get::<_, Option<i64>>(3)?,
+                ))
+            },
         )?;
         let newest = |sql: &str| self.row(sql, [], |r| r.get::<_, Option<i64>>(0)).map(|at| at.flatten().unwrap_or(0));
         let last_event = newest("SELECT at FROM events ORDER BY seq DESC LIMIT 1")?;
@@ -223,7 +230,14 @@ impl Tx<'_> {
             .collect())
     }
 
-    fn recover(&mut self, bid: i64, death: &Death, solo: Option<i64>, threshold: i64, r: &mut Recovered) -> Result<(), Error> {
+    fn recover(
+        &mut self,
+        bid: i64,
+        death: &Death,
+        solo: Option<i64>,
+        threshold: i64,
+        r: &mut Recovered,
+    ) -> Result<(), Error> {
         let left = self.rows(
             &format!(
                 "SELECT {SESSION_COLUMNS} FROM sessions WHERE sid IN

@@ -33,6 +33,8 @@ pub struct Owed {
     pub next_at: Millis,
     /// It was journalled by an earlier boot, so its attempt is committed before the call.
     pub earlier_boot: bool,
+    /// The boot that noted the last attempt died in it, or beside it.
+    pub fatal: bool,
 }
 
 /// What became of a delivery.
@@ -71,7 +73,8 @@ impl Store {
         self.read(|conn| {
             let mut statement = conn.prepare_cached(
                 "SELECT d.did, j.event, d.script, d.name, j.event_id, j.key, j.session_id, j.upto, j.fields, j.at, d.attempts,
-                 d.next_at, j.bid FROM deliveries d JOIN journal j ON j.jid=d.jid
+                 d.next_at, j.bid, coalesce(b.clean=0 AND b.stop_reason IS NULL, 0)
+                 FROM deliveries d JOIN journal j ON j.jid=d.jid LEFT JOIN boots b ON b.bid=d.noted_by
                  WHERE d.state='pending' AND d.did>?1 ORDER BY d.did LIMIT ?2",
             )?;
             let rows = statement.query_map(params![after, limit as i64], |r| {
@@ -93,6 +96,7 @@ impl Store {
                     attempts: r.get(10)?,
                     next_at: r.get(11)?,
                     earlier_boot: r.get::<_, i64>(12)? != bid,
+                    fatal: r.get(13)?,
                 })
             })?;
             rows.collect()
@@ -105,7 +109,10 @@ impl Store {
             "note_attempt",
             move |tx| {
                 // The boot that journalled it may have called the handler and died before it could say so.
-                tx.run("UPDATE deliveries SET attempts=max(attempts, 1)+1 WHERE did=?1 AND state='pending'", [did])?;
+                tx.run(
+                    "UPDATE deliveries SET attempts=max(attempts, 1)+1, noted_by=?2 WHERE did=?1 AND state='pending'",
+                    params![did, tx.bid],
+                )?;
                 Ok(())
             },
             done,
@@ -204,7 +211,8 @@ impl Tx<'_> {
             Settled::Orphaned => ("orphaned", None, 0, Some(self.now)),
         };
         self.run(
-            "UPDATE deliveries SET state=?2, error=coalesce(?3, error), next_at=?4, settled_at=?5, attempts=attempts+?6
+            "UPDATE deliveries SET state=?2, error=coalesce(?3, error), next_at=?4, settled_at=?5, attempts=attempts+?6,
+             noted_by=NULL
              WHERE did=?1 AND state='pending'",
             params![did, state, error, next_at, at, one],
         )?;

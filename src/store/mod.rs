@@ -33,9 +33,9 @@ pub use boots::{BootInfo, Recovered, StopNote};
 pub use journal::{FailedEvent, JournalCounts, Owed, Settled};
 pub use read::{Counts, EventRow, Page, SessionFilter, SessionView, StopOutcome, TranscriptEntry, TurnView, Wanted};
 pub use retention::Pruned;
-pub use schema::version as schema_version;
+pub use schema::{Exam, examine, knows_session, version as schema_version};
 pub use sessions::{Acted, Target};
-pub use turns::{Begin, Begun, Cut, Item, Ended, TurnRef};
+pub use turns::{Begin, Begun, Cut, Ended, Item, TurnRef};
 pub use tx::{Commit, Published, Tx};
 pub use world::{Faults, Step, World};
 
@@ -290,9 +290,13 @@ impl Store {
     #[must_use]
     pub fn answers(&self, within: Duration) -> bool {
         let (send, receive) = crossbeam_channel::bounded(1);
-        let job = writer::Job::work("ping", |_| Ok(()), move |r: Result<(), Error>| {
-            let _ = send.send(r.is_ok());
-        });
+        let job = writer::Job::work(
+            "ping",
+            |_| Ok(()),
+            move |r: Result<(), Error>| {
+                let _ = send.send(r.is_ok());
+            },
+        );
         let until = Instant::now() + within;
         self.jobs.send(job, until).is_ok() && receive.recv_deadline(until).unwrap_or(false)
     }
@@ -308,7 +312,8 @@ impl Store {
     /// # Errors
     /// The checkpoint failed or did not end in time; what was committed is safe in the log.
     pub fn close(&self, until: Instant) -> Result<(), Error> {
-        self.readers.close();
+        // Half of the time for those who still read; the rest is the writer's.
+        self.readers.close(Instant::now() + until.saturating_duration_since(Instant::now()) / 2);
         let (send, receive) = crossbeam_channel::bounded(1);
         self.jobs.send(writer::Job::Close(send), until).map_err(|_| closed())?;
         receive.recv_deadline(until).map_err(|_| Error::Unavailable("close: the disk did not answer in time".into()))?

@@ -2,6 +2,7 @@
 //! hold up the checkpoint.
 
 use std::path::Path;
+use std::time::Instant;
 
 use crossbeam_channel::{Receiver, Sender};
 use rusqlite::{Connection, OptionalExtension as _, params};
@@ -18,6 +19,7 @@ use crate::model::event::{Entry, Role};
 pub(super) struct Readers {
     free: Receiver<Option<Connection>>,
     back: Sender<Option<Connection>>,
+    count: usize,
 }
 
 impl Readers {
@@ -26,12 +28,14 @@ impl Readers {
         for _ in 0..readers {
             let _ = back.send(Some(schema::open_reader(path)?));
         }
-        Ok(Self { free, back })
+        Ok(Self { free, back, count: readers })
     }
 
-    /// Closes the connections that are free; those in use are dropped when they come back to nobody.
-    pub(super) fn close(&self) {
-        for conn in self.free.try_iter() {
+    /// Closes the connections, those in use when they come back, until the instant: one that stays open keeps the log's
+    /// file from being removed.
+    pub(super) fn close(&self, until: Instant) {
+        for _ in 0..self.count {
+            let Ok(Some(conn)) = self.free.recv_deadline(until) else { break };
             drop(conn);
         }
         let _ = self.back.try_send(None);
@@ -226,6 +230,17 @@ impl Store {
         })
     }
 
+    /// The newest entry of a session's transcript; 0 when it has none.
+    ///
+    /// # Errors
+    /// The store fails.
+    pub fn newest_entry(&self, sid: i64) -> Result<i64, Error> {
+        self.read(|conn| {
+            conn.prepare_cached("SELECT coalesce(max(seq), 0) FROM entries WHERE sid=?1")?
+                .query_row([sid], |r| r.get(0))
+        })
+    }
+
     /// The newest whole entries that fit into `bytes`, oldest first, without those of the turn `but`.
     ///
     /// # Errors
@@ -347,11 +362,11 @@ impl Store {
             let count = |sql: &str| conn.prepare_cached(sql)?.query_row([], |r| r.get::<_, f64>(0)).map(|n| n as i64);
             let live = count("SELECT count(*) FROM activations WHERE closed_at IS NULL")?;
             let suspended = count("SELECT count(*) FROM sessions WHERE status='suspended'")?;
-            let ended = count("SELECT count(*) FROM sessions WHERE ended_at IS NOT NULL")?;
+            let ended = count("SELECT count(*) FROM sessions WHERE status='ended'")?;
             let all = count("SELECT count(*) FROM sessions")?;
             Ok(Counts {
                 running: count("SELECT count(*) FROM turns WHERE state='running'")?,
-                queued: count("SELECT total(messages) FROM turns WHERE state='queued'")?,
+                queued: count("SELECT value + 0.0 FROM meta WHERE name='queued'")?,
                 live,
                 parked: (all - live - suspended - ended).max(0),
                 suspended,
@@ -367,10 +382,12 @@ impl Store {
     pub fn wanted(&self, after: i64, limit: usize, marked_since: Option<Millis>) -> Result<Vec<Wanted>, Error> {
         self.read(|conn| {
             conn.prepare_cached(
-                "SELECT sid, key, agent, unclean, EXISTS (SELECT 1 FROM turns t WHERE t.sid=s.sid AND t.state='queued') FROM sessions s
-                 WHERE sid>?1 AND status='open' AND (sid IN (SELECT sid FROM turns WHERE state='queued')
-                   OR (sid IN (SELECT sid FROM sessions WHERE mark_reason IS NOT NULL) AND cut_turn IS NOT NULL AND marked_at>=?3))
-                 ORDER BY sid LIMIT ?2",
+                "SELECT s.sid, s.key, s.agent, s.unclean,
+                   EXISTS (SELECT 1 FROM turns t WHERE t.sid=s.sid AND t.state='queued')
+                 FROM (SELECT sid FROM turns WHERE state='queued' AND sid>?1
+                       UNION SELECT sid FROM sessions
+                       WHERE mark_reason IS NOT NULL AND sid>?1 AND cut_turn IS NOT NULL AND marked_at>=?3) w
+                 CROSS JOIN sessions s ON s.sid=w.sid WHERE s.status='open' ORDER BY s.sid LIMIT ?2",
             )?
             .query_map(params![after, limit as i64, marked_since.unwrap_or(i64::MAX)], |r| {
                 Ok(Wanted { sid: r.get(0)?, key: r.get(1)?, agent: r.get(2)?, unclean: r.get(3)?, queued: r.get(4)? })
@@ -385,35 +402,38 @@ impl Store {
     /// The store fails.
     pub fn sid_of(&self, session_id: &str) -> Result<Option<i64>, Error> {
         self.read(|conn| {
-            conn.prepare_cached("SELECT sid FROM sessions WHERE id=?1")?.query_row([session_id], |r| r.get(0)).optional()
+            conn.prepare_cached("SELECT sid FROM sessions WHERE id=?1")?
+                .query_row([session_id], |r| r.get(0))
+                .optional()
         })
     }
 
-    /// What became of the sessions that a stop found live, those with a turn first, for its report.
+    /// What became of sessions that a stop found live: each with the turn that ran in it then, if one did.
     ///
     /// # Errors
     /// The store fails.
-    pub fn stop_outcomes(&self, since: Millis, limit: usize) -> Result<Vec<StopOutcome>, Error> {
-        let bid = self.shared.boot.load(std::sync::atomic::Ordering::SeqCst);
+    pub fn stop_outcomes(&self, live: &[(i64, Option<String>)]) -> Result<Vec<StopOutcome>, Error> {
         self.read(|conn| {
-            conn.prepare_cached(
-                "SELECT s.sid, s.key, s.id, s.mark_reason,
-                   (SELECT t.state FROM turns t WHERE t.sid=a.sid AND t.epoch=a.epoch AND t.ended_at>=?2 ORDER BY t.tid DESC LIMIT 1),
+            let mut statement = conn.prepare_cached(
+                "SELECT s.key, s.id, s.mark_reason, (SELECT state FROM turns WHERE id=?2),
                    EXISTS (SELECT 1 FROM journal j JOIN deliveries d ON d.jid=j.jid WHERE j.sid=s.sid AND d.state='pending')
-                 FROM activations a JOIN sessions s ON s.sid=a.sid WHERE a.bid=?1 AND a.closed_at>=?2
-                 ORDER BY (SELECT max(t.ended_at) FROM turns t WHERE t.sid=a.sid AND t.epoch=a.epoch AND t.ended_at>=?2) IS NULL, a.aid LIMIT ?3",
-            )?
-            .query_map(params![bid, since, limit as i64], |r| {
-                Ok(StopOutcome {
-                    sid: r.get(0)?,
-                    key: r.get(1)?,
-                    session_id: r.get(2)?,
-                    mark: r.get(3)?,
-                    turn: r.get(4)?,
-                    end_pending: r.get(5)?,
-                })
-            })?
-            .collect()
+                 FROM sessions s WHERE s.sid=?1",
+            )?;
+            let mut outcomes = Vec::with_capacity(live.len());
+            for (sid, turn) in live {
+                let found = statement.query_row(params![sid, turn], |r| {
+                    Ok(StopOutcome {
+                        sid: *sid,
+                        key: r.get(0)?,
+                        session_id: r.get(1)?,
+                        mark: r.get(2)?,
+                        turn: r.get(3)?,
+                        end_pending: r.get(4)?,
+                    })
+                });
+                outcomes.extend(found.optional()?);
+            }
+            Ok(outcomes)
         })
     }
 
@@ -553,14 +573,13 @@ fn view(conn: &Connection, s: &SessionRow) -> rusqlite::Result<SessionView> {
             }))
         })
         .optional()?;
-    let queued: f64 = conn
-        .prepare_cached("SELECT total(messages) FROM turns WHERE sid=?1 AND state='queued'")?
-        .query_row([s.sid], |r| r.get(0))?;
+    let queued: i64 =
+        conn.prepare_cached("SELECT queued FROM sessions WHERE sid=?1")?.query_row([s.sid], |r| r.get(0))?;
     let (ended_at, end_reason): (Option<i64>, Option<String>) = conn
         .prepare_cached("SELECT ended_at, end_reason FROM sessions WHERE sid=?1")?
         .query_row([s.sid], |r| Ok((r.get(0)?, r.get(1)?)))?;
     let json = json!({
-        "key": s.key, "id": s.id, "state": state, "epoch": s.epoch, "agent": s.agent, "turn": turn, "queued": queued as i64,
+        "key": s.key, "id": s.id, "state": state, "epoch": s.epoch, "agent": s.agent, "turn": turn, "queued": queued,
         "resume_pending": mark_json(s.mark_reason.as_deref(), s.marked_at), "unclean": s.unclean,
         "created_at": clock::rfc3339(s.created_at), "updated_at": clock::rfc3339(s.active_at), "ended_at": time(ended_at),
         "end_reason": end_reason, "previous_id": s.previous_id, "next_id": s.next_id, "turns": s.turns, "messages": s.messages,

@@ -81,11 +81,7 @@ impl Tx<'_> {
         let last = oldest_needed.map_or(last, |needed| last.min(needed));
         let n = self.run("DELETE FROM events WHERE seq<=?1", [last])?;
         if n > 0 {
-            self.run(
-                "INSERT INTO meta (name, value) VALUES ('events_pruned', ?1)
-                 ON CONFLICT (name) DO UPDATE SET value=max(value, excluded.value)",
-                [last],
-            )?;
+            self.remember("events_pruned", last)?;
         }
         Ok(n)
     }
@@ -107,42 +103,69 @@ impl Tx<'_> {
         )?)
     }
 
+    fn remember(&self, name: &str, value: i64) -> Result<(), Error> {
+        self.run(
+            "INSERT INTO meta (name, value) VALUES (?1, ?2)
+             ON CONFLICT (name) DO UPDATE SET value=max(value, excluded.value)",
+            params![name, value],
+        )?;
+        Ok(())
+    }
+
     fn prune_deliveries(&mut self, settled: Option<Millis>, set_aside: Option<Millis>) -> Result<usize, Error> {
-        let mut n = 0;
+        let mut gone = Vec::new();
         for (states, before) in [("('delivered', 'orphaned', 'discarded')", settled), ("('failed')", set_aside)] {
             let Some(before) = before else { continue };
-            n += self.run(
-                &format!(
-                    "DELETE FROM deliveries WHERE did IN (
-                       SELECT did FROM deliveries WHERE settled_at<?1 AND state IN {states} LIMIT ?2)"
-                ),
+            gone.extend(self.rows(
+                &format!("SELECT did, jid FROM deliveries WHERE settled_at<?1 AND state IN {states} LIMIT ?2"),
                 params![before, STEP],
+                |r| Ok((r.get::<_, i64>(0)?, r.get::<_, i64>(1)?)),
+            )?);
+        }
+        for (did, jid) in &gone {
+            self.run("DELETE FROM deliveries WHERE did=?1", [did])?;
+            self.run(
+                "DELETE FROM journal WHERE jid=?1 AND NOT EXISTS (SELECT 1 FROM deliveries d WHERE d.jid=?1)",
+                [jid],
             )?;
         }
-        if n > 0 {
-            self.run("DELETE FROM journal WHERE jid NOT IN (SELECT jid FROM deliveries)", [])?;
-        }
-        Ok(n)
+        Ok(gone.len())
     }
 
     /// Removes the text of deleted sessions, once their ends are settled, and of sessions that ended long ago.
     fn purge_sessions(&mut self, ended_before: Option<Millis>) -> Result<usize, Error> {
-        let sessions = self.rows(
-            "SELECT sid, id, key, hidden FROM sessions WHERE ended_at IS NOT NULL AND (hidden=1 OR ended_at<?1)
-             AND NOT EXISTS (SELECT 1 FROM journal j JOIN deliveries d ON d.jid=j.jid
-                             WHERE j.sid=sessions.sid AND d.state='pending')
-             AND (EXISTS (SELECT 1 FROM entries WHERE entries.sid=sessions.sid)
-                  OR EXISTS (SELECT 1 FROM messages WHERE messages.sid=sessions.sid AND text<>'')) LIMIT 20",
-            [ended_before.unwrap_or(i64::MIN)],
-            |r| Ok((r.get::<_, i64>(0)?, r.get::<_, String>(1)?, r.get::<_, String>(2)?, r.get::<_, bool>(3)?)),
+        const SETTLED: &str = "NOT EXISTS (SELECT 1 FROM journal j JOIN deliveries d ON d.jid=j.jid
+             WHERE j.sid=sessions.sid AND d.state='pending')";
+        let row = |r: &rusqlite::Row<'_>| {
+            Ok((r.get::<_, i64>(0)?, r.get::<_, String>(1)?, r.get::<_, String>(2)?, r.get::<_, bool>(3)?))
+        };
+        let mut sessions = self.rows(
+            &format!("SELECT sid, id, key, hidden FROM sessions WHERE hidden=1 AND purged=0 AND {SETTLED} LIMIT 20"),
+            [],
+            row,
         )?;
+        if let Some(before) = ended_before {
+            sessions.extend(self.rows(
+                &format!(
+                    "SELECT sid, id, key, hidden FROM sessions
+                     WHERE ended_at IS NOT NULL AND purged=0 AND hidden=0 AND ended_at<?1 AND {SETTLED} LIMIT 20"
+                ),
+                [before],
+                row,
+            )?);
+        }
         for (sid, id, key, hidden) in &sessions {
             self.run("DELETE FROM entries WHERE sid=?1", [sid])?;
             // The ids stay known for their time; the text goes.
             self.run("UPDATE messages SET text='' WHERE sid=?1", [sid])?;
             if *hidden {
-                self.run("DELETE FROM events WHERE key=?1 AND session_id=?2 AND kind IN ('text', 'thought', 'tool', 'plan', 'permission')", params![key, id])?;
+                self.run(
+                    "DELETE FROM events WHERE key=?1 AND session_id=?2
+                     AND kind IN ('text', 'thought', 'tool', 'plan', 'permission')",
+                    params![key, id],
+                )?;
             }
+            self.run("UPDATE sessions SET purged=1 WHERE sid=?1", [sid])?;
         }
         Ok(sessions.len())
     }

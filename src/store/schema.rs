@@ -46,6 +46,62 @@ pub fn open_reader(path: &Path) -> Result<Connection, Error> {
     Ok(conn)
 }
 
+/// What a look at a database says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Exam {
+    /// `ok`, or what is damaged.
+    pub sound: String,
+    /// The schema's version.
+    pub schema: i64,
+    /// Sessions in it.
+    pub sessions: i64,
+    /// The file's size.
+    pub bytes: u64,
+}
+
+/// Examines a database for the doctor, beside a daemon that may have it open; changes nothing.
+///
+/// # Errors
+/// It cannot be read, is foreign, or of a newer ostler.
+pub fn examine(path: &Path) -> Result<Exam, Error> {
+    inspect(path)?;
+    let conn = open_quietly(path)?;
+    let ask = || -> rusqlite::Result<Exam> {
+        Ok(Exam {
+            sound: conn.query_row("PRAGMA quick_check(1)", [], |r| r.get(0))?,
+            schema: conn.query_row("PRAGMA user_version", [], |r| r.get(0))?,
+            sessions: conn.query_row("SELECT count(*) FROM sessions WHERE hidden=0", [], |r| r.get(0))?,
+            bytes: std::fs::metadata(path).map_or(0, |m| m.len()),
+        })
+    };
+    ask().map_err(|e| Error::open(path, &e))
+}
+
+/// Opens without leaving a trace: root's doctor must not make files that the daemon's user cannot open. Where no log is
+/// open, the file is read as it lies.
+fn open_quietly(path: &Path) -> Result<Connection, Error> {
+    let shared = path.with_file_name(format!("{}-shm", path.file_name().unwrap_or_default().to_string_lossy()));
+    let opened = if shared.exists() {
+        Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY)
+    } else {
+        let name = percent_encoding::utf8_percent_encode(&path.to_string_lossy(), percent_encoding::NON_ALPHANUMERIC)
+            .to_string();
+        let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_URI;
+        Connection::open_with_flags(format!("file:{name}?immutable=1"), flags)
+    };
+    opened.map_err(|e| Error::open(path, &e))
+}
+
+/// Whether a session of this id was ever kept in a database.
+///
+/// # Errors
+/// It cannot be read.
+pub fn knows_session(path: &Path, session_id: &str) -> Result<bool, Error> {
+    let conn = open_quietly(path)?;
+    conn.query_row("SELECT EXISTS (SELECT 1 FROM sessions WHERE id=?1)", [session_id], |r| r.get(0))
+        .map_err(|e| Error::open(path, &e))
+}
+
 /// Looks at an existing file without changing a byte of it.
 fn inspect(path: &Path) -> Result<(), Error> {
     match std::fs::metadata(path) {
@@ -66,7 +122,8 @@ fn inspect(path: &Path) -> Result<(), Error> {
     // A log that was not folded in yet may hold the header, so ask SQLite where the file itself says nothing yet.
     let log = path.with_file_name(format!("{}-wal", path.file_name().unwrap_or_default().to_string_lossy()));
     let (id, found) = if log.exists() {
-        let conn = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY).map_err(|e| Error::open(path, &e))?;
+        let conn =
+            Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY).map_err(|e| Error::open(path, &e))?;
         let ask = |sql| conn.query_row(sql, [], |r| r.get::<_, i32>(0));
         (
             ask("PRAGMA application_id").map_err(|e| Error::open(path, &e))?,

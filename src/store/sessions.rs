@@ -27,8 +27,8 @@ pub struct Acted {
     pub sid: i64,
     /// Sessions whose workers are to go.
     pub retired: Vec<i64>,
-    /// Sessions whose running turn is to be cancelled.
-    pub cancel: Vec<i64>,
+    /// Running turns that are to be cancelled: session and turn.
+    pub cancel: Vec<(i64, i64)>,
     /// Sessions in which something may run now.
     pub wake: Vec<i64>,
     /// A continuation was asked for.
@@ -67,7 +67,9 @@ impl Store {
                     let one = tx.target(target)?;
                     if all {
                         tx.rows(
-                            &format!("SELECT {SESSION_COLUMNS} FROM sessions WHERE key=?1 AND hidden=0 ORDER BY sid DESC"),
+                            &format!(
+                                "SELECT {SESSION_COLUMNS} FROM sessions WHERE key=?1 AND hidden=0 ORDER BY sid DESC"
+                            ),
                             [&one.key],
                             SessionRow::read,
                         )?
@@ -166,8 +168,8 @@ impl Store {
             let mut acted = Acted { session_id: s.id.clone(), sid: s.sid, ..Acted::default() };
             if queued {
                 tx.cancel_queued(&s, "cancel")?;
-            } else if tx.ask_cancel(s.sid, "cancel")? {
-                acted.cancel.push(s.sid);
+            } else if let Some(tid) = tx.ask_cancel(s.sid, "cancel")? {
+                acted.cancel.push((s.sid, tid));
             }
             Ok(acted)
         })

@@ -107,6 +107,7 @@ impl Rig {
 
     pub fn wish(&self, sid: i64, epoch: i64) -> Begin {
         Begin {
+            fresh_id: uuid::Uuid::now_v7().to_string(),
             sid,
             epoch,
             on_interrupt: OnInterrupt::Resume,

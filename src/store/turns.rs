@@ -3,7 +3,7 @@
 use rusqlite::params;
 use serde_json::{Value, json};
 
-use super::tx::{SessionRow, Tx, new_id};
+use super::tx::{SessionRow, Tx};
 use super::{Admission, Error, Refusal, Store};
 use crate::clock::Millis;
 use crate::config::{OnInterrupt, Resume};
@@ -39,6 +39,8 @@ pub struct Begin {
     pub asked: bool,
     /// What hooks put before the prompt.
     pub context: Option<String>,
+    /// The id of a continuation that has a turn of its own; chosen beforehand, so that `before_turn` handlers can be told.
+    pub fresh_id: String,
     /// The unclean counter at which a session is one death short of suspension; 0: off.
     pub alone_at: i64,
 }
@@ -114,7 +116,23 @@ impl Store {
         self.write("begin_turn", move |tx| tx.begin(&begin))
     }
 
-    /// The text of the turn that would begin next, without beginning it: what `before_turn` handlers are shown.
+    /// What [`Store::begin_turn`] would begin now, without beginning it: what `before_turn` handlers are shown.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn preview_turn(&self, begin: Begin) -> Result<Option<Begun>, Error> {
+        self.write("preview_turn", move |tx| {
+            // It is begun, and taken back before anybody could see it: the decision stands in one place.
+            let mark = tx.out.mark();
+            tx.conn.execute_batch("SAVEPOINT preview")?;
+            let begun = tx.begin(&begin);
+            tx.conn.execute_batch("ROLLBACK TO preview; RELEASE preview")?;
+            tx.out.truncate(mark);
+            begun
+        })
+    }
+
+    /// The oldest turn that waits in a session: its id and its text.
     ///
     /// # Errors
     /// The store fails.
@@ -171,15 +189,8 @@ impl Store {
     /// The store fails.
     pub fn fail_waiting(&self, sid: i64, code: &'static str, text: String) -> Result<(), Error> {
         self.write("fail_waiting", move |tx| {
-            let (Some(s), Some((tid, id))) = (tx.session(sid)?, tx.first_queued(sid)?) else { return Ok(()) };
-            tx.run(
-                "UPDATE turns SET state='failed', ended_at=?2, error_code=?3, error_text=?4 WHERE tid=?1",
-                params![tid, tx.now, code, text],
-            )?;
-            tx.user_entries(&s, tid)?;
-            let error = json!({ "code": code, "message": text });
-            tx.emit(EventKind::TurnEnd, &s.key, &s.id, Some(&id), &json!({ "outcome": Outcome::Failed, "error": error }))?;
-            Ok(())
+            let Some(s) = tx.session(sid)? else { return Ok(()) };
+            tx.fail_first(&s, code, &text)
         })
     }
 
@@ -229,7 +240,7 @@ impl Tx<'_> {
         };
         let (tid, turn_id) = match (plan, queued) {
             (Continuation::Note | Continuation::Rerun, _) => {
-                let id = new_id(self.now);
+                let id = b.fresh_id.clone();
                 self.run(
                     "INSERT INTO turns (id, sid, state, messages, created_at) VALUES (?1, ?2, 'queued', 0, ?3)",
                     params![id, s.sid, self.now],
@@ -308,7 +319,11 @@ impl Tx<'_> {
             |r| r.get::<_, String>(0),
         )?;
         let answered = self
-            .row("SELECT 1 FROM entries WHERE sid=?1 AND tid=?2 AND role IN ('agent', 'tool')", params![s.sid, cut], |_| Ok(()))?
+            .row(
+                "SELECT 1 FROM entries WHERE sid=?1 AND tid=?2 AND role IN ('agent', 'tool')",
+                params![s.sid, cut],
+                |_| Ok(()),
+            )?
             .is_some();
         let reason = s.mark_reason.as_deref().and_then(MarkReason::parse).unwrap_or(MarkReason::Crash);
         let ago = age(s.marked_at.unwrap_or(self.now), self.now);
@@ -318,12 +333,29 @@ impl Tx<'_> {
         Ok((prompt, Some(Cut { turn_id, rerun: false }), Some(alone)))
     }
 
+    /// Fails the oldest turn that waits in a session, if one does.
+    pub(super) fn fail_first(&mut self, s: &SessionRow, code: &str, text: &str) -> Result<(), Error> {
+        let Some((tid, id)) = self.first_queued(s.sid)? else { return Ok(()) };
+        self.run(
+            "UPDATE turns SET state='failed', ended_at=?2, error_code=?3, error_text=?4 WHERE tid=?1",
+            params![tid, self.now, code, text],
+        )?;
+        self.user_entries(s, tid)?;
+        let error = json!({ "code": code, "message": text });
+        self.emit(
+            EventKind::TurnEnd,
+            &s.key,
+            &s.id,
+            Some(&id),
+            &json!({ "outcome": Outcome::Failed, "error": error }),
+        )?;
+        Ok(())
+    }
+
     pub(super) fn first_queued(&self, sid: i64) -> Result<Option<(i64, String)>, Error> {
-        Ok(self.row(
-            "SELECT tid, id FROM turns WHERE sid=?1 AND state='queued' ORDER BY tid LIMIT 1",
-            [sid],
-            |r| Ok((r.get(0)?, r.get(1)?)),
-        )?)
+        Ok(self.row("SELECT tid, id FROM turns WHERE sid=?1 AND state='queued' ORDER BY tid LIMIT 1", [sid], |r| {
+            Ok((r.get(0)?, r.get(1)?))
+        })?)
     }
 
     pub(super) fn running_turn(&self, sid: i64) -> Result<Option<i64>, Error> {

@@ -169,7 +169,13 @@ impl Tx<'_> {
     }
 
     /// Tells the sender something, through the stream.
-    pub(super) fn notice(&mut self, s: &SessionRow, turn_id: Option<&str>, code: &str, text: &str) -> Result<(), Error> {
+    pub(super) fn notice(
+        &mut self,
+        s: &SessionRow,
+        turn_id: Option<&str>,
+        code: &str,
+        text: &str,
+    ) -> Result<(), Error> {
         self.emit(EventKind::Notice, &s.key, &s.id, turn_id, &json!({ "code": code, "text": text }))?;
         Ok(())
     }

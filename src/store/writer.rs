@@ -65,7 +65,9 @@ impl Lane {
     /// Sends a job; gives it back when it was not taken by the instant, or nobody is there to take it.
     pub(super) fn send(&self, job: Job, until: Instant) -> Result<(), Job> {
         match self {
-            Self::Thread(jobs) => jobs.send_deadline(job, until).map_err(crossbeam_channel::SendTimeoutError::into_inner),
+            Self::Thread(jobs) => {
+                jobs.send_deadline(job, until).map_err(crossbeam_channel::SendTimeoutError::into_inner)
+            }
             Self::Inline(writer) => writer.lock().unwrap_or_else(PoisonError::into_inner).perform(job),
         }
     }
@@ -248,8 +250,13 @@ impl Writer {
         }
         let alone = group.len() == 1;
         let mut outcomes = Vec::with_capacity(group.len());
-        let mut tx =
-            Tx { conn, now: shared.world.now(), bid: shared.boot.load(Ordering::SeqCst), shared: &shared, out: Commit::default() };
+        let mut tx = Tx {
+            conn,
+            now: shared.world.now(),
+            bid: shared.boot.load(Ordering::SeqCst),
+            shared: &shared,
+            out: Commit::default(),
+        };
         for work in group.iter_mut() {
             failpoint::hit(work.name(), "before");
             shared.world.strikes(work.name(), Step::Before);

@@ -176,7 +176,7 @@ fn late_words_do_not_go_into_the_next_turn() {
 
 #[test]
 fn a_cancel_ends_the_turn_whatever_the_agent_calls_it() {
-    for command in ["say go;hang", "say go;cancel-error", "say go;stream 100000 1"] {
+    for command in ["say go;hang", "say go;cancel-code", "say go;stream 100000 1"] {
         let (mut host, mut agent) = begun(&[]);
         host.interrupt_at("go", cancel_in(Duration::from_secs(20)));
         assert_eq!(host.prompt(&mut agent, command), Answer::Cancelled, "{command}");
@@ -186,6 +186,32 @@ fn a_cancel_ends_the_turn_whatever_the_agent_calls_it() {
         assert_eq!(host.text(), "next");
         host.close(&mut agent);
     }
+}
+
+/// As hermes-agent does when a tool runs or a permission is open.
+#[test]
+fn an_agent_that_fails_at_a_cancel_reopens_the_session_in_a_new_process() {
+    for command in ["say go;cancel-error", "say go;permission-first"] {
+        let state = tempfile::tempdir().unwrap();
+        let (mut host, mut agent) = (TestHost::new(), lasting(&state, &[]));
+        let session = host.start(&mut agent).unwrap();
+        host.interrupt_at("go", cancel_in(Duration::from_secs(20)));
+        assert_eq!(host.prompt(&mut agent, command), Answer::Cancelled, "{command}");
+        assert!(!agent.is_ready() && is_reaped(host.processes[0].0), "{command}: what it answers next means nothing");
+        host.hear = Box::new(|_, _| {});
+        host.controls.interrupt = None;
+        let started = agent.start(&mut host, Some(&session), true, soon()).unwrap();
+        assert_eq!(started.continuity, Continuity::Kept, "{command}");
+        assert_eq!(host.prompt(&mut agent, "recall"), done());
+        assert_eq!(host.text(), "prompts before: 1", "{command}");
+        host.close(&mut agent);
+    }
+    // Where the session would be lost with the process, the process is kept.
+    let (mut host, mut agent) = begun(&["--no-load"]);
+    host.interrupt_at("go", cancel_in(Duration::from_secs(20)));
+    assert_eq!(host.prompt(&mut agent, "say go;cancel-error"), Answer::Cancelled);
+    assert!(agent.is_ready());
+    host.close(&mut agent);
 }
 
 #[test]
@@ -270,7 +296,7 @@ fn a_cancel_withdraws_open_permissions() {
             None
         });
         assert_eq!(host.prompt(&mut agent, command), Answer::Cancelled, "{command}");
-        assert!(agent.is_ready(), "{command}: it answered");
+        assert_eq!(agent.is_ready(), command == "permission", "{command}: one answered, the other failed");
         host.close(&mut agent);
     }
 }

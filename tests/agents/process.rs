@@ -3,9 +3,8 @@
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use ostler::agent::process::{
-    Leftover, Registered, end_leftovers, find_marked, is_alive, reap_strays, spawn_registered,
-};
+use ostler::agent::process::{Leftover, end_leftovers, find_marked, is_alive};
+use ostler::proc::{Registered, reap_strays, spawn as spawn_registered};
 
 /// A marked process that ignores SIGTERM.
 struct Marked {

@@ -29,7 +29,9 @@
 //!   image              a piece that is no text          kinds             updates of unknown kinds
 //!   die CODE           writes to stderr and exits       vanish            closes stdout and stays
 //!   hang               until a cancel, answered `cancelled`   hang-hard   ignores cancels
-//!   cancel-error       until a cancel, answered with an error -32603
+//!   cancel-error       until a cancel, answered with an error -32603; the turn is then taken for running for ever: each
+//!                      later prompt of this process is answered with `Queued for the next turn.`
+//!   cancel-code        until a cancel, answered with an error -32800
 //!   garbage            lines that are no messages       longline BYTES    one line of that length, then `after`
 //!   flood N            N updates as fast as it can      stderr BYTES      that much on stderr
 //!   grandchild         starts a sleep in a session of its own that ignores SIGTERM; says `grandchild PID`
@@ -74,6 +76,7 @@ const COMMANDS: &[&str] = &[
     "hang",
     "hang-hard",
     "cancel-error",
+    "cancel-code",
     "garbage",
     "longline",
     "flood",
@@ -109,7 +112,7 @@ enum Flow {
     Next,
     Stop(&'static str),
     StopOther(String),
-    Fail(String),
+    Fail(i64, String),
 }
 
 struct Agent {
@@ -123,6 +126,7 @@ struct Agent {
     late: Vec<Value>,
     signal: Option<String>,
     bye: bool,
+    wedged: bool,
 }
 
 fn main() {
@@ -156,6 +160,7 @@ fn main() {
         late: Vec::new(),
         signal: None,
         bye: false,
+        wedged: false,
     };
     if agent.has("--banner") {
         println!("Welcome to the fake agent!\n[not json");
@@ -327,6 +332,10 @@ impl Agent {
             }
             return fail(id, -32002, "Resource not found");
         };
+        if self.wedged {
+            say(&session, "Queued for the next turn.");
+            return answer(id, json!({ "stopReason": "end_turn" }));
+        }
         let blocks: Vec<&str> =
             params["prompt"].as_array().unwrap().iter().filter_map(|b| b["text"].as_str()).collect();
         let text = blocks.last().copied().unwrap_or_default();
@@ -350,7 +359,7 @@ impl Agent {
                     result = json!({ "stopReason": reason });
                     break;
                 }
-                Flow::Fail(text) => return fail(id, -32603, &text),
+                Flow::Fail(code, text) => return fail(id, code, &text),
             }
         }
         answer(id, result);
@@ -408,7 +417,13 @@ impl Agent {
             },
             "cancel-error" => {
                 self.until_cancel();
-                return Flow::Fail("Internal error: 'NoneType' object has no attribute 'startswith'".into());
+                self.wedged = true;
+                let text = "Internal error: 'NoneType' object has no attribute 'startswith'";
+                return Flow::Fail(-32603, text.into());
+            }
+            "cancel-code" => {
+                self.until_cancel();
+                return Flow::Fail(-32800, "Request cancelled".into());
             }
             "garbage" => send_raw(b"Traceback: not json\n{\"half\": \n[1,2,3]\n\n\xff\xfe\n{}\n"),
             "longline" => {
@@ -434,7 +449,7 @@ impl Agent {
             }
             "refuse" => return Flow::Stop("refusal"),
             "stop" => return Flow::StopOther(rest.to_string()),
-            "error" => return Flow::Fail(rest.to_string()),
+            "error" => return Flow::Fail(-32603, rest.to_string()),
             "bye" => self.bye = true,
             "forget" => {
                 self.sessions.remove(session);
@@ -548,7 +563,8 @@ impl Agent {
         };
         let outcome = &answer["result"]["outcome"];
         if first && outcome["outcome"] == "cancelled" {
-            return Flow::Fail("Internal error".into());
+            self.wedged = true;
+            return Flow::Fail(-32603, "Internal error".into());
         }
         let option = outcome["optionId"].as_str().unwrap_or("");
         say(session, &format!("outcome: {} {option}", outcome["outcome"].as_str().unwrap_or("none")));

@@ -7,7 +7,8 @@
 //! it, [`turn`] what is said. This file is the agent: start, prompt, cancel, idle, close.
 //!
 //! A prompt ends in one of four ways: the agent answers it; it dies; a cancel is answered (by a result or an error alike:
-//! agents do both); or a cancel is not, and the process is ended. Only in the first and third does the agent live on.
+//! agents do both); or a cancel is not, and the process is ended. Only in the first and third does the agent live on, and
+//! in the third not after an error, if it can reopen the session: see [`Running::cancelled`].
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -76,6 +77,8 @@ enum End {
     Broken(Failure),
     /// It has to be ended.
     Ended(Interrupt),
+    /// It answered a cancel in a way after which it is not to be trusted.
+    Doubtful,
 }
 
 impl Acp {
@@ -257,7 +260,7 @@ impl Running<'_> {
             Event::Request(id, method, _) => self.live.client.refuse(&id, &method),
             Event::Response(number, answer) if number == self.number => {
                 self.withdraw_all();
-                return Some(self.answered(answer));
+                return Some(self.answered(host, answer));
             }
             Event::TooLong(bytes) => {
                 let text = format!("the agent sent a line of {bytes} bytes, more than is read; it was skipped");
@@ -294,9 +297,9 @@ impl Running<'_> {
         self.turn.update(host, &params["update"]);
     }
 
-    fn answered(&self, answer: Result<Value, wire::RpcError>) -> End {
+    fn answered(&self, host: &dyn Host, answer: Result<Value, wire::RpcError>) -> End {
         if self.cancel.is_some() {
-            return End::Over(Answer::Cancelled);
+            return self.cancelled(host, answer.err());
         }
         let result = match answer {
             Ok(result) => result,
@@ -314,6 +317,20 @@ impl Running<'_> {
                 failed("agent_error", "the agent cancelled the turn by itself")
             }
             _ => End::Over(Answer::Completed { stop_reason }),
+        }
+    }
+
+    /// An agent whose own handling of a cancel failed may take the turn for running for ever, and then answers each
+    /// later prompt with "Queued for the next turn", as if that were the answer (hermes-agent 0.19 does). So it is not
+    /// trusted any more, and reopens the session in a new process; unless it could not, and would lose the conversation.
+    fn cancelled(&self, host: &dyn Host, error: Option<wire::RpcError>) -> End {
+        let can_reopen = self.live.can.load || self.live.can.resume;
+        match error.filter(|e| e.code != wire::REQUEST_CANCELLED) {
+            Some(e) if can_reopen => {
+                log::info!("{}: the agent failed at a cancel and is ended: {e}", host.identity().key);
+                End::Doubtful
+            }
+            _ => End::Over(Answer::Cancelled),
         }
     }
 
@@ -395,6 +412,12 @@ impl Agent for Acp {
                 let (rung, until) = hurry(interrupt);
                 self.end(host, rung, until);
                 if interrupt.is_some() { Answer::Cancelled } else { Answer::Failed(failure) }
+            }
+            End::Doubtful => {
+                let (_, until) = hurry(host.interrupt());
+                // Nothing runs in it, and it may have something to write down.
+                self.end(host, Rung::EndOfInput, until);
+                Answer::Cancelled
             }
             End::Ended(interrupt) => {
                 let (rung, until) = hurry(Some(interrupt));

@@ -7,6 +7,8 @@ use serde_json::{Value, json};
 
 /// How much of a line that is no message is shown.
 const JUNK_SHOWN: usize = 200;
+/// The code of an error that says no more than that a request was cancelled.
+pub const REQUEST_CANCELLED: i64 = -32800;
 
 /// An error that an agent answers with.
 #[derive(Clone, Debug, PartialEq)]

@@ -10,10 +10,11 @@ use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 
+use super::Process;
 use super::leftovers::{Target, marked};
-use super::procfs::Stat;
-use super::{Process, children, procfs};
 use crate::agent::{Host, Interrupt, Watch};
+use crate::proc::procfs::Stat;
+use crate::proc::{self, procfs};
 
 /// The most that each of the rungs before the kill waits.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -146,6 +147,6 @@ impl Process {
     fn reap(&mut self) {
         self.ended = true;
         let _ = self.child.try_wait();
-        children::reap_strays();
+        proc::reap_strays();
     }
 }

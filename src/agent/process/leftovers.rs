@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::process::{Pid, PidfdFlags, Signal};
 
-use super::procfs::{self, Picture, Stat};
+use crate::proc::procfs::{self, Picture, Stat};
 
 /// A process that carries the markers of an agent.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -143,13 +143,13 @@ pub fn end_orphans(until: Instant) -> Vec<String> {
         let me = std::process::id();
         let own_group = picture.all.iter().find(|(s, _)| s.pid == me).map(|(s, _)| s.group);
         let orphans = picture.all.iter().map(|(s, _)| s).filter(|s| {
-            s.parent == me && s.is_live() && Some(s.group) != own_group && !super::children::is_registered(s.pid)
+            s.parent == me && s.is_live() && Some(s.group) != own_group && !crate::proc::is_registered(s.pid)
         });
         let mut left: Vec<Target> = orphans.filter_map(Target::hold_known).collect();
         left.iter().for_each(|t| t.signal(Signal::KILL));
         let none = left.is_empty();
         wait_gone(&mut left, until);
-        super::children::reap_strays();
+        crate::proc::reap_strays();
         // What an orphan had started is an orphan now: looked for again until nothing new turns up.
         if none || Instant::now() >= until {
             return left.iter().map(Target::name).collect();
@@ -168,7 +168,7 @@ pub fn end_leftovers(leftovers: &[Leftover], until: Instant) -> Vec<Leftover> {
         left.iter().for_each(|t| t.signal(signal));
         wait_gone(&mut left, until);
     }
-    super::children::reap_strays();
+    crate::proc::reap_strays();
     leftovers.iter().filter(|l| left.iter().any(|t| t.pid == l.pid)).cloned().collect()
 }
 

@@ -17,14 +17,12 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions};
 
 use super::{Failure, Host, Identity, Wake, Watch};
+use crate::proc::{self, Registered, procfs};
 
-mod children;
 mod ladder;
 mod leftovers;
-mod procfs;
 mod tail;
 
-pub use children::{Registered, reap_strays, spawn as spawn_registered};
 pub use ladder::Rung;
 pub use leftovers::{Leftover, end_leftovers, end_orphans, find_marked, is_alive};
 pub use tail::Tail;
@@ -90,7 +88,7 @@ impl Process {
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         std::os::unix::process::CommandExt::process_group(&mut command, 0);
         let (child, registered) =
-            children::spawn(&mut command).map_err(|e| Failure::new("agent_start", why_not(program, &env, &e)))?;
+            proc::spawn(&mut command).map_err(|e| Failure::new("agent_start", why_not(program, &env, &e)))?;
         Self::adopt(child, registered, program, identity)
             .map_err(|e| Failure::new("agent_start", format!("{program}: it was started, but cannot be watched: {e}")))
     }

@@ -430,8 +430,9 @@ fn scripts_and_configurations_are_checked_without_a_daemon() {
     let empty = file("empty.toml", "[agent.unused]");
     let ran = ostler(&["hooks", "check", &bad, &good, "--config", &empty]);
     assert_eq!(ran.code, 78);
-    assert_eq!(ran.err, format!("ostler: {bad}: 2: unexpected symbol\n"));
-    assert_eq!(ran.out, format!("{good}: valid: session_end (audit)\n"), "the others are checked all the same");
+    let warned = format!("ostler: {good}:1: warning: global 'x' does not exist\n");
+    assert_eq!(ran.err, format!("ostler: {bad}:2: unexpected symbol\n{warned}"));
+    assert_eq!(ran.out, format!("{good}: valid\n"), "the others are checked all the same");
     let ran = ostler(&["check-config", &config]);
     assert_eq!((ran.code, ran.out.as_str()), (78, ""));
     assert_eq!(ran.err, format!("ostler: {config}:3: sessions.max_live: 0 would let no session run; at least 1\n"));
@@ -441,6 +442,46 @@ fn scripts_and_configurations_are_checked_without_a_daemon() {
     assert_eq!(ostler(&["check-config", "/nonexistent.toml"]).code, 78);
     let ran = ostler(&["serve", "--config", &config]);
     assert_eq!(ran.code, 78, "and the daemon does not start with it");
+}
+
+#[test]
+fn an_event_is_fired_with_fields_of_ones_own_and_at_a_script_without_a_daemon() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = |name: &str, text: &str| {
+        let path = dir.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    let (fields, list, broken) = (file("f.json", r#"{"text": "hi"}"#), file("l.json", "[1]"), file("b.json", "{"));
+    let (empty, script) = (file("empty.toml", ""), file("a.lua", ""));
+    let fake = Fake::start(&dir.path().join("s"), |_| Answer::Json(200, json!({ "handlers": [] })));
+    let socket = dir.path().join("s");
+    let ran = at(&socket, &["hooks", "fire", "message", "--fields", &fields]);
+    assert_eq!((ran.code, ran.out.as_str()), (0, "message: no handler is registered for it\n"));
+    let seen = fake.seen();
+    assert_eq!(seen[0].json(), json!({ "event": "message", "fields": { "text": "hi" } }));
+    let with = ["hooks", "fire", "message", "--fields", &fields, "--script", &script, "--config", &empty];
+    let ran = ostler(&with);
+    assert_eq!(ran.code, 0, "{ran:?}");
+    for words in ["a.lua", "answer: {\"text\":\"hi\"}", "sent to local:b: hello", "kv n = 1"] {
+        assert!(ran.out.contains(words), "{words}: {}", ran.out);
+    }
+    let ran = ostler(&[&with[..], &["--json"]].concat());
+    assert_eq!(serde_json::from_str::<Value>(&ran.out).unwrap()["kv"]["n"], 1, "--json is about the output");
+    assert_eq!(fake.seen().len(), seen.len(), "no daemon is asked");
+    let bad = file("bad.json", r#"{"bad": 1}"#);
+    for (args, code, why) in [
+        (vec!["message", "--fields", &list], 1, "l.json: an object of fields expected"),
+        (vec!["message", "--fields", &broken], 1, "b.json: EOF"),
+        (vec!["message", "--fields", "/nonexistent"], 1, "/nonexistent: "),
+        (vec!["dance", "--script", &script, "--config", &empty], 2, "dance: no such event: one of daemon_start"),
+        (vec!["message", "--fields", &bad, "--script", &script, "--config", &empty], 78, "a.lua:2: unexpected"),
+    ] {
+        let ran = ostler(&[&["hooks", "fire"][..], &args].concat());
+        assert!(ran.code == code && ran.err.contains(why), "{args:?}: {ran:?}");
+    }
+    usage_error(&["hooks", "fire", "message", "--config", "x"]);
+    usage_error(&["hooks", "fire", "message", "--script", "x", "--socket", "y"]);
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! Schedules of `ostler.every`, and durations as the configuration writes them.
 //!
-//! Pure: what is due when. A daily time is local; an interval lies on a grid that begins at the epoch, so that every state,
-//! boot and machine agrees on it.
+//! Pure: what is due when. A daily time is local; an interval lies on a grid that begins at the epoch, so that every
+//! state, boot and machine agrees on it.
 
 use std::time::Duration;
 
@@ -58,8 +58,8 @@ impl Schedule {
         match self {
             Self::Interval(every) => at - at.rem_euclid(every) + every,
             Self::Daily(..) => {
-                // The clock's own rule for a day is the only one: the first hour ahead at which the last due time is new.
-                // Then back to the minute, so that days of 23 and 25 hours come out right.
+                // The clock's own rule for a day is the only one: the first hour ahead at which the last due time is
+                // new. Then back to the minute, so that days of 23 and 25 hours come out right.
                 let last = self.last(at);
                 (1..=26)
                     .map(|hours| self.last(at + hours * 3_600_000))

@@ -66,7 +66,8 @@ struct Running {
 }
 
 impl Running {
-    /// Kills what is left of the group and reaps the leader, in this order: until it is reaped, its id is nobody else's.
+    /// Kills what is left of the group and reaps the leader, in this order: until it is reaped, its id is nobody
+    /// else's.
     fn end(&mut self) -> std::io::Result<ExitStatus> {
         if let Some(group) = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw)
             && !self.reaped
@@ -100,7 +101,7 @@ fn run(wanted: &Wanted) -> Result<Ran, String> {
     for (key, fallback) in [("PATH", "/usr/local/bin:/usr/bin:/bin"), ("HOME", "/"), ("LANG", "C.UTF-8")] {
         command.env(key, std::env::var_os(key).unwrap_or_else(|| fallback.into()));
     }
-    let child = command.spawn().map_err(|e| format!("{name}: {e}"))?;
+    let (child, _registered) = crate::proc::spawn(&mut command).map_err(|e| format!("{name}: {e}"))?;
     let mut running = Running { child, reaped: false };
     let pid = i32::try_from(running.child.id()).ok().and_then(Pid::from_raw).ok_or("no process id")?;
     let ended = pidfd_open(pid, PidfdFlags::empty()).map_err(|e| format!("{name}: {e}"))?;
@@ -132,10 +133,9 @@ struct Pipes {
 impl Pipes {
     fn new(child: &mut Child) -> std::io::Result<Self> {
         let (input, out, err) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
-        for fd in [input.as_ref().map(AsFd::as_fd), out.as_ref().map(AsFd::as_fd), err.as_ref().map(AsFd::as_fd)] {
-            if let Some(fd) = fd {
-                rustix::io::ioctl_fionbio(fd, true)?;
-            }
+        let fds = [input.as_ref().map(AsFd::as_fd), out.as_ref().map(AsFd::as_fd), err.as_ref().map(AsFd::as_fd)];
+        for fd in fds.into_iter().flatten() {
+            rustix::io::ioctl_fionbio(fd, true)?;
         }
         Ok(Self { input, written: 0, out, err, stdout: Vec::new(), stderr: Vec::new() })
     }

@@ -140,8 +140,7 @@ impl Open {
 /// The text of a numeral, as Lua's `read("n")` takes it: at most 200 bytes.
 fn number(file: &mut BufReader<File>) -> mlua::Result<Option<Vec<u8>>> {
     let mut bytes = Vec::new();
-    loop {
-        let Some(&c) = file.fill_buf()?.first() else { break };
+    while let Some(&c) = file.fill_buf()?.first() {
         if c.is_ascii_whitespace() && bytes.is_empty() {
             file.consume(1);
         } else if (c.is_ascii_alphanumeric() || b"+-.".contains(&c)) && bytes.len() < 200 {
@@ -187,7 +186,7 @@ impl UserData for Open {
                 "end" => SeekFrom::End(offset),
                 _ => return Err(mlua::Error::runtime("seek: set, cur or end expected")),
             };
-            Ok(this.with(|file| Ok(file.seek(to)?))?)
+            this.with(|file| Ok(file.seek(to)?))
         });
         methods.add_method("close", |_, this, ()| {
             lock(&this.file).take();

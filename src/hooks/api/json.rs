@@ -1,7 +1,7 @@
 //! JSON in Lua, and what goes between the house and the scripts.
 //!
-//! Integers stay integers. `null` is `ostler.json.null` when decoded; in an event, what is null is absent. An empty table
-//! is an object, unless it came from an array or from `ostler.json.array`.
+//! Integers stay integers. `null` is `ostler.json.null` when decoded; in an event, what is null is absent. An empty
+//! table is an object, unless it came from an array or from `ostler.json.array`.
 
 use std::ffi::c_void;
 use std::sync::Arc;

@@ -7,8 +7,8 @@ use uuid::Uuid;
 
 use super::json::{Null, to_lua};
 use super::{Args, Context, Fault, function, integer};
-use crate::model::event::Entry;
 use crate::hooks::lock;
+use crate::model::event::Entry;
 
 /// Entries in one answer, unless a script says otherwise.
 const LIMIT: i64 = 1000;

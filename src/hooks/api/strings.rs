@@ -44,8 +44,9 @@ fn int(n: usize) -> Value {
     Value::Integer(i64::try_from(n).unwrap_or(i64::MAX))
 }
 
-fn capture(lua: &Lua, subject: &[u8], capture: Capture) -> mlua::Result<Value> {
+fn capture(lua: &Lua, subject: &[u8], capture: Capture) -> Result<Value, Fault> {
     Ok(match capture {
+        Capture::Unfinished => return Err(Fault::text("unfinished capture")),
         Capture::Position(at) => int(at + 1),
         Capture::Span(a, b) => Value::String(lua.create_string(&subject[a..b])?),
     })
@@ -88,8 +89,9 @@ fn unanchored(pattern: &[u8]) -> (bool, &[u8]) {
     pattern.strip_prefix(b"^").map_or((false, pattern), |rest| (true, rest))
 }
 
-/// One step of `gmatch` or of `gsub` with a function or a table: subject, pattern, where to begin, where the match before
-/// ended (both from 1), whether `^` is an anchor. Answers where the match begins, where the next may, and the captures.
+/// One step of `gmatch` or of `gsub` with a function or a table: subject, pattern, where to begin, where the match
+/// before ended (both from 1), whether `^` is an anchor. Answers where the match begins, where the next may, and the
+/// captures.
 fn step(lua: &Lua, context: &Context, args: &Args) -> Result<MultiValue, Fault> {
     let (subject, pattern) = (args.bytes(lua, 0, "string")?, args.bytes(lua, 1, "pattern")?);
     let from = offset(args.integer(2, "init")?, subject.as_bytes().len());
@@ -158,6 +160,7 @@ fn expand(
             Some(digit) if digit.is_ascii_digit() => match values.get(usize::from(digit - b'1')) {
                 Some(Capture::Position(p)) => out.extend_from_slice((p + 1).to_string().as_bytes()),
                 Some(Capture::Span(a, b)) => out.extend_from_slice(&subject[*a..*b]),
+                Some(Capture::Unfinished) => return Err(Fault::text("unfinished capture")),
                 None => {
                     let n = char::from(*digit);
                     return Err(Fault::text(format!("invalid capture index %{n} in replacement string")));

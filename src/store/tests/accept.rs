@@ -128,7 +128,7 @@ fn placement_by_policy() {
         let third = say("waits too");
         assert_ne!(first.turn_id, second.turn_id, "{busy}: never into a turn that runs");
         assert_eq!(second.turn_id == third.turn_id, joined, "{busy}");
-        assert_eq!((second.interrupt, third.interrupt), (interrupts, interrupts), "{busy}");
+        assert_eq!((second.interrupt.is_some(), third.interrupt.is_some()), (interrupts, interrupts), "{busy}");
         assert_eq!((second.queued, third.queued), (0, 1), "{busy}");
         let cancel = rig.text(&format!("SELECT cancel FROM turns WHERE id='{}'", first.turn_id));
         assert_eq!(cancel, if interrupts { "interrupt" } else { "" }, "{busy}");

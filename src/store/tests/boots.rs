@@ -273,12 +273,17 @@ fn the_outcomes_of_a_stop() {
     let idle = rig.say("local:idle", "m");
     rig.open(idle.sid);
     rig.pass(1000);
-    let began = T0 + 1000;
+    let live = [
+        (done.turn.sid, Some(done.turn_id.clone())),
+        (cut.turn.sid, Some(cut.turn_id.clone())),
+        (idle.sid, None),
+        (999, None),
+    ];
     rig.store.mark_running(note()).unwrap();
     rig.finish(done.turn, Outcome::Completed);
     rig.finish(cut.turn, Outcome::Interrupted);
     rig.store.close_activations(StopReason::Restart).unwrap();
-    let told = rig.store.stop_outcomes(began, 10).unwrap();
+    let told = rig.store.stop_outcomes(&live).unwrap();
     let mut told: Vec<_> =
         told.iter().map(|o| (o.key.as_str(), o.turn.as_deref(), o.mark.is_some(), o.end_pending)).collect();
     told.sort_unstable();

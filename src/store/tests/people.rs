@@ -219,7 +219,7 @@ fn cancel_asks_the_running_turn_or_takes_back_what_waits() {
     let rig = Rig::new();
     assert_eq!(refused(rig.store.cancel(key(), false)), Refusal::SessionNotFound);
     let (a, b, waits, seen) = busy(&rig);
-    assert_eq!(rig.store.cancel(key(), false).unwrap().cancel, [a.sid]);
+    assert_eq!(rig.store.cancel(key(), false).unwrap().cancel.iter().map(|c| c.0).collect::<Vec<_>>(), [a.sid]);
     assert_eq!(
         (rig.state(&b.turn_id), rig.state(&waits.turn_id), rig.newest()),
         ("running".into(), "queued".into(), seen)

@@ -171,7 +171,7 @@ fn a_cancel_that_was_asked_for_is_what_stands_unless_the_answer_was_whole() {
         let rig = Rig::new();
         let (a, b) = rig.running(KEY, "m");
         let acted = rig.store.cancel(key(), false).unwrap();
-        assert_eq!(acted.cancel, [a.sid]);
+        assert_eq!(acted.cancel.iter().map(|c| c.0).collect::<Vec<_>>(), [a.sid]);
         let error = Some(("x".to_owned(), "y".to_owned()));
         let e = rig.store.finish_turn(b.turn, vec![], ended, error, MarkReason::Crash).unwrap();
         assert_eq!(e.outcome, stands);

@@ -96,16 +96,18 @@ impl House {
         for sid in &acted.retired {
             self.retire(*sid);
         }
-        for sid in &acted.cancel {
-            self.cancel_turn(*sid);
+        for (sid, tid) in &acted.cancel {
+            self.cancel_turn(*sid, *tid);
         }
         for sid in &acted.wake {
             self.want(*sid, acted.asked);
         }
     }
 
-    pub(super) fn cancel_turn(&mut self, sid: i64) {
-        if let Some(w) = self.daemon.workers.get_mut(&sid) {
+    pub(super) fn cancel_turn(&mut self, sid: i64, tid: i64) {
+        // A worker that has gone on to another turn, or to none, is not concerned.
+        let concerned = |w: &&mut Worker| matches!(&w.at, At::Running(run) if run.turn.tid == tid);
+        if let Some(w) = self.daemon.workers.get_mut(&sid).filter(concerned) {
             w.interrupt.get_or_insert(Why::Cancelled);
         }
     }

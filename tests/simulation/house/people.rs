@@ -56,8 +56,8 @@ impl House {
                 if let Some(retired) = a.retired {
                     self.retire(retired);
                 }
-                if a.interrupt {
-                    self.cancel_turn(a.sid);
+                if let Some(tid) = a.interrupt {
+                    self.cancel_turn(a.sid, tid);
                 }
                 if !a.deferred && !a.over {
                     self.want(a.sid, false);

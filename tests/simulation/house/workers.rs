@@ -100,6 +100,7 @@ impl House {
             policy: self.policy(),
             asked,
             context: None,
+            fresh_id: uuid::Uuid::now_v7().to_string(),
             alone_at: if c.threshold == 0 { 0 } else { (c.threshold - 1).max(1) },
         };
         match self.call(|s| s.begin_turn(begin)) {

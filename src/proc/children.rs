@@ -34,8 +34,15 @@ impl Drop for Registered {
 }
 
 /// Whether somebody waits for this child.
-pub(super) fn is_registered(pid: u32) -> bool {
+#[must_use]
+pub fn is_registered(pid: u32) -> bool {
     owned().as_ref().is_some_and(|set| set.contains(&pid))
+}
+
+/// Whether this process ever had a child: without one there is nothing to look for.
+#[must_use]
+pub fn any_made() -> bool {
+    owned().is_some()
 }
 
 /// Starts a child that [`reap_strays`] leaves alone for as long as the second value lives. Keep it until the child was

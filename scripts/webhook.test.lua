@@ -1,0 +1,71 @@
+local setup = { config = { webhook = { url = url .. "/hook", headers = { Authorization = "Bearer t" } } },
+  allow = { "http" } }
+local mark = { reason = "shutdown_timeout", marked_at = "2030-01-01T00:00:00.000Z" }
+
+test("an interrupted session is posted", function()
+  start(setup)
+  delivered(fire("session_end", { key = "local:a", session_id = "S1", event_id = "E1", resume_pending = mark }))
+  local posted = requests()
+  equal(#posted, 1)
+  equal(posted[1].line, "POST /hook HTTP/1.1")
+  equal(posted[1].headers["idempotency-key"], "E1")
+  equal(posted[1].headers["authorization"], "Bearer t")
+  equal(posted[1].json.key, "local:a")
+  equal(posted[1].json.resume_pending, true)
+  equal(posted[1].json.test, false)
+end)
+
+test("an ordinary end is not", function()
+  start(setup)
+  delivered(fire("session_end", { reason = "parked", resume_pending = null }))
+  equal(#requests(), 0)
+  delivered(fire("session_end", { reason = "crash", resume_pending = null }))
+  equal(#requests(), 1)
+end)
+
+test("a failure fails the delivery: the journal delivers again, with the same id", function()
+  start(setup)
+  answers(500, 200)
+  failed(fire("session_end", { event_id = "E1", resume_pending = mark }), "status 500")
+  delivered(fire("session_end", { event_id = "E1", resume_pending = mark, attempt = 2, redelivered = true }))
+  local posted = requests()
+  equal(posted[1].headers["idempotency-key"], posted[2].headers["idempotency-key"])
+  equal(posted[2].json.attempt, 2)
+end)
+
+test("a shutdown is posted, and nothing stays owed", function()
+  start(setup)
+  delivered(fire("shutdown", { reason = "restart", running = { "local:a", "local:b" } }))
+  local posted = requests()
+  equal(posted[1].json.reason, "restart")
+  equal(#posted[1].json.running, 2)
+  equal(#kv.get("webhook:owed"), 0)
+end)
+
+test("a shutdown that did not get through is posted after the next start", function()
+  start(setup)
+  answers(503)
+  failed(fire("shutdown", { event_id = "E1" }), "status 503")
+  equal(kv.get("webhook:owed")[1].event_id, "E1")
+
+  answers(502) -- still away: it stays owed, for the timer
+  failed(fire("daemon_start"), "status 502")
+  equal(#kv.get("webhook:owed"), 1)
+  tick("owed")
+  local posted = requests()
+  equal(posted[3].json.event_id, "E1")
+  equal(posted[3].json.late, true)
+  equal(#kv.get("webhook:owed"), 0)
+  tick("owed")
+  equal(#requests(), 3)
+end)
+
+test("nobody there is a failure too", function()
+  start { config = { webhook = { url = "http://127.0.0.1:1/" } }, allow = { "http" } }
+  failed(fire("session_end", { resume_pending = mark }), "127.0.0.1:1")
+end)
+
+test("without leave or address it is not loaded", function()
+  refused({ config = setup.config }, 'add "http" to allow')
+  refused({ allow = { "http" } }, "webhook.url: a URL expected")
+end)

@@ -1,0 +1,124 @@
+//! SIGKILL between any two steps of a delivery, and handlers that are the death of the daemon.
+
+use serde_json::Value;
+
+use crate::daemon::Daemon;
+use crate::rig::{Came, FS, NOTE, boot_ready, calls, check_calls, end};
+
+/// Hit by a delivery in the boot that journalled the event.
+const FIRST: &[&str] = &[
+    "delivery.before",
+    "delivery.answered",
+    "settle_delivery.before",
+    "settle_delivery.inside",
+    "settle_delivery.committed",
+    "delivery.kept",
+];
+/// Hit by one in a later boot too.
+const LATER: &[&str] = &["note_attempt.before", "note_attempt.inside", "note_attempt.committed", "delivery.noted"];
+
+/// Promise 2: killed between any two steps of a delivery, in the boot that journalled the event and in the next: nothing is
+/// lost, what was committed is not repeated, and what is repeated says so.
+#[test]
+fn deaths_between_steps() {
+    for point in FIRST.iter().chain(LATER) {
+        let rule = format!("{point}=kill:1");
+        let first = if LATER.contains(point) { "delivery.before=kill:1" } else { rule.as_str() };
+        let mut d = boot_ready(Daemon::new().config(FS).hook("note.lua", NOTE), first);
+        let _ = d.try_post("local:a", "one", Some("one"));
+        assert_eq!(end(&mut d), Came::Died, "{point}");
+        d.check(false);
+        // A boot that dies in the deliveries that the first left.
+        let mut d = boot_ready(d, &rule);
+        assert_eq!(end(&mut d), Came::Died, "{point}");
+        d.check(false);
+        let mut d = boot_ready(d, "");
+        assert_eq!(d.turn("local:a", "two").outcome(), "completed");
+        assert_eq!(d.stop(), 0, "{point}");
+        check_calls(&d);
+        let calls = calls(&d);
+        let start = calls[0]["id"].as_str().unwrap();
+        let times = calls.iter().filter(|c| c["id"] == start).count();
+        let committed = matches!(*point, "settle_delivery.committed" | "delivery.kept");
+        assert!(if committed { times == 1 } else { times <= 3 }, "{point}: {calls:#?}");
+    }
+}
+
+/// Spins on the events of `local:bad`, and of `local:slow*` at their first delivery.
+const DEADLY: &str = r#"
+ostler.on("session_start", function(ev)
+  ostler.log.warn("called", { key = ev.key, attempt = ev.attempt, event_id = ev.event_id, redelivered = ev.redelivered })
+  local bad = ev.key == "local:bad" or (ev.key:find("^local:slow") and ev.attempt == 1)
+  while bad do end
+end, { name = "deadly", timeout = "50s" })
+"#;
+
+/// CHECKLIST 52: a handler that is the death of the daemon each time gets its attempts, numbered, and is then set aside
+/// without a call; what was under way beside it is delivered; a retry calls it again.
+#[test]
+fn a_deadly_handler_is_set_aside() {
+    let mut d = Daemon::new().config("[hooks]\nattempts = 3\n").hook("deadly.lua", DEADLY);
+    for n in 0..3 {
+        let from = d.log.count();
+        d = boot_ready(d, "");
+        let called = |key: &str| {
+            let key = key.to_owned();
+            move |l: &str| l.contains("called") && l.contains(&key)
+        };
+        if n == 0 {
+            d.post("local:bad", "x");
+            d.log.find(from, "a call", called("local:bad"));
+            for key in ["slow1", "slow2", "slow3", "slow4", "slow5"] {
+                d.post(&format!("local:{key}"), "x");
+            }
+            // Those whose thread is not the one that the bad one holds.
+            d.log.find(from, "a call", called("local:slow"));
+        }
+        d.log.find(from, "a call", called("local:bad"));
+        d.kill9();
+    }
+    let from = d.log.count();
+    d = boot_ready(d, "");
+    d.log.find(from, "set aside", |l| l.contains("set aside") && l.contains("local:bad"));
+    let failed = d.get("/v1/hooks/failed");
+    let events = failed["events"].as_array().or_else(|| failed.as_array()).unwrap().clone();
+    assert_eq!(events.len(), 1, "only the deadly one: {failed}");
+    assert_eq!((&events[0]["key"], &events[0]["attempts"]), (&Value::from("local:bad"), &Value::from(3)), "{failed}");
+    // Mended, and tried again.
+    d.write_hook("deadly.lua", &DEADLY.replace("while bad do end", ""));
+    d.client().post("/v1/reload", None).unwrap();
+    let from = d.log.count();
+    d.cli(&["hooks", "retry", "--all"]).ok();
+    let again = d.log.find(from, "the retry", |l| l.contains("called") && l.contains("local:bad"));
+    assert!(again.contains("attempt=4") && again.contains("redelivered=true"), "{again}");
+    d.send("local:bad", "still answers");
+    assert_eq!(d.stop(), 0);
+    assert_eq!(d.sql::<i64>("SELECT count(*) FROM deliveries WHERE state<>'delivered'"), 0);
+}
+
+/// CHECKLIST 34: the start of a key's next activation waits for the end of the one before it, retries included.
+#[test]
+fn an_end_comes_before_the_next_start() {
+    let script = r#"
+        ostler.on("session_end", function(ev)
+          ostler.log.warn("told end " .. ev.attempt .. " of " .. ev.key)
+          if ev.attempt == 1 then error("not yet") end
+        end)
+        ostler.on("session_start", function(ev) ostler.log.warn("told start of " .. ev.key .. " " .. ev.reason) end)
+    "#;
+    let mut d = Daemon::new().hook("order.lua", script).start();
+    d.send("local:a", "one");
+    d.act("local:a", "reset");
+    d.send("local:a", "two");
+    d.send("local:b", "beside");
+    d.log.find(0, "the second start", |l| l.contains("told start of local:a reset"));
+    let told: Vec<String> = d
+        .log
+        .all()
+        .iter()
+        .filter_map(|l| l.split_once("told ").map(|(_, t)| t.split("local:a").next().unwrap_or_default().to_owned()))
+        .filter(|t| !t.contains("local:b"))
+        .collect();
+    assert_eq!(told, ["start of ", "end 1 of ", "end 2 of ", "start of "]);
+    assert_eq!(d.stop(), 0);
+}

@@ -1,0 +1,332 @@
+//! Agents behind the daemon: what they say arrives whole, and what they do wrong costs their own turn.
+
+use serde_json::{Value, json};
+use ureq::http::Method;
+
+use crate::daemon::{Daemon, fake};
+use ostler::client::session_path;
+
+/// Text, thoughts, tools, plan and usage arrive as events; text and tools are in the transcript, each tool once.
+#[test]
+fn what_an_agent_says() {
+    let mut d = Daemon::new().config(&fake(&[], "permission = \"allow\"")).start();
+    let turn = d.turn("local:a", "think hm; say before; tool t1; plan; usage; say after");
+    assert_eq!(turn.outcome(), "completed");
+    assert_eq!(turn.text(), "beforetool doneafter");
+    assert_eq!(turn.of("thought").map(|e| e.text("text")).collect::<String>(), "hm");
+    let tools: Vec<_> =
+        turn.of("tool").map(|e| (e.text("tool_call_id"), e.text("title"), e.text("kind"), e.text("status"))).collect();
+    assert_eq!(tools.first().unwrap(), &("t1", "Touch a file", "execute", "pending"));
+    // The permission request had given it another title.
+    assert_eq!(tools.last().unwrap(), &("t1", "touch x", "execute", "completed"));
+    assert_eq!((turn.of("plan").count(), turn.of("usage").count()), (1, 1));
+    assert_eq!(d.said("local:a")[1..], ["agent: before", "tool: touch x", "agent: tool doneafter"]);
+    assert_eq!(d.stop(), 0);
+}
+
+/// A permission by policy: allowed or denied with an option that the agent offered.
+#[test]
+fn a_permission_by_policy() {
+    for (policy, outcome, option) in [("allow", "tool done", "allow-once"), ("deny", "tool denied", "reject")] {
+        let d = Daemon::new().config(&fake(&[], &format!("permission = \"{policy}\""))).start();
+        let turn = d.turn("local:a", "tool");
+        assert_eq!((turn.outcome(), turn.text().as_str()), ("completed", outcome));
+        let resolved = turn.of("permission").last().unwrap();
+        assert_eq!((resolved.text("state"), resolved.text("outcome")), ("resolved", option));
+        assert!(!resolved.text("by").is_empty() && !resolved.text("request_id").is_empty());
+    }
+}
+
+/// A permission by a client: first come first served, only what was offered, and told in the stream.
+#[test]
+fn a_permission_by_the_api() {
+    let mut d = Daemon::new().config(&fake(&[], "")).start();
+    let mut events = d.events("local:a");
+    let turn = d.post("local:a", "permission");
+    let asked = events.until("permission");
+    assert_eq!(asked.text("state"), "open");
+    let options: Vec<_> =
+        asked.data["options"].as_array().unwrap().iter().map(|o| o["option_id"].as_str().unwrap_or_default()).collect();
+    assert_eq!(options, ["allow-once", "reject"], "{}", asked.data);
+    let path = session_path("local:a", "/permission");
+    let answer = |id: &str, option: &str| json!({ "request_id": id, "option_id": option });
+    let id = asked.text("request_id");
+    assert_eq!(d.refusal(Method::POST, &path, Some(&answer(id, "nonsense"))), (400, "invalid_parameter".into()));
+    assert_eq!(d.refusal(Method::POST, &path, Some(&answer("other", "reject"))), (409, "resolved".into()));
+    d.client().post(&path, Some(&answer(id, "reject"))).unwrap();
+    assert_eq!(d.refusal(Method::POST, &path, Some(&answer(id, "allow-once"))), (409, "resolved".into()));
+    assert_eq!(events.end_of(&turn).0, "completed");
+    let resolved = events.seen.iter().rfind(|e| e.event == "permission").unwrap();
+    assert_eq!(
+        (resolved.text("state"), resolved.text("outcome"), resolved.text("by")),
+        ("resolved", "reject", "client")
+    );
+    assert_eq!(d.said("local:a").last().unwrap(), "agent: outcome: selected reject");
+    assert_eq!(d.stop(), 0);
+}
+
+/// A permission by a hook.
+#[test]
+fn a_permission_by_a_hook() {
+    for (back, outcome, by) in
+        [("'allow'", "allow-once", "hook"), ("'deny'", "reject", "hook"), ("'reject'", "reject", "hook")]
+    {
+        let script =
+            format!("ostler.on('permission', function(ev) if ev.kind == 'execute' then return {back} end end)\n");
+        let d = Daemon::new().config(&fake(&[], "")).hook("10-p.lua", &script).start();
+        let turn = d.turn("local:a", "permission");
+        assert_eq!(turn.text(), format!("outcome: selected {outcome}"));
+        let resolved = turn.of("permission").last().unwrap();
+        assert_eq!((resolved.text("state"), resolved.text("outcome"), resolved.text("by")), ("resolved", outcome, by));
+    }
+}
+
+/// Nobody answers: denied with an option that the agent offered, after `permission_timeout`. A cancel resolves it, too.
+#[test]
+fn a_permission_that_nobody_answers() {
+    let mut d = Daemon::new().config(&fake(&[], "permission_timeout = \"50ms\"")).start();
+    let turn = d.turn("local:a", "permission");
+    assert_eq!(turn.text(), "outcome: selected reject");
+    assert_eq!(d.stop(), 0);
+    let mut d = Daemon::new().config(&fake(&[], "")).start();
+    let mut events = d.events("local:a");
+    let turn = d.post("local:a", "permission");
+    events.until("permission");
+    d.act("local:a", "cancel");
+    let resolved = events.until("permission");
+    assert_eq!((resolved.text("state"), resolved.text("outcome")), ("resolved", "cancelled"));
+    assert_eq!(events.end_of(&turn).0, "cancelled");
+    assert_eq!(d.stop(), 0);
+}
+
+/// Fails a turn, with a code and a text that tell why; the daemon and other keys go on.
+#[track_caller]
+fn assert_fails(d: &Daemon, text: &str, code: &str, tells: &str) {
+    let turn = d.turn("local:a", text);
+    assert_eq!(turn.outcome(), "failed", "{turn:?}");
+    assert_eq!(turn.error()["code"], code, "{}", turn.error());
+    assert!(turn.error()["message"].as_str().unwrap().contains(tells), "{}", turn.error());
+}
+
+/// A command that is not there: the turn fails and says what is missing, and another message tries again.
+#[test]
+fn an_agent_that_is_missing() {
+    let mut d = Daemon::new().config("[agent.default]\nkind = \"acp\"\ncommand = [\"/nonexistent/agent\"]\n").start();
+    assert_fails(&d, "x", "agent_start", "/nonexistent/agent");
+    assert_fails(&d, "y", "agent_start", "/nonexistent/agent");
+    assert_eq!(d.show("local:a")["queued"], 0);
+    assert_eq!(d.stop(), 0);
+}
+
+/// An agent that prints what is no protocol, or never says a word, fails to start within its time.
+#[test]
+fn an_agent_that_is_none() {
+    for command in ["[\"/bin/echo\", \"hello, not json\"]", "[\"/bin/false\"]"] {
+        let mut d = Daemon::new().config(&format!("[agent.default]\nkind = \"acp\"\ncommand = {command}\n")).start();
+        assert_fails(&d, "x", "agent_start", "");
+        assert_eq!(d.stop(), 0);
+    }
+    let mut d = Daemon::new().config(&fake(&["--never-init"], "start_timeout = \"200ms\"")).start();
+    assert_fails(&d, "x", "agent_start", "");
+    assert_eq!(d.stop(), 0);
+    let mut d = Daemon::new().config(&fake(&["--bad-version"], "")).start();
+    assert_fails(&d, "x", "agent_start", "version");
+    assert_eq!(d.stop(), 0);
+    let mut d = Daemon::new().config(&fake(&["--auth"], "")).start();
+    assert_fails(&d, "x", "agent_start", "");
+    assert_eq!(d.stop(), 0);
+}
+
+/// An agent that dies in a turn: its exit status and the tail of its stderr are told; the next message starts it again.
+#[test]
+fn an_agent_that_dies() {
+    let mut d = Daemon::new().config(&fake(&[], "")).start();
+    let turn = d.turn("local:a", "say part; die 3");
+    assert_eq!((turn.outcome(), turn.text().as_str()), ("failed", "part"));
+    assert_eq!(turn.error()["code"], "agent_died");
+    let why = turn.error()["message"].as_str().unwrap();
+    assert!(why.contains('3') && why.contains("fatal: told to die"), "{why}");
+    assert_eq!(d.send("local:a", "say again"), "again");
+    assert_eq!(d.show("local:a")["epoch"], 1, "the session's stretch goes on");
+    assert_fails(&d, "vanish", "agent_died", "");
+    assert_eq!(d.send("local:b", "say other"), "other");
+    assert_eq!(d.stop(), 0);
+}
+
+/// An error of the agent's, a refusal.
+#[test]
+fn an_agent_that_fails() {
+    let mut d = Daemon::new().config(&fake(&[], "")).start();
+    assert_fails(&d, "error out of order", "agent_error", "out of order");
+    assert_fails(&d, "refuse", "agent_refused", "");
+    assert_eq!(d.send("local:a", "say fine"), "fine");
+    assert_eq!(d.stop(), 0);
+}
+
+/// Lines that are no messages, unknown kinds, a very long line, a flood: survived, and what is said arrives whole.
+#[test]
+fn an_agent_that_babbles() {
+    let mut d = Daemon::new().config(&fake(&["--banner"], "")).start();
+    assert_eq!(d.send("local:a", "garbage; kinds; say one"), "one");
+    assert_eq!(d.send("local:a", "longline 200000"), "after");
+    let flood: String = (0..5000).map(|n| format!("{} ", n % 10)).collect();
+    assert_eq!(d.send("local:a", "flood 5000"), flood);
+    assert_eq!(d.send("local:a", "stderr 300000; say loud"), "loud");
+    // What is said under another session's id is nobody's.
+    assert_eq!(d.send("local:a", "foreign intruder; say own"), "own");
+    assert_eq!(d.stop(), 0);
+}
+
+/// What an agent says after its turn is in no later one.
+#[test]
+fn late_words() {
+    let mut d = Daemon::new().config(&fake(&[], "")).start();
+    assert_eq!(d.send("local:a", "say one; late LATE"), "one");
+    assert_eq!(d.send("local:a", "say two"), "two");
+    assert!(!d.said("local:a").concat().contains("agent: LATE"));
+    assert_eq!(d.stop(), 0);
+}
+
+/// A turn that takes too long is cancelled: failed, `timeout`; one that is silent too long likewise.
+#[test]
+fn a_turn_that_takes_too_long() {
+    for limit in ["turn_timeout", "silence_timeout"] {
+        let mut d = Daemon::new().config(&fake(&[], &format!("{limit} = \"200ms\""))).start();
+        let turn = d.turn("local:a", "say part; hang");
+        assert_eq!(
+            (turn.outcome(), turn.error()["code"].as_str(), turn.text().as_str()),
+            ("failed", Some("timeout"), "part")
+        );
+        assert_eq!(d.send("local:a", "say next"), "next");
+        assert_eq!(d.stop(), 0);
+    }
+}
+
+/// Waiting for leave does not count against a turn's time.
+#[test]
+fn a_permission_is_no_part_of_the_time() {
+    let mut d = Daemon::new().config(&fake(&[], "turn_timeout = \"400ms\"\npermission_timeout = \"800ms\"")).start();
+    assert_eq!(d.send("local:a", "permission; say fine"), "outcome: selected rejectfine");
+    assert_eq!(d.stop(), 0);
+}
+
+/// A session goes on in its agent over a restart of the daemon: loaded, resumed, or given what was said.
+#[test]
+fn an_agent_remembers() {
+    for flags in [&[][..], &["--resume"], &["--resume", "--list", "--close"]] {
+        let mut d = Daemon::new().config(&fake(flags, "env = { FAKE_AGENT_STATE = \"@DIR@\" }")).start();
+        d.send("local:a", "say one");
+        d.restart();
+        assert_eq!(d.send("local:a", "recall"), "prompts before: 1", "{flags:?}");
+        assert_eq!(d.said("local:a"), ["user: say one", "agent: one", "user: recall", "agent: prompts before: 1"]);
+        assert_eq!(d.stop(), 0);
+    }
+}
+
+/// An agent that lost the session, whether it says so or lies, is given the transcript as its first context.
+#[test]
+fn an_agent_that_forgot() {
+    for flags in [&["--no-load"][..], &["--load-error"], &["--load-lies", "--list"]] {
+        let mut d = Daemon::new().config(&fake(flags, "")).start();
+        d.send("local:a", "say remember-this");
+        d.restart();
+        let context = d.send("local:a", "echo-context");
+        assert!(context.contains("remember-this"), "{flags:?}: {context}");
+        assert_eq!(d.said("local:a")[2], "user: echo-context", "the transcript keeps what the user wrote");
+        assert_eq!(d.stop(), 0);
+    }
+}
+
+/// Agents have an environment of their own: what is configured, what is passed, who they are, and nothing else.
+#[test]
+fn an_agents_environment() {
+    let d = Daemon::new().env("SECRET_OF_THE_DAEMON", "hidden").env("PASSED", "yes");
+    let mut d = d.config(&fake(&[], "env = { OWN = \"mine\" }\nenv_pass = [\"PATH\", \"HOME\", \"PASSED\"]")).start();
+    let turn = d.turn("local:a b", "env");
+    let text = turn.text();
+    let env: Vec<&str> = text.lines().collect();
+    let boot = d.status()["boot_id"].as_str().unwrap().to_owned();
+    for want in [
+        "OWN=mine",
+        "PASSED=yes",
+        "OSTLER_KEY=local:a b",
+        &format!("OSTLER_SESSION_ID={}", turn.session()),
+        &format!("OSTLER_BOOT_ID={boot}"),
+    ] {
+        assert!(env.contains(&want), "{want}: {env:?}");
+    }
+    assert!(!text.contains("SECRET_OF_THE_DAEMON") && !text.contains("NOTIFY_SOCKET"), "{env:?}");
+    assert_eq!(d.send("local:a b", "cwd"), d.path("state/work/local%3Aa%20b").to_str().unwrap());
+    assert_eq!(d.stop(), 0);
+}
+
+/// exec: the message on stdin, the answer is stdout; each turn a process with the turn's id.
+#[test]
+fn exec() {
+    let config = "[agent.default]\nkind = \"exec\"\ncommand = [\"/bin/sh\", \"-c\", \"read -r m; echo \\\"$m|$OSTLER_KEY|$OSTLER_TURN_ID|${OSTLER_RESUMED-unset}|$(pwd)\\\"\"]\n";
+    let mut d = Daemon::new().config(config).start();
+    let turn = d.turn("local:a", "hello there");
+    assert_eq!(
+        turn.text(),
+        format!("hello there|local:a|{}|unset|{}\n", turn.id(), d.path("state/work/local%3Aa").display())
+    );
+    assert_eq!(d.stop(), 0);
+}
+
+/// exec: a non-zero exit fails the turn with what it wrote to stderr; what it had said is kept.
+#[test]
+fn exec_that_fails() {
+    let config = "[agent.default]\nkind = \"exec\"\ncommand = [\"/bin/sh\", \"-c\", \"echo part; echo 'cannot do it' >&2; exit 7\"]\n";
+    let mut d = Daemon::new().config(config).start();
+    let turn = d.turn("local:a", "x");
+    assert_eq!((turn.outcome(), turn.text().as_str()), ("failed", "part\n"));
+    let why = turn.error()["message"].as_str().unwrap();
+    assert!(why.contains('7') && why.contains("cannot do it"), "{why}");
+    assert_eq!(d.stop(), 0);
+}
+
+/// exec, cut off: run again with the same message, `OSTLER_RESUMED=1`, and the sender hears one whole answer.
+#[test]
+fn exec_runs_again() {
+    let d = Daemon::new();
+    let gate = d.gate("gate");
+    let script = format!(
+        "read -r m; if [ -z \\\"$OSTLER_RESUMED\\\" ]; then echo begun; read x <{}; fi; echo \\\"$m again\\\"",
+        gate.path.display()
+    );
+    let mut d = d.config(&format!("[shutdown]\ndrain = \"10ms\"\n[agent.default]\nkind = \"exec\"\ncommand = [\"/bin/sh\", \"-c\", \"{script}\"]\n")).start();
+    let mut events = d.events("local:a");
+    let cut: Value = d.post("local:a", "hello");
+    events.until("text");
+    assert_eq!(d.stop(), 0);
+    d.boot();
+    let mut events = d.events("local:a");
+    assert_eq!(events.end_of(&cut).0, "interrupted");
+    let start = events.until("turn_start");
+    assert_eq!((&start.data["continues"], &start.data["resumed"]), (&cut["turn_id"], &json!(true)));
+    assert_eq!(events.end_of(&json!({ "turn_id": start.text("turn_id") })).0, "completed");
+    assert_eq!(d.said("local:a").last().unwrap(), "agent: hello again\n");
+    assert_eq!(d.stop(), 0);
+}
+
+/// Routes choose the agent by key; a lua agent answers in its own sandbox.
+#[test]
+fn routes_and_lua() {
+    let config = "[agent.default]\nkind = \"echo\"\n[agent.l]\nkind = \"lua\"\nhandler = \"r.lua\"\n[[route]]\nmatch = \"lua:*\"\nagent = \"l\"\n";
+    let d = Daemon::new().config(config);
+    std::fs::create_dir(d.path("hooks.d/agents")).unwrap();
+    std::fs::write(
+        d.path("hooks.d/agents/r.lua"),
+        "return function(m) if m.text == 'bad' then error('no') end return m.key .. ' said ' .. m.text .. ' after ' .. #m.transcript() end\n",
+    )
+    .unwrap();
+    let mut d = d.start();
+    assert_eq!(d.send("local:a", "x"), "echo: x");
+    let answer = d.send("lua:a", "x");
+    assert!(answer.starts_with("lua:a said x after "), "{answer}");
+    let turn = d.turn("lua:a", "bad");
+    assert_eq!(turn.outcome(), "failed");
+    assert!(turn.error()["message"].as_str().unwrap().contains("r.lua:1"), "{}", turn.error());
+    assert_eq!(d.show("lua:a")["agent"], "l");
+    assert_eq!(d.stop(), 0);
+}

@@ -1,0 +1,739 @@
+//! A real daemon for a test: the binary with a directory of its own, its API, its log, its notify socket, its database.
+//!
+//! It waits for what the daemon says and never sleeps. Whatever it started is gone when it is dropped; an orderly exit
+//! that leaves anything behind fails the test. What the daemon logged is printed when a test fails.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::net::{UnixDatagram, UnixStream};
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, RecvTimeoutError};
+use ostler::client::{Client, ClientError, SseEvent, session_path};
+use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::process::{Pid, PidfdFlags, Signal};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use ureq::http::Method;
+
+use crate::invariants;
+
+/// No test waits longer for anything that is to come.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Lines that come from elsewhere, kept, and waited for.
+#[derive(Default)]
+pub struct Lines {
+    lines: Mutex<(Vec<String>, usize)>,
+    came: Condvar,
+}
+
+impl Lines {
+    fn push(&self, line: String) {
+        self.lines.lock().unwrap().0.push(line);
+        self.came.notify_all();
+    }
+
+    /// A source ended: no more of it will come.
+    fn end(&self) {
+        self.lines.lock().unwrap().1 += 1;
+        self.came.notify_all();
+    }
+
+    fn wait_ended(&self, sources: usize) {
+        let (lock, _) = self.came.wait_timeout_while(self.lines.lock().unwrap(), PATIENCE, |l| l.1 < sources).unwrap();
+        assert!(lock.1 >= sources, "the log does not end: somebody holds its pipe");
+    }
+
+    pub fn all(&self) -> Vec<String> {
+        self.lines.lock().unwrap().0.clone()
+    }
+
+    pub fn count(&self) -> usize {
+        self.lines.lock().unwrap().0.len()
+    }
+
+    /// The first line from the `from`th on that is meant; waits for it.
+    pub fn find(&self, from: usize, what: &str, meant: impl Fn(&str) -> bool) -> String {
+        let find = |lines: &[String]| lines.iter().skip(from).find(|l| meant(l)).cloned();
+        let (lines, _) =
+            self.came.wait_timeout_while(self.lines.lock().unwrap(), PATIENCE, |l| find(&l.0).is_none()).unwrap();
+        let found = find(&lines.0);
+        // Whoever panics must not hold what the others need to say why they fail.
+        drop(lines);
+        found.unwrap_or_else(|| {
+            let said = self.all();
+            panic!("nobody said {what:?}; said: {:#?}", &said[from.min(said.len())..])
+        })
+    }
+}
+
+/// A child process whose exit is waited for by its descriptor.
+pub struct Proc {
+    child: Child,
+    pidfd: std::os::fd::OwnedFd,
+}
+
+impl Proc {
+    pub fn spawn(command: &mut Command) -> Self {
+        let child = command.spawn().unwrap();
+        let pid = Pid::from_child(&child);
+        Self { child, pidfd: rustix::process::pidfd_open(pid, PidfdFlags::empty()).unwrap() }
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        rustix::process::pidfd_send_signal(&self.pidfd, signal).unwrap();
+    }
+
+    /// Its end, if it comes in time.
+    pub fn wait_for(&mut self, time: Duration) -> Option<ExitStatus> {
+        if wait_pidfd(&self.pidfd, time) { Some(self.child.wait().unwrap()) } else { None }
+    }
+}
+
+/// A process that is no child: its descriptor, or `None` if it is gone already.
+pub fn open_pid(pid: u32) -> Option<std::os::fd::OwnedFd> {
+    rustix::process::pidfd_open(Pid::from_raw(i32::try_from(pid).unwrap())?, PidfdFlags::empty()).ok()
+}
+
+/// Whether a process ends within the time.
+pub fn wait_pidfd(fd: &std::os::fd::OwnedFd, time: Duration) -> bool {
+    let until = Instant::now() + time;
+    loop {
+        let left = Timespec::try_from(until.saturating_duration_since(Instant::now())).unwrap();
+        match rustix::event::poll(&mut [PollFd::new(fd, PollFlags::IN)], Some(&left)) {
+            Ok(n) => return n > 0,
+            Err(rustix::io::Errno::INTR) => {}
+            Err(e) => panic!("{e}"),
+        }
+    }
+}
+
+/// How a command ended.
+#[derive(Debug)]
+pub struct Ran {
+    pub code: i32,
+    pub out: String,
+    pub err: String,
+}
+
+impl Ran {
+    /// Its output, if it did well.
+    #[track_caller]
+    pub fn ok(self) -> String {
+        assert_eq!(self.code, 0, "{self:?}");
+        self.out
+    }
+
+    #[track_caller]
+    pub fn json(self) -> Value {
+        let out = self.ok();
+        serde_json::from_str(&out).unwrap_or_else(|e| panic!("{e}: {out}"))
+    }
+}
+
+/// Runs a command to its end.
+pub fn run(command: &mut Command, input: &str) -> Ran {
+    let mut proc = Proc::spawn(command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()));
+    let mut stdin = proc.child.stdin.take().unwrap();
+    let (mut out, mut err) = (proc.child.stdout.take().unwrap(), proc.child.stderr.take().unwrap());
+    let out = std::thread::spawn(move || {
+        let mut text = String::new();
+        out.read_to_string(&mut text).unwrap();
+        text
+    });
+    let err = std::thread::spawn(move || {
+        let mut text = String::new();
+        err.read_to_string(&mut text).unwrap();
+        text
+    });
+    // A command that does not read its input is no error.
+    let _ = stdin.write_all(input.as_bytes());
+    drop(stdin);
+    let status = proc.wait_for(PATIENCE).unwrap_or_else(|| {
+        proc.signal(Signal::KILL);
+        panic!("{command:?} does not end")
+    });
+    let code = status.code().unwrap_or_else(|| -status.signal().unwrap());
+    Ran { code, out: out.join().unwrap(), err: err.join().unwrap() }
+}
+
+/// A turn as a client that follows it sees it.
+#[derive(Debug)]
+pub struct Turn {
+    pub accepted: Value,
+    pub events: Vec<SseEvent>,
+}
+
+impl Turn {
+    fn read(events: impl Iterator<Item = Result<SseEvent, ClientError>>) -> Self {
+        let mut events: Vec<SseEvent> = events.map(|e| e.unwrap()).collect();
+        assert_eq!(events[0].event, "accepted");
+        Self { accepted: events.remove(0).data, events }
+    }
+
+    pub fn id(&self) -> &str {
+        self.accepted["turn_id"].as_str().unwrap()
+    }
+
+    pub fn session(&self) -> &str {
+        self.accepted["session_id"].as_str().unwrap()
+    }
+
+    /// The pieces of the answer, joined.
+    pub fn text(&self) -> String {
+        self.of("text").map(|e| e.text("text")).collect()
+    }
+
+    pub fn of(&self, kind: &str) -> impl Iterator<Item = &SseEvent> {
+        self.events.iter().filter(move |e| e.event == kind)
+    }
+
+    /// `completed`, or whatever it was; the stream must have ended with it.
+    #[track_caller]
+    pub fn outcome(&self) -> &str {
+        let last = self.events.last().unwrap();
+        assert_eq!(last.event, "turn_end", "{self:?}");
+        last.text("outcome")
+    }
+
+    /// The code of a failed turn's error.
+    pub fn error(&self) -> &Value {
+        &self.events.last().unwrap().data["error"]
+    }
+}
+
+/// Events as they come, read by a thread, each waited for with a deadline.
+pub struct Events {
+    events: Receiver<Result<SseEvent, ClientError>>,
+    pub seen: Vec<SseEvent>,
+}
+
+impl Events {
+    pub fn open(client: &Client, path: &str, last_event_id: Option<u64>) -> Self {
+        let stream = client.stream(path, Method::GET, None, last_event_id).unwrap();
+        let (send, events) = crossbeam_channel::unbounded();
+        std::thread::spawn(move || stream.take_while(|e| send.send(e.clone()).is_ok()).for_each(drop));
+        Self { events, seen: Vec::new() }
+    }
+
+    /// The next event; `None` when the stream has ended.
+    pub fn next(&mut self) -> Option<SseEvent> {
+        match self.events.recv_timeout(PATIENCE) {
+            Ok(Ok(event)) => {
+                self.seen.push(event.clone());
+                Some(event)
+            }
+            Ok(Err(_)) | Err(RecvTimeoutError::Disconnected) => None,
+            Err(RecvTimeoutError::Timeout) => panic!("no event comes; seen: {}", self.told()),
+        }
+    }
+
+    /// The next of a kind; what comes before it is kept in `seen`.
+    #[track_caller]
+    pub fn until(&mut self, kind: &str) -> SseEvent {
+        self.until_where(kind, |e| e.event == kind)
+    }
+
+    /// The end of a turn: its outcome, and all of its data.
+    #[track_caller]
+    pub fn end_of(&mut self, turn: &Value) -> (String, Value) {
+        let id = turn["turn_id"].as_str().unwrap();
+        if let Some(end) = self.seen.iter().find(|e| e.event == "turn_end" && e.text("turn_id") == id) {
+            return (end.text("outcome").to_owned(), end.data.clone());
+        }
+        let end = self.until_where(id, |e| e.event == "turn_end" && e.text("turn_id") == id);
+        (end.text("outcome").to_owned(), end.data)
+    }
+
+    #[track_caller]
+    pub fn until_where(&mut self, what: &str, meant: impl Fn(&SseEvent) -> bool) -> SseEvent {
+        loop {
+            match self.next() {
+                Some(event) if meant(&event) => return event,
+                Some(_) => {}
+                None => panic!("the stream ended without {what}; seen: {}", self.told()),
+            }
+        }
+    }
+
+    /// Everything until the stream ends.
+    pub fn rest(mut self) -> Vec<SseEvent> {
+        while self.next().is_some() {}
+        self.seen
+    }
+
+    /// What was seen, a line each.
+    pub fn told(&self) -> String {
+        self.seen.iter().map(|e| format!("\n{} {:?} {}", e.event, e.id, e.data)).collect()
+    }
+
+    pub fn kinds(&self) -> Vec<&str> {
+        self.seen.iter().map(|e| e.event.as_str()).collect()
+    }
+}
+
+/// A pipe with a name on which an agent waits (`wait-file PATH`) until the test opens it.
+pub struct Gate {
+    pub path: PathBuf,
+    open: Option<std::fs::File>,
+}
+
+impl Gate {
+    /// Whoever waits goes on, and whoever comes later.
+    pub fn open(&mut self) {
+        self.open = Some(std::fs::File::options().read(true).write(true).open(&self.path).unwrap());
+    }
+}
+
+/// A daemon, or what is needed to start one.
+pub struct Daemon {
+    dir: TempDir,
+    args: Vec<String>,
+    env: Vec<(String, String)>,
+    proc: Option<Proc>,
+    pub log: Arc<Lines>,
+    /// What was said to the service manager.
+    pub notes: Arc<Lines>,
+    boots: usize,
+    /// The last end was the daemon's own doing: nothing may be left, and the database is checked.
+    orderly: bool,
+}
+
+impl Default for Daemon {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Daemon {
+    /// An empty configuration: echo answers.
+    pub fn new() -> Self {
+        // A short name: the path of a socket has 107 bytes.
+        let dir = tempfile::Builder::new().prefix("ost").tempdir_in("/tmp").unwrap();
+        std::fs::create_dir(dir.path().join("hooks.d")).unwrap();
+        std::fs::write(dir.path().join("ostler.toml"), "").unwrap();
+        let notes = Arc::new(Lines::default());
+        let socket = UnixDatagram::bind(dir.path().join("notify")).unwrap();
+        let heard = Arc::clone(&notes);
+        std::thread::spawn(move || {
+            let mut buffer = [0; 4096];
+            while let Ok(n) = socket.recv(&mut buffer) {
+                let text = String::from_utf8_lossy(&buffer[..n]);
+                if text == "END" {
+                    return;
+                }
+                text.lines().for_each(|l| heard.push(l.to_owned()));
+            }
+        });
+        Self {
+            dir,
+            args: Vec::new(),
+            env: Vec::new(),
+            proc: None,
+            log: Arc::default(),
+            notes,
+            boots: 0,
+            orderly: false,
+        }
+    }
+
+    /// The configuration; `@DIR@` is the test's directory, `@FAKE@` the scripted agent.
+    pub fn config(self, text: &str) -> Self {
+        self.write_config(text);
+        self
+    }
+
+    pub fn write_config(&self, text: &str) {
+        std::fs::write(self.path("ostler.toml"), self.fill(text)).unwrap();
+    }
+
+    fn fill(&self, text: &str) -> String {
+        text.replace("@DIR@", self.dir.path().to_str().unwrap())
+            .replace("@FAKE@", env!("CARGO_BIN_EXE_ostler-fake-agent"))
+    }
+
+    /// A script in the hooks' directory.
+    pub fn hook(self, name: &str, text: &str) -> Self {
+        self.write_hook(name, text);
+        self
+    }
+
+    pub fn write_hook(&self, name: &str, text: &str) {
+        std::fs::write(self.path("hooks.d").join(name), self.fill(text)).unwrap();
+    }
+
+    /// One more argument of `serve`.
+    pub fn arg(mut self, arg: &str) -> Self {
+        self.args.push(arg.to_owned());
+        self
+    }
+
+    pub fn env(mut self, name: &str, value: &str) -> Self {
+        self.env.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// Something in the test's own directory.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    pub fn gate(&self, name: &str) -> Gate {
+        let path = self.path(name);
+        rustix::fs::mknodat(
+            rustix::fs::CWD,
+            &path,
+            rustix::fs::FileType::Fifo,
+            rustix::fs::Mode::from_raw_mode(0o600),
+            0,
+        )
+        .unwrap();
+        Gate { path, open: None }
+    }
+
+    pub fn socket(&self) -> PathBuf {
+        self.path("sock")
+    }
+
+    /// The binary with a clean environment, which knows this daemon's socket.
+    pub fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_ostler"));
+        command.args(args).env_clear().env("PATH", "/usr/bin:/bin").env("HOME", self.dir.path());
+        command.env("OSTLER_SOCKET", self.socket()).env("TZ", "UTC").current_dir("/");
+        command
+    }
+
+    /// `serve` on this daemon's state, without a service manager.
+    pub fn serve_command(&self) -> Command {
+        let mut command = self.command(&["serve"]);
+        command.env_remove("OSTLER_SOCKET");
+        command.arg("--config").arg(self.path("ostler.toml")).arg("--state-dir").arg(self.path("state"));
+        command.arg("--socket").arg(self.socket()).args(&self.args).envs(self.env.iter().map(|(n, v)| (n, v)));
+        command
+    }
+
+    /// Starts it and waits for READY.
+    #[track_caller]
+    pub fn start(mut self) -> Self {
+        self.boot();
+        self
+    }
+
+    #[track_caller]
+    pub fn boot(&mut self) {
+        let from = self.notes.count();
+        self.spawn();
+        self.wait_ready(from);
+    }
+
+    /// Starts it and waits for nothing.
+    pub fn spawn(&mut self) {
+        assert!(self.proc.is_none(), "it runs already");
+        let mut command = self.serve_command();
+        command.env("NOTIFY_SOCKET", self.path("notify")).stdin(Stdio::null()).stdout(Stdio::null());
+        command.stderr(Stdio::piped()).process_group(0);
+        let mut proc = Proc::spawn(&mut command);
+        let stderr = BufReader::new(proc.child.stderr.take().unwrap());
+        let (log, notes) = (Arc::clone(&self.log), Arc::clone(&self.notes));
+        self.boots += 1;
+        let gone = format!("GONE {}", self.boots);
+        std::thread::spawn(move || {
+            for line in stderr.split(b'\n').map_while(Result::ok) {
+                log.push(String::from_utf8_lossy(&line).into_owned());
+            }
+            log.end();
+            // Whoever waits for READY must not wait for a dead one.
+            notes.push(gone);
+        });
+        self.proc = Some(proc);
+    }
+
+    #[track_caller]
+    pub fn wait_ready(&mut self, from: usize) {
+        let gone = format!("GONE {}", self.boots);
+        let said = self.notes.find(from, "READY=1", |l| l == "READY=1" || l == gone);
+        assert_eq!(said, "READY=1", "it did not start: {:#?}", self.log.all());
+    }
+
+    /// Waits until it is ready or gone; whether it is ready.
+    #[track_caller]
+    pub fn ready_or_gone(&mut self, from: usize) -> bool {
+        let gone = format!("GONE {}", self.boots);
+        self.notes.find(from, "READY=1, or its end", |l| l == "READY=1" || l == gone) == "READY=1"
+    }
+
+    /// Its end, whatever brings it. Nothing is checked, and what its agents left stays.
+    #[track_caller]
+    pub fn ended(&mut self) -> ExitStatus {
+        let mut proc = self.proc.take().unwrap();
+        let Some(status) = proc.wait_for(PATIENCE) else {
+            self.proc = Some(proc);
+            panic!("it does not end");
+        };
+        self.orderly = false;
+        status
+    }
+
+    /// Runs `serve` where it is expected to fail: code and stderr.
+    pub fn refuses(&self) -> Ran {
+        run(&mut self.serve_command(), "")
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.proc.as_ref().unwrap().pid()
+    }
+
+    pub fn client(&self) -> Client {
+        Client::unix(&self.socket())
+    }
+
+    pub fn get(&self, path: &str) -> Value {
+        self.client().get(path).unwrap()
+    }
+
+    /// A request that is refused: status and code.
+    #[track_caller]
+    pub fn refusal(&self, method: Method, path: &str, body: Option<&Value>) -> (u16, String) {
+        let e = self.client().request(method, path, body, PATIENCE).unwrap_err();
+        (e.status, e.code)
+    }
+
+    pub fn show(&self, key: &str) -> Value {
+        self.get(&session_path(key, ""))
+    }
+
+    pub fn status(&self) -> Value {
+        self.get("/v1/status")
+    }
+
+    /// `cancel`, `reset`, …
+    #[track_caller]
+    pub fn act(&self, key: &str, what: &str) -> Value {
+        self.client().post(&session_path(key, &format!("/{what}")), None).unwrap()
+    }
+
+    /// A message, accepted; the 202's body.
+    #[track_caller]
+    pub fn post(&self, key: &str, text: &str) -> Value {
+        self.try_post(key, text, None).unwrap()
+    }
+
+    #[track_caller]
+    pub fn post_id(&self, key: &str, text: &str, id: &str) -> Value {
+        self.try_post(key, text, Some(id)).unwrap()
+    }
+
+    pub fn try_post(&self, key: &str, text: &str, id: Option<&str>) -> Result<Value, ClientError> {
+        let mut body = json!({ "text": text });
+        if let Some(id) = id {
+            body["id"] = id.into();
+        }
+        let path = session_path(key, "/messages");
+        self.client().request(Method::POST, &path, Some(&body), PATIENCE).map(|r| {
+            assert_eq!(r.status, 202);
+            r.body
+        })
+    }
+
+    /// A message and its whole turn.
+    #[track_caller]
+    pub fn turn(&self, key: &str, text: &str) -> Turn {
+        self.turn_body(key, &json!({ "text": text }))
+    }
+
+    #[track_caller]
+    pub fn turn_body(&self, key: &str, body: &Value) -> Turn {
+        let until = Some(Instant::now() + PATIENCE);
+        let path = session_path(key, "/messages");
+        Turn::read(self.client().stream_until(&path, Method::POST, Some(body), None, until).unwrap())
+    }
+
+    /// A message and its answer.
+    #[track_caller]
+    pub fn send(&self, key: &str, text: &str) -> String {
+        let turn = self.turn(key, text);
+        assert_eq!(turn.outcome(), "completed", "{turn:?}");
+        turn.text()
+    }
+
+    /// The events of a key from its beginning, and on.
+    pub fn events(&self, key: &str) -> Events {
+        Events::open(&self.client(), &session_path(key, "/events?after=0"), None)
+    }
+
+    /// What a key's event stream holds now.
+    pub fn past(&self, key: &str) -> Vec<SseEvent> {
+        Events::open(&self.client(), &session_path(key, "/events?after=0&follow=0"), None).rest()
+    }
+
+    pub fn transcript(&self, key: &str) -> Vec<Value> {
+        self.get(&session_path(key, "/transcript?limit=1000"))["entries"].as_array().unwrap().clone()
+    }
+
+    /// What was said in a key's transcript: `role: text`.
+    pub fn said(&self, key: &str) -> Vec<String> {
+        let line = |e: &Value| format!("{}: {}", e["role"].as_str().unwrap(), e["text"].as_str().unwrap());
+        self.transcript(key).iter().map(line).collect()
+    }
+
+    /// A command of the same binary.
+    pub fn cli(&self, args: &[&str]) -> Ran {
+        self.cli_in(args, "")
+    }
+
+    pub fn cli_in(&self, args: &[&str], input: &str) -> Ran {
+        run(&mut self.command(args), input)
+    }
+
+    /// A raw connection.
+    pub fn raw(&self) -> UnixStream {
+        let stream = UnixStream::connect(self.socket()).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.set_write_timeout(Some(PATIENCE)).unwrap();
+        stream
+    }
+
+    /// Raw bytes, and everything that comes back until the other side closes.
+    pub fn raw_request(&self, bytes: &[u8]) -> String {
+        let mut stream = self.raw();
+        // An answer may come, and the connection close, before all was taken.
+        let _ = stream.write_all(bytes);
+        let mut answer = Vec::new();
+        let _ = stream.read_to_end(&mut answer);
+        String::from_utf8_lossy(&answer).into_owned()
+    }
+
+    #[track_caller]
+    pub fn wait_log(&self, needle: &str) -> String {
+        self.log.find(0, needle, |l| l.contains(needle))
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        self.proc.as_ref().unwrap().signal(signal);
+    }
+
+    pub fn sigterm(&self) {
+        self.signal(Signal::TERM);
+    }
+
+    /// Its exit code, once it is gone by itself. Nothing may be left of it, and its database is sound.
+    #[track_caller]
+    pub fn exit_code(&mut self) -> i32 {
+        let mut proc = self.proc.take().unwrap();
+        let Some(status) = proc.wait_for(PATIENCE) else {
+            self.proc = Some(proc);
+            panic!("it does not exit");
+        };
+        self.orderly = true;
+        self.log.wait_ended(self.boots);
+        let code = status.code().unwrap_or_else(|| panic!("{status}"));
+        let left = self.leftovers();
+        assert!(left.is_empty(), "left behind: {left:?}");
+        assert!(!self.path("state/ostler.db-wal").exists(), "the database's log was not folded in; exit code {code}");
+        self.check(code != 1);
+        code
+    }
+
+    /// SIGTERM, and its exit code.
+    #[track_caller]
+    pub fn stop(&mut self) -> i32 {
+        self.sigterm();
+        self.exit_code()
+    }
+
+    /// A stop in order, and a start on the same state.
+    #[track_caller]
+    pub fn restart(&mut self) {
+        assert_eq!(self.stop(), 0);
+        self.boot();
+    }
+
+    /// SIGKILL; what its agents left stays.
+    pub fn kill9(&mut self) {
+        let mut proc = self.proc.take().unwrap();
+        proc.signal(Signal::KILL);
+        assert!(proc.wait_for(PATIENCE).is_some());
+        self.orderly = false;
+    }
+
+    /// The database of a daemon that is not there.
+    pub fn db(&self) -> rusqlite::Connection {
+        let flags = rusqlite::OpenFlags::SQLITE_OPEN_READ_ONLY;
+        rusqlite::Connection::open_with_flags(self.path("state/ostler.db"), flags).unwrap()
+    }
+
+    /// One value from the database.
+    pub fn sql<T: rusqlite::types::FromSql>(&self, sql: &str) -> T {
+        self.db().query_row(sql, [], |r| r.get(0)).unwrap()
+    }
+
+    /// Every promise that the database shows. `closed`: a stop in order left it.
+    #[track_caller]
+    pub fn check(&self, closed: bool) {
+        invariants::check(&self.db(), closed);
+    }
+
+    /// Processes that stand in the test's directory or have it in their environment.
+    pub fn leftovers(&self) -> Vec<(u32, String)> {
+        let dir = self.dir.path();
+        let mut found = Vec::new();
+        for entry in std::fs::read_dir("/proc").unwrap().flatten() {
+            let Some(pid) = entry.file_name().to_str().and_then(|n| n.parse::<u32>().ok()) else { continue };
+            if pid == std::process::id() || self.proc.as_ref().is_some_and(|p| p.pid() == pid) {
+                continue;
+            }
+            let inside = std::fs::read_link(entry.path().join("cwd")).is_ok_and(|cwd| cwd.starts_with(dir));
+            let marked = || {
+                let home = format!("HOME={}\0", dir.display());
+                std::fs::read(entry.path().join("environ"))
+                    .is_ok_and(|e| memchr::memmem::find(&e, home.as_bytes()).is_some())
+            };
+            if inside || marked() {
+                let name = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
+                found.push((pid, String::from_utf8_lossy(&name).replace('\0', " ")));
+            }
+        }
+        found
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        if let Some(mut proc) = self.proc.take() {
+            proc.signal(Signal::KILL);
+            assert!(proc.wait_for(PATIENCE).is_some() || std::thread::panicking());
+        }
+        for (pid, _) in self.leftovers() {
+            if let Some(fd) = open_pid(pid) {
+                let _ = rustix::process::pidfd_send_signal(&fd, Signal::KILL);
+                assert!(wait_pidfd(&fd, PATIENCE) || std::thread::panicking(), "process {pid} cannot be ended");
+            }
+        }
+        if let Ok(socket) = UnixDatagram::unbound() {
+            let _ = socket.send_to(b"END", self.path("notify"));
+        }
+        if std::thread::panicking() {
+            eprintln!("--- what the daemon logged ---\n{}\n------", self.log.all().join("\n"));
+        }
+    }
+}
+
+/// An agent `default` that is the scripted one, with more lines of its table.
+pub fn fake(flags: &[&str], more: &str) -> String {
+    let mut command = vec!["@FAKE@"];
+    command.extend(flags);
+    format!("[agent.default]\nkind = \"acp\"\ncommand = {}\n{more}\n", json!(command))
+}
+
+/// Whether a file is where nobody can say that it is used: its bytes.
+pub fn bytes(path: &Path) -> Vec<u8> {
+    std::fs::read(path).unwrap()
+}

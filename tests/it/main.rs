@@ -1,0 +1,16 @@
+//! The daemon from outside: what PRODUCT.md and INTERFACE.md promise, asked of the real binary.
+#![allow(clippy::unwrap_used, missing_docs)]
+
+mod accept;
+mod agents;
+mod bad;
+mod busy;
+#[allow(dead_code)] // Shared with the tests of faults.
+mod daemon;
+mod hooks;
+mod invariants;
+mod kill;
+mod start;
+mod stop;
+mod streams;
+mod talk;

@@ -1,0 +1,421 @@
+"""Proves ostler against a real agent: a conversation with tools, permissions, cancels, stops and deaths.
+
+usage: checks.py OSTLER CACHE_DIR FAKE_MODEL_PORT WORK_DIR AGENT
+
+Prints a line a check, `ok AGENT: what` or `FAIL AGENT: what: why` with the end of the daemon's log. A check that fails
+does not keep the next ones from being made. Exits with 1 if any failed.
+"""
+
+import json
+import os
+import select
+import shutil
+import signal
+import sys
+import time
+import uuid
+
+from agents import AGENTS
+from daemon import Daemon, Events, Unmet
+from processes import gone, is_dead, left_by
+
+CANCEL = 10  # from a cancel to the turn's end
+LOG_TAIL = 25
+
+
+def toml(config, env):
+    """A configuration with one agent. JSON's strings and lists are TOML's too."""
+    pairs = ", ".join(f"{name} = {json.dumps(value)}" for name, value in env.items())
+    return f"""\
+[shutdown]
+drain = "1s"
+interrupt = "10s"
+hooks = "2s"
+close = "8s"
+deadline = "40s"
+
+[agent.default]
+kind = "acp"
+command = {json.dumps(config["command"])}
+cwd = {json.dumps(config.get("cwd", "work/{key}"))}
+env = {{ {pairs} }}
+env_pass = []
+permission_timeout = "50s"
+"""
+
+
+class Checks:
+    """One agent's conversation, from the first message to the last stop."""
+
+    def __init__(self, ostler, cache, port, work, name):
+        self.name, self.key = name, f"real:{name}"
+        self.directory = os.path.join(work, name)
+        home = os.path.join(self.directory, "home")
+        os.makedirs(self.directory)
+        self.agent = AGENTS[name](cache, home, port)
+        self.mark = f"OSTLER_REAL_AGENTS={uuid.uuid4().hex}"
+        self.program = f"{cache}/{name}/"
+        mark_name, mark_value = self.mark.split("=")
+        env = {"HOME": home, "LANG": "C.UTF-8", mark_name: mark_value, **self.agent["env"]}
+        if os.geteuid() == 0:
+            env["IS_SANDBOX"] = "1"
+        with open(os.path.join(self.directory, "ostler.toml"), "w", encoding="utf-8") as file:
+            file.write(toml(self.agent, env))
+        self.daemon = Daemon(ostler, self.directory, {"PATH": os.environ["PATH"], "HOME": home})
+        self.events = None
+        self.marks, self.passed, self.failed, self.reported = [], 0, 0, 0
+        self.session = self.cwd = None
+
+    # ---- telling
+
+    def tail(self):
+        """What the daemon has logged since the last failure, at most its last lines."""
+        with open(self.daemon.log, encoding="utf-8", errors="replace") as log:
+            lines = log.readlines()
+        new = lines[self.reported:][-LOG_TAIL:]
+        self.reported = len(lines)
+        return "".join(f"    | {line}" for line in new)
+
+    def check(self, what, deed):
+        """One check: a function that raises when it is not met, and may return what is to be told."""
+        begun = time.monotonic()
+        try:
+            told = deed()
+        except Exception as why:  # whatever it is: the next checks are to be made all the same
+            self.failed += 1
+            print(f"FAIL {self.name}: {what}: {type(why).__name__}: {why}\n{self.tail()}", end="", flush=True)
+            self.settle()
+            return False
+        self.passed += 1
+        told = f" ({told})" if told else ""
+        print(f"ok {self.name}: {what}{told} [{time.monotonic() - begun:.1f} s]", flush=True)
+        return True
+
+    def settle(self):
+        """After a failure: nothing of it runs on into the next check."""
+        try:
+            if self.daemon.process.poll() is not None:
+                self.start()
+            self.daemon.ask("POST", self.key, "/cancel?queued=1")
+            self.daemon.ask("POST", self.key, "/cancel")
+            turn = self.daemon.ask("GET", self.key)["turn"]
+            if turn:
+                self.end_of(turn["id"], 30)
+        except Exception as why:  # the next check will say so
+            print(f"    # {self.name}: still busy after that: {why}", flush=True)
+
+    # ---- doing
+
+    def start(self):
+        self.daemon.start()
+        self.listen()
+
+    def listen(self):
+        if self.events:
+            self.events.close()
+        self.events = Events(self.daemon.socket, self.key)
+
+    def left(self):
+        """The agent's living processes, and what they have started."""
+        left = left_by(self.mark, self.program, self.directory + "/state", self.directory + "/home")
+        daemon = self.daemon.process
+        return {pid: command for pid, command in left.items() if not daemon or pid != daemon.pid}
+
+    def nothing_left(self):
+        left = self.left()
+        require(not left, f"left behind: {left}")
+
+    def new_mark(self):
+        self.marks.append(f"mark-{self.name[0]}{len(self.marks) + 1}")
+        return self.marks[-1]
+
+    def send(self, text):
+        """Sends a message with a word to remember and returns its turn's id."""
+        return self.daemon.ask("POST", self.key, "/messages", {"text": f"{text} {self.new_mark()}"})["turn_id"]
+
+    def end_of(self, turn, seconds=120):
+        return self.events.wait(f"turn_end of {turn}", of("turn_end", turn), seconds)
+
+    def completes(self, turn):
+        """Waits for the turn's end and returns its answer."""
+        end = self.end_of(turn)
+        require(end["outcome"] == "completed", f"the turn ended {end['outcome']}: {end.get('error')}")
+        return self.events.text(turn)
+
+    def speaks(self, turn):
+        self.events.wait("the first of a slow answer", lambda e: of("text", turn)(e) and "slow 1" in e["text"], 120)
+
+    def remembered(self, answer):
+        """That the model was shown every word so far."""
+        missing = [mark for mark in self.marks if mark not in answer.split("marks:")[-1]]
+        require(not missing, f"the model was not shown {missing}: {answer!r}")
+
+    def lost_notices(self):
+        return [e for e in self.events.seen if e["event"] == "notice" and e["code"] == "context_lost"]
+
+    def asked(self, turn):
+        is_open = lambda e: of("permission", turn)(e) and e["state"] == "open"
+        return self.events.wait("a permission request", is_open)
+
+    def answer_permission(self, asked, kind):
+        option = next((o for o in asked["options"] if o["kind"] == kind), None)
+        require(option, f"no option of kind {kind}: {asked['options']}")
+        body = {"request_id": asked["request_id"], "option_id": option["option_id"]}
+        self.daemon.ask("POST", self.key, "/permission", body)
+        return option["option_id"]
+
+    def victim(self, name):
+        """What an order would do: returns whether it was done, as a function."""
+        victim, done = (os.path.join(self.cwd, f"{what}-{name}") for what in ("victim", "done"))
+        os.makedirs(victim)
+        return lambda: (not os.path.exists(victim), os.path.exists(done))
+
+    def sleeping_tool(self, name):
+        """Has the agent run a command that sleeps for hours; returns the turn and the command's process once it does."""
+        path = os.path.join(self.cwd, f"up-{name}")
+        os.mkfifo(path)
+        pipe = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+        try:
+            turn = self.send(f"SLEEP {name}")
+            self.answer_permission(self.asked(turn), "allow_once")
+            require(select.select([pipe], [], [], 60)[0], "the command did not start within 60 s")
+            pid = int(os.read(pipe, 100))
+        finally:
+            os.close(pipe)
+        require(not is_dead(pid), f"the command (pid {pid}) is gone at once")
+        return turn, pid
+
+    def cancel(self, turn):
+        begun = time.monotonic()
+        self.daemon.ask("POST", self.key, "/cancel")
+        end = self.end_of(turn, CANCEL)
+        require(end["outcome"] == "cancelled", f"the turn ended {end['outcome']}: {end.get('error')}")
+        return f"after {time.monotonic() - begun:.2f} s"
+
+    def continued(self, cut):
+        """Waits for the continuation of a turn and returns its answer."""
+        return self.completes(self.continuation(cut)["turn_id"])
+
+    def continuation(self, cut):
+        return self.events.wait("the continuation", lambda e: e["event"] == "turn_start" and e.get("continues") == cut)
+
+    # ---- the checks
+
+    def all(self):
+        if not self.check("the daemon starts", self.start):
+            return
+        if not self.check("a message by `ostler send` is answered", self.plain):
+            return
+        self.check("a second message: the agent remembers the first", self.second)
+        self.check("a tool call: nothing happens before the permission, and all after it", self.allowed)
+        self.check("a tool call that is denied does not happen", self.denied)
+        self.check("a cancel while a permission is open", self.cancelled_asking)
+        self.check("a cancel in the middle of an answer", self.cancelled_speaking)
+        self.check("a cancel while a command runs: the command ends too", self.cancelled_tool)
+        self.check("the message after the cancels is answered", self.after_cancel)
+        for what, how in (("SIGTERM", signal.SIGTERM), ("SIGKILL", signal.SIGKILL)):
+            self.check(f"{what} in the middle of an answer: continued by the next boot", lambda: self.cut(how))
+            self.check(f"the message after {what}: same session, everything remembered", self.after_boot)
+        self.check("SIGKILL while a command runs: the next boot ends the command and goes on", self.cut_tool)
+        self.check("the agent's death in the middle of an answer: told, and the next message works", self.agent_killed)
+        self.check("the agent loses its memory: told, and given what was said", self.amnesia)
+        self.check("the transcript is whole", self.transcript)
+        self.check("the last stop: in order, and no process is left", self.last_stop)
+
+    def plain(self):
+        status, answer, error = self.daemon.run("send", self.key, f"hello {self.new_mark()}")
+        require(status == 0, f"exit status {status}: {error}")
+        self.remembered(answer)
+        session = self.daemon.ask("GET", self.key)
+        self.session = session["id"]
+        work = os.path.join(self.directory, "state", "work")
+        self.cwd = os.path.join(work, os.listdir(work)[0])
+
+    def second(self):
+        self.remembered(self.completes(self.send("and again")))
+
+    def allowed(self):
+        done = self.victim("allow")
+        turn = self.send("TOOL allow")
+        asked = self.asked(turn)
+        require(done() == (False, False), f"before the permission: (deleted, made) = {done()}")
+        option = self.answer_permission(asked, "allow_once")
+        answer = self.completes(turn)
+        require(done() == (True, True), f"after the permission: (deleted, made) = {done()}; {answer!r}")
+        require("the tool is done" in answer, answer)
+        resolved = self.events.wait("the resolution", lambda e: of("permission", turn)(e) and e["state"] == "resolved")
+        states = [e["status"] for e in self.events.seen if of("tool", turn)(e)]
+        require("completed" in states, f"the tool's states: {states}")
+        return f"{option}, {resolved['outcome']}, tool {', '.join(map(str, states))}"
+
+    def denied(self):
+        done = self.victim("deny")
+        turn = self.send("TOOL deny")
+        option = self.answer_permission(self.asked(turn), "reject_once")
+        end = self.end_of(turn)
+        require(end["outcome"] == "completed", f"the turn ended {end['outcome']}: {end.get('error')}")
+        require(done() == (False, False), f"(deleted, made) = {done()}")
+        return f"{option}; the agent then said {self.events.text(turn)[:60]!r}"
+
+    def cancelled_asking(self):
+        done = self.victim("ask")
+        turn = self.send("TOOL ask")
+        self.asked(turn)
+        took = self.cancel(turn)
+        require(done() == (False, False), f"(deleted, made) = {done()}")
+        return took
+
+    def cancelled_speaking(self):
+        turn = self.send("SLOW")
+        self.speaks(turn)
+        return self.cancel(turn)
+
+    def cancelled_tool(self):
+        turn, pid = self.sleeping_tool("cancel")
+        took = self.cancel(turn)
+        require(gone(pid, 5), f"the command (pid {pid}) still runs 5 s after the turn's end")
+        return took
+
+    def after_cancel(self):
+        self.remembered(self.completes(self.send("are you there")))
+        require(not self.lost_notices(), f"the conversation was lost: {self.lost_notices()}")
+
+    def cut(self, how):
+        turn = self.send("SLOW")
+        self.speaks(turn)
+        old = set(self.left())
+        begun = time.monotonic()
+        status = self.daemon.end(how)
+        took = time.monotonic() - begun
+        told = f"boot after {how.name}"
+        if how == signal.SIGTERM:
+            require(status == 0, f"exit status {status}")
+            self.nothing_left()
+            told = f"stopped in {took:.1f} s"
+        self.start()
+        end = self.end_of(turn)
+        require(end["outcome"] == "interrupted", f"the turn ended {end['outcome']}")
+        if how == signal.SIGTERM:
+            self.reported_interrupted()
+        answer = self.continued(turn)
+        still = old & set(self.left())
+        require(not still, f"of the agent before still there: {still}")
+        self.remembered(answer)
+        self.same_session()
+        require(not self.lost_notices(), f"the conversation was lost: {self.lost_notices()}")
+        require(self.daemon.ask("GET", self.key)["resume_pending"] is None, "still marked")
+        return f"{told}; then {answer[:70]!r}"
+
+    def reported_interrupted(self):
+        status, text, error = self.daemon.run("report", "--json")
+        require(status == 0, f"ostler report: {error}")
+        mine = [s for s in json.loads(text)["sessions"] if s["session_id"] == self.session]
+        require(mine and mine[0]["outcome"] == "interrupted" and mine[0]["resume_pending"], f"the report: {mine}")
+
+    def same_session(self):
+        session = self.daemon.ask("GET", self.key)
+        require(session["id"] == self.session, f"another session: {session}")
+
+    def after_boot(self):
+        self.remembered(self.completes(self.send("what do you know")))
+        self.same_session()
+        require(not self.lost_notices(), f"the conversation was lost: {self.lost_notices()}")
+
+    def cut_tool(self):
+        turn, pid = self.sleeping_tool("kill")
+        self.daemon.end(signal.SIGKILL)
+        self.start()
+        start = self.continuation(turn)
+        require(is_dead(pid), f"the command (pid {pid}) still runs beside the continuation")
+        answer = self.completes(start["turn_id"])
+        self.remembered(answer)
+        self.same_session()
+        return f"then {answer[:70]!r}"
+
+    def agent_killed(self):
+        turn = self.send("SLOW")
+        self.speaks(turn)
+        for pid in self.left():
+            os.kill(pid, signal.SIGKILL)
+        end = self.end_of(turn, 20)
+        require(end["outcome"] == "failed", f"the turn ended {end['outcome']}")
+        self.remembered(self.completes(self.send("go on")))
+        return f"failed: {end['error']['code']}: {end['error']['message'][:80]}"
+
+    def amnesia(self):
+        require(self.daemon.end(signal.SIGTERM) == 0, "the stop was not clean")
+        self.nothing_left()
+        for path in self.agent["memory"]:
+            for one in (path, path + "-wal", path + "-shm"):
+                if os.path.isdir(one):
+                    shutil.rmtree(one)
+                elif os.path.exists(one):
+                    os.unlink(one)
+        self.start()
+        turn = self.send("who am I")
+        answer = self.completes(turn)
+        require(self.lost_notices(), f"nobody was told; the answer: {answer!r}")
+        self.remembered(answer)
+        self.remembered(self.completes(self.send("and now")))
+        self.same_session()
+        return self.lost_notices()[0]["text"]
+
+    def transcript(self):
+        entries, after = [], 0
+        while True:
+            page = self.daemon.ask("GET", self.key, f"/transcript?after={after}")
+            entries += page["entries"]
+            if page["next"] is None:
+                break
+            after = entries[-1]["seq"]
+        users = [e["text"] for e in entries if e["role"] == "user"]
+        got = [text.rsplit(" ", 1)[-1] for text in users]
+        require(got == self.marks, f"the messages of the user: {got}, expected {self.marks}")
+        partial = [e for e in entries if e["role"] == "agent" and "slow 1" in e["text"]]
+        require(len(partial) >= 4, f"the answers that were cut off: {len(partial)}, expected 4 or more")
+        turns = {e["turn_id"] for e in self.events.seen if e["event"] == "turn_start"}
+        ends = [e["turn_id"] for e in self.events.seen if e["event"] == "turn_end"]
+        require(len(ends) == len(set(ends)), f"a turn ended twice: {ends}")
+        require(turns == set(ends), f"turns without an end: {turns - set(ends)}")
+        return f"{len(entries)} entries, {len(ends)} turns"
+
+    def last_stop(self):
+        begun = time.monotonic()
+        status, _, error = self.daemon.run("stop")
+        require(status == 0, f"ostler stop: {error}")
+        status = self.daemon.process.wait(10)
+        took = time.monotonic() - begun
+        require(status == 0, f"exit status {status}")
+        self.nothing_left()
+        return f"in {took:.1f} s"
+
+    def clean_up(self):
+        """Whatever went wrong: nothing stays."""
+        if self.daemon.process and self.daemon.process.poll() is None:
+            self.daemon.process.kill()
+            self.daemon.process.wait()
+        for pid in self.left():
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+
+
+def of(kind, turn):
+    return lambda event: event["event"] == kind and event.get("turn_id") == turn
+
+
+def require(met, why):
+    if not met:
+        raise Unmet(why)
+
+
+if __name__ == "__main__":
+    checks = Checks(*sys.argv[1:6])
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    try:
+        checks.all()
+    finally:
+        checks.clean_up()
+    print(f"# {checks.name}: {checks.passed} passed, {checks.failed} failed", flush=True)
+    sys.exit(1 if checks.failed else 0)

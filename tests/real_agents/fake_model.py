@@ -1,0 +1,176 @@
+"""A model that does what it is told: OpenAI's chat completions on 127.0.0.1, streaming or not.
+
+usage: fake_model.py PORT_FILE LOG_FILE
+
+It takes any free port and writes it to PORT_FILE, which may be a pipe; each request is one line of JSON in LOG_FILE. What
+it says depends on the request alone. If the last line of the newest user message begins with one of these words it is
+an order, obeyed only when tools are offered (agents ask for titles and summaries without any). Only the last line,
+because agents put an unanswered message and the next one together, and the note of a continuation quotes a message
+without repeating its order:
+
+    TOOL NAME    calls the shell tool: deletes the directory victim-NAME, makes the file done-NAME
+    SLEEP NAME   calls the shell tool: writes its process id to the pipe up-NAME, then sleeps for hours
+    SLOW         says "slow 1", "slow 2" and so on for ten minutes
+
+After a tool it says "the tool is done", and else (and then, too) how many user messages it was shown and all words in
+them that begin with "mark-": so it can be seen what the agent remembers, or was told.
+"""
+
+import json
+import os
+import re
+import sys
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+SHELLS = ("terminal", "bash", "Bash", "run_shell_command", "shell")
+ORDER = re.compile(r"(?:(TOOL|SLEEP) ([a-z0-9]+)|(SLOW))\b")
+SLOW_SECONDS = 600
+LOG_LOCK = threading.Lock()
+
+
+def text_of(message):
+    content = message.get("content") or ""
+    if isinstance(content, str):
+        return content
+    return "\n".join(part.get("text") or "" for part in content if isinstance(part, dict))
+
+
+def order_in(text):
+    """The order on the last line of a message: (word, name), or None."""
+    found = ORDER.match((text.strip().splitlines() or [""])[-1])
+    return (found[1] or found[3], found[2]) if found else None
+
+
+def shell_of(request):
+    for tool in request.get("tools") or []:
+        name = (tool.get("function") or {}).get("name")
+        if name in SHELLS:
+            return name
+    return None
+
+
+def command_of(word, name):
+    if word == "TOOL":
+        return f"rm -rf victim-{name} && touch done-{name}"
+    return f"rm -rf victim-{name}; sh -c 'echo $$ > up-{name}; exec sleep 31717'"
+
+
+def decide(request):
+    """What to do: ("say", text), ("slow",) or ("call", tool, arguments)."""
+    messages = request.get("messages") or []
+    users = [text_of(m) for m in messages if m.get("role") == "user"]
+    marks = list(dict.fromkeys(re.findall(r"mark-[a-z0-9]+", "\n".join(users))))
+    summary = f"shown {len(users)} user messages; marks: {' '.join(marks) or 'none'}."
+    if not messages or not request.get("tools"):
+        return ("say", "A title")
+    if messages[-1].get("role") == "tool":
+        return ("say", f"the tool is done; {summary}")
+    order = order_in(users[-1]) if users else None
+    if order is None:
+        return ("say", summary)
+    if order[0] == "SLOW":
+        return ("slow",)
+    shell = shell_of(request)
+    if shell is None:
+        return ("say", f"no shell tool was offered; {summary}")
+    return ("call", shell, {"command": command_of(*order), "description": f"runs {order[1]}"})
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *_):
+        pass
+
+    def note(self, what):
+        with LOG_LOCK, open(LOG_FILE, "a", encoding="utf-8") as log:
+            log.write(json.dumps(what) + "\n")
+
+    def answer(self, status, body):
+        data = json.dumps(body).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def do_GET(self):
+        self.note({"get": self.path})
+        if self.path.rstrip("/").endswith("/models"):
+            model = {"id": "fake-1", "object": "model", "owned_by": "fake", "context_length": 200000}
+            self.answer(200, {"object": "list", "data": [model]})
+        else:
+            self.answer(404, {"error": {"message": "not found"}})
+
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        if not self.path.endswith("/chat/completions"):
+            self.note({"post": self.path})
+            self.answer(404, {"error": {"message": "not found"}})
+            return
+        request = json.loads(body)
+        deed = decide(request)
+        roles = [m.get("role") for m in request.get("messages") or []]
+        last = text_of(request["messages"][-1])[:300] if roles else ""
+        self.note({"post": self.path, "stream": request.get("stream"), "roles": roles, "last": last, "deed": deed})
+        try:
+            if request.get("stream"):
+                self.stream(deed)
+            else:
+                self.whole(deed)
+        except OSError:
+            self.note({"gone": deed[0]})  # the agent hung up: it was cancelled, or ended
+
+    def whole(self, deed):
+        message, finish = {"role": "assistant", "content": deed[1] if deed[0] == "say" else "slow"}, "stop"
+        if deed[0] == "call":
+            message, finish = {"role": "assistant", "content": None, "tool_calls": [self.call(deed)]}, "tool_calls"
+        usage = {"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 15}
+        choice = {"index": 0, "message": message, "finish_reason": finish}
+        self.answer(200, {"id": "c1", "object": "chat.completion", "created": int(time.time()), "model": "fake-1",
+                          "choices": [choice], "usage": usage})
+
+    def call(self, deed):
+        function = {"name": deed[1], "arguments": json.dumps(deed[2])}
+        return {"index": 0, "id": "call_" + os.urandom(6).hex(), "type": "function", "function": function}
+
+    def stream(self, deed):
+        self.send_response(200)
+        self.send_header("Content-Type", "text/event-stream")
+        self.send_header("Connection", "close")
+        self.end_headers()
+        self.close_connection = True
+        self.chunk({"role": "assistant", "content": ""})
+        finish = "stop"
+        if deed[0] == "call":
+            self.chunk({"tool_calls": [self.call(deed)]})
+            finish = "tool_calls"
+        elif deed[0] == "slow":
+            for n in range(1, SLOW_SECONDS * 5):
+                self.chunk({"content": f"slow {n} "})
+                time.sleep(0.2)
+        else:
+            for word in re.findall(r"\S+\s*", deed[1]):
+                self.chunk({"content": word})
+        self.chunk({}, finish)
+        self.send({"choices": [], "usage": {"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 15}})
+        self.wfile.write(b"data: [DONE]\n\n")
+
+    def chunk(self, delta, finish=None):
+        self.send({"choices": [{"index": 0, "delta": delta, "finish_reason": finish}]})
+
+    def send(self, fields):
+        body = {"id": "c1", "object": "chat.completion.chunk", "created": int(time.time()), "model": "fake-1", **fields}
+        self.wfile.write(f"data: {json.dumps(body)}\n\n".encode())
+        self.wfile.flush()
+
+
+if __name__ == "__main__":
+    PORT_FILE, LOG_FILE = sys.argv[1], sys.argv[2]
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    with open(PORT_FILE, "w", encoding="utf-8") as port:
+        port.write(str(server.server_address[1]))
+    server.serve_forever()

@@ -1,0 +1,187 @@
+//! The house's rules that a machine can check: who may name what, and what must not stand anywhere.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+fn files(dir: &str, ending: &str) -> Vec<(String, String)> {
+    let mut found = Vec::new();
+    let mut open = vec![Path::new(env!("CARGO_MANIFEST_DIR")).join(dir)];
+    while let Some(dir) = open.pop() {
+        for entry in fs::read_dir(&dir).into_iter().flatten().flatten() {
+            let path: PathBuf = entry.path();
+            if path.is_dir() {
+                open.push(path);
+            } else if path.to_string_lossy().ends_with(ending) {
+                let name =
+                    path.strip_prefix(env!("CARGO_MANIFEST_DIR")).unwrap_or(&path).to_string_lossy().into_owned();
+                found.push((name, fs::read_to_string(&path).expect("a text")));
+            }
+        }
+    }
+    found.sort();
+    assert!(!found.is_empty(), "no files below {dir}");
+    found
+}
+
+/// The text without comments, and without the tests at its end: what the product consists of.
+fn product(text: &str) -> String {
+    let body = text.split("\n#[cfg(test)]\nmod ").next().unwrap_or(text);
+    body.lines().filter(|l| !l.trim_start().starts_with("//")).collect::<Vec<_>>().join("\n")
+}
+
+fn is_test(name: &str) -> bool {
+    name.contains("/tests/") || name.ends_with("/tests.rs") || name.ends_with("/testing.rs")
+}
+
+/// Fails with every line that has one of `words` in a file that `may` does not allow.
+fn only_in(words: &[&str], may: impl Fn(&str) -> bool, why: &str) {
+    let mut wrong = Vec::new();
+    for (name, text) in files("src", ".rs") {
+        if is_test(&name) || may(&name) {
+            continue;
+        }
+        for (n, line) in product(&text).lines().enumerate() {
+            if words.iter().any(|w| line.contains(w)) {
+                wrong.push(format!("{name}, product line {}: {}", n + 1, line.trim()));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{why}:\n{}", wrong.join("\n"));
+}
+
+#[test]
+fn each_library_is_named_in_its_room_only() {
+    only_in(&["rusqlite"], |f| f.starts_with("src/store/"), "SQL belongs to the store");
+    only_in(&["mlua"], |f| f.starts_with("src/hooks/") || f == "src/agent/lua.rs", "Lua belongs to the hooks");
+    only_in(&["signal_hook"], |f| f.ends_with("/signals.rs"), "signals belong to signals.rs");
+    only_in(&["httparse"], |f| f.starts_with("src/http/"), "HTTP parsing belongs to http");
+    only_in(
+        &["sd_notify"],
+        |f| f == "src/daemon/notify.rs" || f == "src/sys.rs",
+        "the service manager belongs to notify.rs",
+    );
+    only_in(&["clap"], |f| f.starts_with("src/cli/"), "argument parsing belongs to the commands");
+}
+
+#[test]
+fn arrows_never_point_back() {
+    let below = ["clock", "config", "failpoint", "log", "model", "proc", "sys", "thread"];
+    let upper = ["agent", "api", "cli", "client", "daemon", "hooks", "http", "store"];
+    let allowed: &[(&str, &[&str])] = &[
+        ("agent", &[]),
+        ("api", &["daemon", "hooks", "http", "store", "agent"]),
+        ("cli", &["client"]),
+        ("client", &[]),
+        ("daemon", &["agent", "api", "hooks", "http", "store"]),
+        ("hooks", &[]),
+        ("http", &[]),
+        ("store", &[]),
+    ];
+    let mut wrong = Vec::new();
+    for (name, text) in files("src", ".rs") {
+        let room =
+            name.trim_start_matches("src/").split('/').next().unwrap_or_default().trim_end_matches(".rs").to_owned();
+        if is_test(&name) || name == "src/main.rs" || name == "src/lib.rs" {
+            continue;
+        }
+        let mut may: Vec<&str> = match allowed.iter().find(|(r, _)| *r == room) {
+            Some((_, may)) => may.to_vec(),
+            None if below.contains(&room.as_str()) => Vec::new(),
+            None => panic!("{name}: a room that the plan of the house does not know"),
+        };
+        if name == "src/agent/lua.rs" {
+            may.push("hooks");
+        }
+        // A listener that the service manager passed is the server's, and made where raw descriptors are.
+        if name == "src/sys.rs" {
+            may.push("http");
+        }
+        for line in product(&text).lines() {
+            for other in upper {
+                let named = line.contains(&format!("crate::{other}::")) || line.contains(&format!("crate::{{{other}"));
+                if named && other != room && !may.contains(&other) {
+                    wrong.push(format!("{name}: {}", line.trim()));
+                }
+            }
+        }
+        if room == "model"
+            && ["std::thread", "std::fs", "Mutex", "Instant::now", "crate::store"]
+                .iter()
+                .any(|w| product(&text).contains(w))
+        {
+            wrong.push(format!("{name}: the model does no I/O, reads no clock, has no lock"));
+        }
+    }
+    assert!(wrong.is_empty(), "arrows that point back:\n{}", wrong.join("\n"));
+}
+
+#[test]
+fn unsafe_code_stands_in_its_two_places_with_its_proof() {
+    only_in(
+        &["unsafe {", "unsafe fn", "allow(unsafe_code)"],
+        |f| f == "src/sys.rs" || f == "src/hooks/deadline.rs",
+        "unsafe code",
+    );
+    for (name, text) in files("src", ".rs") {
+        for (n, line) in text.lines().enumerate() {
+            if line.contains("unsafe {") {
+                let before: Vec<&str> = text.lines().skip(n.saturating_sub(8)).take(8).collect();
+                assert!(before.iter().any(|l| l.contains("SAFETY:")), "{name}:{}: unsafe without its proof", n + 1);
+            }
+        }
+    }
+}
+
+#[test]
+fn threads_are_made_in_one_place() {
+    only_in(&["thread::Builder", "std::thread::spawn"], |f| f == "src/thread.rs", "threads are made by thread::spawn");
+}
+
+#[test]
+fn nothing_sleeps() {
+    // The failpoints stall on purpose; a command that waits for a daemon to come back has nothing to wait on but time.
+    let may = |f: &str| f == "src/failpoint.rs" || f.starts_with("src/cli/");
+    only_in(&["thread::sleep", "sleep_ms"], may, "a sleep where an event is to be waited for");
+    for (name, text) in files("tests", ".rs") {
+        if name.ends_with("tidy.rs") || name.contains("/bin/") {
+            continue;
+        }
+        assert!(!text.contains("thread::sleep"), "{name}: a test waits for events, never for time");
+    }
+}
+
+#[test]
+fn files_say_what_they_own_and_stay_readable() {
+    for (name, text) in files("src", ".rs") {
+        assert!(text.starts_with("//!") || is_test(&name), "{name}: a file opens with what it owns");
+        let lines = product(&text).lines().count();
+        assert!(lines <= 700, "{name}: {lines} lines: look whether it does two things");
+    }
+}
+
+#[test]
+fn nothing_is_left_for_later() {
+    let marks = [
+        concat!("TO", "DO"),
+        concat!("FIX", "ME"),
+        concat!("X", "XX"),
+        concat!("to", "do!("),
+        concat!("unimple", "mented!("),
+    ];
+    for dir in ["src", "tests", "benches"] {
+        for (name, text) in files(dir, ".rs") {
+            for mark in marks {
+                assert!(!text.contains(mark), "{name}: {mark}");
+            }
+            assert!(!text.contains(concat!("#[ig", "nore")), "{name}: an ignored test");
+        }
+    }
+}
+
+#[test]
+fn the_readme_has_its_two_commands_on_the_first_screen() {
+    let readme = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md")).expect("a README");
+    let screen: Vec<&str> = readme.lines().take(24).collect();
+    let commands: Vec<&&str> = screen.iter().filter(|l| l.starts_with("cargo ")).collect();
+    assert_eq!(commands, [&"cargo run --release -- serve", &"cargo test --release"]);
+}
