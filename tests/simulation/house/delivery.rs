@@ -1,0 +1,97 @@
+//! The delivery of the journal.
+
+use super::*;
+
+impl House {
+    /// The delivery thread hands one event over, or notes what came of one.
+    pub(super) fn deliver(&mut self) {
+        if self.daemon.halted {
+            return;
+        }
+        let Ok(owed) = self.call(|s| s.pending_deliveries(0, 100)) else { return };
+        for o in &owed {
+            assert!(!self.settled.contains(&o.did), "settled, and owed again: {o:?}");
+        }
+        // The head of each lane.
+        let mut heads: BTreeMap<(String, String), Owed> = BTreeMap::new();
+        for o in owed {
+            heads.entry((o.handler.name.clone() + o.handler.event.as_str(), o.key.clone())).or_insert(o);
+        }
+        let heads: Vec<Owed> = heads.into_values().collect();
+        if heads.is_empty() {
+            return;
+        }
+        let o = self.dice.pick(&heads).clone();
+        self.hand_over(&o);
+    }
+
+    pub(super) fn hand_over(&mut self, o: &Owed) {
+        let held = self.daemon.deliveries.get(&o.did).cloned();
+        let mut held = held.unwrap_or(Held { attempts: o.attempts, called: false, settled: None });
+        held.called |= o.attempts > 0;
+        if held.settled.is_none() {
+            if (o.earlier_boot || held.called) && self.later(|s, done| s.note_attempt(o.did, done)).is_err() {
+                return;
+            }
+            held.attempts = if o.earlier_boot || held.called { held.attempts.max(1) + 1 } else { held.attempts + 1 };
+            let last = self.attempts.insert(o.did, held.attempts).unwrap_or(0);
+            assert!(held.attempts > last, "a call again is a higher attempt: {last}, then {}", held.attempts);
+            if !self.quiet && self.dice.chance(10) {
+                // It dies in the handler, or the handler takes its time.
+                self.daemon.deliveries.insert(o.did, held.clone());
+                if self.dice.chance(50) {
+                    self.crash();
+                } else {
+                    self.daemon.deliveries.remove(&o.did);
+                    self.settle(o, &mut Held { settled: Some(Settled::Retry("slow".into(), 0)), ..held });
+                }
+                return;
+            }
+            held.settled = Some(match self.dice.below(10) {
+                _ if self.quiet => Settled::Delivered,
+                0..7 => Settled::Delivered,
+                _ if held.attempts >= ATTEMPTS => Settled::SetAside("why".into()),
+                _ => Settled::Retry("why".into(), 0),
+            });
+        }
+        self.settle(o, &mut held);
+    }
+
+    pub(super) fn settle(&mut self, o: &Owed, held: &mut Held) {
+        let Some(settled) = held.settled.clone() else { return };
+        let (did, counted) = (o.did, o.earlier_boot || held.called);
+        let word = settled.clone();
+        match self.later(|s, done| s.settle_delivery(did, word, counted, done)) {
+            Ok(()) => {
+                self.daemon.deliveries.remove(&did);
+                if matches!(settled, Settled::Delivered) {
+                    self.settled.insert(did);
+                }
+            }
+            Err(Out::Doubt) => {
+                self.daemon.deliveries.insert(did, held.clone());
+            }
+            Err(_) => {}
+        }
+    }
+
+    /// A call whose outcome is told to a callback.
+    pub(super) fn later(&mut self, f: impl FnOnce(&Store, Box<dyn FnOnce(Result<(), Error>) + Send>)) -> Res<()> {
+        let told = Arc::new(Mutex::new(None));
+        let sink = told.clone();
+        self.call(move |s| {
+            f(s, Box::new(move |r| *sink.lock().unwrap() = Some(r)));
+            Ok(())
+        })?;
+        let told = told.lock().unwrap().take();
+        match told.expect("the writer answers") {
+            Ok(()) => Ok(()),
+            Err(Error::Refused(r)) => Err(Out::Refused(r)),
+            Err(_) => {
+                self.daemon.doubt = true;
+                self.daemon.doubted = true;
+                Err(Out::Doubt)
+            }
+        }
+    }
+}
