@@ -234,7 +234,7 @@ pub struct Events {
 pub struct Cancel {
     #[command(flatten)]
     pub one: One,
-    /// Queued messages too
+    /// What waits, instead of the turn that runs
     #[arg(long)]
     pub queued: bool,
 }
