@@ -173,7 +173,7 @@ impl Sender {
             }
             if !pending {
                 let id = format!("m{}", sent.len());
-                let text = if key.starts_with("local:f") && sent.len() % 3 == 0 {
+                let text = if key.starts_with("local:f") && sent.len().is_multiple_of(3) {
                     format!("say part {id}; tool; say end {id}")
                 } else {
                     format!("text {id}")
