@@ -245,7 +245,6 @@ impl Pump {
         let Some(item) = self.window.get_mut(&did) else { return };
         if item.owed.fatal && item.owed.attempts >= limit {
             let why = format!("the daemon died in each of the last deliveries, {} in all", item.owed.attempts);
-            log::error!(key = item.owed.key, hook = item.owed.handler.script, event = item.owed.event_id; "set aside: {why}");
             return self.keep(did, Settled::SetAside(why));
         }
         item.state = State::Calling;
@@ -303,8 +302,6 @@ impl Pump {
                 return;
             }
             Delivered::Failed(why) | Delivered::TimedOut(why) if item.owed.attempts >= attempts => {
-                log::error!(key = item.owed.key, hook = item.owed.handler.script, event = item.owed.event_id;
-                    "set aside after {} deliveries: {why}", item.owed.attempts);
                 Settled::SetAside(why)
             }
             Delivered::Failed(why) | Delivered::TimedOut(why) => {
@@ -330,7 +327,13 @@ impl Pump {
         crate::failpoint::hit_for("delivery", "kept", &item.owed.key);
         match (kept, &settled) {
             (true, Settled::Retry(..)) => item.state = State::Waiting,
-            (true, Settled::Delivered | Settled::SetAside(_) | Settled::Orphaned) => self.forget(did),
+            (true, Settled::SetAside(why)) => {
+                // Told once it is true: whoever reads this finds it listed.
+                log::error!(key = item.owed.key, hook = item.owed.handler.script, event = item.owed.event_id;
+                    "set aside after {} deliveries: {why}", item.owed.attempts);
+                self.forget(did);
+            }
+            (true, Settled::Delivered | Settled::Orphaned) => self.forget(did),
             // The handler is not called again for it in this boot: only the note of it is tried again.
             (false, _) => {
                 item.state = State::Unkept(settled);

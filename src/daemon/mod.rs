@@ -327,6 +327,10 @@ pub fn accept(house: &Arc<House>, accept: Accept) -> Result<Accepted, Error> {
     let key = accept.key.clone();
     let accepted = house.store.accept_message(accept)?;
     if accepted.duplicate {
+        // The first try may have been kept although its sender was told otherwise: then nobody was woken for it.
+        if !accepted.over && !accepted.deferred {
+            house.registry.want(Wish { sid: accepted.sid, key, asked: false });
+        }
         return Ok(accepted);
     }
     if let Some(retired) = accepted.retired {
