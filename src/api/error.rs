@@ -19,6 +19,12 @@ impl ApiError {
         Self { status, code, message: message.into() }
     }
 
+    /// Its code.
+    #[must_use]
+    pub const fn code(&self) -> &'static str {
+        self.code
+    }
+
     /// 403 by a rule of access or a hook.
     pub fn refused(why: impl Into<String>) -> Self {
         Self::new(403, "refused", why)

@@ -8,6 +8,7 @@ use serde_json::json;
 
 use super::route::Query;
 use super::{Api, ApiError};
+use crate::clock;
 use crate::daemon::house::House;
 use crate::daemon::hub::{Delivering, Listening};
 use crate::http::{Request, Responder, Stream, sse};
@@ -86,7 +87,9 @@ impl Feed {
     pub fn run(mut self, mut stream: Stream<'_>, only: Only) -> io::Result<()> {
         let mut buf = Vec::new();
         if let Some((code, text)) = self.notice.take() {
-            sse::event(&mut buf, Some("notice"), None, &json!({ "code": code, "text": text }).to_string());
+            let at = clock::rfc3339(clock::now());
+            let data = json!({ "key": self.key, "session_id": null, "at": at, "code": code, "text": text });
+            sse::event(&mut buf, Some("notice"), None, &data.to_string());
         }
         if let Only::Turn { id, replay: true } = &only {
             match self.replay(id, &mut buf) {

@@ -2,6 +2,7 @@
 //! events on the same connection.
 
 use std::io;
+use std::sync::atomic::Ordering;
 
 use serde_json::{Value, json};
 
@@ -19,7 +20,7 @@ pub fn post(api: &Api, request: &Request, query: &Query, to: Target, out: Respon
     let streams = request.head.header("accept").is_some_and(|a| a.contains("text/event-stream"));
     let message = match read(api, request, to) {
         Ok(message) => message,
-        Err(e) => return out.send(e.response()),
+        Err(e) => return refuse(api, &e, out),
     };
     // Listening begins before the message is accepted, so that nothing of its turn is missed.
     let deltas = query.flag("deltas").unwrap_or(false);
@@ -29,12 +30,21 @@ pub fn post(api: &Api, request: &Request, query: &Query, to: Target, out: Respon
     };
     let accepted = match accept(api, request, message) {
         Ok(accepted) => accepted,
-        Err(e) => return out.send(e.response()),
+        Err(e) => return refuse(api, &e, out),
     };
+    let tally = &api.house.tally;
+    let of = if accepted.duplicate { &tally.duplicates } else { &tally.accepted };
+    of.fetch_add(1, Ordering::Relaxed);
     match feed {
         None => out.send(Response::json(202, &json(&accepted))),
         Some(feed) => follow(&accepted, feed, out),
     }
+}
+
+/// The sender is told why, the operator how often.
+fn refuse(api: &Api, e: &ApiError, out: Responder<'_>) -> io::Result<()> {
+    api.house.tally.refuse(e.code());
+    out.send(e.response())
 }
 
 struct Message {

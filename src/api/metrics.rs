@@ -1,6 +1,8 @@
 //! `/metrics`: Prometheus text.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
+use std::sync::atomic::Ordering;
 
 use super::{Api, ApiError};
 use crate::http::Response;
@@ -37,5 +39,15 @@ pub fn text(api: &Api) -> Result<Response, ApiError> {
     counter("client_timeouts_total", "API connections cut for being slow.", stats.timeouts);
     counter("log_lines_dropped_total", "Log lines dropped because the log stalled.", crate::log::dropped());
     counter("deltas_dropped_total", "Previews that a slow listener did not get.", house.hub.lost_deltas());
+    counter("messages_accepted_total", "Messages accepted.", house.tally.accepted.load(Ordering::Relaxed));
+    counter("messages_duplicate_total", "Messages that came again.", house.tally.duplicates.load(Ordering::Relaxed));
+    let mut by = |name: &str, help: &str, label: &str, values: BTreeMap<&'static str, u64>| {
+        let _ = writeln!(out, "# HELP ostler_{name} {help}\n# TYPE ostler_{name} counter");
+        for (of, value) in values {
+            let _ = writeln!(out, "ostler_{name}{{{label}=\"{of}\"}} {value}");
+        }
+    };
+    by("messages_refused_total", "Messages refused, by the error's code.", "code", house.tally.refused());
+    by("turns_total", "Turns that ended here, by outcome.", "outcome", house.tally.turns());
     Ok(Response::new(200).header("Content-Type", "text/plain; version=0.0.4; charset=utf-8").body(out))
 }

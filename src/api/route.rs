@@ -58,13 +58,13 @@ impl Query {
 fn decode(segment: &str) -> Result<String, ApiError> {
     match percent_decode_str(segment).decode_utf8() {
         Ok(text) => Ok(text.into_owned()),
-        Err(_) => Err(ApiError::new(400, "invalid_key", "it is not UTF-8")),
+        Err(_) => Err(ApiError::parameter(format!("{segment:?}: it is not UTF-8"))),
     }
 }
 
 /// A key or an id, as it stands in a path.
 fn target(segment: &str) -> Result<Target, ApiError> {
-    let name = decode(segment)?;
+    let name = decode(segment).map_err(|_| ApiError::new(400, "invalid_key", "it is not UTF-8"))?;
     if let Ok(id) = uuid::Uuid::parse_str(&name) {
         return Ok(Target::Id(id.to_string()));
     }
@@ -87,7 +87,12 @@ pub fn handle(api: &Api, request: &Request, out: Responder<'_>) -> io::Result<()
     };
     let path = request.head.path.strip_prefix('/').unwrap_or_default();
     let parts: Vec<&str> = path.split('/').collect();
-    let method = request.head.method.as_str();
+    // What can be got can be asked for its head; the server sends no body then. A stream has no end that a head could tell of.
+    let streams = matches!(parts.as_slice(), ["v1", "events"] | ["v1", "sessions", _, "events"]);
+    let method = match request.head.method.as_str() {
+        "HEAD" if !streams => "GET",
+        method => method,
+    };
     let streaming = match (method, parts.as_slice()) {
         ("GET", ["v1", "events"]) => Some(None),
         ("GET", ["v1", "sessions", key, "events"]) => Some(Some(*key)),
@@ -111,8 +116,8 @@ pub fn handle(api: &Api, request: &Request, out: Responder<'_>) -> io::Result<()
 
 fn answer(api: &Api, method: &str, parts: &[&str], request: &Request, query: &Query) -> Answer {
     match (method, parts) {
-        ("GET" | "HEAD", ["healthz"]) => status::health(api),
-        ("GET" | "HEAD", ["readyz"]) => status::readiness(api),
+        ("GET", ["healthz"]) => status::health(api),
+        ("GET", ["readyz"]) => status::readiness(api),
         ("GET", ["metrics"]) => metrics::text(api),
         ("GET", ["v1", "status"]) => status::status(api),
         ("POST", ["v1", "stop"]) => status::stop(api, request),
@@ -150,17 +155,17 @@ fn answer(api: &Api, method: &str, parts: &[&str], request: &Request, query: &Qu
 /// The methods of a path that exists.
 fn allowed(parts: &[&str]) -> Option<&'static str> {
     match parts {
-        ["healthz" | "readyz"] => Some("GET, HEAD"),
-        ["metrics"]
-        | ["v1", "status" | "reports" | "hooks" | "sessions" | "events"]
+        ["healthz" | "readyz" | "metrics"]
+        | ["v1", "status" | "reports" | "hooks" | "sessions"]
         | ["v1", "reports", _]
         | ["v1", "hooks", "failed"]
-        | ["v1", "sessions", _, "transcript" | "events"] => Some("GET"),
+        | ["v1", "sessions", _, "transcript"] => Some("GET, HEAD"),
+        ["v1", "events"] | ["v1", "sessions", _, "events"] => Some("GET"),
         ["v1", "stop" | "reload" | "hold" | "release" | "backup"]
         | ["v1", "hooks", "fire"]
         | ["v1", "hooks", "failed", _, "retry"]
         | ["v1", "sessions", _, "messages" | "cancel" | "reset" | "suspend" | "resume" | "permission"] => Some("POST"),
-        ["v1", "sessions", _] => Some("GET, DELETE"),
+        ["v1", "sessions", _] => Some("GET, HEAD, DELETE"),
         ["v1", "hooks", "failed", _] => Some("DELETE"),
         _ => None,
     }

@@ -77,24 +77,17 @@ pub fn resume(api: &Api, target: Target) -> Answer {
 
 pub fn delete(api: &Api, target: Target, query: &Query) -> Answer {
     let (all, files) = (query.flag("all")?, query.flag("files")?);
-    let view = match (&target, all) {
-        // With `all`, a key whose sessions are all suspended or ended has no current one to show.
-        (Target::Key(_), true) => api.house.store.session(&target).ok(),
-        _ => Some(api.house.store.session(&target)?),
-    };
-    let key = match (&target, &view) {
-        (Target::Key(key), _) => key.clone(),
-        (Target::Id(_), Some(view)) => view.key.clone(),
-        (Target::Id(_), None) => return Err(ApiError::not_found()),
-    };
     let acted = api.house.store.delete(target, all, Actor::User)?;
     api.house.catch_up(&acted);
+    // Its text goes now, or once its ends are settled.
+    api.house.prune_now();
+    let view = api.house.store.session_in_row(acted.sid)?;
     if files {
         let config = api.house.config();
-        let template = &config.route(&key).cwd;
+        let template = &config.route(&view.key).cwd;
         // Only a directory that is this key's own: one that all keys share is nobody's to remove.
         if template.contains("{key}") {
-            let dir = working_dir(&api.house.state_dir, template, &key);
+            let dir = working_dir(&api.house.state_dir, template, &view.key);
             match std::fs::remove_dir_all(&dir) {
                 Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
                     return Err(ApiError::new(
@@ -107,10 +100,7 @@ pub fn delete(api: &Api, target: Target, query: &Query) -> Answer {
             }
         }
     }
-    let mut json = view.map_or_else(|| json!({ "key": key, "id": acted.session_id }), |v| v.json);
-    json["state"] = "ended".into();
-    json["end_reason"] = "deleted".into();
-    Ok(Response::json(200, &json))
+    Ok(Response::json(200, &view.json))
 }
 
 pub fn permission(api: &Api, target: Target, request: &Request) -> Answer {

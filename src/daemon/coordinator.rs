@@ -93,6 +93,8 @@ pub struct Coordinator {
     progress_at: Option<Instant>,
     reloading: Vec<Sender<Result<Reloaded, String>>>,
     pruning: bool,
+    /// Asked for again while a round was under way.
+    prune_again: bool,
     leave: bool,
     hooks_abandoned: bool,
     /// The clean record is written and the store closed: else the next boot has to see to it.
@@ -122,6 +124,7 @@ impl Coordinator {
             progress_at: None,
             reloading: Vec::new(),
             pruning: false,
+            prune_again: false,
             leave: false,
             hooks_abandoned: false,
             released: true,
@@ -379,6 +382,10 @@ impl Coordinator {
             Request::Ping(answer) => {
                 let _ = answer.try_send(());
             }
+            Request::Prune => {
+                self.prune_again = self.pruning;
+                self.prune_at = Instant::now();
+            }
         }
     }
 
@@ -464,7 +471,8 @@ impl Coordinator {
             }
             News::Pruned(more) => {
                 self.pruning = false;
-                self.prune_at = Instant::now() + if more { Duration::ZERO } else { PRUNE };
+                let again = std::mem::take(&mut self.prune_again) || more;
+                self.prune_at = Instant::now() + if again { Duration::ZERO } else { PRUNE };
             }
         }
     }

@@ -17,6 +17,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TrySendError};
 use super::house::House;
 use crate::clock;
 use crate::hooks::{Delivered, Event};
+use crate::model::event::EndReason;
 use crate::store::{Owed, Settled};
 
 /// Deliveries held in memory.
@@ -333,7 +334,13 @@ impl Pump {
                     "set aside after {} deliveries: {why}", item.owed.attempts);
                 self.forget(did);
             }
-            (true, Settled::Delivered | Settled::Orphaned) => self.forget(did),
+            (true, Settled::Delivered | Settled::Orphaned) => {
+                if item.owed.fields["reason"] == EndReason::Deleted.as_str() {
+                    // The text of a deleted session waits for its ends.
+                    self.house.prune_now();
+                }
+                self.forget(did);
+            }
             // The handler is not called again for it in this boot: only the note of it is tried again.
             (false, _) => {
                 item.state = State::Unkept(settled);

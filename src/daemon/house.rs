@@ -1,6 +1,8 @@
 //! What every thread of the daemon shares: handles, and the configuration in force.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
@@ -11,7 +13,7 @@ use super::registry::{Registry, Wish};
 use crate::clock;
 use crate::config::Config;
 use crate::hooks::Hooks;
-use crate::model::event::{HookEvent, StopReason, Urgency};
+use crate::model::event::{HookEvent, Outcome, StopReason, Urgency};
 use crate::model::session::Policy;
 use crate::store::{Acted, Limits, Store};
 
@@ -26,6 +28,8 @@ pub enum Request {
     Hold(bool),
     /// Are you there?
     Ping(Sender<()>),
+    /// Something may be pruned that should not wait.
+    Prune,
 }
 
 /// What a reload changed.
@@ -35,6 +39,41 @@ pub struct Reloaded {
     pub changed: Vec<String>,
     /// Keys that need a restart.
     pub needs_restart: Vec<String>,
+}
+
+/// What has come of messages and turns since the boot, for the metrics: what is refused is counted too.
+#[derive(Debug, Default)]
+pub struct Tally {
+    /// Messages accepted.
+    pub accepted: AtomicU64,
+    /// Messages that had been accepted before.
+    pub duplicates: AtomicU64,
+    refused: Mutex<BTreeMap<&'static str, u64>>,
+    turns: Mutex<BTreeMap<&'static str, u64>>,
+}
+
+impl Tally {
+    /// A message was refused, with this code.
+    pub fn refuse(&self, code: &'static str) {
+        *self.refused.lock().unwrap_or_else(PoisonError::into_inner).entry(code).or_default() += 1;
+    }
+
+    /// A worker ended a turn.
+    pub fn turn(&self, outcome: Outcome) {
+        *self.turns.lock().unwrap_or_else(PoisonError::into_inner).entry(outcome.as_str()).or_default() += 1;
+    }
+
+    /// Messages refused, by code.
+    #[must_use]
+    pub fn refused(&self) -> BTreeMap<&'static str, u64> {
+        self.refused.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Turns that workers ended, by outcome.
+    #[must_use]
+    pub fn turns(&self) -> BTreeMap<&'static str, u64> {
+        self.turns.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
 }
 
 /// The house.
@@ -47,6 +86,8 @@ pub struct House {
     pub hub: Arc<Hub>,
     /// The operator's scripts.
     pub hooks: Hooks,
+    /// What has come of messages and turns.
+    pub tally: Tally,
     /// This boot.
     pub boot_id: String,
     /// When it began, by the wall clock.
@@ -110,6 +151,7 @@ impl House {
             registry: Registry::default(),
             hub: parts.hub,
             hooks: parts.hooks,
+            tally: Tally::default(),
             boot_id: parts.boot_id,
             started_at: clock::now(),
             state_dir: parts.state_dir,
@@ -208,6 +250,11 @@ impl House {
                 Err(e) => log::error!("a session cannot be woken: {e}"),
             }
         }
+    }
+
+    /// Has the text of deleted sessions removed soon. One that is not heard is made up for by the next round.
+    pub fn prune_now(&self) {
+        let _ = self.requests.try_send(Request::Prune);
     }
 
     /// Cancels a turn of a live session, if that one still runs.

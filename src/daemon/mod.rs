@@ -109,6 +109,9 @@ fn start(mut options: ServeOptions) -> Result<i32, NoStart> {
         log::warn!("what agents leave behind cannot be adopted: {e}");
     }
     make_state_dir(&options.state_dir)?;
+    // Agents and hooks are told of directories in it: those names must hold wherever they stand.
+    options.state_dir = fs::canonicalize(&options.state_dir)
+        .map_err(|e| NoStart(exit::STATE, format!("{}: {e}", options.state_dir.display())))?;
     let lock = take_lock(&options.state_dir, options.replace, options.config.shutdown.deadline)?;
     crate::failpoint::hit("boot", "locked");
     let store = Store::open(&options.state_dir.join("ostler.db")).map_err(|e| NoStart(exit::STATE, e.to_string()))?;

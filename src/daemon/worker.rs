@@ -345,6 +345,7 @@ impl Worker {
             let store = &self.desk.house.store;
             match store.finish_turn(begun.turn, items.clone(), outcome, error.clone(), mark) {
                 Ok(ended) => {
+                    self.house().tally.turn(ended.outcome);
                     self.desk.work |= ended.more;
                     let took = i64::try_from(since.elapsed().as_millis()).unwrap_or(i64::MAX);
                     let fields = json!({ "outcome": ended.outcome, "duration_ms": took, "text": running.answer });

@@ -51,6 +51,7 @@ CREATE INDEX sessions_suspended ON sessions(sid) WHERE status = 'suspended';
 CREATE INDEX sessions_over ON sessions(sid) WHERE status = 'ended';
 CREATE INDEX sessions_ended ON sessions(ended_at) WHERE ended_at IS NOT NULL AND purged = 0;
 CREATE INDEX sessions_hidden ON sessions(sid) WHERE hidden = 1 AND purged = 0;
+CREATE INDEX sessions_purged ON sessions(ended_at) WHERE purged = 1;
 
 -- One live stretch of a session in one boot.
 CREATE TABLE activations (

@@ -154,6 +154,19 @@ impl Store {
         .ok_or_else(|| Refusal::SessionNotFound.into())
     }
 
+    /// The session in a row, deleted ones too.
+    ///
+    /// # Errors
+    /// [`Refusal::SessionNotFound`].
+    pub fn session_in_row(&self, sid: i64) -> Result<SessionView, Error> {
+        self.read(|conn| {
+            let sql = format!("SELECT {SESSION_COLUMNS} FROM sessions WHERE sid=?1");
+            let row = conn.prepare_cached(&sql)?.query_row([sid], SessionRow::read).optional()?;
+            row.map(|row| view(conn, &row)).transpose()
+        })?
+        .ok_or_else(|| Refusal::SessionNotFound.into())
+    }
+
     /// Sessions, newest first.
     ///
     /// # Errors

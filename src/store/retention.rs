@@ -11,6 +11,8 @@ use crate::config::Retention;
 
 /// Rows removed by one small transaction.
 const STEP: i64 = 500;
+/// Rows of sessions removed by one, however long their conversations were.
+const ROWS: usize = 2000;
 /// Set-aside events are kept longer than settled ones.
 const SET_ASIDE: Duration = Duration::from_secs(30 * 86_400);
 
@@ -25,6 +27,8 @@ pub struct Pruned {
     pub deliveries: usize,
     /// Sessions whose text went.
     pub sessions: usize,
+    /// Entries and turns of such sessions, and the sessions of which nothing more is known.
+    pub rows: usize,
     /// Expired key/value pairs.
     pub kv: usize,
 }
@@ -33,7 +37,7 @@ impl Pruned {
     /// How much in all.
     #[must_use]
     pub const fn total(&self) -> usize {
-        self.events + self.ids + self.deliveries + self.sessions + self.kv
+        self.events + self.ids + self.deliveries + self.sessions + self.rows + self.kv
     }
 }
 
@@ -50,11 +54,15 @@ impl Store {
             let (events, ids, journal, ended) =
                 (before(keep.events), before(keep.ids), before(keep.journal), before(keep.ended));
             let set_aside = before(Some(SET_ASIDE));
+            let mut left = ROWS;
+            let sessions = tx.purge_sessions(ended, &mut left)?;
+            tx.forget_sessions(ids, &mut left)?;
             Ok(Pruned {
                 events: tx.prune_events(events)?,
                 ids: tx.prune_ids(ids)?,
                 deliveries: tx.prune_deliveries(journal, set_aside)?,
-                sessions: tx.purge_sessions(ended)?,
+                sessions,
+                rows: ROWS - left,
                 kv: tx.run(
                     "DELETE FROM kv WHERE name IN (SELECT name FROM kv WHERE expires_at<=?1 LIMIT ?2)",
                     params![tx.now, STEP],
@@ -133,7 +141,7 @@ impl Tx<'_> {
     }
 
     /// Removes the text of deleted sessions, once their ends are settled, and of sessions that ended long ago.
-    fn purge_sessions(&mut self, ended_before: Option<Millis>) -> Result<usize, Error> {
+    fn purge_sessions(&mut self, ended_before: Option<Millis>, left: &mut usize) -> Result<usize, Error> {
         const SETTLED: &str = "NOT EXISTS (SELECT 1 FROM journal j JOIN deliveries d ON d.jid=j.jid
              WHERE j.sid=sessions.sid AND d.state='pending')";
         let row = |r: &rusqlite::Row<'_>| {
@@ -154,19 +162,74 @@ impl Tx<'_> {
                 row,
             )?);
         }
+        let mut purged = 0;
         for (sid, id, key, hidden) in &sessions {
-            self.run("DELETE FROM entries WHERE sid=?1", [sid])?;
             // The ids stay known for their time; the text goes.
-            self.run("UPDATE messages SET text='' WHERE sid=?1", [sid])?;
-            if *hidden {
-                self.run(
-                    "DELETE FROM events WHERE key=?1 AND session_id=?2
-                     AND kind IN ('text', 'thought', 'tool', 'plan', 'permission')",
+            let gone = self.step(
+                "DELETE FROM entries WHERE seq IN (SELECT seq FROM entries WHERE sid=?1 LIMIT ?2)",
+                params![sid],
+                left,
+            )? && self.step(
+                "UPDATE messages SET text='' WHERE mid IN (SELECT mid FROM messages WHERE sid=?1 AND text<>'' LIMIT ?2)",
+                params![sid],
+                left,
+            )? && (!*hidden
+                || self.step(
+                    "DELETE FROM events WHERE seq IN (SELECT seq FROM events WHERE key=?1 AND session_id=?3
+                     AND kind IN ('text', 'thought', 'tool', 'plan', 'permission') LIMIT ?2)",
                     params![key, id],
-                )?;
+                    left,
+                )?);
+            if !gone {
+                return Ok(purged);
             }
             self.run("UPDATE sessions SET purged=1 WHERE sid=?1", [sid])?;
+            purged += 1;
         }
-        Ok(sessions.len())
+        Ok(purged)
+    }
+
+    /// Forgets sessions whose text is gone, once no id of theirs is kept any more: their turns, their messages, their
+    /// activations and they themselves. So what ends and is not kept leaves nothing, and the database does not grow.
+    fn forget_sessions(&mut self, ids_before: Option<Millis>, left: &mut usize) -> Result<(), Error> {
+        let Some(before) = ids_before else { return Ok(()) };
+        let sessions = self.rows(
+            "SELECT sid FROM sessions WHERE purged=1 AND ended_at<?1
+             AND NOT EXISTS (SELECT 1 FROM messages m WHERE m.sid=sessions.sid AND m.client_id IS NOT NULL)
+             AND NOT EXISTS (SELECT 1 FROM journal j JOIN deliveries d ON d.jid=j.jid
+                             WHERE j.sid=sessions.sid AND d.state='pending') LIMIT 100",
+            [before],
+            |r| r.get::<_, i64>(0),
+        )?;
+        for sid in &sessions {
+            for sql in [
+                // By their messages, for no index leads to them; the newest first, for a continuation has none of its own
+                // and is found by the turn that it goes on with.
+                "DELETE FROM turns WHERE tid IN (
+                   WITH RECURSIVE of(tid) AS (SELECT tid FROM messages WHERE sid=?1 UNION
+                     SELECT t.continued_by FROM of JOIN turns t ON t.tid=of.tid WHERE t.continued_by IS NOT NULL)
+                   SELECT t.tid FROM of JOIN turns t ON t.tid=of.tid ORDER BY t.tid DESC LIMIT ?2)",
+                "DELETE FROM messages WHERE mid IN (SELECT mid FROM messages WHERE sid=?1 LIMIT ?2)",
+                "DELETE FROM activations WHERE aid IN (SELECT aid FROM activations WHERE sid=?1 LIMIT ?2)",
+                "DELETE FROM sessions WHERE sid IN (SELECT ?1 LIMIT ?2)",
+            ] {
+                if !self.step(sql, params![sid], left)? {
+                    return Ok(());
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Runs a statement that touches at most `?2` rows. `false`: there may be more of them, for the next small transaction.
+    fn step(&self, sql: &str, of: &[&dyn rusqlite::ToSql], left: &mut usize) -> Result<bool, Error> {
+        if *left == 0 {
+            return Ok(false);
+        }
+        let limit = *left as i64;
+        let mut all: Vec<&dyn rusqlite::ToSql> = of.to_vec();
+        all.insert(1, &limit);
+        *left -= self.run(sql, all.as_slice())?.min(*left);
+        Ok(*left > 0)
     }
 }

@@ -144,6 +144,11 @@ fn paths_and_methods() {
         let header = answer.lines().find_map(|l| l.strip_prefix("Allow: ")).unwrap_or_else(|| panic!("{answer}"));
         assert!(header.split(", ").any(|m| m == allow), "{answer}");
     }
+    // What can be got can be asked for its head.
+    for path in ["/v1/status", "/v1/sessions", "/v1/sessions/local%3Aa", "/metrics", "/healthz"] {
+        let (status, answer) = raw(&d, &format!("HEAD {path} HTTP/1.1"), b"");
+        assert_eq!((status, answer.split_once("\r\n\r\n").map(|(_, body)| body)), (200, Some("")), "{path}: {answer}");
+    }
     let missing = "/v1/sessions/00000000-0000-7000-8000-000000000000";
     assert_eq!(d.refusal(Method::GET, missing, None), (404, "session_not_found".into()));
     assert_eq!(d.refusal(Method::GET, "/v1/reports/none", None), (404, "not_found".into()));

@@ -169,6 +169,7 @@ fn delete() {
     let old = running["session_id"].as_str().unwrap().to_owned();
     let shown = d.client().delete(&session_path("local:a", "")).unwrap();
     assert_eq!((&shown["id"], &shown["state"]), (&json!(old), &json!("ended")));
+    assert!(shown["ended_at"].is_string() && shown["turn"].is_null(), "{shown}");
     let gone = (404, "session_not_found".to_owned());
     assert_eq!(d.refusal(Method::GET, &session_path("local:a", ""), None), gone);
     assert_eq!(d.refusal(Method::GET, &session_path(&old, ""), None), gone);

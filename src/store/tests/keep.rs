@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::config::Retention;
+use crate::model::event::EventKind;
 use serde_json::json;
 
 const DAY: i64 = 24 * HOUR;
@@ -23,6 +24,7 @@ fn prune(rig: &Rig, keep: &Retention) -> Pruned {
         all.ids += p.ids;
         all.deliveries += p.deliveries;
         all.sessions += p.sessions;
+        all.rows += p.rows;
         all.kv += p.kv;
     }
     panic!("pruning does not end");
@@ -202,9 +204,54 @@ fn ended_sessions_keep_their_text_as_long_as_is_configured() {
     let month = Retention { ended: Some(Duration::from_secs(30 * 86_400)), ..keep() };
     prune(&rig, &month);
     assert!(rig.transcript(&a.session_id).is_empty());
-    assert_eq!(
-        rig.store.session(&Target::Id(a.session_id)).unwrap().json["state"],
-        "ended",
-        "the session itself is known"
-    );
+}
+
+/// What ends and is not kept leaves nothing behind in the end: its rows stay while an id of theirs is known, and then go.
+#[test]
+fn a_session_whose_text_is_gone_is_forgotten_with_its_ids() {
+    let mut rig = Rig::new();
+    let day = Retention { ended: Some(Duration::from_secs(86_400)), ..keep() };
+    let tables = ["sessions", "turns", "messages", "entries", "activations", "events", "journal", "deliveries"];
+    let id = |rig: &Rig, id: &str, text: &str| {
+        rig.store.accept_message(Accept { client_id: Some(id.into()), ..rig.accept(KEY, text) }).unwrap()
+    };
+    // A conversation with an id, an interrupted turn and its continuation, longer than one small transaction.
+    let a = id(&rig, "x", "first");
+    let epoch = rig.open(a.sid);
+    rig.begin(a.sid, epoch);
+    rig.crash();
+    let epoch = rig.open(a.sid);
+    let begun = rig.store.begin_turn(Begin { asked: true, ..rig.wish(a.sid, epoch) }).unwrap().unwrap();
+    assert!(begun.continues.is_some());
+    rig.store
+        .append(begun.turn, 1, (0..2500).map(|n| Item::Event(EventKind::Usage, json!({ "n": n }))).collect())
+        .unwrap();
+    let tool = |n: i64| Item::Tool {
+        id: format!("t{n}"),
+        title: "t".into(),
+        kind: "other".into(),
+        status: "completed".into(),
+        detail: json!(null),
+    };
+    rig.store.append(begun.turn, 2, (0..2500).map(tool).collect()).unwrap();
+    rig.finish(begun.turn, Outcome::Completed);
+    rig.store.reset(key(), "agent".into(), ACTOR).unwrap();
+    for o in rig.store.pending_deliveries(0, 10).unwrap() {
+        rig.store.settle_delivery(o.did, Settled::Delivered, false, |_| ());
+    }
+    rig.pass(DAY + 1);
+    assert_eq!(prune(&rig, &day).sessions, 1);
+    assert!(rig.transcript(&a.session_id).is_empty());
+    assert!(id(&rig, "x", "first").duplicate, "its id is still known");
+    assert_eq!(rig.store.session(&Target::Id(a.session_id.clone())).unwrap().json["state"], "ended");
+    rig.pass(7 * DAY);
+    prune(&rig, &day);
+    assert!(matches!(
+        rig.store.session(&Target::Id(a.session_id.clone())),
+        Err(Error::Refused(Refusal::SessionNotFound))
+    ));
+    // All that is left is the empty session that the reset made.
+    let left: Vec<i64> = tables.iter().map(|t| rig.number(&format!("SELECT count(*) FROM {t}"))).collect();
+    assert_eq!(left, [1, 0, 0, 0, 0, 0, 0, 0], "{tables:?}");
+    assert!(!id(&rig, "x", "first").duplicate, "a new message in a new session");
 }
