@@ -4,6 +4,7 @@
 
 use std::path::Path;
 
+use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags};
 
 use super::Error;
@@ -41,9 +42,16 @@ pub fn open_reader(path: &Path) -> Result<Connection, Error> {
     let conn = Connection::open(path).map_err(|e| Error::open(path, &e))?;
     conn.execute_batch("PRAGMA query_only=ON; PRAGMA cache_size=-1024; PRAGMA mmap_size=268435456;")
         .and_then(|()| conn.busy_timeout(std::time::Duration::from_secs(5)))
+        .and_then(|()| keep_plans(&conn))
         .map_err(|e| Error::open(path, &e))?;
     conn.set_prepared_statement_cache_capacity(64);
     Ok(conn)
+}
+
+/// A cached statement keeps its plan whatever is bound to it. Without this, SQLite compiles many a statement with an
+/// `ORDER BY` anew each time it runs, in case a plan for the new values were better.
+fn keep_plans(conn: &Connection) -> rusqlite::Result<()> {
+    conn.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true).map(|_| ())
 }
 
 /// What a look at a database says.
@@ -153,6 +161,7 @@ fn configure(conn: &Connection, durable: bool) -> rusqlite::Result<()> {
     if !durable {
         conn.execute_batch("PRAGMA synchronous=OFF")?;
     }
+    keep_plans(conn)?;
     conn.set_prepared_statement_cache_capacity(256);
     Ok(())
 }

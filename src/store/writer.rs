@@ -245,7 +245,7 @@ impl Writer {
             Ok(conn) => conn,
             Err(e) => return Fate::Broken(e),
         };
-        if let Err(e) = conn.execute_batch("BEGIN IMMEDIATE") {
+        if let Err(e) = quick(conn, "BEGIN IMMEDIATE") {
             return Fate::Broken(e.into());
         }
         let alone = group.len() == 1;
@@ -272,7 +272,7 @@ impl Writer {
         let committed = if strikes(Step::Commit) {
             Err(rusqlite::Error::SqliteFailure(rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_IOERR_FSYNC), None))
         } else {
-            conn.execute_batch("COMMIT")
+            quick(conn, "COMMIT")
         };
         if let Err(e) = committed {
             if !conn.is_autocommit() {
@@ -315,7 +315,7 @@ impl Writer {
 fn one(tx: &mut Tx<'_>, work: &mut dyn Work, alone: bool) -> Result<Result<(), Error>, ()> {
     let conn = tx.conn;
     let mark = tx.out.mark();
-    if !alone && conn.prepare_cached("SAVEPOINT member").and_then(|mut s| s.execute([])).is_err() {
+    if !alone && quick(conn, "SAVEPOINT member").is_err() {
         rollback(conn);
         return Err(());
     }
@@ -328,21 +328,26 @@ fn one(tx: &mut Tx<'_>, work: &mut dyn Work, alone: bool) -> Result<Result<(), E
         if alone {
             // Nothing else is in this transaction: what the member did before its error goes with it.
             rollback(conn);
-            return match conn.execute_batch("BEGIN IMMEDIATE") {
+            return match quick(conn, "BEGIN IMMEDIATE") {
                 Ok(()) => Ok(outcome),
                 Err(_) => Err(()),
             };
         }
-        if conn.prepare_cached("ROLLBACK TO member").and_then(|mut s| s.execute([])).is_err() {
+        if quick(conn, "ROLLBACK TO member").is_err() {
             rollback(conn);
             return Err(());
         }
     }
-    if !alone && conn.prepare_cached("RELEASE member").and_then(|mut s| s.execute([])).is_err() {
+    if !alone && quick(conn, "RELEASE member").is_err() {
         rollback(conn);
         return Err(());
     }
     Ok(outcome)
+}
+
+/// Runs a statement without parameters, its plan cached.
+fn quick(conn: &Connection, sql: &str) -> rusqlite::Result<()> {
+    conn.prepare_cached(sql)?.execute([]).map(|_| ())
 }
 
 fn rollback(conn: &Connection) {
