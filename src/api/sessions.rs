@@ -8,7 +8,8 @@ use crate::daemon::registry::Answered;
 use crate::daemon::worker::working_dir;
 use crate::http::{Request, Response};
 use crate::model::event::Actor;
-use crate::store::{Acted, SessionFilter, Target};
+use crate::model::session::key_fault;
+use crate::store::{Acted, Error, Refusal, SessionFilter, Target};
 
 type Answer = Result<Response, ApiError>;
 
@@ -23,19 +24,47 @@ pub fn list(api: &Api, query: &Query) -> Answer {
         states.push(state.to_owned());
     }
     let limit = usize::try_from(query.number("limit")?.unwrap_or(100)).unwrap_or(100);
-    let page = api.house.store.sessions(&SessionFilter { states, limit, before: query.number("cursor")? })?;
+    let key = query.get("key").map(str::to_owned);
+    if let Some(key) = &key
+        && let Some(fault) = key_fault(key)
+    {
+        return Err(ApiError::new(400, "invalid_key", format!("{key:?}: {fault}")));
+    }
+    let page = api.house.store.sessions(&SessionFilter { states, key, limit, before: query.number("cursor")? })?;
     let sessions: Vec<_> = page.items.into_iter().map(|s| s.json).collect();
     Ok(Response::json(200, &json!({ "sessions": sessions, "next_cursor": page.next.map(|n| n.to_string()) })))
 }
 
 pub fn show(api: &Api, target: Target) -> Answer {
-    Ok(Response::json(200, &api.house.store.session(&target)?.json))
+    match api.house.store.session(&target) {
+        Ok(view) => Ok(Response::json(200, &view.json)),
+        Err(e) => Err(missing(api, &target, e)),
+    }
+}
+
+/// A key that has no current session: whoever asks is told of the suspended one that stands there.
+fn missing(api: &Api, target: &Target, e: Error) -> ApiError {
+    let Target::Key(key) = target else { return e.into() };
+    let suspended = SessionFilter {
+        states: vec!["suspended".into()],
+        key: Some(key.clone()),
+        limit: 1,
+        ..SessionFilter::default()
+    };
+    match (&e, api.house.store.sessions(&suspended)) {
+        (Error::Refused(Refusal::SessionNotFound), Ok(page)) if !page.items.is_empty() => ApiError::new(
+            404,
+            "session_not_found",
+            format!("no current session; {} is suspended, and comes back with a resume", page.items[0].id),
+        ),
+        _ => e.into(),
+    }
 }
 
 pub fn transcript(api: &Api, target: Target, query: &Query) -> Answer {
     let after = query.number("after")?.unwrap_or(0);
     let limit = usize::try_from(query.number("limit")?.unwrap_or(100)).unwrap_or(100).clamp(1, 1000);
-    let page = api.house.store.transcript(&target, after, limit)?;
+    let page = api.house.store.transcript(&target, after, limit).map_err(|e| missing(api, &target, e))?;
     Ok(Response::json(200, &json!({ "entries": page.items, "next": page.next })))
 }
 

@@ -193,6 +193,9 @@ pub struct Sessions {
     /// ended]
     #[arg(long, value_name = "STATE,..")]
     pub state: Option<String>,
+    /// Only those under this key, with --state ended the past ones
+    #[arg(long, value_name = "KEY")]
+    pub key: Option<String>,
     /// At most this many
     #[arg(long, value_name = "N")]
     pub limit: Option<usize>,

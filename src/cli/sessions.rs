@@ -20,6 +20,9 @@ pub fn list(client: &Client, a: &Sessions, ui: &mut Ui) -> Done {
         if let Some(state) = &a.state {
             path += &format!("&state={}", segment(state));
         }
+        if let Some(key) = &a.key {
+            path += &format!("&key={}", segment(&name_to_key(key)));
+        }
         if !cursor.is_empty() {
             path += &format!("&cursor={}", segment(&cursor));
         }

@@ -160,7 +160,12 @@ fn run(
         .open_boot(BootInfo { boot_id, pid: std::process::id(), threshold })
         .map_err(|e| NoStart(exit::STATE, format!("recovery: {e}")))?;
     if recovered.deaths > 0 {
-        log::warn!("the last boot had died: {recovered:?}");
+        log::warn!(
+            "the last boot died: {} activations closed, {} turns interrupted, {} sessions suspended",
+            recovered.activations,
+            recovered.interrupted,
+            recovered.suspended
+        );
     }
     if options.no_resume
         && let Err(e) = store.forget_cut_turns()

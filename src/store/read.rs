@@ -83,6 +83,8 @@ pub struct TurnView {
 pub struct SessionFilter {
     /// Any of these; empty: all but ended.
     pub states: Vec<String>,
+    /// Under this key; `None`: any.
+    pub key: Option<String>,
     /// At most so many.
     pub limit: usize,
     /// Older than this row.
@@ -174,13 +176,15 @@ impl Store {
     pub fn sessions(&self, filter: &SessionFilter) -> Result<Page<SessionView>, Error> {
         let limit = filter.limit.clamp(1, 1000);
         let condition = condition(&filter.states);
+        let under = if filter.key.is_some() { "key=?3" } else { "?3 IS NULL" };
         self.read(|conn| {
             let sql = format!(
-                "SELECT {SESSION_COLUMNS} FROM sessions s WHERE hidden=0 AND sid<?1 AND ({condition}) ORDER BY sid DESC LIMIT ?2"
+                "SELECT {SESSION_COLUMNS} FROM sessions s WHERE hidden=0 AND sid<?1 AND {under} AND ({condition})
+                 ORDER BY sid DESC LIMIT ?2"
             );
             let rows: Vec<SessionRow> = conn
                 .prepare_cached(&sql)?
-                .query_map(params![filter.before.unwrap_or(i64::MAX), limit as i64 + 1], SessionRow::read)?
+                .query_map(params![filter.before.unwrap_or(i64::MAX), limit as i64 + 1, filter.key], SessionRow::read)?
                 .collect::<Result<_, _>>()?;
             let more = rows.len() > limit;
             let items = rows.iter().take(limit).map(|row| view(conn, row)).collect::<Result<Vec<_>, _>>()?;

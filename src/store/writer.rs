@@ -192,7 +192,14 @@ impl Writer {
             return;
         }
         self.shared.working.store(true, Ordering::SeqCst);
-        let fate = self.attempt(&mut group);
+        let fate = if self.shared.world.inline {
+            self.attempt(&mut group)
+        } else {
+            // A transaction that panics must not take the writer with it: it fails as one whose commit failed.
+            let attempt = std::panic::AssertUnwindSafe(|| self.attempt(&mut group));
+            std::panic::catch_unwind(attempt)
+                .unwrap_or_else(|_| Fate::Broken(Error::Unavailable("a transaction panicked".into())))
+        };
         self.shared.working.store(false, Ordering::SeqCst);
         match fate {
             Fate::Committed(outcomes, commit) => self.answer(group, outcomes, &commit),

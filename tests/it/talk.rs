@@ -132,6 +132,13 @@ fn sessions_are_listed() {
     assert_eq!(keys("/v1/sessions?state=ended,suspended"), ["local:k0 ended", "local:k1 suspended"]);
     assert_eq!(keys("/v1/sessions?state=running"), Vec::<String>::new());
     assert_eq!(d.refusal(Method::GET, "/v1/sessions?state=nonsense", None), (400, "invalid_parameter".into()));
+    assert_eq!(keys("/v1/sessions?key=local:k0&state=ended,parked"), ["local:k0 ended", "local:k0 parked"]);
+    assert_eq!(d.refusal(Method::GET, "/v1/sessions?key=nonsense", None), (400, "invalid_key".into()));
+    assert!(d.cli(&["sessions", "--key", "k2"]).ok().contains("local:k2"));
+    // Whoever asks for a suspended one by its key is told where it is.
+    let lost = d.cli(&["show", "k1"]);
+    let id = d.get("/v1/sessions?key=local:k1")["sessions"][0]["id"].as_str().unwrap().to_owned();
+    assert!(lost.code == 1 && lost.err.contains(&id), "{lost:?}");
     let (mut cursor, mut seen) = (String::new(), 0);
     loop {
         let page = d.get(&format!("/v1/sessions?limit=2{cursor}"));

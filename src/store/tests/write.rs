@@ -76,6 +76,20 @@ fn kept(store: &Store) -> Vec<i64> {
     store.events(Some(KEY), 0, 1000).unwrap().iter().map(|e| e.seq).collect()
 }
 
+/// A fault in one transaction is not the end of the writer: nobody of its group is acknowledged, and the next is served.
+#[test]
+fn a_transaction_that_panics_fails_its_group_and_no_other() {
+    let (_dir, path) = file();
+    let store = threaded(&path, None);
+    let outcomes = group(&store, vec![Box::new(well), Box::new(|_| panic!("a fault, wanted by the test"))]);
+    assert!(outcomes.iter().all(|(_, o)| matches!(o, Err(Error::Unavailable(_)))), "{outcomes:?}");
+    assert_eq!(kept(&store), Vec::<i64>::new());
+    assert!(!store.is_working(), "a service manager's watchdog would take it for alive for ever");
+    let outcomes = group(&store, vec![Box::new(well)]);
+    assert!(outcomes[0].1.is_ok(), "{outcomes:?}");
+    assert_eq!(kept(&store).len(), 1);
+}
+
 #[test]
 fn a_202_is_durable() {
     let (_dir, path) = file();
