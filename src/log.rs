@@ -2,9 +2,11 @@
 //!
 //! Whoever logs formats its own line, hands it over without waiting, and goes on; what does not fit is dropped, counted
 //! ([`dropped`]) and reported in a line of its own once the writer gets through again. Under systemd each line goes to
-//! the journal with its fields (`OSTLER_KEY=`, `OSTLER_SESSION_ID=`); otherwise to stderr with a time.
+//! the journal with its fields (`OSTLER_KEY=`, `OSTLER_SESSION_ID=`), to which what the thread is about ([`about`]) and
+//! the boot are added; otherwise to stderr with a time.
 //! It must not know what is logged.
 
+use std::cell::RefCell;
 use std::fmt::{self, Write as _};
 use std::fs::File;
 use std::io::{self, Write};
@@ -34,6 +36,28 @@ const REPORT_EVERY: Duration = Duration::from_secs(1);
 const JOURNAL: &str = "/run/systemd/journal/socket";
 
 static LOGGER: OnceLock<Logger> = OnceLock::new();
+static BOOT: OnceLock<String> = OnceLock::new();
+
+thread_local! {
+    static ABOUT: RefCell<Vec<(&'static str, String)>> = const { RefCell::new(Vec::new()) };
+}
+
+/// What this thread's lines are about from here on: fields that the journal gets with each of them, unless the line has
+/// them itself. What is given before under the same name is replaced; an empty value takes it away.
+pub fn about(name: &'static str, value: &str) {
+    ABOUT.with_borrow_mut(|fields| {
+        fields.retain(|(known, _)| *known != name);
+        if !value.is_empty() {
+            fields.push((name, value.to_owned()));
+        }
+    });
+}
+
+/// The boot that every line belongs to, from here on.
+pub fn set_boot(boot_id: &str) {
+    // A process has one boot: a second would be a second call in a test.
+    let _ = BOOT.set(boot_id.to_owned());
+}
 
 /// Starts logging with a filter such as `info` or `info,ostler::agent=debug`; `RUST_LOG` wins. Installs a panic hook
 /// that logs. A second call only sets the filter.
@@ -260,6 +284,9 @@ impl Logger {
             fields.push(("OSTLER_TARGET".to_owned(), record.target().to_owned()));
         }
         let _ = record.key_values().visit(&mut Fields { text: &mut text, fields: self.journal.then_some(&mut fields) });
+        if self.journal {
+            add_known(&mut fields);
+        }
         Line { level: record.level(), text: text.0, fields }
     }
 
@@ -344,6 +371,28 @@ impl Writer {
     }
 }
 
+/// What the thread is about, and the boot, where the line does not say it itself.
+fn add_known(fields: &mut Vec<(String, String)>) {
+    let mut add = |name: &str, value: &str| {
+        let name = field_name(name);
+        if !fields.iter().any(|(known, _)| *known == name) {
+            let mut text = Capped(String::new());
+            let _ = text.write_str(value);
+            fields.push((name, text.0));
+        }
+    };
+    ABOUT.with_borrow(|about| about.iter().for_each(|(name, value)| add(name, value)));
+    if let Some(boot) = BOOT.get() {
+        add("boot_id", boot);
+    }
+}
+
+/// The name of a field in the journal: capitals, digits and underscores.
+fn field_name(name: &str) -> String {
+    let name: String = name.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }).collect();
+    format!("OSTLER_{}", name.to_ascii_uppercase())
+}
+
 /// Text up to [`LINE`] bytes. Control characters are escaped, so that one record is one line, whatever somebody's
 /// message says.
 struct Capped(String);
@@ -385,8 +434,7 @@ impl<'kvs> log::kv::VisitSource<'kvs> for Fields<'_> {
             write!(self.text, " {key}={}", text.0)
         };
         if let Some(fields) = &mut self.fields {
-            let name: String = key.as_str().chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }).collect();
-            fields.push((format!("OSTLER_{}", name.to_ascii_uppercase()), text.0));
+            fields.push((field_name(key.as_str()), text.0));
         }
         Ok(())
     }
@@ -514,6 +562,16 @@ mod tests {
         let want = "MESSAGE=bad\\nnews session_id=\"s 1\"\nPRIORITY=3\nSYSLOG_IDENTIFIER=ostler\nOSTLER_TARGET=t\n\
              OSTLER_SESSION_ID=s 1\n";
         assert_eq!(std::str::from_utf8(&buffer[..n]).unwrap(), want);
+        about("key", "local:a\n");
+        about("session_id", "not this one");
+        about("turn_id", "t 1");
+        logger.log(&record(format_args!("more")));
+        let n = journal.recv(&mut buffer).unwrap();
+        let want = "MESSAGE=more session_id=\"s 1\"\nPRIORITY=3\nSYSLOG_IDENTIFIER=ostler\nOSTLER_TARGET=t\n\
+             OSTLER_SESSION_ID=s 1\nOSTLER_KEY=local:a\\n\nOSTLER_TURN_ID=t 1\n";
+        assert_eq!(std::str::from_utf8(&buffer[..n]).unwrap(), want, "what the thread is about is added");
+        about("turn_id", "");
+        about("key", "");
         std::fs::remove_file(&path).unwrap();
         logger.log(&record(format_args!("later")));
         assert!(logger.flush_until(soon()));

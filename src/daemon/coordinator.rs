@@ -159,7 +159,7 @@ impl Coordinator {
         self.house.set_ready();
         notify::ready();
         crate::failpoint::hit("boot", "ready");
-        log::info!(boot = self.house.boot_id; "ready, {} after the start", took(clock::now() - self.house.started_at));
+        log::info!(boot_id = self.house.boot_id; "ready, {} after the start", took(clock::now() - self.house.started_at));
         let fields = serde_json::json!({
             "version": env!("CARGO_PKG_VERSION"),
             "recovered": {

@@ -274,7 +274,7 @@ impl Desk {
                 r.flush_at = None;
             }
             Err(e) => {
-                log::error!(key = self.identity.key, turn = r.turn_id; "what the agent says cannot be written yet: {e}");
+                log::error!(key = self.identity.key, turn_id = r.turn_id; "what the agent says cannot be written yet: {e}");
                 r.flush_at = Some(Instant::now() + AGAIN);
             }
         }

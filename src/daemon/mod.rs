@@ -132,6 +132,7 @@ fn run(
     let internal = |e: std::io::Error| NoStart(exit::INTERNAL, e.to_string());
     crate::failpoint::hit("boot", "opened");
     let boot_id = uuid::Uuid::new_v4().to_string();
+    crate::log::set_boot(&boot_id);
     let home = home::Scripts::new(store.clone());
     let hooks = Hooks::start(scripts, home.clone(), &boot_id).map_err(internal)?;
     let hub = Arc::new(hub::Hub::default());
@@ -282,7 +283,7 @@ fn sweep(house: &Arc<House>, found: Vec<process::Leftover>) {
             }
             if round == 0 {
                 for (_, l) in &left {
-                    log::error!(key = l.session_id.as_deref().unwrap_or_default(); "process {} ({}) cannot be ended; its session waits", l.pid, l.name);
+                    log::error!(session_id = l.session_id.as_deref().unwrap_or_default(); "process {} ({}) cannot be ended; its session waits", l.pid, l.name);
                 }
             }
         }

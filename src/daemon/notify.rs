@@ -30,8 +30,9 @@ pub fn reloading() {
 
 /// A stop begins, and needs at most this long: asked for at once, so that a shorter timeout of the unit does not cut it off.
 pub fn stopping(within: Duration) {
-    let usec = u32::try_from(within.as_micros()).unwrap_or(u32::MAX);
-    send(&[NotifyState::Stopping, NotifyState::ExtendTimeoutUsec(usec)]);
+    // Written out, since the library's number ends at 71 minutes.
+    let extend = format!("EXTEND_TIMEOUT_USEC={}", within.as_micros());
+    send(&[NotifyState::Stopping, NotifyState::Custom(&extend)]);
 }
 
 /// One line for people.

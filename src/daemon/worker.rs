@@ -34,6 +34,7 @@ const BACKOFF: Duration = Duration::from_secs(60);
 
 /// What a worker's thread does, from its start to its end.
 pub fn run(house: &Arc<House>, wish: &Wish, config: config::Agent, mailbox: &Arc<Mailbox>) {
+    crate::log::about("key", &wish.key);
     let body = std::panic::AssertUnwindSafe(|| Worker::open(house, wish, config, mailbox).map(|mut w| w.live()));
     if std::panic::catch_unwind(body).is_err() {
         // The panic itself was logged where it happened. Its turn fails, its activation ends, and the session goes on.
@@ -82,6 +83,9 @@ impl Worker {
             boot_id: house.boot_id.clone(),
             cwd,
         };
+        crate::log::about("session_id", &identity.session_id);
+        log::info!(key = identity.key, session_id = identity.session_id;
+            "session live: activation {}, agent {}", opened.epoch, config.name);
         let agent = make(house, &config);
         let mut desk = Desk::new(house.clone(), wish.sid, opened.epoch, config, mailbox.clone(), identity);
         desk.work = true;
@@ -296,6 +300,8 @@ impl Worker {
         if begun.alone {
             self.house().registry.solo_begun(sid);
         }
+        crate::log::about("turn_id", &begun.turn_id);
+        log::debug!(key = self.key(), turn_id = begun.turn_id; "turn begins");
         self.desk.begin(begun);
         self.notify(HookEvent::TurnStart, begun, json!({}));
         let prompt = Prompt {
@@ -318,7 +324,12 @@ impl Worker {
         self.turns += 1;
         let Some((running, items, why)) = self.desk.end() else { return Next::Gone };
         let (outcome, error) = verdict(&answer, &running, why);
+        match &error {
+            Some((code, why)) => log::warn!(key = self.key(), turn_id = begun.turn_id; "turn {outcome}: {code}: {why}"),
+            None => log::debug!(key = self.key(), turn_id = begun.turn_id; "turn {outcome}"),
+        }
         let next = self.finish(begun, &running, items, outcome, error, since);
+        crate::log::about("turn_id", "");
         if begun.alone {
             self.house().registry.solo_done(sid);
         }
@@ -363,7 +374,7 @@ impl Worker {
                     };
                 }
                 Err(e) => {
-                    log::error!(key = self.key(), turn = begun.turn_id; "the turn's outcome cannot be written yet: {e}");
+                    log::error!(key = self.key(), turn_id = begun.turn_id; "the turn's outcome cannot be written yet: {e}");
                     let _ = self.desk.rest(&mut [], Some(Instant::now() + AGAIN));
                     self.desk.collect();
                     if self.desk.is_killed() || self.desk.close_by.is_some_and(|by| by <= Instant::now()) {
@@ -401,6 +412,9 @@ impl Worker {
             Close::Stop => self.house().config().shutdown.close * 4 / 10,
             Close::Park => CLOSE,
         };
+        // A stop tells how many it closed, in one line.
+        let level = if why == Close::Park { log::Level::Info } else { log::Level::Debug };
+        log::log!(level, key = self.key(), session_id = agent::Host::identity(&self.desk).session_id; "session closes: {why:?}");
         let until = self.desk.close_by.unwrap_or_else(|| Instant::now() + within);
         for left in self.agent.close(&mut self.desk, until) {
             log::warn!(key = self.key(); "the agent could not be ended: {left}");

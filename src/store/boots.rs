@@ -267,7 +267,7 @@ impl Tx<'_> {
             self.close_activation(&s, verdict.end, verdict.actor, None)?;
             if verdict.suspend {
                 r.suspended += 1;
-                log::warn!(key = s.key, session = s.id; "session suspended: the daemon died {} times in a row while it ran", verdict.unclean);
+                log::warn!(key = s.key, session_id = s.id; "session suspended: the daemon died {} times in a row while it ran", verdict.unclean);
                 let agent = s.agent.clone();
                 self.suspend_session(&s, Actor::Supervisor, &agent)?;
             }
