@@ -42,6 +42,7 @@ pub fn status(api: &Api) -> Answer {
         &json!({
             "version": env!("CARGO_PKG_VERSION"), "pid": std::process::id(), "boot_id": house.boot_id, "phase": board.phase,
             "held": board.held, "started_at": clock::rfc3339(house.started_at), "supervised": house.supervised,
+            "state_dir": house.state_dir, "config": house.config().file,
             "sessions": {
                 "live": numbers.live, "running": counts.running, "idle": idle,
                 "queued": counts.queued, "waiting": numbers.waiting, "parked": counts.parked, "suspended": counts.suspended,

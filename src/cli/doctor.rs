@@ -90,9 +90,9 @@ pub struct Ground<'a> {
 
 /// `doctor`
 pub fn doctor(a: &Doctor, doors: &Doors, ui: &mut Ui) -> Done {
-    let env = &paths::process_env;
-    let found = Paths::of_daemon(a.config.as_deref(), a.state_dir.as_deref(), None, env)
-        .map_err(|why| Failure { code: 1, text: why })?;
+    let client = client(&a.plain.to)?;
+    let status = client.get("/v1/status");
+    let found = ground(a, status.as_ref().ok()).map_err(|why| Failure { code: 1, text: why })?;
     let mut checks = Vec::new();
     let config = match config::load(found.config.as_deref()) {
         Ok(config) => {
@@ -105,8 +105,6 @@ pub fn doctor(a: &Doctor, doors: &Doors, ui: &mut Ui) -> Done {
             Config::default()
         }
     };
-    let client = client(&a.plain.to)?;
-    let status = client.get("/v1/status");
     let hooks_dir = paths::hooks_dir(&config);
     checks.extend(secrets(&config));
     checks.extend(hooks_dir.as_deref().map(scripts).unwrap_or_default());
@@ -122,6 +120,25 @@ pub fn doctor(a: &Doctor, doors: &Doors, ui: &mut Ui) -> Done {
     };
     checks.extend((doors.checks)(&ground));
     print(&checks, a.plain.json, ui)
+}
+
+/// Where to look: what the arguments name, else what the daemon that answers has, else what `serve` would use; but who has
+/// no state of their own and reads the service's configuration means the service.
+fn ground(a: &Doctor, status: Option<&Value>) -> Result<Paths, String> {
+    let of_daemon = |name: &str| status.and_then(|s| s[name].as_str()).map(PathBuf::from);
+    let config = a.config.clone().or_else(|| of_daemon("config"));
+    let state_dir = a.state_dir.clone().or_else(|| of_daemon("state_dir"));
+    let named = config.is_some() || state_dir.is_some();
+    let mut found = Paths::of_daemon(config.as_deref(), state_dir.as_deref(), None, &paths::process_env)?;
+    let service = Path::new(paths::SERVICE_STATE);
+    if !named
+        && found.config.as_deref() == Some(Path::new(paths::SERVICE_CONFIG))
+        && !found.state_dir.exists()
+        && service.exists()
+    {
+        found.state_dir = service.to_path_buf();
+    }
+    Ok(found)
 }
 
 fn print(checks: &[Check], json: bool, ui: &mut Ui) -> Done {

@@ -12,6 +12,8 @@ pub type Env<'a> = &'a dyn Fn(&str) -> Option<String>;
 
 /// Where a service's configuration stands.
 pub const SERVICE_CONFIG: &str = "/etc/ostler/ostler.toml";
+/// Where a service's state is.
+pub const SERVICE_STATE: &str = "/var/lib/ostler";
 /// Where a service's socket stands.
 pub const SERVICE_SOCKET: &str = "/run/ostler/ostler.sock";
 /// The socket's name in a state or runtime directory.

@@ -44,9 +44,18 @@ fn finding(name: &'static str, level: Level, found: impl Into<String>, remedy: i
 #[must_use]
 pub fn examine(config: &Config, state_dir: &Path, boot_id: Option<&str>) -> Vec<Finding> {
     let db = state_dir.join("ostler.db");
-    let mut all = vec![examine_lock(state_dir, boot_id.is_some())];
-    all.push(examine_database(&db));
-    all.push(examine_leftovers(&db, boot_id));
+    let mut all = Vec::new();
+    match std::fs::read_dir(state_dir) {
+        Err(e) if e.kind() == std::io::ErrorKind::PermissionDenied => {
+            let found = format!("{}: {e}", state_dir.display());
+            all.push(finding("database", Level::Skipped, found, "ask as root, or as the daemon's user"));
+        }
+        _ => {
+            all.push(examine_lock(state_dir, boot_id.is_some()));
+            all.push(examine_database(&db));
+            all.push(examine_leftovers(&db, boot_id));
+        }
+    }
     all.push(examine_unit(config));
     all.push(examine_threads(config));
     all

@@ -167,6 +167,8 @@ fn the_status_has_its_fields() {
             "held",
             "started_at",
             "supervised",
+            "state_dir",
+            "config",
             "sessions",
             "hooks",
             "threads",
