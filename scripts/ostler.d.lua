@@ -2,7 +2,7 @@
 -- What scripts of ostler may call, and what events have: type annotations for editors with the Lua language server
 -- (LuaLS). Put into the hooks directory's .luarc.json, or your editor's settings:
 --
---   { "runtime.version": "Lua 5.4", "workspace.library": ["/usr/share/doc/ostler/scripts"],
+--   { "runtime.version": "Lua 5.4", "workspace.library": ["/usr/share/doc/ostler/examples"],
 --     "runtime.builtin": { "debug": "disable", "io": "disable", "os": "disable", "package": "disable" } }
 --
 -- The libraries that are disabled there are those of which a script has less than Lua has; what it has stands here.

@@ -394,8 +394,8 @@ pub struct Backup {
 /// Files for packages.
 #[derive(Debug, Subcommand)]
 pub enum Generate {
-    /// Manual pages: ostler(1), one for each command, ostler.toml(5)
-    Man {
+    /// Everything in packaging/ that is made: manual pages, completions, the commented sample configuration
+    Files {
         /// Where they are put
         dir: PathBuf,
     },

@@ -22,6 +22,7 @@ pub mod doctor;
 mod follow;
 mod generate;
 mod hooks;
+mod manual;
 mod render;
 mod report;
 mod screen;

@@ -3,4 +3,5 @@
 
 mod commands;
 mod following;
+mod packaging;
 mod talking;

@@ -200,8 +200,9 @@ pub static KEYS: &[KeyDoc] = &[
 #[must_use]
 pub fn sample() -> String {
     let mut out = String::from(
-        "# ostler's configuration. Every key is optional; what stands here, commented out, is the default\n\
-         # (or an example, where there is none). Durations: \"30s\", \"5m\", \"1h30m\", \"7d\", \"never\".\n",
+        "# Configuration of ostler; see ostler.toml(5). Every key is optional: what stands here, commented out, is the\n\
+         # default (or an example, where there is none). Durations: \"30s\", \"5m\", \"1h30m\", \"7d\", \"never\".\n\
+         # `ostler check-config` checks it, `systemctl reload ostler` (or `ostler reload`) puts it in force.\n",
     );
     for (section, about) in SECTIONS {
         let header = match *section {
@@ -209,13 +210,30 @@ pub fn sample() -> String {
             "route" => "[[route]]".to_owned(),
             name => format!("[{name}]"),
         };
-        let _ = write!(out, "\n# {about}\n#{header}\n");
+        out.push('\n');
+        comment(&mut out, about);
+        let _ = writeln!(out, "#{header}");
         for k in KEYS.iter().filter(|k| k.split().0 == *section) {
             let value = k.default.filter(|d| !matches!(*d, "\"\"" | "[]")).or(k.example).unwrap_or("\"\"");
-            let _ = write!(out, "# {}\n#{} = {value}\n", k.doc, k.split().1);
+            comment(&mut out, k.doc);
+            let _ = writeln!(out, "#{} = {value}", k.split().1);
         }
     }
     out
+}
+
+/// A comment, in lines that an editor shows whole.
+fn comment(out: &mut String, text: &str) {
+    let mut width = usize::MAX;
+    for word in text.split(' ') {
+        if width.saturating_add(word.len()) >= 100 {
+            out.push_str(if width == usize::MAX { "#" } else { "\n#" });
+            width = 1;
+        }
+        let _ = write!(out, " {word}");
+        width += word.len() + 1;
+    }
+    out.push('\n');
 }
 
 /// The keys whose values differ, dotted and sorted: `agent.default.kind`, `route`, `http.listen`.

@@ -9,7 +9,6 @@ use serde_json::{Value, json};
 use crate::cli::args::Cli;
 use crate::cli::testing::{Ran, at, ostler};
 use crate::client::testing::{Answer, Fake, Request, event, refusal};
-use crate::config::KEYS;
 
 fn usage_error(args: &[&str]) -> String {
     let e = Cli::try_parse_from(std::iter::once(&"ostler").chain(args)).expect_err("taken");
@@ -524,23 +523,4 @@ fn the_doctor_finds_what_will_go_wrong() {
     let ran = ostler(&doctor[..7]);
     assert_eq!(ran.code, 1);
     assert!(ran.out.contains("ostler.toml:2: sessions.max_live"), "{}", ran.out);
-}
-
-#[test]
-fn files_for_packages_are_made_from_the_definitions() {
-    let dir = tempfile::tempdir().unwrap();
-    let target = dir.path().join("man");
-    assert_eq!(ostler(&["generate", "man", target.to_str().unwrap()]).code, 0);
-    let read = |name: &str| std::fs::read_to_string(target.join(name)).unwrap_or_else(|e| panic!("{name}: {e}"));
-    for page in ["ostler.1", "ostler-send.1", "ostler-hooks-retry.1"] {
-        assert!(read(page).contains(".SH NAME"), "{page}");
-    }
-    assert!(!target.join("ostler-generate.1").exists() || !read("ostler.1").contains("generate"), "hidden");
-    let manual = read("ostler.toml.5");
-    for k in KEYS {
-        assert!(manual.contains(&format!("\\fB{}\\fR", k.split().1)), "{} is not in ostler.toml(5)", k.key);
-    }
-    let completions = ostler(&["completions", "bash"]).out;
-    assert!(completions.contains("check-config") && completions.contains("_ostler"));
-    assert_eq!(ostler(&["generate", "config"]).out, crate::config::keys::sample());
 }

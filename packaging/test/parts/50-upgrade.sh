@@ -1,0 +1,42 @@
+# The upgrade under load; a database of a newer version; remove; purge.
+in_ systemctl reset-failed ostler 2>/dev/null
+old=$(prop MainPID)
+echo '# mine' >>"$CONFIG"
+load_begins upgrade 180
+begun=$(now)
+in_ apt-get install -y /opt/new.deb >"$WORK/apt-upgrade.log" 2>&1
+ok "upgraded ($(since "$begun") ms)" [ $? = 0 ]
+ok "active" will_be ActiveState active
+ok "it is another process" not is MainPID "$old"
+eventually in_ ostler send local:after upgrade >/dev/null
+ok "load over the upgrade" load_ends upgrade
+ok "nobody was refused" [ "$(refused upgrade)" = 0 ]
+ok "each acknowledged message is there once, and answered once" in_ python3 /opt/load.py check /opt/upgrade
+ok "the configuration was kept" grep -q '^# mine$' "$CONFIG"
+ok "the socket unit stays enabled" [ "$(in_ systemctl is-enabled ostler.socket)" = enabled ]
+ok "the stop before was in order" says 'clean\|yes' in_ ostler report
+ok "the doctor is green" green in_
+
+schema() { in_ python3 -c "import sqlite3; c=sqlite3.connect('/var/lib/ostler/ostler.db'); $1; c.commit(); c.close()"; }
+in_ systemctl disable --now ostler.socket >/dev/null 2>&1
+in_ systemctl stop ostler
+have=$(schema "print(c.execute('PRAGMA user_version').fetchone()[0])")
+schema "c.execute('PRAGMA user_version=$((have + 1))')"
+in_ systemctl start ostler >/dev/null 2>&1
+ok "a database of a newer version is refused" eventually says 'use the newer ostler' journal -u ostler -n 30
+ok "with exit status 74" is ExecMainStatus 74
+in_ systemctl stop ostler
+schema "c.execute('PRAGMA user_version=$have')"
+ok "and was left as it is" fresh
+
+in_ apt-get remove -y ostler >"$WORK/remove.log" 2>&1
+ok "removed" [ $? = 0 ]
+ok "stopped" quiet eventually not in_ pgrep -u ostler
+ok "the state is kept" in_ test -s /var/lib/ostler/ostler.db
+ok "the configuration too" in_ grep -q '^# mine$' /etc/ostler/ostler.toml
+in_ rm -f /etc/credstore/ostler.token /etc/ostler/hooks.d/10-audit.lua
+in_ apt-get purge -y ostler >"$WORK/purge.log" 2>&1
+ok "purged" [ $? = 0 ]
+left=$(in_ find /etc /usr /var/lib /var/cache /run -xdev -name '*ostler*' ! -name ostler-test-image)
+ok "nothing is left behind: ${left:-nothing}" [ -z "$left" ]
+ok "no unit is left" not quiet in_ systemctl cat ostler.service
