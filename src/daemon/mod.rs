@@ -154,9 +154,6 @@ fn run(
     }));
     home.enter(&house);
 
-    // What the last boot's agents left is looked for before anything is answered, and ended beside it.
-    let leftovers = process::find_marked(None, Some(&boot_id));
-    crate::failpoint::hit("boot", "looked");
     let recovered = store
         .open_boot(BootInfo { boot_id, pid: std::process::id(), threshold })
         .map_err(|e| NoStart(exit::STATE, format!("recovery: {e}")))?;
@@ -174,11 +171,11 @@ fn run(
         return Err(NoStart(exit::STATE, format!("--no-resume: {e}")));
     }
     crate::failpoint::hit("boot", "recovered");
-    sweep(&house, leftovers);
-    crate::failpoint::hit("boot", "swept");
-
     let (nudge, nudges) = crossbeam_channel::bounded(1);
     house.registry.set_nudge(nudge);
+    sweep(&house);
+    crate::failpoint::hit("boot", "swept");
+
     let courier = house.clone();
     let me = delivery.clone();
     thread::spawn("delivery", thread::IO_STACK, move || delivery::run(courier, me, &delivery_inbox))
@@ -245,51 +242,55 @@ fn take_lock(dir: &Path, replace: bool, deadline: Duration) -> Result<lock::Lock
     })
 }
 
-/// Ends what agents of earlier boots left running. Their sessions, and only they, wait for it.
-fn sweep(house: &Arc<House>, found: Vec<process::Leftover>) {
+/// Looks for what agents of earlier boots left running, and ends it, on a thread of its own: messages are accepted
+/// meanwhile, but no session starts until it is known whose processes are there, and those sessions wait for their end.
+fn sweep(house: &Arc<House>) {
+    house.registry.search();
+    let sweeper = house.clone();
+    if let Err(e) = thread::spawn("sweep", thread::IO_STACK, move || sweep_now(&sweeper)) {
+        log::warn!("no thread to look for earlier agents, so everybody waits for it: {e}");
+        sweep_now(house);
+    }
+}
+
+fn sweep_now(house: &House) {
     // Another daemon's agents carry such a marker too: only those of our own sessions are ours to end.
-    let ours: Vec<(i64, process::Leftover)> = found
+    let mut left: Vec<(i64, process::Leftover)> = process::find_marked(None, Some(&house.boot_id))
         .into_iter()
         .filter_map(|l| {
             l.session_id.as_deref().and_then(|id| house.store.sid_of(id).ok().flatten()).map(|sid| (sid, l))
         })
         .collect();
-    if ours.is_empty() {
+    crate::failpoint::hit("boot", "looked");
+    house.registry.haunt(left.iter().map(|(sid, _)| *sid));
+    if left.is_empty() {
         return;
     }
-    log::warn!("{} processes of earlier agents are still there; they are ended first", ours.len());
-    house.registry.haunt(ours.iter().map(|(sid, _)| *sid));
-    let house = house.clone();
-    let body = move || {
-        let mut left: Vec<(i64, process::Leftover)> = ours;
-        for round in 0u32.. {
-            let all: Vec<process::Leftover> = left.iter().map(|(_, l)| l.clone()).collect();
-            let stuck = process::end_leftovers(&all, Instant::now() + Duration::from_secs(10));
-            let mut freed = Vec::new();
-            left.retain(|(sid, l)| {
-                let keep = stuck.iter().any(|s| s.pid == l.pid && s.start == l.start);
-                if !keep {
-                    freed.push(*sid);
-                }
-                keep
-            });
-            for sid in freed {
-                if !left.iter().any(|(s, _)| *s == sid) {
-                    house.registry.exorcise(sid);
-                }
+    log::warn!("{} processes of earlier agents are still there; they are ended first", left.len());
+    for round in 0u32.. {
+        let all: Vec<process::Leftover> = left.iter().map(|(_, l)| l.clone()).collect();
+        let stuck = process::end_leftovers(&all, Instant::now() + Duration::from_secs(10));
+        let mut freed = Vec::new();
+        left.retain(|(sid, l)| {
+            let keep = stuck.iter().any(|s| s.pid == l.pid && s.start == l.start);
+            if !keep {
+                freed.push(*sid);
             }
-            if left.is_empty() || house.board().stop.is_some() {
-                return;
-            }
-            if round == 0 {
-                for (_, l) in &left {
-                    log::error!(session_id = l.session_id.as_deref().unwrap_or_default(); "process {} ({}) cannot be ended; its session waits", l.pid, l.name);
-                }
+            keep
+        });
+        for sid in freed {
+            if !left.iter().any(|(s, _)| *s == sid) {
+                house.registry.exorcise(sid);
             }
         }
-    };
-    if let Err(e) = thread::spawn("sweep", thread::IO_STACK, body) {
-        log::error!("no thread to end earlier agents: {e}");
+        if left.is_empty() || house.board().stop.is_some() {
+            return;
+        }
+        if round == 0 {
+            for (_, l) in &left {
+                log::error!(session_id = l.session_id.as_deref().unwrap_or_default(); "process {} ({}) cannot be ended; its session waits", l.pid, l.name);
+            }
+        }
     }
 }
 

@@ -76,6 +76,8 @@ struct Inner {
     closed: bool,
     /// The session that is resumed alone: one death short of suspension; since when its turn runs.
     solo: Option<(i64, Option<Instant>)>,
+    /// What earlier agents left running is still being looked for: nobody starts, for it could be anybody's.
+    searching: bool,
     /// Sessions whose last activation's processes are still being ended.
     haunted: std::collections::HashSet<i64>,
 }
@@ -216,7 +218,7 @@ impl Registry {
         mailbox: &Arc<Mailbox>,
     ) -> Room {
         let mut inner = self.lock();
-        if inner.closed || inner.live.contains_key(&wish.sid) || inner.haunted.contains(&wish.sid) {
+        if inner.closed || inner.searching || inner.live.contains_key(&wish.sid) || inner.haunted.contains(&wish.sid) {
             return Room::Wait;
         }
         let of_agent = inner.by_agent.get(agent).copied().unwrap_or(0);
@@ -475,9 +477,18 @@ impl Registry {
         Answered::Settled
     }
 
-    /// Sessions that must not start until the processes of their last activation are gone.
+    /// What earlier agents left running is about to be looked for: until it is known no session starts.
+    pub fn search(&self) {
+        self.lock().searching = true;
+    }
+
+    /// It is known: these sessions must not start until the processes of their last activation are gone.
     pub fn haunt(&self, sids: impl IntoIterator<Item = i64>) {
-        self.lock().haunted.extend(sids);
+        let mut inner = self.lock();
+        inner.haunted.extend(sids);
+        inner.searching = false;
+        drop(inner);
+        self.nudge();
     }
 
     /// A session's old processes are gone.

@@ -4,6 +4,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::fs;
+use std::io::Read as _;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
@@ -51,7 +52,16 @@ pub struct Marks {
 /// Reads a process's line; `None` when there is no such process (any more).
 #[must_use]
 pub fn stat(pid: u32) -> Option<Stat> {
-    parse_stat(&fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
+    parse_stat(std::str::from_utf8(&read(&format!("/proc/{pid}/stat"))?).ok()?)
+}
+
+/// A whole file of the kernel's, `None` if it is not to be had. Their size is said to be nought, so the library would
+/// begin with a few bytes and ask a dozen times; most fit into the first read of this.
+fn read(path: &str) -> Option<Vec<u8>> {
+    let mut file = fs::File::open(path).ok()?;
+    let mut bytes = Vec::with_capacity(8192);
+    file.read_to_end(&mut bytes).ok()?;
+    Some(bytes)
 }
 
 /// The name stands in parentheses and may itself hold spaces and parentheses: the last one closes it.
@@ -93,10 +103,10 @@ impl Environ {
 }
 
 fn environ(pid: u32) -> Environ {
-    match fs::read(format!("/proc/{pid}/environ")) {
-        Err(_) => Environ::Closed,
-        Ok(bytes) if bytes.is_empty() => Environ::Empty,
-        Ok(bytes) => Environ::Read(parse_marks(&bytes)),
+    match read(&format!("/proc/{pid}/environ")) {
+        None => Environ::Closed,
+        Some(bytes) if bytes.is_empty() => Environ::Empty,
+        Some(bytes) => Environ::Read(parse_marks(&bytes)),
     }
 }
 

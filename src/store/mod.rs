@@ -198,7 +198,7 @@ impl Store {
     /// As there.
     pub fn open_in(path: &Path, world: World) -> Result<Self, Error> {
         let conn = schema::open(path, world.durable)?;
-        let readers = read::Readers::open(path, world.readers)?;
+        let readers = read::Readers::new(path, world.readers);
         let inline = world.inline;
         let shared = Arc::new(Shared {
             path: path.into(),

@@ -93,8 +93,12 @@ fn what_a_dead_boot_left_is_ended() {
     assert_eq!(old.len(), 6);
     d.kill9();
     for point in ["boot.looked", "boot.recovered"] {
-        let came;
+        let mut came;
         (d, came) = boot(d, &format!("{point}=kill:1"));
+        if came == Came::Ready {
+            // It looks beside what it does for others, and may be ready before it has looked.
+            came = end(&mut d);
+        }
         assert_eq!(came, Came::Died, "{point}");
     }
     let mut d = boot_ready(d, "");
