@@ -113,6 +113,7 @@ fn start(mut options: ServeOptions) -> Result<i32, NoStart> {
     options.state_dir = fs::canonicalize(&options.state_dir)
         .map_err(|e| NoStart(exit::STATE, format!("{}: {e}", options.state_dir.display())))?;
     let lock = take_lock(&options.state_dir, options.replace, options.config.shutdown.deadline)?;
+    probe(&options.state_dir)?;
     crate::failpoint::hit("boot", "locked");
     let store = Store::open(&options.state_dir.join("ostler.db")).map_err(|e| NoStart(exit::STATE, e.to_string()))?;
     let code = run(options, token, store, scripts, signals)?;
@@ -228,7 +229,13 @@ fn connect(store: &Store, hooks: &Hooks, hub: &Arc<hub::Hub>, delivery: &deliver
 
 fn make_state_dir(dir: &Path) -> Result<(), NoStart> {
     let no = |e: std::io::Error| NoStart(exit::STATE, format!("{}: {e}", dir.display()));
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(no)?;
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(no)
+}
+
+/// Whether files can be made and written in the state directory. Only its owner asks: two that race would remove each
+/// other's probe.
+fn probe(dir: &Path) -> Result<(), NoStart> {
+    let no = |e: std::io::Error| NoStart(exit::STATE, format!("{}: {e}", dir.display()));
     let probe = dir.join(".probe");
     fs::write(&probe, b"ostler").and_then(|()| fs::remove_file(&probe)).map_err(no)
 }
