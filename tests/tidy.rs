@@ -178,6 +178,45 @@ fn nothing_is_left_for_later() {
     }
 }
 
+/// The lines of the checklist of behaviours, each with what it is about; a test that shows one says `/// Checklist N, M.`
+/// above it. `tests/CHECKLIST.md` says what each line promises and how its test was seen to fail.
+const CHECKLIST: std::ops::RangeInclusive<u32> = 1..=53;
+/// Lines whose tests do not say so yet.
+const UNTAGGED: &[u32] = &[
+    1, 2, 3, 4, 5, 9, 11, 12, 15, 16, 23, 26, 27, 29, 30, 32, 35, 36, 37, 38, 39, 40, 42, 43, 44, 45, 46, 47, 48, 49,
+    50,
+];
+
+/// The numbers that the doc comments above tests name, each with its test's file.
+fn tags() -> Vec<(u32, String)> {
+    let mut found = Vec::new();
+    for dir in ["src", "tests"] {
+        for (name, text) in files(dir, ".rs") {
+            let lines: Vec<&str> = text.lines().map(str::trim_start).collect();
+            for (n, line) in lines.iter().enumerate() {
+                let Some(tag) = line.strip_prefix("/// Checklist ") else { continue };
+                let numbers = tag.split_once('.').unwrap_or_else(|| panic!("{name}:{}: {line}", n + 1)).0;
+                let below = lines[n..].iter().find(|l| !l.starts_with("///")).unwrap_or(&"");
+                assert_eq!(*below, "#[test]", "{name}:{}: a line of the checklist is shown by a test", n + 1);
+                for number in numbers.split(", ") {
+                    let number = number.parse().unwrap_or_else(|e| panic!("{name}:{}: {number:?}: {e}", n + 1));
+                    assert!(CHECKLIST.contains(&number), "{name}:{}: no such line: {number}", n + 1);
+                    found.push((number, name.clone()));
+                }
+            }
+        }
+    }
+    found
+}
+
+#[test]
+fn every_line_of_the_checklist_has_its_test() {
+    let tags = tags();
+    let missing: Vec<u32> =
+        CHECKLIST.filter(|n| !UNTAGGED.contains(n) && !tags.iter().any(|(tag, _)| tag == n)).collect();
+    assert!(missing.is_empty(), "no test says that it shows these lines of the checklist: {missing:?}");
+}
+
 #[test]
 fn the_readme_has_its_two_commands_on_the_first_screen() {
     let readme = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md")).expect("a README");

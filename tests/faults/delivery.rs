@@ -53,7 +53,7 @@ ostler.on("session_start", function(ev)
 end, { name = "deadly", timeout = "50s" })
 "#;
 
-/// CHECKLIST 52: a handler that is the death of the daemon each time gets its attempts, numbered, and is then set aside
+/// Checklist 52. A handler that is the death of the daemon each time gets its attempts, numbered, and is then set aside
 /// without a call; what was under way beside it is delivered; a retry calls it again.
 #[test]
 fn a_deadly_handler_is_set_aside() {
@@ -96,7 +96,7 @@ fn a_deadly_handler_is_set_aside() {
     assert_eq!(d.sql::<i64>("SELECT count(*) FROM deliveries WHERE state<>'delivered'"), 0);
 }
 
-/// CHECKLIST 34: the start of a key's next activation waits for the end of the one before it, retries included.
+/// Checklist 34. The start of a key's next activation waits for the end of the one before it, retries included.
 #[test]
 fn an_end_comes_before_the_next_start() {
     let script = r#"

@@ -15,7 +15,7 @@ use crate::rig::{FS, NOTE, boot_ready, check_answers, check_calls, settled};
 const SHORT: &str =
     "[shutdown]\ndrain = \"100ms\"\ninterrupt = \"3s\"\nhooks = \"3s\"\nclose = \"3s\"\ndeadline = \"30s\"\n";
 
-/// CHECKLIST 20: an agent that ignores the cancel, SIGTERM, or both, with a grandchild in a group of its own: killed within
+/// Checklist 20. An agent that ignores the cancel, SIGTERM, or both, with a grandchild in a group of its own: killed within
 /// `shutdown.interrupt`, nothing left, the exit in order.
 #[test]
 fn agents_that_do_not_obey() {
@@ -96,7 +96,7 @@ fn a_slow_store() {
     assert_eq!(d.sql::<i64>("SELECT count(*) FROM turns WHERE state='interrupted'"), 1);
 }
 
-/// CHECKLIST 10: the marks cannot be written in time: the stop goes on, and the next boot derives them.
+/// Checklist 10. The marks cannot be written in time: the stop goes on, and the next boot derives them.
 #[test]
 fn marks_that_cannot_be_written() {
     let config = fake(&[], "") + &SHORT.replace("close = \"3s\"", "close = \"300ms\"");
@@ -158,7 +158,7 @@ impl Drop for Small {
     }
 }
 
-/// CHECKLIST 31: a full disk: new messages are refused, nothing accepted is lost, a turn that ends meanwhile is told when
+/// Checklist 31. A full disk: new messages are refused, nothing accepted is lost, a turn that ends meanwhile is told when
 /// there is room again, and everything goes on.
 #[test]
 fn a_full_disk() {
@@ -202,7 +202,7 @@ fn a_full_disk() {
     drop(small);
 }
 
-/// CHECKLIST 17, 18: two signals in the same moment: `fast`, nothing started twice; a SIGHUP among them is refused.
+/// Checklist 17, 18. Two signals in the same moment: `fast`, nothing started twice; a SIGHUP among them is refused.
 #[test]
 fn two_signals_at_once() {
     let config = fake(&[], "") + FS + &SHORT.replace("100ms", "20s");
@@ -223,7 +223,7 @@ fn two_signals_at_once() {
     assert_eq!(urgency, "fast");
 }
 
-/// CHECKLIST 28: the whole deadline passes: the watchdog says in which phase and what ran, and leaves with 1; the next boot
+/// Checklist 28. The whole deadline passes: the watchdog says in which phase and what ran, and leaves with 1; the next boot
 /// goes on.
 #[test]
 fn the_deadline_passes() {
@@ -268,7 +268,7 @@ fn full_pipe() -> (std::os::fd::OwnedFd, std::os::fd::OwnedFd) {
     (read, write)
 }
 
-/// CHECKLIST 28, promise 4: stderr is blocked: neither the daemon's work nor its exit waits for it, nor does the watchdog.
+/// Checklist 28. Promise 4: stderr is blocked: neither the daemon's work nor its exit waits for it, nor does the watchdog.
 #[test]
 fn a_blocked_stderr() {
     for (rule, code) in [("", 0), ("stop.marked=stall:25000", 1)] {

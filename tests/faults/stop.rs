@@ -132,7 +132,7 @@ fn recover(d: Daemon, point: &str, came: Came, died: bool, turns: &[(&str, Value
     lengths
 }
 
-/// CHECKLIST 6, 22, 25, 33, 34: idle sessions, killed at every step of the stop: each start has its one end, told to the
+/// Checklist 6, 22, 25, 33, 34. Idle sessions, killed at every step of the stop: each start has its one end, told to the
 /// handler with one event_id.
 #[test]
 fn idle_sessions() {
@@ -147,7 +147,7 @@ fn idle_sessions() {
     }
 }
 
-/// CHECKLIST 6, 7, 8, 13, 14, 21: running turns whose drain runs out, killed at every step: marked before any wait, gone on
+/// Checklist 6, 7, 8, 13, 14, 21. Running turns whose drain runs out, killed at every step: marked before any wait, gone on
 /// with exactly once, beside a session that was idle and stays so.
 #[test]
 fn running_turns() {
@@ -162,7 +162,7 @@ fn running_turns() {
     }
 }
 
-/// CHECKLIST 19, 41: messages that come in the drain, the daemon killed at every step: each that was acknowledged is
+/// Checklist 19, 41. Messages that come in the drain, the daemon killed at every step: each that was acknowledged is
 /// answered once after the boot, in order; sent again under its id it is one message.
 #[test]
 fn deferred_messages() {
@@ -223,7 +223,7 @@ fn deferred_messages() {
     }
 }
 
-/// CHECKLIST 20, 24: a worker that does not come is abandoned; killed there, its turn goes on at the next boot all the same.
+/// Checklist 20, 24. A worker that does not come is abandoned; killed there, its turn goes on at the next boot all the same.
 #[test]
 fn abandoned_workers() {
     for point in ["act.Kill", "act.Abandon"] {

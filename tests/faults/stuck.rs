@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use crate::daemon::{Daemon, fake, open_pid, wait_pidfd};
 use crate::rig::{Came, boot, boot_ready, end, settled};
 
-/// CHECKLIST 52: a session that kills the daemon each time it runs is resumed alone at last, and suspended; none of those
+/// Checklist 52. A session that kills the daemon each time it runs is resumed alone at last, and suspended; none of those
 /// that ran beside it is.
 #[test]
 fn a_deadly_session_is_suspended_alone() {
@@ -51,7 +51,7 @@ fn a_deadly_session_is_suspended_alone() {
     assert_eq!(d.stop(), 0);
 }
 
-/// CHECKLIST 51: the turn had begun, its prompt had not reached the agent: the continuation quotes the message, and it is
+/// Checklist 51. The turn had begun, its prompt had not reached the agent: the continuation quotes the message, and it is
 /// answered.
 #[test]
 fn a_prompt_that_never_arrived() {
@@ -72,7 +72,7 @@ fn a_prompt_that_never_arrived() {
     }
 }
 
-/// CHECKLIST 53: what agents of a dead boot left running is gone before its session runs another turn, also when boots die
+/// Checklist 53. What agents of a dead boot left running is gone before its session runs another turn, also when boots die
 /// while they look for it and end it.
 #[test]
 fn what_a_dead_boot_left_is_ended() {
