@@ -7,9 +7,13 @@ use std::time::{SystemTime, UNIX_EPOCH};
 /// Wall time, in milliseconds since the Unix epoch.
 pub type Millis = i64;
 
-/// The wall clock now.
+/// The wall clock now. In a build with failpoints a test may set it ahead or back (`clock.wall`).
 #[must_use]
 pub fn now() -> Millis {
+    system().saturating_add(crate::failpoint::number("clock.wall").unwrap_or(0))
+}
+
+fn system() -> Millis {
     match SystemTime::now().duration_since(UNIX_EPOCH) {
         Ok(d) => i64::try_from(d.as_millis()).unwrap_or(i64::MAX),
         Err(e) => i64::try_from(e.duration().as_millis()).map_or(i64::MIN, |ms| -ms),

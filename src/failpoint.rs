@@ -2,7 +2,8 @@
 //!
 //! `OSTLER_FAILPOINTS="accept_message.committed=kill:3,finish_turn.before=stall:500"`: the third hit of the first kills
 //! the process as SIGKILL would, each hit of the second waits half a second. `POINT@KEY` means the point in the session
-//! under that key alone; `GATE/POINT` counts hits of the point only once the gate, a point too, was hit.
+//! under that key alone; `GATE/POINT` counts hits of the point only once the gate, a point too, was hit. `NAME=set:N` gives
+//! a number that the product asks for by that name, from the start, or from when its gate was hit.
 
 /// A point that has a name. Nothing at all without the feature.
 #[cfg(not(feature = "failpoints"))]
@@ -19,8 +20,16 @@ pub const fn hit_for(_name: &str, _step: &str, _key: &str) {}
 #[inline]
 pub const fn hit_word<T: std::fmt::Debug>(_name: &str, _word: &T) {}
 
+/// A number that a test sets; without the feature nobody can.
+#[cfg(not(feature = "failpoints"))]
+#[inline]
+#[must_use]
+pub const fn number(_name: &str) -> Option<i64> {
+    None
+}
+
 #[cfg(feature = "failpoints")]
-pub use armed::{hit, hit_for, hit_word};
+pub use armed::{hit, hit_for, hit_word, number};
 
 #[cfg(feature = "failpoints")]
 mod armed {
@@ -32,8 +41,8 @@ mod armed {
         gate: Option<String>,
         point: String,
         verb: String,
-        number: u64,
-        hits: u64,
+        number: i64,
+        hits: i64,
     }
 
     fn plan() -> &'static Mutex<Vec<Rule>> {
@@ -71,6 +80,14 @@ mod armed {
         hit(name, text.split(|c: char| !c.is_alphanumeric()).next().unwrap_or_default());
     }
 
+    /// A number that a test sets; the last of its rules whose gate was hit counts.
+    #[must_use]
+    pub fn number(name: &str) -> Option<i64> {
+        let plan = plan().lock().unwrap_or_else(PoisonError::into_inner);
+        let set = |rule: &&Rule| rule.gate.is_none() && rule.point == name && rule.verb == "set";
+        plan.iter().rev().find(set).map(|rule| rule.number)
+    }
+
     fn at(point: &str) {
         let mut plan = plan().lock().unwrap_or_else(PoisonError::into_inner);
         let (mut stall, mut panics) = (Duration::ZERO, false);
@@ -88,7 +105,7 @@ mod armed {
                     let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
                 }
                 "panic" if rule.hits == rule.number => panics = true,
-                "stall" => stall += Duration::from_millis(rule.number),
+                "stall" => stall += Duration::from_millis(rule.number.unsigned_abs()),
                 _ => {}
             }
         }

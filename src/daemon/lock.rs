@@ -61,8 +61,8 @@ impl Lock {
         Ok(Self { file })
     }
 
-    /// Takes the lock from a live owner: asks it to stop, waits, then forces it. A process that does not have the lock file
-    /// open is never touched.
+    /// Takes the lock from a live owner: asks it to stop, waits, then forces it. A process that does not hold the lock is
+    /// never touched, whatever pid stands in the file, and though it may have the file open.
     ///
     /// # Errors
     /// [`Held`]: it could not be had by the instant.
@@ -115,14 +115,19 @@ fn read_pid(file: &mut File) -> Option<i32> {
     text.trim().parse().ok()
 }
 
-/// A handle to the process, if it is one that has the lock file open: held before the check, so that the pid cannot be
-/// another's by the time of the signal.
+/// A handle to the process, if it is the one that holds the lock: taken before the check, so that the pid cannot be
+/// another's by the time of the signal. The kernel lists with each descriptor the locks that were taken through it.
 fn owner(dir: &Path, pid: i32) -> Option<std::os::fd::OwnedFd> {
     let pidfd = pidfd_open(Pid::from_raw(pid)?, PidfdFlags::empty()).ok()?;
     let lock = std::fs::canonicalize(dir.join("lock")).ok()?;
     let open = std::fs::read_dir(format!("/proc/{pid}/fd")).ok()?;
-    let has = open.flatten().any(|fd| std::fs::read_link(fd.path()).is_ok_and(|to| to == lock));
-    has.then_some(pidfd)
+    let holds = |fd: &std::fs::DirEntry| {
+        let info = format!("/proc/{pid}/fdinfo/{}", fd.file_name().to_string_lossy());
+        let locked = |l: &str| l.starts_with("lock:") && l.contains("FLOCK") && l.contains("WRITE");
+        std::fs::read_to_string(info).is_ok_and(|info| info.lines().any(locked))
+    };
+    let on_it = |fd: &std::fs::DirEntry| std::fs::read_link(fd.path()).is_ok_and(|to| to == lock);
+    open.flatten().any(|fd| on_it(&fd) && holds(&fd)).then_some(pidfd)
 }
 
 #[cfg(test)]
@@ -146,7 +151,14 @@ mod tests {
     #[test]
     fn a_process_that_does_not_hold_it_is_no_owner() {
         let dir = tempfile::tempdir().expect("a directory");
-        std::fs::write(dir.path().join("lock"), "1\n").expect("written");
+        let path = dir.path().join("lock");
+        std::fs::write(&path, "1\n").expect("written");
         assert!(owner(dir.path(), 1).is_none());
+        // Nor is one that only looks at it.
+        let me = i32::try_from(std::process::id()).expect("a pid");
+        let _open = File::open(&path).expect("open");
+        assert!(owner(dir.path(), me).is_none());
+        let _lock = Lock::take(dir.path()).expect("the lock");
+        assert!(owner(dir.path(), me).is_some());
     }
 }

@@ -237,7 +237,20 @@ fn make_state_dir(dir: &Path) -> Result<(), NoStart> {
 fn probe(dir: &Path) -> Result<(), NoStart> {
     let no = |e: std::io::Error| NoStart(exit::STATE, format!("{}: {e}", dir.display()));
     let probe = dir.join(".probe");
-    fs::write(&probe, b"ostler").and_then(|()| fs::remove_file(&probe)).map_err(no)
+    fs::write(&probe, b"ostler").and_then(|()| fs::remove_file(&probe)).map_err(no)?;
+    keep_names(dir);
+    Ok(())
+}
+
+/// What is committed below a directory that a power loss takes away is lost with it: the names of the state directory and
+/// of what was made above it are on the disk before anything is accepted. An earlier boot may have made them and died, so
+/// each directory counts in which we could have.
+fn keep_names(dir: &Path) {
+    for above in dir.ancestors().skip(1).filter(|a| rustix::fs::access(*a, rustix::fs::Access::WRITE_OK).is_ok()) {
+        if let Err(e) = fs::File::open(above).and_then(|d| d.sync_all()) {
+            log::warn!("{}: the names in it may not outlive a power loss: {e}", above.display());
+        }
+    }
 }
 
 fn take_lock(dir: &Path, replace: bool, deadline: Duration) -> Result<lock::Lock, NoStart> {

@@ -8,6 +8,7 @@ use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags};
 
 use super::Error;
+use crate::failpoint;
 
 /// `application_id` of our files: "ostl".
 const APPLICATION_ID: i32 = 0x6f73_746c;
@@ -88,8 +89,7 @@ pub fn examine(path: &Path) -> Result<Exam, Error> {
 /// Opens without leaving a trace: root's doctor must not make files that the daemon's user cannot open. Where no log is
 /// open, the file is read as it lies.
 fn open_quietly(path: &Path) -> Result<Connection, Error> {
-    let shared = path.with_file_name(format!("{}-shm", path.file_name().unwrap_or_default().to_string_lossy()));
-    let opened = if shared.exists() {
+    let opened = if beside(path, "-shm").exists() {
         Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY)
     } else {
         let name = percent_encoding::utf8_percent_encode(&path.to_string_lossy(), percent_encoding::NON_ALPHANUMERIC)
@@ -110,38 +110,54 @@ pub fn knows_session(path: &Path, session_id: &str) -> Result<bool, Error> {
         .map_err(|e| Error::open(path, &e))
 }
 
+/// A file beside the database, by what SQLite adds to its name.
+fn beside(path: &Path, suffix: &str) -> std::path::PathBuf {
+    path.with_file_name(format!("{}{suffix}", path.file_name().unwrap_or_default().to_string_lossy()))
+}
+
+/// The head of a file, as far as it is there.
+fn head(path: &Path) -> std::io::Result<Vec<u8>> {
+    let mut head = Vec::new();
+    std::fs::File::open(path).and_then(|f| std::io::Read::read_to_end(&mut std::io::Read::take(f, 108), &mut head))?;
+    Ok(head)
+}
+
+/// Whether a start died while it made the file: its rollback journal is there and says that the file was empty before.
+/// SQLite empties it again when it opens it, whatever stands in it.
+fn was_being_made(path: &Path) -> bool {
+    const MAGIC: &[u8] = &[0xd9, 0xd5, 0x05, 0xf9, 0x20, 0xa1, 0x63, 0xd7];
+    head(&beside(path, "-journal")).is_ok_and(|j| j.starts_with(MAGIC) && j.get(16..20) == Some(&[0; 4]))
+}
+
 /// Looks at an existing file without changing a byte of it.
 fn inspect(path: &Path) -> Result<(), Error> {
-    match std::fs::metadata(path) {
-        Ok(m) if m.len() == 0 => return Ok(()),
-        Ok(_) => {}
+    // The header alone tells a foreign file without touching its log: bytes 68..72 are the application id.
+    let head = match head(path) {
+        Ok(head) if head.is_empty() => return Ok(()),
+        Ok(head) => head,
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
         Err(e) => return Err(Error::Open { path: path.into(), why: e.to_string() }),
+    };
+    if was_being_made(path) {
+        return Ok(());
     }
     let foreign = |why: String| Error::Foreign { path: path.into(), why };
-    // The header alone tells a foreign file without touching its log: bytes 68..72 are the application id.
-    let mut head = [0u8; 100];
-    let read = std::fs::File::open(path).and_then(|mut f| std::io::Read::read(&mut f, &mut head));
-    match read {
-        Ok(100) if head.starts_with(b"SQLite format 3\0") => {}
-        Ok(_) => return Err(foreign("it is not an SQLite database".into())),
-        Err(e) => return Err(Error::Open { path: path.into(), why: e.to_string() }),
+    if head.len() < 108 || !head.starts_with(b"SQLite format 3\0") {
+        return Err(foreign("it is not an SQLite database".into()));
     }
-    // A log that was not folded in yet may hold the header, so ask SQLite where the file itself says nothing yet.
-    let log = path.with_file_name(format!("{}-wal", path.file_name().unwrap_or_default().to_string_lossy()));
-    let (id, found) = if log.exists() {
+    // A log that was not folded in yet may hold the header, so ask SQLite where the file itself says nothing yet. The last
+    // is whether there is nothing at all in it: what a start leaves that dies before its first migration.
+    let (id, found, empty) = if beside(path, "-wal").exists() {
         let conn =
             Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY).map_err(|e| Error::open(path, &e))?;
-        let ask = |sql| conn.query_row(sql, [], |r| r.get::<_, i32>(0));
-        (
-            ask("PRAGMA application_id").map_err(|e| Error::open(path, &e))?,
-            ask("PRAGMA user_version").map_err(|e| Error::open(path, &e))?,
-        )
+        let ask = |sql| conn.query_row(sql, [], |r| r.get::<_, i32>(0)).map_err(|e| Error::open(path, &e));
+        (ask("PRAGMA application_id")?, ask("PRAGMA user_version")?, ask("SELECT count(*) FROM sqlite_schema")? == 0)
     } else {
         let word = |at: usize| i32::from_be_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]]);
-        (word(68), word(60))
+        // One page, which is a leaf without a cell.
+        (word(68), word(60), word(28) == 1 && head[100] == 13 && head[103..105] == [0, 0])
     };
-    if id != APPLICATION_ID {
+    if id != APPLICATION_ID && !(id == 0 && found == 0 && empty) {
         return Err(foreign("another program's database".into()));
     }
     let found = usize::try_from(found).unwrap_or(usize::MAX);
@@ -161,6 +177,12 @@ fn configure(conn: &Connection, durable: bool) -> rusqlite::Result<()> {
     if !durable {
         conn.execute_batch("PRAGMA synchronous=OFF")?;
     }
+    // A test shows that it would see a commit that is not waited for, and has the log folded in often.
+    for (pragma, number) in [("synchronous", "store.synchronous"), ("wal_autocheckpoint", "store.checkpoint")] {
+        if let Some(n) = failpoint::number(number) {
+            conn.execute_batch(&format!("PRAGMA {pragma}={n}"))?;
+        }
+    }
     keep_plans(conn)?;
     conn.set_prepared_statement_cache_capacity(256);
     Ok(())
@@ -177,4 +199,54 @@ fn migrate(conn: &mut Connection) -> rusqlite::Result<()> {
         log::debug!("schema version {} is in place", n + 1);
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Where the file is, with this in it and in its rollback journal.
+    fn lies(db: &[u8], journal: Option<&[u8]>) -> (tempfile::TempDir, std::path::PathBuf) {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("ostler.db");
+        std::fs::write(&path, db).expect("written");
+        if let Some(journal) = journal {
+            std::fs::write(beside(&path, "-journal"), journal).expect("written");
+        }
+        (dir, path)
+    }
+
+    /// A database of one page in which nothing is, as a start leaves it that dies before its first migration.
+    fn nothing() -> Vec<u8> {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("new.db");
+        let conn = Connection::open(&path).expect("new");
+        conn.execute_batch("PRAGMA journal_mode=WAL").expect("made");
+        drop(conn);
+        std::fs::read(path).expect("read")
+    }
+
+    #[test]
+    fn what_a_start_left_that_died_is_begun_anew() {
+        let new = nothing();
+        assert_eq!(new.len(), 4096);
+        let (_dir, path) = lies(&new, None);
+        open(&path, true).expect("nothing is in it");
+        // The first page half written, and the journal that takes it back.
+        let mut torn = vec![0; 512];
+        torn.extend(&new[512..]);
+        let mut journal = vec![0xd9, 0xd5, 0x05, 0xf9, 0x20, 0xa1, 0x63, 0xd7, 0, 0, 0, 0, 1, 2, 3, 4, 0, 0, 0, 0];
+        journal.extend(512u32.to_be_bytes());
+        journal.extend(4096u32.to_be_bytes());
+        journal.resize(512, 0);
+        let (_dir, path) = lies(&torn, Some(&journal));
+        open(&path, true).expect("it is emptied first");
+        // Without the journal, or with one of a file that was there before, it is nobody's that is known.
+        let (_dir, path) = lies(&torn, None);
+        assert!(matches!(open(&path, true), Err(Error::Foreign { .. })));
+        journal[19] = 1;
+        let (_dir, path) = lies(&torn, Some(&journal));
+        assert!(matches!(open(&path, true), Err(Error::Foreign { .. })));
+        assert_eq!(std::fs::read(&path).expect("read"), torn, "untouched");
+    }
 }

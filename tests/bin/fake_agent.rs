@@ -24,6 +24,7 @@
 //!   say X              answers X                        think X           a thought
 //!   stream N MS        N pieces `0 1 2 …`, paced        plan, usage       one of each
 //!   tool [ID]          tool_call, permission, update; says `tool done` or `tool denied`
+//!   tool-open ID       tool_call in progress, titled `Run ID`, of which nothing more is heard
 //!   permission         asks about an unannounced tool; says `outcome: …`
 //!   permission-first   as `permission`, but on a cancel waits for that answer and then fails (-32603)
 //!   image              a piece that is no text          kinds             updates of unknown kinds
@@ -67,6 +68,7 @@ const COMMANDS: &[&str] = &[
     "plan",
     "usage",
     "tool",
+    "tool-open",
     "permission",
     "permission-first",
     "image",
@@ -390,6 +392,11 @@ impl Agent {
             ),
             "usage" => update(session, json!({ "sessionUpdate": "usage_update", "used": 16, "size": 1000 })),
             "tool" => return self.tool(session, if rest.is_empty() { "tc-1" } else { rest }),
+            "tool-open" => update(
+                session,
+                json!({ "sessionUpdate": "tool_call", "toolCallId": rest, "title": format!("Run {rest}"),
+                "kind": "execute", "status": "in_progress" }),
+            ),
             "permission" | "permission-first" => return self.permission(session, word == "permission-first"),
             "image" => update(
                 session,

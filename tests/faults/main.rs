@@ -10,9 +10,11 @@ mod daemon;
 #[path = "../it/invariants.rs"]
 mod invariants;
 
+mod clock;
 mod delivery;
 mod faults;
 mod load;
+mod power;
 mod rig;
 mod stop;
 mod stuck;

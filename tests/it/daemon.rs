@@ -4,7 +4,8 @@
 //! that leaves anything behind fails the test. What the daemon logged is printed when a test fails.
 
 use std::io::{BufRead, BufReader, Read, Write};
-use std::os::unix::net::{UnixDatagram, UnixStream};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -298,6 +299,12 @@ pub struct Daemon {
     dir: TempDir,
     args: Vec<String>,
     env: Vec<(String, String)>,
+    /// What `serve` is run by, if not by itself.
+    wrapper: Vec<String>,
+    /// Its state directory, below the test's.
+    state: String,
+    /// A socket that the service manager keeps for it, passed by LISTEN_FDS.
+    listener: Option<UnixListener>,
     proc: Option<Proc>,
     pub log: Arc<Lines>,
     /// What was said to the service manager.
@@ -337,6 +344,9 @@ impl Daemon {
             dir,
             args: Vec::new(),
             env: Vec::new(),
+            wrapper: Vec::new(),
+            state: "state".to_owned(),
+            listener: None,
             proc: None,
             log: Arc::default(),
             notes,
@@ -381,6 +391,29 @@ impl Daemon {
         self
     }
 
+    /// A state directory of another name.
+    pub fn state(mut self, name: &str) -> Self {
+        self.state = name.to_owned();
+        self
+    }
+
+    /// From now on the socket is the service manager's: it outlives the daemon, to which it is passed.
+    pub fn keep_socket(&mut self) {
+        self.listener = Some(UnixListener::bind(self.socket()).unwrap());
+        // A child can be given a descriptor of that number only by itself.
+        let script = "exec 3<&0 0</dev/null; export LISTEN_FDS=1 LISTEN_PID=$$; exec \"$@\"";
+        self.set_wrapper(&["sh", "-c", script, "sh"]);
+    }
+
+    fn state_path(&self, name: &str) -> PathBuf {
+        self.path(&self.state).join(name)
+    }
+
+    /// Has `serve` run by another program, which becomes it.
+    pub fn set_wrapper(&mut self, words: &[&str]) {
+        self.wrapper = words.iter().map(|w| (*w).to_owned()).collect();
+    }
+
     /// Something in the test's own directory.
     pub fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
@@ -406,16 +439,29 @@ impl Daemon {
     /// The binary with a clean environment, which knows this daemon's socket.
     pub fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_ostler"));
-        command.args(args).env_clear().env("PATH", "/usr/bin:/bin").env("HOME", self.dir.path());
-        command.env("OSTLER_SOCKET", self.socket()).env("TZ", "UTC").current_dir("/");
+        command.args(args);
+        self.dress(&mut command);
         command
+    }
+
+    fn dress(&self, command: &mut Command) {
+        command.env_clear().env("PATH", "/usr/bin:/bin").env("HOME", self.dir.path());
+        command.env("OSTLER_SOCKET", self.socket()).env("TZ", "UTC").current_dir("/");
     }
 
     /// `serve` on this daemon's state, without a service manager.
     pub fn serve_command(&self) -> Command {
-        let mut command = self.command(&["serve"]);
+        let mut command = match self.wrapper.split_first() {
+            None => self.command(&["serve"]),
+            Some((program, args)) => {
+                let mut command = Command::new(program);
+                command.args(args).arg(env!("CARGO_BIN_EXE_ostler")).arg("serve");
+                self.dress(&mut command);
+                command
+            }
+        };
         command.env_remove("OSTLER_SOCKET");
-        command.arg("--config").arg(self.path("ostler.toml")).arg("--state-dir").arg(self.path("state"));
+        command.arg("--config").arg(self.path("ostler.toml")).arg("--state-dir").arg(self.path(&self.state));
         command.arg("--socket").arg(self.socket()).args(&self.args).envs(self.env.iter().map(|(n, v)| (n, v)));
         command
     }
@@ -438,7 +484,8 @@ impl Daemon {
     pub fn spawn(&mut self) {
         assert!(self.proc.is_none(), "it runs already");
         let mut command = self.serve_command();
-        command.env("NOTIFY_SOCKET", self.path("notify")).stdin(Stdio::null()).stdout(Stdio::null());
+        command.env("NOTIFY_SOCKET", self.path("notify")).stdout(Stdio::null());
+        command.stdin(self.listener.as_ref().map_or(Stdio::null(), |l| OwnedFd::from(l.try_clone().unwrap()).into()));
         command.stderr(Stdio::piped()).process_group(0);
         let mut proc = Proc::spawn(&mut command);
         let stderr = BufReader::new(proc.child.stderr.take().unwrap());
@@ -639,7 +686,7 @@ impl Daemon {
         let code = status.code().unwrap_or_else(|| panic!("{status}"));
         let left = self.leftovers();
         assert!(left.is_empty(), "left behind: {left:?}");
-        assert!(!self.path("state/ostler.db-wal").exists(), "the database's log was not folded in; exit code {code}");
+        assert!(!self.state_path("ostler.db-wal").exists(), "the database's log was not folded in; exit code {code}");
         self.check(code != 1);
         code
     }
@@ -669,7 +716,7 @@ impl Daemon {
     /// The database of a daemon that is not there.
     pub fn db(&self) -> rusqlite::Connection {
         let flags = rusqlite::OpenFlags::SQLITE_OPEN_READ_ONLY;
-        rusqlite::Connection::open_with_flags(self.path("state/ostler.db"), flags).unwrap()
+        rusqlite::Connection::open_with_flags(self.state_path("ostler.db"), flags).unwrap()
     }
 
     /// One value from the database.
@@ -681,6 +728,16 @@ impl Daemon {
     #[track_caller]
     pub fn check(&self, closed: bool) {
         invariants::check(&self.db(), closed);
+    }
+
+    /// Ends what a daemon that was killed left running.
+    pub fn end_leftovers(&self) {
+        for (pid, _) in self.leftovers() {
+            if let Some(fd) = open_pid(pid) {
+                let _ = rustix::process::pidfd_send_signal(&fd, Signal::KILL);
+                assert!(wait_pidfd(&fd, PATIENCE) || std::thread::panicking(), "process {pid} cannot be ended");
+            }
+        }
     }
 
     /// Processes that stand in the test's directory or have it in their environment.
@@ -713,12 +770,7 @@ impl Drop for Daemon {
             proc.signal(Signal::KILL);
             assert!(proc.wait_for(PATIENCE).is_some() || std::thread::panicking());
         }
-        for (pid, _) in self.leftovers() {
-            if let Some(fd) = open_pid(pid) {
-                let _ = rustix::process::pidfd_send_signal(&fd, Signal::KILL);
-                assert!(wait_pidfd(&fd, PATIENCE) || std::thread::panicking(), "process {pid} cannot be ended");
-            }
-        }
+        self.end_leftovers();
         if let Ok(socket) = UnixDatagram::unbound() {
             let _ = socket.send_to(b"END", self.path("notify"));
         }

@@ -129,12 +129,25 @@ const CLOSED: &[(&str, &str)] = &[
 /// Fails with the first that does not hold.
 #[track_caller]
 pub fn check(db: &Connection, closed: bool) {
-    let sound: String = db.query_row("PRAGMA integrity_check", [], |r| r.get(0)).unwrap();
-    assert_eq!(sound, "ok");
-    for (what, sql) in ALWAYS.iter().chain(if closed { CLOSED } else { &[] }) {
-        let mut statement = db.prepare(sql).unwrap_or_else(|e| panic!("{what}: {e}"));
-        let rows: Vec<String> =
-            statement.query_map([], |r| Ok(format!("{:?}", r.get_ref(0)?))).unwrap().map(Result::unwrap).collect();
-        assert!(rows.is_empty(), "the database has {what}: {rows:?}");
+    if let Err(what) = holds(db, closed) {
+        panic!("{what}");
     }
+}
+
+/// The first that does not hold, if one does not.
+pub fn holds(db: &Connection, closed: bool) -> Result<(), String> {
+    let sound: String = db.query_row("PRAGMA integrity_check", [], |r| r.get(0)).map_err(|e| e.to_string())?;
+    if sound != "ok" {
+        return Err(format!("the database is not sound: {sound}"));
+    }
+    for (what, sql) in ALWAYS.iter().chain(if closed { CLOSED } else { &[] }) {
+        let mut statement = db.prepare(sql).map_err(|e| format!("{what}: {e}"))?;
+        let rows: Result<Vec<String>, _> =
+            statement.query_map([], |r| Ok(format!("{:?}", r.get_ref(0)?))).and_then(Iterator::collect);
+        let rows = rows.map_err(|e| format!("{what}: {e}"))?;
+        if !rows.is_empty() {
+            return Err(format!("the database has {what}: {rows:?}"));
+        }
+    }
+    Ok(())
 }

@@ -10,6 +10,8 @@ mod daemon;
 mod hooks;
 mod invariants;
 mod kill;
+mod manager;
+mod marks;
 mod start;
 mod stop;
 mod streams;

@@ -1,0 +1,151 @@
+//! What a service manager sees and does: its socket kept over a restart, what it is told, and the way to take a place.
+
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use ostler::client::session_path;
+use rustix::process::Signal;
+use serde_json::json;
+
+use crate::daemon::{Daemon, PATIENCE, Proc, fake, run};
+
+/// The socket is the service manager's: no connection is refused while the daemon restarts, what is asked in between is
+/// answered by the next boot, and each message is there once.
+#[test]
+fn a_socket_that_is_passed_outlives_the_daemon() {
+    let mut d = Daemon::new();
+    d.keep_socket();
+    let mut d = d.start();
+    assert_eq!(d.send("local:a", "one"), "echo: one");
+    let done = AtomicBool::new(false);
+    let (sent, progress) = crossbeam_channel::unbounded();
+    let (client, path) = (d.client(), session_path("local:a", "/messages"));
+    let count = std::thread::scope(|scope| {
+        let talker = scope.spawn(|| {
+            let mut n = 0;
+            while !done.load(Ordering::SeqCst) {
+                let body = json!({ "text": "x", "id": format!("m{n}") });
+                match client.request(ureq::http::Method::POST, &path, Some(&body), PATIENCE) {
+                    Ok(_) => {
+                        n += 1;
+                        sent.send(n).unwrap();
+                    }
+                    // Cut off in the stop, perhaps: again, under its id. But never that nobody is there.
+                    Err(e) => assert!(e.code != "unreachable" && e.is_passing(), "{e:?}"),
+                }
+            }
+            n
+        });
+        let wait = |more: usize| (0..more).for_each(|_| assert!(progress.recv_timeout(PATIENCE).is_ok()));
+        for _ in 0..3 {
+            wait(5);
+            d.signal(Signal::USR1);
+            assert_eq!(d.exit_code(), 75);
+            assert!(d.socket().exists(), "it is not the daemon's to remove");
+            // While nobody is there.
+            let waiting = d.raw();
+            d.boot();
+            drop(waiting);
+        }
+        wait(5);
+        done.store(true, Ordering::SeqCst);
+        talker.join().unwrap()
+    });
+    assert_eq!(d.stop(), 0);
+    assert_eq!(d.sql::<i64>("SELECT count(*) FROM messages WHERE client_id IS NOT NULL"), count);
+}
+
+/// READY once messages are accepted, STATUS with what blocks, STOPPING with the time that is asked for, in this order.
+#[test]
+fn what_the_service_manager_is_told() {
+    let mut d = Daemon::new().config(&fake(&[], "")).start();
+    d.notes.find(0, "a status", |l| l.starts_with("STATUS="));
+    assert_eq!(d.notes.all(), ["READY=1", "STATUS=running"]);
+    let mut gate = d.gate("gate");
+    let mut events = d.events("local:a");
+    d.post("local:a", &format!("say begun; wait-file {}", gate.path.display()));
+    events.until("text");
+    let from = d.notes.count();
+    d.sigterm();
+    d.notes.find(from, "what blocks", |l| l.starts_with("STATUS=") && l.contains("local:a"));
+    gate.open();
+    assert_eq!(d.exit_code(), 0);
+    let told: Vec<String> = d.notes.all().into_iter().skip(from).collect();
+    assert_eq!(told[0], "STOPPING=1", "{told:?}");
+    assert!(told[1].starts_with("EXTEND_TIMEOUT_USEC="), "{told:?}");
+    assert_eq!(told.iter().filter(|l| *l == "STOPPING=1").count(), 1, "{told:?}");
+    let phases: Vec<&str> = told.iter().filter_map(|l| l.strip_prefix("STATUS=")).collect();
+    assert!(phases[0].starts_with("draining"), "{told:?}");
+}
+
+/// The service manager's watchdog is fed as long as the daemon lives, in a drain too.
+#[test]
+fn the_watchdog_is_fed() {
+    let mut d = Daemon::new().config(&fake(&[], "")).env("WATCHDOG_USEC", "200000").start();
+    let fed = |d: &Daemon| {
+        let from = d.notes.count();
+        for _ in 0..3 {
+            let from = d.notes.count().max(from);
+            d.notes.find(from, "WATCHDOG=1", |l| l == "WATCHDOG=1");
+        }
+    };
+    fed(&d);
+    let mut gate = d.gate("gate");
+    let mut events = d.events("local:a");
+    d.post("local:a", &format!("say begun; wait-file {}", gate.path.display()));
+    events.until("text");
+    d.sigterm();
+    d.notes.find(0, "STOPPING=1", |l| l == "STOPPING=1");
+    fed(&d);
+    gate.open();
+    assert_eq!(d.exit_code(), 0);
+}
+
+/// Checklist 30. `--replace` asks an owner that does not listen, waits, and then forces it.
+#[test]
+fn a_deaf_owner_is_forced() {
+    let short = "[shutdown]\ndrain = \"0s\"\ninterrupt = \"100ms\"\nhooks = \"100ms\"\nclose = \"100ms\"\ndeadline = \"1300ms\"\n";
+    let mut d = Daemon::new().config(short).start();
+    d.send("local:a", "x");
+    d.signal(Signal::STOP);
+    let mut other = d.serve_command();
+    other.arg("--replace").env("NOTIFY_SOCKET", d.path("notify")).stderr(Stdio::piped());
+    let from = d.notes.count();
+    let replacing = std::thread::spawn(move || run(&mut other, ""));
+    d.notes.find(from, "READY", |l| l == "READY=1");
+    assert!(d.ended().code().is_none(), "it was killed");
+    assert_eq!(d.send("local:a", "y"), "echo: y");
+    d.client().post("/v1/stop", None).unwrap();
+    let ran = replacing.join().unwrap();
+    assert_eq!(ran.code, 0, "{ran:?}");
+    let (asked, killed) = (ran.err.find("is asked to stop"), ran.err.find("it is killed"));
+    assert!(asked.is_some() && asked < killed, "{ran:?}");
+    d.check(true);
+}
+
+/// Checklist 30. `--replace` never touches a process that does not hold the lock: not one whose pid stands in the file, nor
+/// one that has it open.
+#[test]
+fn replace_kills_no_stranger() {
+    let d = Daemon::new();
+    std::fs::create_dir(d.path("state")).unwrap();
+    let path = d.path("state/lock");
+    let lock = std::fs::File::create(&path).unwrap();
+    lock.try_lock().unwrap();
+    for open in [false, true] {
+        let input = if open { Stdio::from(std::fs::File::open(&path).unwrap()) } else { Stdio::null() };
+        let mut stranger = Proc::spawn(Command::new("sleep").arg("1000").stdin(input));
+        std::fs::write(&path, format!("{}\n", stranger.pid())).unwrap();
+        let ran = run(d.serve_command().arg("--replace"), "");
+        let alive = stranger.wait_for(Duration::ZERO).is_none();
+        stranger.signal(Signal::KILL);
+        assert!(stranger.wait_for(PATIENCE).is_some());
+        assert!(alive, "it killed a stranger (open: {open}): {ran:?}");
+        assert_eq!(ran.code, 69, "{ran:?}");
+        assert!(ran.err.contains("owns it"), "{ran:?}");
+    }
+    drop(lock);
+    let mut d = d.start();
+    assert_eq!(d.stop(), 0);
+}
