@@ -248,6 +248,9 @@ impl Client {
     fn transport(&self, error: ureq::Error) -> ClientError {
         use std::io::ErrorKind as K;
         let name = &self.name;
+        if let Some(why) = self.socket.as_deref().and_then(crate::config::paths::socket_too_long) {
+            return ClientError::local("invalid_parameter", format!("{name}: {why}"));
+        }
         match error {
             ureq::Error::Io(e) => match e.kind() {
                 K::NotFound | K::ConnectionRefused | K::HostUnreachable | K::NetworkUnreachable => {

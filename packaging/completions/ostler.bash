@@ -1635,13 +1635,17 @@ _ostler() {
             return 0
             ;;
         ostler__subcmd__sessions)
-            opts="-h -V --state --limit --socket --url --token-file --json --help --version"
+            opts="-h -V --state --key --limit --socket --url --token-file --json --help --version"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
             fi
             case "${prev}" in
                 --state)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --key)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;

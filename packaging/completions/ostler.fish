@@ -74,6 +74,7 @@ complete -c ostler -n "__fish_ostler_using_subcommand send" -l no-wait -d 'Only 
 complete -c ostler -n "__fish_ostler_using_subcommand send" -s h -l help -d 'Print help'
 complete -c ostler -n "__fish_ostler_using_subcommand send" -s V -l version -d 'Print version'
 complete -c ostler -n "__fish_ostler_using_subcommand sessions" -l state -d 'Only these, with commas between: live, parked, suspended, ended, running, resume_pending [default: all but ended]' -r
+complete -c ostler -n "__fish_ostler_using_subcommand sessions" -l key -d 'Only those under this key, with --state ended the past ones' -r
 complete -c ostler -n "__fish_ostler_using_subcommand sessions" -l limit -d 'At most this many' -r
 complete -c ostler -n "__fish_ostler_using_subcommand sessions" -l socket -d 'The daemon\'s socket [default: $OSTLER_SOCKET, or the first there is of the user\'s and the service\'s]' -r -F
 complete -c ostler -n "__fish_ostler_using_subcommand sessions" -l url -d 'The daemon\'s URL, such as http://127.0.0.1:7411, instead of a socket' -r
@@ -100,7 +101,7 @@ complete -c ostler -n "__fish_ostler_using_subcommand events" -l url -d 'The dae
 complete -c ostler -n "__fish_ostler_using_subcommand events" -l token-file -d 'File with the bearer token for --url' -r -F
 complete -c ostler -n "__fish_ostler_using_subcommand events" -l after -d 'Only what follows this event [default: the oldest kept; with --follow: from now on]' -r
 complete -c ostler -n "__fish_ostler_using_subcommand events" -l json -d 'Print the API\'s JSON'
-complete -c ostler -n "__fish_ostler_using_subcommand events" -s f -l follow -d 'Go on with what comes'
+complete -c ostler -n "__fish_ostler_using_subcommand events" -s f -l follow -d 'Go on with what comes, over restarts of the daemon too'
 complete -c ostler -n "__fish_ostler_using_subcommand events" -s h -l help -d 'Print help'
 complete -c ostler -n "__fish_ostler_using_subcommand events" -s V -l version -d 'Print version'
 complete -c ostler -n "__fish_ostler_using_subcommand export" -l socket -d 'The daemon\'s socket [default: $OSTLER_SOCKET, or the first there is of the user\'s and the service\'s]' -r -F

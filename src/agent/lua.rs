@@ -1,10 +1,10 @@
 //! `lua`: a function of the operator's, on the worker's own thread.
 //!
 //! Owns one sandboxed state, borrowed from the hooks, and nothing outside of it: no process, no socket. The function
-//! has no deadline of its own; the host's interrupt stops it, whatever it does, and what is left of the state is thrown
-//! away. The thread needs [`crate::thread::DEEP_STACK`]: Lua nests C calls 200 deep.
+//! has no deadline of its own; the turn's and the host's interrupt stop it, whatever it does, and what is left of the
+//! state is thrown away. The thread needs [`crate::thread::DEEP_STACK`]: Lua nests C calls 200 deep.
 //!
-//! What it waits for: nothing. It runs, and the count hook looks at the host's flag.
+//! What it waits for: nothing. It runs, and the count hook looks at the host's flag and the turn's deadline.
 
 use std::cell::RefCell;
 use std::path::{Component, Path, PathBuf};
@@ -121,6 +121,7 @@ impl Lua {
             None => prompt.text.clone(),
         };
         let identity = host.identity().clone();
+        let until = host.deadline();
         let host = RefCell::new(host);
         lua.scope(|scope| {
             let message = lua.create_table()?;
@@ -134,7 +135,7 @@ impl Lua {
                 session::entries(lua, &entries)
             })?;
             message.raw_set("transcript", history)?;
-            Ok(state.sandbox.call(&state.function, message, None))
+            Ok(state.sandbox.call(&state.function, message, until))
         })
     }
 }
@@ -156,7 +157,7 @@ impl Agent for Lua {
         }
         if !self.is_ready() {
             self.state = None;
-            match self.build(host, None) {
+            match self.build(host, host.deadline()) {
                 Ok(state) => self.state = Some(state),
                 Err(_) if host.interrupt().is_some() => return Answer::Cancelled,
                 Err(failure) => return Answer::Failed(failure),
@@ -172,7 +173,13 @@ impl Agent for Lua {
             Answer::Failed(failed("agent_error", &file, why))
         };
         match outcome {
-            Outcome::Stopped(_) => Answer::Cancelled,
+            Outcome::Stopped(_) => {
+                if host.interrupt().is_none() {
+                    // Stopped by the turn's deadline: the host notices it when it is asked to wait.
+                    host.wait(&mut [], Some(Instant::now()));
+                }
+                Answer::Cancelled
+            }
             Outcome::Raised(why) => {
                 log::error!(target: "hook", hook = self.handler.as_str(), key = host.identity().key.as_str();
                     "lua agent: {why}");
@@ -228,6 +235,9 @@ mod tests {
         }
         fn interrupt(&self) -> Option<Interrupt> {
             self.flag.load(Ordering::Relaxed).then_some(Interrupt::Kill)
+        }
+        fn deadline(&self) -> Option<Instant> {
+            None
         }
         fn interrupted_flag(&self) -> Arc<AtomicBool> {
             self.flag.clone()

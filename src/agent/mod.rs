@@ -211,6 +211,10 @@ pub trait Host {
     /// The interrupt in force, if any. The turn's own timeouts appear here too.
     fn interrupt(&self) -> Option<Interrupt>;
 
+    /// When the turn's own timeouts end it, for code that cannot wait with [`Host::wait`]. Past it, a `wait` makes the
+    /// interrupt.
+    fn deadline(&self) -> Option<Instant>;
+
     /// A flag that is set from the moment an interrupt is in force, for code that can only look (a Lua hook).
     fn interrupted_flag(&self) -> Arc<std::sync::atomic::AtomicBool>;
 

@@ -74,7 +74,8 @@ fn done(api: &Api, acted: &Acted) -> Answer {
 }
 
 pub fn cancel(api: &Api, target: Target, query: &Query) -> Answer {
-    let acted = api.house.store.cancel(target, query.flag("queued")?)?;
+    let queued = query.flag("queued")?;
+    let acted = api.house.store.cancel(target.clone(), queued).map_err(|e| missing(api, &target, e))?;
     done(api, &acted)
 }
 
@@ -95,7 +96,8 @@ pub fn reset(api: &Api, target: Target) -> Answer {
 
 pub fn suspend(api: &Api, target: Target) -> Answer {
     let agent = agent(api, &target)?;
-    let acted = api.house.store.suspend(target, agent, Actor::Operator)?;
+    let acted =
+        api.house.store.suspend(target.clone(), agent, Actor::Operator).map_err(|e| missing(api, &target, e))?;
     done(api, &acted)
 }
 
@@ -115,7 +117,7 @@ pub fn delete(api: &Api, target: Target, query: &Query) -> Answer {
         let config = api.house.config();
         let template = &config.route(&view.key).cwd;
         // Only a directory that is this key's own: one that all keys share is nobody's to remove.
-        if template.contains("{key}") {
+        if template.contains("{key}") || template.contains("{hash}") {
             let dir = working_dir(&api.house.state_dir, template, &view.key);
             match std::fs::remove_dir_all(&dir) {
                 Err(e) if e.kind() != std::io::ErrorKind::NotFound => {

@@ -2,6 +2,7 @@
 //!
 //! It must not know what the commands do.
 
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -198,7 +199,7 @@ pub struct Sessions {
     pub key: Option<String>,
     /// At most this many
     #[arg(long, value_name = "N")]
-    pub limit: Option<usize>,
+    pub limit: Option<NonZeroUsize>,
     #[command(flatten)]
     pub to: Connect,
     /// Print the API's JSON
@@ -216,7 +217,7 @@ pub struct Transcript {
     pub after: Option<i64>,
     /// At most this many entries
     #[arg(long, value_name = "N")]
-    pub limit: Option<usize>,
+    pub limit: Option<NonZeroUsize>,
 }
 
 #[allow(missing_docs)]
@@ -224,7 +225,7 @@ pub struct Transcript {
 pub struct Events {
     #[command(flatten)]
     pub one: One,
-    /// Go on with what comes
+    /// Go on with what comes, over restarts of the daemon too
     #[arg(long, short)]
     pub follow: bool,
     /// Only what follows this event [default: the oldest kept; with --follow: from now on]

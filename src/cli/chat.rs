@@ -170,7 +170,14 @@ impl Conversation<'_> {
         self.boot = Some(text(&status, "/boot_id")).filter(|b| !b.is_empty());
         let key = &self.key;
         let about = match self.client.get(&session_path(key, "")) {
-            Ok(s) => format!("{}, {}", text(&s, "/state"), count(number(&s, "/turns"), "turn")),
+            Ok(s) => {
+                let running = if s["turn"]["state"] == "running" { ", a turn is running" } else { "" };
+                let queued = match number(&s, "/queued") {
+                    0 => String::new(),
+                    n => format!(", {} waiting", count(n, "message")),
+                };
+                format!("{}, {}{running}{queued}", text(&s, "/state"), count(number(&s, "/turns"), "turn"))
+            }
             Err(e) if e.status == 404 => "a new session".to_owned(),
             Err(e) => return Err(Failure::api(key, &e)),
         };

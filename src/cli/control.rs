@@ -121,7 +121,7 @@ pub fn reload(client: &Client, a: &Plain, ui: &mut Ui) -> Done {
     };
     let (changed, restart) = (list("changed"), list("needs_restart"));
     if changed.is_empty() {
-        ui.say("reloaded: no key changed")?;
+        ui.say("reloaded: no key changed; the scripts were read anew")?;
     } else {
         ui.say(format!("reloaded: {}", changed.join(", ")))?;
     }

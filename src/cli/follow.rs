@@ -102,8 +102,17 @@ pub fn ask(
     }
     *boot = now.or(boot.take());
     let previews = [Preview::default(); 2];
-    let mut follow =
-        Follow { client, ask, turns: Vec::new(), last: None, looking_back: false, cut_off: None, boot, previews };
+    let mut follow = Follow {
+        client,
+        ask,
+        turns: Vec::new(),
+        last: None,
+        looking_back: false,
+        cut_off: None,
+        told: String::new(),
+        boot,
+        previews,
+    };
     follow.run(listener)
 }
 
@@ -133,6 +142,8 @@ struct Follow<'a> {
     looking_back: bool,
     /// The session whose turn of ours was cut off and not yet continued.
     cut_off: Option<String>,
+    /// The notice that came with the acceptance: its event tells the same once more.
+    told: String,
     boot: &'a mut Option<String>,
     /// Of the text and of the thoughts of the turn that is followed.
     previews: [Preview; 2],
@@ -280,6 +291,7 @@ impl Follow<'_> {
             "tool" if ours => listener.on(Seen::Tool(&event.data))?,
             "permission" if ours => listener.on(Seen::Permission(&event.data))?,
             // A notice of no turn is for whoever listens on the key, but an old one is nobody's.
+            "notice" if !self.told.is_empty() && self.told == event.text("code") => self.told.clear(),
             "notice" if ours || (event.data.get("turn_id").is_none_or(Value::is_null) && !self.looking_back) => {
                 listener.on(Seen::Notice(event.text("code"), event.text("text")))?;
             }
@@ -299,7 +311,10 @@ impl Follow<'_> {
         match &body["notice"] {
             Value::Null => Ok(()),
             Value::String(said) => listener.on(Seen::Notice("notice", said)),
-            notice => listener.on(Seen::Notice(&text(notice, "/code"), &text(notice, "/text"))),
+            notice => {
+                self.told = text(notice, "/code");
+                listener.on(Seen::Notice(&self.told, &text(notice, "/text")))
+            }
         }
     }
 

@@ -98,11 +98,15 @@ impl Failure {
         let code = match e.code.as_str() {
             "unreachable" => exit::UNAVAILABLE,
             "invalid_config" => exit::CONFIG,
-            "invalid_key" | "invalid_parameter" => exit::USAGE,
+            "invalid_key" | "invalid_parameter" | "invalid_text" => exit::USAGE,
             _ => 1,
         };
         // Without an answer the message names the daemon, which is what is the matter.
-        let text = if e.status == 0 { e.message.clone() } else { format!("{what}: {e}") };
+        let text = match (e.status, e.is_unreachable()) {
+            (0, true) => format!("{}; start it with `ostler serve`, or name its --socket or --url", e.message),
+            (0, false) => e.message.clone(),
+            _ => format!("{what}: {e}"),
+        };
         Self { code, text }
     }
 }
@@ -157,7 +161,7 @@ impl Ui {
 
     /// A line on stderr, as `ostler: LINE`. That nobody can read it is no reason to fail.
     fn note(&mut self, line: impl std::fmt::Display) {
-        let _ = writeln!(self.err, "ostler: {line}");
+        let _ = writeln!(self.err, "ostler: {}", render::clean(&line.to_string()));
     }
 
     /// JSON on stdout.
@@ -173,7 +177,10 @@ pub fn main(doors: &Doors) -> ExitCode {
         Ok(cli) => cli,
         Err(e) => {
             // Help goes to stdout, an error to stderr; that either is closed changes nothing.
-            let _ = e.print();
+            match usage(&e) {
+                Some(text) => eprint_quietly(&text),
+                None => drop(e.print()),
+            }
             return ExitCode::from(u8::try_from(e.exit_code()).unwrap_or(exit::USAGE));
         }
     };
@@ -191,6 +198,17 @@ pub fn main(doors: &Doors) -> ExitCode {
             ExitCode::from(failure.code)
         }
     }
+}
+
+/// Wrong usage in the words of every other error; `None`: help or the version, which is shown as it is.
+fn usage(e: &clap::Error) -> Option<String> {
+    let text = e.render().to_string();
+    text.strip_prefix("error: ").map(|why| format!("ostler: {why}"))
+}
+
+/// To stderr, whoever reads it or not.
+fn eprint_quietly(text: &str) {
+    let _ = io::stderr().write_all(text.as_bytes());
 }
 
 fn run(command: Command, doors: &Doors, ui: &mut Ui) -> Done {

@@ -11,7 +11,10 @@ use crate::client::{Client, segment};
 pub fn report(client: &Client, a: &Report, ui: &mut Ui) -> Done {
     let fail = |e| Failure::api("report", &e);
     if let Some(boot) = &a.boot {
-        let report = client.get(&format!("/v1/reports/{}", segment(boot))).map_err(|e| Failure::api(boot, &e))?;
+        let report = client.get(&format!("/v1/reports/{}", segment(boot))).map_err(|e| match e.status {
+            404 => Failure::new(boot, "no report of this boot; `ostler report --all` lists them"),
+            _ => Failure::api(boot, &e),
+        })?;
         return print(&report, a.plain.json, ui);
     }
     let all = client.get("/v1/reports").map_err(fail)?;

@@ -1,5 +1,7 @@
 //! `sessions`, `show`, and the commands that act on a session.
 
+use std::num::NonZeroUsize;
+
 use serde_json::Value;
 
 use super::args::{Delete, One, Sessions};
@@ -12,7 +14,7 @@ const PAGE: usize = 200;
 
 /// `sessions`: follows the cursor until there are enough.
 pub fn list(client: &Client, a: &Sessions, ui: &mut Ui) -> Done {
-    let limit = a.limit.unwrap_or(usize::MAX);
+    let limit = a.limit.map_or(usize::MAX, NonZeroUsize::get);
     let mut all: Vec<Value> = Vec::new();
     let mut cursor = String::new();
     while all.len() < limit {

@@ -1,6 +1,8 @@
 //! `transcript`, `events`, `export`: what was said.
 
 use std::io::Write as _;
+use std::num::NonZeroUsize;
+use std::time::Duration;
 
 use serde_json::Value;
 use ureq::http::Method;
@@ -8,10 +10,12 @@ use ureq::http::Method;
 use super::args::{Events, One, Transcript};
 use super::render::{clean, dim, error_text, items, text};
 use super::{Done, Failure, Ui};
-use crate::client::{Client, ClientError, SseEvent, name_to_key, session_path};
+use crate::client::{Client, ClientError, EventStream, SseEvent, name_to_key, session_path};
 
 /// Entries asked for at a time.
 const PAGE: usize = 500;
+/// Between two attempts to follow a stream further, from and to.
+const PAUSE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
 
 /// Hands every entry of a transcript over, page by page.
 fn entries(
@@ -48,7 +52,7 @@ pub fn print(client: &Client, a: &Transcript, ui: &mut Ui) -> Done {
     let key = name_to_key(&a.one.key);
     if a.one.json {
         let mut all = Vec::new();
-        entries(client, &key, a.after, a.limit, |e| {
+        entries(client, &key, a.after, a.limit.map(NonZeroUsize::get), |e| {
             all.push(e.clone());
             Ok(())
         })?;
@@ -56,7 +60,7 @@ pub fn print(client: &Client, a: &Transcript, ui: &mut Ui) -> Done {
         return Ok(0);
     }
     let color = ui.color;
-    entries(client, &key, a.after, a.limit, |e| {
+    entries(client, &key, a.after, a.limit.map(NonZeroUsize::get), |e| {
         let head = format!("[{}] {} {}", text(e, "/seq"), text(e, "/role"), text(e, "/at"));
         ui.say(dim(color, &head))?;
         ui.say(clean(&said(e)))?;
@@ -112,29 +116,84 @@ fn quoted(text: &str) -> String {
 /// `events`
 pub fn events(client: &Client, a: &Events, ui: &mut Ui) -> Done {
     let key = name_to_key(&a.one.key);
-    let fail = |e: ClientError| Failure::api(&key, &e);
-    let query = match (a.after, a.follow) {
-        (Some(after), true) => format!("?after={after}"),
-        (None, true) => String::new(),
-        (after, false) => format!("?after={}&follow=0", after.unwrap_or(0)),
-    };
-    let stream =
-        client.stream(&session_path(&key, &format!("/events{query}")), Method::GET, None, None).map_err(fail)?;
-    for event in stream {
-        let event = event.map_err(fail)?;
-        let line = if a.one.json {
-            serde_json::json!({ "id": event.id, "event": event.event, "data": event.data }).to_string()
-        } else {
-            line(&event)
-        };
-        ui.say(line)?;
-        ui.out.flush()?;
-    }
     if a.follow {
-        // The daemon closes its streams when it stops.
-        return Err(Failure::new(&key, "the daemon ended the stream"));
+        return Follower { client, key, boot: None, last: a.after, json: a.one.json }.run(ui);
+    }
+    let fail = |e: ClientError| Failure::api(&key, &e);
+    let path = session_path(&key, &format!("/events?after={}&follow=0", a.after.unwrap_or(0)));
+    let mut none = true;
+    for event in client.stream(&path, Method::GET, None, None).map_err(fail)? {
+        tell(&event.map_err(fail)?, a.one.json, ui)?;
+        none = false;
+    }
+    if none {
+        // A stream may be opened before there is anything; whoever asks for what was wants to know that there is nothing.
+        client.get(&session_path(&key, "")).map_err(fail)?;
     }
     Ok(0)
+}
+
+fn tell(event: &SseEvent, json: bool, ui: &mut Ui) -> Result<(), Failure> {
+    let line = if json {
+        serde_json::json!({ "id": event.id, "event": event.event, "data": event.data }).to_string()
+    } else {
+        line(event)
+    };
+    ui.say(line)?;
+    ui.out.flush()?;
+    Ok(())
+}
+
+/// `events --follow`: over restarts of the daemon too, each event once.
+struct Follower<'a> {
+    client: &'a Client,
+    key: String,
+    /// The daemon's boot, as last known.
+    boot: Option<String>,
+    /// The last event told.
+    last: Option<u64>,
+    json: bool,
+}
+
+impl Follower<'_> {
+    fn run(mut self, ui: &mut Ui) -> Done {
+        let mut pause = PAUSE.0;
+        let mut connected = false;
+        let mut lost = false;
+        loop {
+            match self.connect() {
+                Ok((stream, restarted)) => {
+                    if lost {
+                        ui.note(if restarted { "the daemon restarted" } else { "connected again" });
+                    }
+                    (connected, lost, pause) = (true, false, PAUSE.0);
+                    for event in stream.map_while(Result::ok) {
+                        self.last = event.id.or(self.last);
+                        tell(&event, self.json, ui)?;
+                    }
+                }
+                Err(e) if !connected || !e.is_passing() => return Err(Failure::api(&self.key, &e)),
+                Err(_) => {}
+            }
+            if !lost {
+                ui.note(format!("{}: the stream ended; waiting for the daemon", self.client.name()));
+            }
+            lost = true;
+            std::thread::sleep(pause);
+            pause = (pause * 2).min(PAUSE.1);
+        }
+    }
+
+    /// A stream from where the last one ended, and whether it is another daemon's.
+    fn connect(&mut self) -> Result<(EventStream, bool), ClientError> {
+        let boot = text(&self.client.get("/v1/status")?, "/boot_id");
+        let query = self.last.map(|id| format!("?after={id}")).unwrap_or_default();
+        let stream =
+            self.client.stream(&session_path(&self.key, &format!("/events{query}")), Method::GET, None, None)?;
+        let restarted = self.boot.as_ref().is_some_and(|b| *b != boot);
+        self.boot = Some(boot);
+        Ok((stream, restarted))
+    }
 }
 
 /// An event in a line: number, time, kind, and what is particular to it.

@@ -14,6 +14,8 @@ use super::{Agent, AgentKind, Config, DEFAULT_AGENT, PermissionPolicy};
 const SLACK: Duration = Duration::from_secs(1);
 /// Below this a Lua state cannot load its libraries and a script.
 const LEAST_MEMORY: u64 = 1 << 20;
+/// Threads for hooks, each with a Lua state of its own.
+const MOST_THREADS: usize = 256;
 
 type Check = Result<(), (String, String)>;
 
@@ -98,6 +100,9 @@ fn http(c: &Config) -> Check {
 fn hooks(c: &Config) -> Check {
     let h = &c.hooks;
     at_least_one("hooks.threads", h.threads, "no hook run")?;
+    if h.threads > MOST_THREADS {
+        return fail("hooks.threads", format!("{} would each have a Lua state; at most {MOST_THREADS}", h.threads));
+    }
     at_least_one("hooks.attempts", h.attempts as usize, "no event be delivered")?;
     above_zero("hooks.timeout", Some(h.timeout), "stop every handler before it begins")?;
     if h.memory < LEAST_MEMORY {

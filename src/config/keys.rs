@@ -67,7 +67,7 @@ pub static KEYS: &[KeyDoc] = &[
         "http.token_file",
         "\"/etc/ostler/token\"",
         "File with the bearer token; required for anything but loopback. A bare name is looked up in \
-         $CREDENTIALS_DIRECTORY.",
+         $CREDENTIALS_DIRECTORY if that is set; other relative paths are beside this file.",
     ),
     key(
         "sessions.max_live",
@@ -113,7 +113,7 @@ pub static KEYS: &[KeyDoc] = &[
     absent(
         "hooks.dir",
         "\"/etc/ostler/hooks.d\"",
-        "Where the scripts are; default: hooks.d beside the configuration file, if it is there.",
+        "Where the scripts are; a relative path is beside this file. Default: hooks.d there, if there is one.",
     ),
     key("hooks.threads", "2", "Threads for journalled and notifying events; synchronous ones have their own."),
     key("hooks.timeout", "\"5s\"", "One handler call, unless its registration says otherwise."),
@@ -143,12 +143,18 @@ pub static KEYS: &[KeyDoc] = &[
         "\"acp\" a program that speaks the Agent Client Protocol, \"exec\" a command run once a turn, \"openai\" an \
          OpenAI-compatible endpoint, \"lua\" a Lua function, \"echo\" says what it was told.",
     ),
-    shown("agent.*.command", "[]", "[\"my-agent\", \"--acp\"]", "acp, exec: program and arguments."),
+    shown(
+        "agent.*.command",
+        "[]",
+        "[\"my-agent\", \"--acp\"]",
+        "acp, exec: program and arguments. A name without a slash is looked up in the agent's PATH, a relative path in its working directory.",
+    ),
     key(
         "agent.*.cwd",
         "\"work/{key}\"",
         "Working directory, relative to the state directory, made if missing. {key} is the session's key with all but \
-         A-Za-z0-9_- percent-encoded.",
+         A-Za-z0-9_- percent-encoded; {hash} is a digest of it, for agents that fail on a percent sign in a path (such as \
+         opencode).",
     ),
     key(
         "agent.*.env",
@@ -182,7 +188,8 @@ pub static KEYS: &[KeyDoc] = &[
     absent(
         "agent.*.api_key_file",
         "\"/etc/ostler/api-key\"",
-        "openai: file with the key, sent as a bearer token. A bare name is looked up in $CREDENTIALS_DIRECTORY.",
+        "openai: file with the key, sent as a bearer token. A bare name is looked up in $CREDENTIALS_DIRECTORY if that is \
+         set; other relative paths are beside this file.",
     ),
     key(
         "agent.*.history",

@@ -131,6 +131,7 @@ pub struct Daemon {
 #[serde(default, deny_unknown_fields)]
 pub struct Http {
     /// Where the TCP listener stands.
+    #[serde(deserialize_with = "read::address")]
     pub listen: std::net::SocketAddr,
     /// The bearer token's file; needed for anything but loopback.
     pub token_file: Option<PathBuf>,

@@ -47,9 +47,11 @@ impl Paths {
         socket: Option<&Path>,
         env: Env<'_>,
     ) -> Result<Self, String> {
-        let config = find_file(config, env);
-        let state_dir = find_state_dir(state_dir, env)?;
-        let socket = daemon_socket(socket, &state_dir, env);
+        // Absolute, because agents run elsewhere, and messages should say what is meant.
+        let whole = |path: PathBuf| std::path::absolute(&path).map_err(|e| format!("{}: {e}", path.display()));
+        let config = find_file(config, env).map(whole).transpose()?;
+        let state_dir = whole(find_state_dir(state_dir, env)?)?;
+        let socket = whole(daemon_socket(socket, &state_dir, env))?;
         Ok(Self { config, state_dir, socket })
     }
 }
@@ -110,6 +112,13 @@ fn client_socket_where(flag: Option<&Path>, env: Env<'_>, exists: &dyn Fn(&Path)
     let runtime = absolute(env, "XDG_RUNTIME_DIR").map(|d| d.join(SOCKET));
     let state = find_state_dir(None, env).ok().map(|d| d.join(SOCKET));
     [service, runtime, state].into_iter().flatten().find(|p| exists(p)).unwrap_or_else(|| SERVICE_SOCKET.into())
+}
+
+/// Why no socket can have this path, if that is so: the system has no room for a longer one.
+#[must_use]
+pub fn socket_too_long(path: &Path) -> Option<String> {
+    let (most, has) = (107, path.as_os_str().len());
+    (has > most).then(|| format!("a socket's path has at most {most} bytes, and this one has {has}"))
 }
 
 /// The hooks directory: `[hooks] dir`, else `hooks.d` beside the configuration file if there is one, else none.

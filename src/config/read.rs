@@ -125,7 +125,7 @@ pub fn config(text: &str, file: Option<&Path>) -> Result<Config, ConfigError> {
         file: file.map(Path::to_path_buf),
         line,
         key,
-        why: why.trim_end().replace('\n', "; ").replace("unknown field", "unknown key"),
+        why: plain(why),
     };
     let document = toml::de::DeTable::parse(text).map_err(|e| {
         let at = e.span().map_or(text.len(), |s| s.start);
@@ -134,7 +134,9 @@ pub fn config(text: &str, file: Option<&Path>) -> Result<Config, ConfigError> {
     let spans = Spans::new(text, document.get_ref());
     let raw: Raw = toml::from_str(text).map_err(|e| {
         let at = e.span().map_or(0, |s| s.start);
-        fail(Some(spans.line(at)), spans.path_at(at).map(str::to_owned), e.message())
+        let key = spans.path_at(at).map(str::to_owned);
+        let hint = if key.as_deref() == Some("route") { ": write [[route]]" } else { "" };
+        fail(Some(spans.line(at)), key, &format!("{}{hint}", e.message()))
     })?;
     let (mut config, given) = build(raw, file);
     check::config(&config, &given).map_err(|(key, why)| {
@@ -148,6 +150,24 @@ pub fn config(text: &str, file: Option<&Path>) -> Result<Config, ConfigError> {
         .map(|(key, why)| fail(spans.line_of(&key), Some(key), &why).to_string())
         .collect();
     Ok(config)
+}
+
+/// The reader's words in those of TOML.
+fn plain(why: &str) -> String {
+    const WORDS: [(&str, &str); 10] = [
+        ("unknown field", "unknown key"),
+        ("missing field", "missing key"),
+        ("unknown variant", "unknown value"),
+        ("expected usize", "expected a whole number, 0 or more"),
+        ("expected u32", "expected a whole number, 0 or more"),
+        ("expected a sequence", "expected a list"),
+        ("expected a map", "expected a table"),
+        ("invalid type: map", "invalid type: table"),
+        ("invalid type: sequence", "invalid type: list"),
+        (" as i128", ""),
+    ];
+    let line = why.trim_end().replace('\n', "; ");
+    WORDS.iter().fold(line, |line, (theirs, ours)| line.replace(theirs, ours))
 }
 
 fn build(raw: Raw, file: Option<&Path>) -> (Config, BTreeMap<String, RawAgent>) {
@@ -315,6 +335,14 @@ fn size<'de, D: Deserializer<'de>>(d: D) -> Result<u64, D::Error> {
 
 fn some_duration<'de, D: Deserializer<'de>>(d: D) -> Result<Option<Duration>, D::Error> {
     duration(d).map(Some)
+}
+
+/// An address with its port.
+pub(super) fn address<'de, D: Deserializer<'de>>(d: D) -> Result<std::net::SocketAddr, D::Error> {
+    let text = String::deserialize(d)?;
+    text.parse().map_err(|_| {
+        D::Error::custom(format!("{text:?} is not an IP address with a port (such as \"127.0.0.1:7411\")"))
+    })
 }
 
 fn some_maybe<'de, D: Deserializer<'de>>(d: D) -> Result<Option<Maybe>, D::Error> {

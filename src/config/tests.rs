@@ -163,7 +163,7 @@ const BAD: &[(&str, usize, &str, &str)] = &[
     ("[daemon]\nlog = \"inof\"", 2, "daemon.log", "\"inof\" is neither a level nor MODULE=LEVEL"),
     ("[daemon]\nlog = \"info,ostler=loud\"", 2, "daemon.log", "is not a log filter"),
     ("[daemon]\nlog = 3", 2, "daemon.log", "3 is not a log filter"),
-    ("[http]\nlisten = \"localhost\"", 2, "http.listen", "invalid socket address"),
+    ("[http]\nlisten = \"localhost\"", 2, "http.listen", "is not an IP address with a port"),
     ("[http]\nlisten = \"0.0.0.0:80\"", 2, "http.listen", "needs http.token_file"),
     ("[http]\nlisten = \"[2001:db8::1]:80\"", 2, "http.listen", "needs http.token_file"),
     ("[http]\ntoken_file = \"\"", 2, "http.token_file", "is empty"),
@@ -207,11 +207,30 @@ const BAD: &[(&str, usize, &str, &str)] = &[
         "there is no agent \"x\"",
     ),
     ("[[route]]\nmatch = \"\"", 2, "route[0].match", "is empty"),
-    ("[[route]]\nagent = \"default\"", 1, "route[0]", "missing field `match`"),
+    ("[[route]]\nagent = \"default\"", 1, "route[0]", "missing key `match`"),
     ("[sessions]\nmax_live = 1\nmax_live = 2", 3, "sessions.max_live", "duplicate key"),
     ("[sessions]\nmax_live = \n", 2, "sessions.max_live", ""),
     ("[sessions\nmax_live = 1", 1, "", ""),
+    ("[sessions]\nmax_live = \"x\"", 2, "sessions.max_live", "expected a whole number"),
+    ("[sessions]\nmax_live = 99999999999999999999", 2, "sessions.max_live", "expected a whole number"),
+    ("[sessions]\nstuck_threshold = -1", 2, "sessions.stuck_threshold", "expected a whole number, 0 or more"),
+    ("[agent.a]\ncommand = \"x\"", 2, "agent.a.command", "expected a list"),
+    ("[route]\nmatch = \"*\"", 1, "route", "write [[route]]"),
+    ("[agent.a]\nkind = \"robot\"", 2, "agent.a.kind", "unknown value `robot`"),
+    ("[http]\nlisten = \"localhost:80\"", 2, "http.listen", "such as \"127.0.0.1:7411\""),
+    ("[hooks]\nthreads = 100000", 2, "hooks.threads", "at most 256"),
 ];
+
+/// The words of the language that it is read with mean nothing to whoever writes the file.
+#[test]
+fn errors_speak_of_toml() {
+    for (text, ..) in BAD {
+        let said = parse(text, None).map_err(|e| e.to_string()).unwrap_err();
+        for word in ["usize", "u32", "u64", "i128", "sequence", "variant", " map", "syntax"] {
+            assert!(!said.contains(word), "{word}: {said}");
+        }
+    }
+}
 
 #[test]
 fn what_cannot_be_is_refused_with_file_line_and_key() {

@@ -529,6 +529,12 @@ impl Host for Desk {
         }
     }
 
+    fn deadline(&self) -> Option<Instant> {
+        let r = self.running.as_ref()?;
+        let silence = self.agent.silence_timeout.map(|s| r.heard + s);
+        [r.deadline, silence].into_iter().flatten().min()
+    }
+
     fn interrupted_flag(&self) -> Arc<AtomicBool> {
         self.mailbox.interrupted()
     }

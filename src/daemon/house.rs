@@ -37,7 +37,7 @@ pub enum Request {
 pub struct Reloaded {
     /// Keys that are in force now.
     pub changed: Vec<String>,
-    /// Keys that need a restart.
+    /// Keys whose value in the file is not the one that the boot began with, and needs a restart.
     pub needs_restart: Vec<String>,
 }
 
@@ -101,6 +101,7 @@ pub struct House {
     /// What the coordinator shows of itself.
     pub board: RwLock<Board>,
     config: RwLock<Arc<Config>>,
+    booted_with: Arc<Config>,
     ready: OnceLock<Instant>,
     report: (Mutex<Option<serde_json::Value>>, Condvar),
 }
@@ -146,6 +147,7 @@ impl House {
     /// Puts it together.
     #[must_use]
     pub fn new(parts: Parts) -> Self {
+        let config = Arc::new(parts.config);
         Self {
             store: parts.store,
             registry: Registry::default(),
@@ -158,7 +160,8 @@ impl House {
             supervised: parts.supervised,
             requests: parts.requests,
             board: RwLock::new(Board { phase: "starting", ..Board::default() }),
-            config: RwLock::new(Arc::new(parts.config)),
+            config: RwLock::new(config.clone()),
+            booted_with: config,
             ready: OnceLock::new(),
             report: (Mutex::new(None), Condvar::new()),
         }
@@ -168,6 +171,12 @@ impl House {
     #[must_use]
     pub fn config(&self) -> Arc<Config> {
         self.config.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The configuration that this boot began with: in force for what only a restart changes.
+    #[must_use]
+    pub fn booted_with(&self) -> &Config {
+        &self.booted_with
     }
 
     /// Puts another configuration in force.

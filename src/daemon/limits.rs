@@ -8,6 +8,9 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 /// Memory mappings that one thread costs.
 const MAPS_PER_THREAD: u64 = 4;
 
+/// With fewer descriptors than this hardly anything can be opened: the database, the socket, and an agent's pipes.
+pub const LEAST_DESCRIPTORS: u64 = 64;
+
 /// How many threads are safe, with what decides it.
 #[must_use]
 pub fn threads() -> (usize, String) {

@@ -96,6 +96,11 @@ fn start(mut options: ServeOptions) -> Result<i32, NoStart> {
     thread::set_limit(safe);
     let descriptors = limits::raise_descriptors();
     log::info!("ostler {}; at most {safe} threads (by {by}), {descriptors} descriptors", env!("CARGO_PKG_VERSION"));
+    if descriptors < limits::LEAST_DESCRIPTORS {
+        let least = limits::LEAST_DESCRIPTORS;
+        let why = format!("{descriptors} file descriptors are too few, at least {least}: raise the limit (ulimit -n)");
+        return Err(NoStart(exit::STATE, why));
+    }
     let scripts =
         hooks::load(&options.config.hooks, env!("CARGO_PKG_VERSION")).map_err(|e| bad_config(e.to_string()))?;
     let token = api::token(&options.config).map_err(bad_config)?;
@@ -155,6 +160,8 @@ fn run(
     }));
     home.enter(&house);
 
+    // Before the boot is noted: one that cannot be reached, because another one sits on its socket, was none.
+    let listeners = listen(&options.socket, http.as_ref())?;
     let recovered = store
         .open_boot(BootInfo { boot_id, pid: std::process::id(), threshold })
         .map_err(|e| NoStart(exit::STATE, format!("recovery: {e}")))?;
@@ -182,7 +189,6 @@ fn run(
     thread::spawn("delivery", thread::IO_STACK, move || delivery::run(courier, me, &delivery_inbox))
         .map_err(internal)?;
     let service = Arc::new(api::Api::new(house.clone(), token, delivery.clone()));
-    let listeners = listen(&options.socket, http.as_ref())?;
     let limits = Limits { stack: 512 * 1024, ..Limits::default() };
     let server = Arc::new(Server::start(listeners, limits, service.clone()).map_err(internal)?);
     service.enter(&server);
@@ -335,7 +341,10 @@ fn listen(socket: &Path, http: Option<&config::Http>) -> Result<Vec<Listener>, N
             Ok(_) => return Err(NoStart(exit::STATE, format!("{}: not a socket, and in the way", socket.display()))),
             Err(_) => {}
         }
-        let listener = UnixListener::bind(socket).map_err(no)?;
+        let listener = UnixListener::bind(socket).map_err(|e| match config::paths::socket_too_long(socket) {
+            Some(why) => NoStart(exit::STATE, format!("{}: {why}; choose another with --socket", socket.display())),
+            None => no(e),
+        })?;
         // As a service the group may talk to it; elsewhere the user alone.
         let mode = if std::env::var_os("RUNTIME_DIRECTORY").is_some() { 0o660 } else { 0o600 };
         fs::set_permissions(socket, fs::Permissions::from_mode(mode)).map_err(no)?;

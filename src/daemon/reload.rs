@@ -15,7 +15,8 @@ pub fn run(house: &Arc<House>) -> Result<Reloaded, String> {
     new.hooks.dir = config::paths::hooks_dir(&new);
     let scripts = hooks::load(&new.hooks, env!("CARGO_PKG_VERSION")).map_err(|e| e.to_string())?;
     let changed = config::diff(&old, &new);
-    let needs_restart = config::needs_restart(&changed);
+    // Against what the boot began with: it waits for a restart until then, however often a reload comes in between.
+    let needs_restart = config::needs_restart(&config::diff(house.booted_with(), &new));
     house.hooks.swap(scripts).map_err(|e| format!("hooks: no thread: {e}"))?;
     crate::log::set_filter(&new.daemon.log);
     house.set_config(new);

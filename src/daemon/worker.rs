@@ -479,22 +479,27 @@ fn make(house: &Arc<House>, config: &config::Agent) -> Box<dyn Agent> {
         AgentKind::Echo => Box::new(agent::echo::Echo::new(config.delay)),
         AgentKind::Exec => Box::new(agent::exec::Exec::new(config)),
         AgentKind::Acp => Box::new(agent::acp::Acp::new(config)),
-        AgentKind::Openai => Box::new(agent::openai::Openai::new(config)),
+        AgentKind::Openai => {
+            let looked_up = |f: &PathBuf| config::paths::secret_file(f, &house.config(), &config::paths::process_env);
+            let api_key_file = config.api_key_file.as_ref().map(looked_up);
+            Box::new(agent::openai::Openai::new(&config::Agent { api_key_file, ..config.clone() }))
+        }
         AgentKind::Lua => Box::new(super::lua_agent(house, config)),
     }
 }
 
-/// The working directory: `{key}` with all but `A-Za-z0-9_-` percent-encoded, cut at 150 bytes plus a hash.
+/// The working directory: `{key}` with all but `A-Za-z0-9_-` percent-encoded, cut at 150 bytes plus a hash; `{hash}` the
+/// hash alone, for agents that cannot stand a percent sign in a path.
 #[must_use]
 pub fn working_dir(state_dir: &Path, template: &str, key: &str) -> PathBuf {
     const KEPT: &percent_encoding::AsciiSet = &percent_encoding::NON_ALPHANUMERIC.remove(b'_').remove(b'-');
+    let hash = uuid::Uuid::new_v5(&uuid::Uuid::NAMESPACE_OID, key.as_bytes()).simple().to_string();
     let mut name = percent_encoding::utf8_percent_encode(key, KEPT).to_string();
     if name.len() > 150 {
         name.truncate(150);
-        let hash = uuid::Uuid::new_v5(&uuid::Uuid::NAMESPACE_OID, key.as_bytes()).simple().to_string();
         name = format!("{name}-{hash}");
     }
-    state_dir.join(template.replace("{key}", &name))
+    state_dir.join(template.replace("{key}", &name).replace("{hash}", &hash))
 }
 
 fn make_dir(cwd: &Path, kind: AgentKind) -> std::io::Result<()> {
@@ -516,5 +521,10 @@ mod tests {
         let long = |end: &str| dir(&format!("x:{}{end}", "ü".repeat(80)));
         assert!(long("a").len() < 200 && long("a") != long("b"));
         assert_eq!(working_dir(Path::new("/s"), "/abs", "x:y"), Path::new("/abs"));
+        // For agents that take percent signs in a path for something else.
+        let plain = |key: &str| working_dir(Path::new("/s"), "work/{hash}", key).display().to_string();
+        assert_ne!(plain("local:a"), plain("local:b"));
+        assert_eq!(plain("local:a").len(), "/s/work/".len() + 32);
+        assert!(plain("local:a")[8..].bytes().all(|b| b.is_ascii_hexdigit()));
     }
 }

@@ -325,9 +325,23 @@ impl Store {
     /// The copy cannot be written, or is not sound.
     pub fn backup(&self, to: &Path) -> Result<(), Error> {
         let from = schema::open_reader(self.path())?;
+        schema::create(to).map_err(|e| Error::Open { path: to.into(), why: e.to_string() })?;
+        let done = copy(&from, to);
+        if done.is_err() {
+            // Half a copy would be taken for one.
+            let _ = std::fs::remove_file(to);
+        }
+        done
+    }
+}
+
+/// Copies a database and checks the copy. In one step, because with each commit in between the copying would begin anew,
+/// and never end under load.
+fn copy(from: &rusqlite::Connection, to: &Path) -> Result<(), Error> {
+    {
         let mut copy = rusqlite::Connection::open(to).map_err(|e| Error::open(to, &e))?;
-        rusqlite::backup::Backup::new(&from, &mut copy)
-            .and_then(|b| b.run_to_completion(2048, Duration::ZERO, None))
+        rusqlite::backup::Backup::new(from, &mut copy)
+            .and_then(|b| b.run_to_completion(i32::MAX, Duration::ZERO, None))
             .map_err(|e| Error::open(to, &e))?;
         let sound: String =
             copy.query_row("PRAGMA integrity_check(1)", [], |r| r.get(0)).map_err(|e| Error::open(to, &e))?;

@@ -2,6 +2,7 @@
 //!
 //! A migration is never changed once released; a new one is added. Each runs in one transaction with its number.
 
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 
 use rusqlite::config::DbConfig;
@@ -29,10 +30,22 @@ pub const fn version() -> usize {
 /// the disk.
 pub fn open(path: &Path, durable: bool) -> Result<Connection, Error> {
     inspect(path)?;
+    if !path.exists() {
+        create(path).map_err(|e| Error::Open { path: path.into(), why: e.to_string() })?;
+    }
     let mut conn = Connection::open(path).map_err(|e| Error::open(path, &e))?;
     configure(&conn, durable).map_err(|e| Error::open(path, &e))?;
     migrate(&mut conn).map_err(|e| Error::open(path, &e))?;
     Ok(conn)
+}
+
+/// Makes an empty file that its owner alone can read, whatever the umask and the directory's mode: it will hold what was
+/// said. What SQLite puts beside a database has the database's mode.
+///
+/// # Errors
+/// It cannot be made, or is there already.
+pub fn create(path: &Path) -> std::io::Result<()> {
+    std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).map(drop)
 }
 
 /// Opens a reading connection to a file that [`open`] has made ready.

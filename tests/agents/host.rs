@@ -159,6 +159,10 @@ impl Host for TestHost {
         self.controls.interrupt
     }
 
+    fn deadline(&self) -> Option<Instant> {
+        None
+    }
+
     fn interrupted_flag(&self) -> Arc<AtomicBool> {
         Arc::new(AtomicBool::new(self.controls.interrupt.is_some()))
     }

@@ -330,3 +330,21 @@ fn routes_and_lua() {
     assert_eq!(d.show("lua:a")["agent"], "l");
     assert_eq!(d.stop(), 0);
 }
+
+/// A Lua function has a turn's time like any agent, whatever it does with it, and its session goes on after it.
+#[test]
+fn a_lua_function_that_never_returns() {
+    for (limit, why) in [("turn_timeout", "took longer"), ("silence_timeout", "was silent")] {
+        let config = format!("[agent.default]\nkind = \"lua\"\nhandler = \"r.lua\"\n{limit} = \"300ms\"\n");
+        let d = Daemon::new().config(&config);
+        std::fs::create_dir(d.path("hooks.d/agents")).unwrap();
+        let script = "return function(m) while m.text == 'loop' do pcall(error) end return 'said ' .. m.text end\n";
+        std::fs::write(d.path("hooks.d/agents/r.lua"), script).unwrap();
+        let mut d = d.start();
+        let turn = d.turn("local:a", "loop");
+        assert_eq!((turn.outcome(), &turn.error()["code"]), ("failed", &json!("timeout")), "{turn:?}");
+        assert!(turn.error()["message"].as_str().unwrap().contains(why), "{turn:?}");
+        assert_eq!(d.send("local:a", "x"), "said x");
+        assert_eq!(d.stop(), 0);
+    }
+}

@@ -7,11 +7,13 @@ mod bad;
 mod busy;
 #[allow(dead_code)] // Shared with the tests of faults.
 mod daemon;
+mod endpoint;
 mod hooks;
 mod invariants;
 mod kill;
 mod manager;
 mod marks;
+mod operator;
 mod start;
 mod stop;
 mod streams;

@@ -52,7 +52,7 @@ def opencode(cache, home, port):
         "memory": [f"{home}/.local/share/opencode"],
         # It decodes percent signs in its working directory's path, and then finds no such directory: its session/new
         # succeeds and each prompt fails with "OpenCode service failure". So {key}, which has them, cannot be in the path.
-        "cwd": "work/opencode",
+        "cwd": "work/{hash}",
     }
 
 

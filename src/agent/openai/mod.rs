@@ -49,7 +49,7 @@ pub struct Openai {
 }
 
 impl Openai {
-    /// Asks the endpoint of this configuration.
+    /// Asks the endpoint of this configuration, whose `api_key_file` was looked up already.
     #[must_use]
     pub fn new(config: &config::Agent) -> Self {
         Self {
@@ -185,14 +185,9 @@ fn take_answer(host: &mut dyn Host, reader: &Reader) -> Result<Answer, Interrupt
     }
 }
 
-/// The key's file, read for each turn so that it can be changed; a bare name is one of the service's credentials.
-fn read_key(file: &Path) -> Result<String, String> {
-    let bare = file.components().count() == 1 && file.is_relative();
-    let path = match std::env::var_os("CREDENTIALS_DIRECTORY") {
-        Some(dir) if bare => Path::new(&dir).join(file),
-        _ => file.to_path_buf(),
-    };
-    let key = std::fs::read_to_string(&path).map_err(|e| format!("api_key_file {}: {e}", path.display()))?;
+/// The key's file, read for each turn so that it can be changed.
+fn read_key(path: &Path) -> Result<String, String> {
+    let key = std::fs::read_to_string(path).map_err(|e| format!("api_key_file {}: {e}", path.display()))?;
     match key.trim() {
         "" => Err(format!("api_key_file {}: it is empty", path.display())),
         key => Ok(key.to_string()),

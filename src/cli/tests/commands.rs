@@ -198,22 +198,25 @@ fn a_transcript_is_read_to_its_end() {
 #[test]
 fn events_are_printed_a_line_each() {
     let dir = tempfile::tempdir().unwrap();
-    let fake = Fake::start(&dir.path().join("s"), |_| {
-        Answer::Sse(
+    let fake = Fake::start(&dir.path().join("s"), |r| match r.path.as_str() {
+        "/v1/status" => Answer::Json(200, json!({ "boot_id": "b" })),
+        p if p.ends_with("after=4") => refusal(401, "unauthorized"),
+        _ => Answer::Sse(
             event(3, "turn_start", json!({ "at": "then", "turn_id": "t2", "continues": "t1" }))
                 + &event(4, "text", json!({ "at": "then", "text": "a\nb" })),
-        )
+        ),
     });
     let socket = dir.path().join("s");
     let ran = at(&socket, &["events", "a"]);
     assert_eq!((ran.code, ran.out.as_str()), (0, "3 then turn_start t2 continues t1\n4 then text a\\nb\n"));
     let ran = at(&socket, &["events", "a", "--json", "--follow", "--after", "2"]);
-    assert_eq!(ran.code, 1, "the stream was to go on");
+    assert_eq!(ran.code, 1, "it goes on until it is refused: {}", ran.err);
+    assert!(ran.err.contains("waiting for the daemon") && ran.err.contains("unauthorized"), "{}", ran.err);
     let second: Value = serde_json::from_str(ran.out.lines().nth(1).unwrap()).unwrap();
     assert_eq!(second, json!({ "id": 4, "event": "text", "data": { "at": "then", "text": "a\nb" } }));
     let paths: Vec<_> = fake.seen().iter().map(|r| r.path.clone()).collect();
     let events = "/v1/sessions/local%3Aa/events";
-    assert_eq!(paths, [format!("{events}?after=0&follow=0"), format!("{events}?after=2")]);
+    assert_eq!(paths, ["?after=0&follow=0", "?after=2", "?after=4"].map(|q| format!("{events}{q}")));
 }
 
 fn status(boot: &str, phase: &str, stop: Value) -> Value {
