@@ -263,6 +263,12 @@ fn doctor() {
     let well = args(&d);
     let ran = d.cli(&well.iter().map(String::as_str).collect::<Vec<_>>());
     assert_eq!(ran.code, 0, "{ran:?}");
+    // Not told where to look, it looks where the daemon that answers says, and not into the caller's own directories.
+    let ran = d.cli(&["doctor"]);
+    assert_eq!(ran.code, 0, "{ran:?}");
+    let looked = [d.path("ostler.toml"), d.path("state")].map(|p| p.to_str().unwrap().to_owned());
+    assert!(looked.iter().all(|path| ran.out.contains(path)), "{looked:?}: {ran:?}");
+    assert!(!ran.out.contains("another state directory"), "{ran:?}");
     let ill = Daemon::new();
     std::fs::create_dir(ill.path("state")).unwrap();
     std::fs::write(ill.path("state/ostler.db"), "no database".repeat(20)).unwrap();

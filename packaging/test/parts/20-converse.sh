@@ -41,6 +41,21 @@ fields=$(journal -o json OSTLER_KEY=bad:1)
 ok "lines about a turn carry OSTLER_TURN_ID" grep -q '"OSTLER_TURN_ID"' <<<"$fields"
 ok "lines of hooks carry OSTLER_HOOK" eventually says '"OSTLER_HOOK":"[^"]*audit' journal -o json OSTLER_KEY=local:alice
 
+# A journal that stands still stops nobody; what it does not take is counted.
+in_ install -m 644 /dev/stdin /etc/ostler/hooks.d/30-flood.lua <<'L'
+ostler.on("turn_start", function(ev) if ev.key == "local:flood" then for i = 1, 3000 do ostler.log.info("flood") end end end)
+L
+in_ systemctl reload ostler
+flood() { local i; for i in 1 2 3 4 5; do as alice timeout 20 ostler send flood "$i" || return; done; }
+in_ systemctl kill -s STOP systemd-journald
+ok "the daemon talks while the journal stands still" says 'echo: 5' flood
+dropped() { [ "$(status '["dropped_log_lines"]')" -gt 0 ]; }
+ok "and counts what it could not log" eventually dropped
+in_ systemctl kill -s CONT systemd-journald
+ok "and tells, once it can" eventually says 'log lines dropped' journal -u ostler -n 40000
+in_ rm /etc/ostler/hooks.d/30-flood.lua
+in_ systemctl reload ostler
+
 in_ mkdir -p /etc/credstore
 in_ sh -c 'umask 077; echo a-secret-of-the-test >/etc/credstore/ostler.token; echo wrong >/root/wrong'
 config '[http]' 'listen = "0.0.0.0:7411"' 'token_file = "token"'
