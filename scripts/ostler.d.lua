@@ -204,7 +204,7 @@ function SessionEvent:transcript(options) end
 ---@field text string The answer, or as much as there was of it.
 
 ---An agent asks for leave. The daemon waits.
----@class ostler.Permission : ostler.Event
+---@class ostler.Permission : ostler.SessionEvent
 ---@field key string
 ---@field session_id string
 ---@field turn_id string
@@ -400,6 +400,8 @@ function ostler.kv.incr(key, by, options) end
 ---@field turn_id string
 ---@field message_id string
 ---@field duplicate boolean
+---@field deferred boolean It is answered after the next start.
+---@field queued integer Messages waiting before it.
 
 ---@class ostler.SessionInfo
 ---@field key string

@@ -10,6 +10,11 @@
 // Module documentation is written for whoever reads the code, and names what is private to it.
 #![allow(rustdoc::private_intra_doc_links)]
 
+#[cfg(all(feature = "vendored-lua", feature = "system-lua"))]
+compile_error!("vendored-lua and system-lua exclude each other: add --no-default-features to --features system-lua");
+#[cfg(not(any(feature = "vendored-lua", feature = "system-lua")))]
+compile_error!("which Lua? One of the features vendored-lua (the default) and system-lua is needed");
+
 pub mod agent;
 pub mod api;
 pub mod cli;

@@ -9,6 +9,25 @@ use rustix::net::{AddressFamily, SocketType, sockopt};
 
 use crate::http::Listener;
 
+/// Keeps the memory of the C library's allocator together: without a bound every thread that comes and goes may leave
+/// its garbage in an arena of its own (eight a core), so that a daemon whose threads and Lua states come and go grows for
+/// days. `MALLOC_ARENA_MAX` in the environment wins. Called once, at start.
+#[allow(unsafe_code)]
+pub fn bound_arenas() {
+    #[cfg(target_env = "gnu")]
+    {
+        unsafe extern "C" {
+            fn mallopt(parameter: std::ffi::c_int, value: std::ffi::c_int) -> std::ffi::c_int;
+        }
+        const M_ARENA_MAX: std::ffi::c_int = -8;
+        if std::env::var_os("MALLOC_ARENA_MAX").is_none() {
+            // SAFETY: `mallopt` is glibc's own (this is compiled for it alone), declared as malloc.h has it; it takes two
+            // integers, locks what it changes, and with this parameter only sets how many arenas are made from now on.
+            unsafe { mallopt(M_ARENA_MAX, 2) };
+        }
+    }
+}
+
 /// The listening sockets that a service manager passed (`LISTEN_FDS`); none without one. Called once, at start.
 ///
 /// # Errors

@@ -13,7 +13,7 @@ use crate::daemon::{self, desk};
 use crate::hooks::Verdict;
 use crate::http::{Peer, Request, Responder, Response};
 use crate::model::event::HookEvent;
-use crate::model::session::id_fault;
+use crate::model::session::{id_fault, text_fault};
 use crate::store::{Accept, Accepted, Target};
 
 pub fn post(api: &Api, request: &Request, query: &Query, to: Target, out: Responder<'_>) -> io::Result<()> {
@@ -57,13 +57,10 @@ struct Message {
 fn read(api: &Api, request: &Request, to: Target) -> Result<Message, ApiError> {
     let body = body(request)?;
     let text = match &body["text"] {
-        Value::String(text) if text.trim().is_empty() => {
-            return Err(ApiError::new(400, "invalid_text", "the text is empty"));
-        }
-        Value::String(text) if text.contains('\0') => {
-            return Err(ApiError::new(400, "invalid_text", "the text has a NUL"));
-        }
-        Value::String(text) => text.clone(),
+        Value::String(text) => match text_fault(text) {
+            None => text.clone(),
+            Some(fault) => return Err(ApiError::new(400, "invalid_text", format!("the text {fault}"))),
+        },
         _ => return Err(ApiError::new(400, "invalid_text", "text: a text is needed")),
     };
     let id = match &body["id"] {
@@ -98,9 +95,6 @@ fn accept(api: &Api, request: &Request, message: Message) -> Result<Accepted, Ap
         let fields = json!({ "text": message.text, "id": message.id, "origin": "api", "peer": peer });
         match daemon::ask(house, desk::hook_event(HookEvent::Message, &message.key, fields, None)) {
             Verdict::Pass(None) => {}
-            Verdict::Pass(Some(rewritten)) if rewritten.trim().is_empty() => {
-                return Err(ApiError::new(503, "hook_failed", "a hook left nothing of the message"));
-            }
             Verdict::Pass(Some(rewritten)) => text = rewritten,
             Verdict::Refuse(why) => return Err(ApiError::refused(why)),
             Verdict::HookFailed(why) => return Err(ApiError::new(503, "hook_failed", why)),

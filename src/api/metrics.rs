@@ -1,11 +1,12 @@
 //! `/metrics`: Prometheus text.
 
-use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::sync::atomic::Ordering;
 
 use super::{Api, ApiError};
+use crate::hooks::HandlerInfo;
 use crate::http::Response;
+use crate::store::Pruned;
 
 /// A text of gauges and counters.
 pub fn text(api: &Api) -> Result<Response, ApiError> {
@@ -25,6 +26,12 @@ pub fn text(api: &Api) -> Result<Response, ApiError> {
     gauge("sessions_suspended", "Quarantined sessions.", counts.suspended as f64);
     gauge("sessions_resume_pending", "Sessions marked as cut off.", counts.resume_pending as f64);
     gauge("messages_queued", "Messages that wait.", counts.queued as f64);
+    gauge("hook_threads_lost", "Hook threads that hang and were given up.", house.hooks.lost() as f64);
+    gauge(
+        "hooks_off",
+        "1: too many hook threads hang; no handler is called.",
+        f64::from(u8::from(house.hooks.is_off())),
+    );
     gauge("hook_deliveries_pending", "Journalled events owed to a handler.", journal.pending as f64);
     gauge("hook_deliveries_failed", "Journalled events set aside.", journal.failed as f64);
     gauge("threads", "Threads of the daemon.", crate::thread::count() as f64);
@@ -41,13 +48,54 @@ pub fn text(api: &Api) -> Result<Response, ApiError> {
     counter("deltas_dropped_total", "Previews that a slow listener did not get.", house.hub.lost_deltas());
     counter("messages_accepted_total", "Messages accepted.", house.tally.accepted.load(Ordering::Relaxed));
     counter("messages_duplicate_total", "Messages that came again.", house.tally.duplicates.load(Ordering::Relaxed));
-    let mut by = |name: &str, help: &str, label: &str, values: BTreeMap<&'static str, u64>| {
-        let _ = writeln!(out, "# HELP ostler_{name} {help}\n# TYPE ostler_{name} counter");
-        for (of, value) in values {
-            let _ = writeln!(out, "ostler_{name}{{{label}=\"{of}\"}} {value}");
-        }
-    };
-    by("messages_refused_total", "Messages refused, by the error's code.", "code", house.tally.refused());
-    by("turns_total", "Turns that ended here, by outcome.", "outcome", house.tally.turns());
+    let tally = house.store.tally();
+    counter("hook_deliveries_delivered_total", "Journalled events whose handler returned.", tally.delivered);
+    counter("hook_deliveries_set_aside_total", "Journalled events that failed too often.", tally.set_aside);
+    counter("hook_deliveries_orphaned_total", "Journalled events whose handler was gone.", tally.orphaned);
+    counter("hook_deliveries_discarded_total", "Set-aside events that an operator gave up.", tally.discarded);
+    counter("hook_events_dropped_total", "Notifications and timer runs that were not made.", house.hooks.dropped());
+    family(
+        &mut out,
+        "messages_refused_total",
+        "Messages refused, by the error's code.",
+        by("code", house.tally.refused()),
+    );
+    family(&mut out, "turns_total", "Turns that ended here, by outcome.", by("outcome", house.tally.turns()));
+    let Pruned { events, ids, deliveries, set_aside, sessions, rows, kv } = tally.pruned;
+    let pruned = [
+        ("events", events),
+        ("ids", ids),
+        ("deliveries", deliveries),
+        ("set_aside", set_aside),
+        ("sessions", sessions),
+        ("rows", rows),
+        ("values", kv),
+    ];
+    family(&mut out, "pruned_total", "What retention removed.", by("what", pruned.map(|(what, n)| (what, n as u64))));
+    let handlers = house.hooks.list();
+    let of = |count: fn(&HandlerInfo) -> u64| handlers.iter().map(move |h| (labels(h), count(h)));
+    family(&mut out, "hook_calls_total", "Calls of a handler since the last reload.", of(|h| h.calls));
+    family(&mut out, "hook_failures_total", "Calls that failed.", of(|h| h.failures));
+    family(&mut out, "hook_timeouts_total", "Calls that ran out of time.", of(|h| h.timeouts));
+    family(&mut out, "hook_skipped_total", "Times that it was skipped after three timeouts.", of(|h| h.skipped));
     Ok(Response::new(200).header("Content-Type", "text/plain; version=0.0.4; charset=utf-8").body(out))
+}
+
+/// A counter with a line for each of what it counts.
+fn family(out: &mut String, name: &str, help: &str, lines: impl IntoIterator<Item = (String, u64)>) {
+    let _ = writeln!(out, "# HELP ostler_{name} {help}\n# TYPE ostler_{name} counter");
+    for (labels, value) in lines {
+        let _ = writeln!(out, "ostler_{name}{{{labels}}} {value}");
+    }
+}
+
+/// One label, a value each.
+fn by<'a>(label: &str, counts: impl IntoIterator<Item = (&'a str, u64)>) -> impl Iterator<Item = (String, u64)> {
+    counts.into_iter().map(move |(of, n)| (format!("{label}=\"{of}\""), n))
+}
+
+/// What names a handler.
+fn labels(h: &HandlerInfo) -> String {
+    let quoted = |text: &str| text.replace('\\', "\\\\").replace('"', "\\\"");
+    format!("event=\"{}\",script=\"{}\",name=\"{}\"", h.event, quoted(&h.script), quoted(&h.name))
 }

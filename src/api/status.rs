@@ -25,9 +25,8 @@ pub fn status(api: &Api) -> Answer {
     let numbers = house.registry.numbers();
     // A worker whose turn has just ended in the database is idle, although it has not said so yet.
     let idle = numbers.live.saturating_sub(usize::try_from(counts.running).unwrap_or(0));
-    let calls: Vec<Value> =
-        serde_json::to_value(house.hooks.list()).ok().and_then(|v| v.as_array().cloned()).unwrap_or_default();
-    let delivered: u64 = calls.iter().filter_map(|h| h["calls"].as_u64()).sum();
+    let (tally, hooks) = (house.store.tally(), &house.hooks);
+    let pruned = tally.pruned;
     let stop = board.stop.map(|(reason, urgency, deadline_at)| {
         let blocking: Vec<Value> = house
             .registry
@@ -48,7 +47,15 @@ pub fn status(api: &Api) -> Answer {
                 "queued": counts.queued, "waiting": numbers.waiting, "parked": counts.parked, "suspended": counts.suspended,
                 "resume_pending": counts.resume_pending,
             },
-            "hooks": { "pending": journal.pending, "delivered": delivered, "failed": journal.failed },
+            "hooks": {
+                "pending": journal.pending, "delivered": tally.delivered, "failed": journal.failed,
+                "orphaned": tally.orphaned, "discarded": tally.discarded, "dropped": hooks.dropped(),
+                "lost_threads": hooks.lost(), "off": hooks.is_off(),
+            },
+            "pruned": {
+                "events": pruned.events, "ids": pruned.ids, "deliveries": pruned.deliveries, "set_aside": pruned.set_aside,
+                "sessions": pruned.sessions, "rows": pruned.rows, "values": pruned.kv,
+            },
             "threads": thread::count(), "thread_limit": thread::limit(), "listeners": house.hub.listeners(),
             "dropped_log_lines": crate::log::dropped(), "stop": stop,
         }),

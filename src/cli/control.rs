@@ -26,6 +26,25 @@ pub fn status(client: &Client, a: &Status, ui: &mut Ui) -> Done {
     print_status(&status, a.plain.json, ui)
 }
 
+/// `, N what`, when there are any.
+fn some(n: i64, what: &str) -> String {
+    if n > 0 { format!(", {n} {what}") } else { String::new() }
+}
+
+/// What retention has removed since the start.
+fn removed(s: &Value) -> String {
+    let words = [
+        ("events", "events"),
+        ("ids", "message ids"),
+        ("deliveries", "settled deliveries"),
+        ("set_aside", "set-aside deliveries"),
+        ("sessions", "sessions' texts"),
+        ("values", "expired values"),
+    ];
+    let text: String = words.iter().map(|(name, what)| some(number(s, &format!("/pruned/{name}")), what)).collect();
+    text.trim_start_matches(", ").to_owned()
+}
+
 fn print_status(s: &Value, json: bool, ui: &mut Ui) -> Done {
     if json {
         ui.json(s)?;
@@ -47,7 +66,14 @@ fn print_status(s: &Value, json: bool, ui: &mut Ui) -> Done {
         .collect();
     let failed = number(s, "/hooks/failed");
     let aside = if failed > 0 { format!(", {failed} set aside (ostler hooks failed)") } else { String::new() };
-    let hooks = format!("{} pending, {} delivered{aside}", number(s, "/hooks/pending"), number(s, "/hooks/delivered"));
+    let off = if s["hooks"]["off"] == true { ", SWITCHED OFF: too many threads hang (restart)" } else { "" };
+    let hooks = format!(
+        "{} pending, {} delivered{aside}{}{}{off}",
+        number(s, "/hooks/pending"),
+        number(s, "/hooks/delivered"),
+        some(number(s, "/hooks/orphaned"), "orphaned"),
+        some(number(s, "/hooks/lost_threads"), "threads lost"),
+    );
     let dropped = match number(s, "/dropped_log_lines") {
         0 => String::new(),
         n => format!("{} dropped", count(n, "line")),
@@ -65,6 +91,7 @@ fn print_status(s: &Value, json: bool, ui: &mut Ui) -> Done {
         ("messages", waiting.join(", ")),
         ("hooks", hooks),
         ("threads", text(s, "/threads")),
+        ("removed", removed(s)),
         ("log", dropped),
     ];
     ui.say(title)?;

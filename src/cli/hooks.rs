@@ -1,5 +1,6 @@
 //! `hooks`: what is registered, what was set aside, and trying scripts out.
 
+use std::collections::BTreeSet;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
@@ -167,35 +168,46 @@ fn failed(client: &Client, p: &Plain, ui: &mut Ui) -> Done {
             text(e, "/event"),
             text(e, "/key"),
             handler.join(" "),
+            text(e, "/state"),
             text(e, "/attempts"),
             ago,
             text(e, "/error"),
         ]
     };
-    let headers = ["id", "event", "key", "handler", "attempts", "when", "error"];
+    let headers = ["id", "event", "key", "handler", "state", "attempts", "when", "error"];
     let text = table(ui, &headers, items(&all).iter().map(row).collect());
     ui.say(text)?;
     Ok(0)
 }
 
 fn aside(client: &Client, a: &Aside, retry: bool, ui: &mut Ui) -> Done {
-    let mut ids: Vec<String> = match &a.id {
-        Some(id) => vec![id.clone()],
-        None => {
-            let all = client.get("/v1/hooks/failed").map_err(|e| Failure::api("hooks", &e))?;
-            items(&all).iter().map(|e| text(e, "/event_id")).collect()
-        }
-    };
-    // One event may be set aside for several handlers: the API takes it by its id, once.
-    ids.sort();
-    ids.dedup();
-    for id in &ids {
+    let act = |id: &str, ui: &mut Ui| -> Result<(), Failure> {
         let path = format!("/v1/hooks/failed/{}", segment(id));
         let done = if retry { client.post(&format!("{path}/retry"), None) } else { client.delete(&path) };
         done.map_err(|e| Failure::api(id, &e))?;
         ui.say(format!("{id}: {}", if retry { "will be delivered again" } else { "discarded" }))?;
+        Ok(())
+    };
+    if let Some(id) = &a.id {
+        act(id, ui)?;
+        return Ok(0);
     }
-    if ids.is_empty() {
+    // One event may be set aside for several handlers: the API takes it by its id, once. What was retried may be set aside
+    // again before the end; it is not taken twice.
+    let mut taken = BTreeSet::new();
+    loop {
+        let all = client.get("/v1/hooks/failed").map_err(|e| Failure::api("hooks", &e))?;
+        let set_aside = items(&all).iter().filter(|e| text(e, "/state") != "orphaned");
+        let ids: BTreeSet<String> = set_aside.map(|e| text(e, "/event_id")).filter(|id| !taken.contains(id)).collect();
+        if ids.is_empty() {
+            break;
+        }
+        for id in &ids {
+            act(id, ui)?;
+        }
+        taken.extend(ids);
+    }
+    if taken.is_empty() {
         ui.say("nothing was set aside")?;
     }
     Ok(0)

@@ -258,7 +258,8 @@ pub fn needs_restart(changed: &[String]) -> Vec<String> {
 }
 
 fn restarts(key: &str) -> bool {
-    key.starts_with("http.") || key == "http"
+    // The hook threads stay as many as they were: a key's events would change their thread, and with it their order.
+    key.starts_with("http.") || key == "http" || key == "hooks.threads"
 }
 
 /// Puts every field of a section into the map. The pattern has no `..`, so a new field cannot be forgotten.

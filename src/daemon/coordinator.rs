@@ -16,14 +16,14 @@ use super::mailbox::Mailbox;
 use super::registry::{Room, Wish};
 use super::report::Report;
 use super::signals::Signal;
-use super::{desk, notify, reload, watchdog, worker};
+use super::{desk, notify, prune, reload, watchdog, worker};
 use crate::agent::Interrupt;
 use crate::clock;
 use crate::config::{AgentKind, Resume};
 use crate::model::event::{HookEvent, StopReason, Urgency};
 use crate::model::lifecycle::{Action, Event, Lifecycle, Phase};
 use crate::model::recovery::continuation_delay_s;
-use crate::store::{Admission, Recovered, StopNote};
+use crate::store::{Admission, Pruned, Recovered, StopNote};
 use crate::thread;
 
 /// A sign of life while a turn runs.
@@ -50,8 +50,8 @@ pub enum News {
     WorkerEnded(i64),
     /// A reload ended.
     Reloaded(Result<Reloaded, String>),
-    /// A pruning step ended; whether there is more.
-    Pruned(bool),
+    /// A step of retention ended; what it removed.
+    Pruned(Option<Pruned>),
     /// The clean record was written, and the store checkpointed and released; or one of them failed.
     Closed(bool),
 }
@@ -95,6 +95,7 @@ pub struct Coordinator {
     pruning: bool,
     /// Asked for again while a round was under way.
     prune_again: bool,
+    pruned: prune::Round,
     leave: bool,
     hooks_abandoned: bool,
     /// The clean record is written and the store closed: else the next boot has to see to it.
@@ -125,6 +126,7 @@ impl Coordinator {
             reloading: Vec::new(),
             pruning: false,
             prune_again: false,
+            pruned: prune::Round::default(),
             leave: false,
             hooks_abandoned: false,
             released: true,
@@ -252,7 +254,7 @@ impl Coordinator {
         }
         if self.prune_at <= now && !self.pruning {
             self.pruning = true;
-            self.aside("prune", |house| Some(News::Pruned(prune(house))));
+            self.aside("prune", |house| Some(News::Pruned(prune::step(house))));
         }
         if let Some((sid, Some(since))) = self.house.registry.solo()
             && since + ALONE <= now
@@ -469,8 +471,9 @@ impl Coordinator {
                 self.released = done;
                 self.step(Event::StoreClosed);
             }
-            News::Pruned(more) => {
+            News::Pruned(step) => {
                 self.pruning = false;
+                let more = self.pruned.went_on(step);
                 let again = std::mem::take(&mut self.prune_again) || more;
                 self.prune_at = Instant::now() + if again { Duration::ZERO } else { PRUNE };
             }
@@ -658,22 +661,6 @@ impl Coordinator {
         };
         if let Err(e) = thread::spawn("close", thread::IO_STACK, body) {
             log::error!("stop: no thread to close the store: {e}");
-        }
-    }
-}
-
-/// One round of pruning. Whether there may be more.
-fn prune(house: &House) -> bool {
-    match house.store.prune(house.config().retention.clone()) {
-        Ok(pruned) => {
-            if pruned.total() > 0 {
-                log::debug!("pruned: {pruned:?}");
-            }
-            pruned.total() > 0
-        }
-        Err(e) => {
-            log::warn!("nothing can be pruned now: {e}");
-            false
         }
     }
 }

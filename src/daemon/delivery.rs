@@ -20,8 +20,11 @@ use crate::hooks::{Delivered, Event};
 use crate::model::event::EndReason;
 use crate::store::{Owed, Settled};
 
-/// Deliveries held in memory.
+/// Deliveries held in memory that could be made now.
 const WINDOW: usize = 512;
+/// Deliveries held in memory, with those that wait to be tried again: one handler that fails for all keys must not keep
+/// the others from theirs.
+const HELD: usize = 16 * WINDOW;
 /// Calls under way at once.
 const CALLS: usize = 32;
 /// After a refusal of the store or of a full hook thread.
@@ -218,7 +221,9 @@ impl Pump {
     }
 
     fn fill(&mut self) {
-        while self.more && self.window.len() < WINDOW {
+        let now = Instant::now();
+        let mut ready = self.window.values().filter(|i| i.not_before.is_none_or(|at| at <= now)).count();
+        while self.more && ready < WINDOW && self.window.len() < HELD {
             match self.house.store.pending_deliveries(self.cursor, WINDOW) {
                 Ok(page) => {
                     self.more = page.len() == WINDOW;
@@ -229,6 +234,7 @@ impl Pump {
                         }
                         let wait = u64::try_from(owed.next_at - clock::now()).unwrap_or(0);
                         let not_before = (wait > 0).then(|| Instant::now() + Duration::from_millis(wait).min(LONGEST));
+                        ready += usize::from(not_before.is_none());
                         self.lanes.entry(lane(&owed)).or_default().insert(owed.did);
                         self.window.insert(owed.did, Item { owed, state: State::Waiting, not_before });
                     }
@@ -299,7 +305,8 @@ impl Pump {
             Delivered::NotCalled => {
                 item.owed.attempts -= 1;
                 item.state = State::Waiting;
-                item.not_before = Some(Instant::now() + AGAIN);
+                // Switched off, they come back with a restart only.
+                item.not_before = Some(Instant::now() + if self.house.hooks.is_off() { LONGEST } else { AGAIN });
                 return;
             }
             Delivered::Failed(why) | Delivered::TimedOut(why) if item.owed.attempts >= attempts => {
@@ -335,6 +342,10 @@ impl Pump {
                 self.forget(did);
             }
             (true, Settled::Delivered | Settled::Orphaned) => {
+                if settled == Settled::Orphaned {
+                    log::warn!(key = item.owed.key, hook = item.owed.handler.script, event = item.owed.event_id;
+                        "orphaned: {} is not registered any more", item.owed.handler);
+                }
                 if item.owed.fields["reason"] == EndReason::Deleted.as_str() {
                     // The text of a deleted session waits for its ends.
                     self.house.prune_now();

@@ -394,7 +394,9 @@ impl Desk {
             "request_id": request.request_id, "tool": request.tool.id, "title": request.tool.title, "kind": request.tool.kind,
             "input": detail("rawInput"), "locations": detail("locations"), "options": options,
         });
-        let event = hook_event(HookEvent::Permission, &self.identity.key, fields, None);
+        let upto = self.house.store.newest_entry(self.sid).unwrap_or(0);
+        let stood = (self.identity.session_id.clone(), upto);
+        let event = hook_event(HookEvent::Permission, &self.identity.key, fields, Some(stood));
         let (mailbox, id) = (self.mailbox.clone(), request.request_id);
         self.house.hooks.ask(event, Box::new(move |verdict| mailbox.post(|l| l.verdicts.push((id, verdict)))));
     }

@@ -9,7 +9,11 @@ use super::house::House;
 use crate::clock::Millis;
 use crate::hooks::Home;
 use crate::model::event::Entry;
+use crate::model::session::{id_fault, key_fault, text_fault};
 use crate::store::{Accept, Error, Refusal, Store, Target};
+
+/// The most text of a transcript in one answer, in bytes: it lies in memory twice.
+const TRANSCRIPT: usize = 32 * 1024 * 1024;
 
 /// The store, and the house once it stands (scripts are loaded before it).
 pub struct Scripts {
@@ -40,7 +44,16 @@ fn text(e: Error) -> String {
 
 impl Home for Scripts {
     fn transcript(&self, session_id: &str, after: i64, limit: usize, upto: Option<i64>) -> Result<Vec<Entry>, String> {
-        self.store.entries(session_id, after, upto.unwrap_or(i64::MAX), limit.min(10_000)).map_err(text)
+        let found = self.store.entries(session_id, after, upto.unwrap_or(i64::MAX), limit.min(10_000), TRANSCRIPT);
+        let Some(entries) = found.map_err(text)? else {
+            return Err(format!("more than {TRANSCRIPT} bytes of text: ask for fewer entries at once (limit)"));
+        };
+        if entries.is_empty() && self.store.is_purged(session_id).map_err(text)? {
+            return Err(format!(
+                "the text of session {session_id} is gone: it was deleted, or is older than what is kept"
+            ));
+        }
+        Ok(entries)
     }
 
     fn kv_get(&self, key: &str) -> Result<Option<Value>, String> {
@@ -64,11 +77,14 @@ impl Home for Scripts {
     /// Never runs `message` handlers.
     fn send(&self, key: &str, body: &str, id: Option<&str>) -> Result<Value, String> {
         let house = self.house()?;
-        if let Some(fault) = crate::model::session::key_fault(key) {
+        if let Some(fault) = key_fault(key) {
             return Err(format!("{key:?}: {fault}"));
         }
-        if body.trim().is_empty() {
-            return Err("a message is never empty".to_owned());
+        if let Some(fault) = text_fault(body) {
+            return Err(format!("text: {fault}"));
+        }
+        if let Some(fault) = id.and_then(id_fault) {
+            return Err(format!("id: {fault}"));
         }
         let accept = Accept {
             key: key.to_owned(),
@@ -82,7 +98,7 @@ impl Home for Scripts {
         let accepted = super::accept(&house, accept).map_err(text)?;
         Ok(json!({
             "session_id": accepted.session_id, "turn_id": accepted.turn_id, "message_id": accepted.message_id,
-            "duplicate": accepted.duplicate,
+            "duplicate": accepted.duplicate, "deferred": accepted.deferred, "queued": accepted.queued,
         }))
     }
 

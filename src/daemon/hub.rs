@@ -244,7 +244,7 @@ mod tests {
     use std::time::Duration;
 
     fn commit(key: &str, seq: i64) -> Commit {
-        Commit { events: vec![Published { seq, key: key.into() }], deliveries: 0 }
+        Commit { events: vec![Published { seq, key: key.into() }], ..Commit::default() }
     }
 
     #[test]

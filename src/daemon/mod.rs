@@ -29,6 +29,7 @@ pub mod limits;
 pub mod lock;
 pub mod mailbox;
 mod notify;
+mod prune;
 pub mod registry;
 mod reload;
 pub mod report;
@@ -90,6 +91,7 @@ pub fn serve(options: ServeOptions) -> i32 {
 }
 
 fn start(mut options: ServeOptions) -> Result<i32, NoStart> {
+    crate::sys::bound_arenas();
     let bad_config = |e: String| NoStart(exit::CONFIG, e);
     options.config.hooks.dir = config::paths::hooks_dir(&options.config);
     let (safe, by) = limits::threads();
@@ -388,9 +390,8 @@ pub fn accept(house: &Arc<House>, accept: Accept) -> Result<Accepted, Error> {
 #[must_use]
 pub fn ask(house: &House, event: Event) -> Verdict {
     let (send, receive) = crossbeam_channel::bounded(1);
-    let handlers = u32::try_from(house.hooks.handlers(event.kind).len()).unwrap_or(1).max(1);
     // The hooks answer within their own timeouts, a lost thread included; this bound is for a fault in them.
-    let patience = house.config().hooks.timeout * handlers * 2 + Duration::from_secs(30);
+    let patience = house.hooks.patience().saturating_add(Duration::from_secs(30));
     house.hooks.ask(
         event,
         Box::new(move |verdict| {

@@ -358,13 +358,14 @@ impl Worker {
                 Ok(ended) => {
                     self.house().tally.turn(ended.outcome);
                     self.desk.work |= ended.more;
-                    let took = i64::try_from(since.elapsed().as_millis()).unwrap_or(i64::MAX);
-                    let fields = json!({ "outcome": ended.outcome, "duration_ms": took, "text": running.answer });
-                    self.notify(HookEvent::TurnEnd, begun, fields);
+                    self.tell_end(begun, ended.outcome, &running.answer, since);
                     return if ended.more { Next::More } else { Next::Rest };
                 }
                 Err(Error::Refused(_)) => {
                     // Somebody else ended it, or this very write was kept although its commit was in doubt.
+                    if let Some(outcome) = store.turn(&begun.turn_id).ok().and_then(|t| Outcome::parse(&t.state)) {
+                        self.tell_end(begun, outcome, &running.answer, since);
+                    }
                     return match store.peek_turn(self.desk.sid) {
                         Ok(Some(_)) => {
                             self.desk.work = true;
@@ -383,6 +384,11 @@ impl Worker {
                 }
             }
         }
+    }
+
+    fn tell_end(&self, begun: &Begun, outcome: Outcome, answer: &str, since: Instant) {
+        let took = i64::try_from(since.elapsed().as_millis()).unwrap_or(i64::MAX);
+        self.notify(HookEvent::TurnEnd, begun, json!({ "outcome": outcome, "duration_ms": took, "text": answer }));
     }
 
     fn notify(&self, kind: HookEvent, begun: &Begun, fields: serde_json::Value) {

@@ -95,6 +95,12 @@ impl Lane {
         waiting
     }
 
+    /// How many tasks wait, with the one that runs.
+    pub fn load(&self) -> usize {
+        let inner = lock(&self.inner);
+        inner.queue.len() + usize::from(inner.running.is_some())
+    }
+
     /// When the call that runs will be given up.
     pub fn lost_at(&self) -> Option<Instant> {
         lock(&self.inner).running.as_ref().map(|r| r.lost_at)

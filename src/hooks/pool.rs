@@ -181,6 +181,17 @@ impl Hooks {
         self.pool.put(lane, Task::Ask { event: Arc::new(event), left: None, answer: None, done: contained(done) });
     }
 
+    /// Within what time [`Self::ask`] answers, come what may: when each handler that is waited for, of what stands before it
+    /// too, takes all of its time, and a state has to be made for each.
+    #[must_use]
+    pub fn patience(&self) -> Duration {
+        let plan = self.pool.plan();
+        let waited_for = plan.registered.handlers.iter().filter(|h| h.id.event.is_synchronous());
+        let one: Duration = waited_for.map(|h| h.timeout + self.pool.tuning.grace + plan.time_to_build()).sum();
+        let before = self.pool.lanes.get().and_then(|lanes| lanes.last()).map_or(0, |lane| lane.load());
+        one.saturating_mul(u32::try_from(before).unwrap_or(u32::MAX).saturating_add(1))
+    }
+
     /// Another set of scripts: calls that run finish on the old one, whatever comes after goes to the new one. The
     /// count of threads stays what it was when the first scripts came.
     ///
@@ -226,6 +237,12 @@ impl Hooks {
     #[must_use]
     pub fn lost(&self) -> usize {
         self.pool.lost.load(Ordering::Relaxed)
+    }
+
+    /// Whether too many threads were given up, so that no handler is called until the daemon is restarted.
+    #[must_use]
+    pub fn is_off(&self) -> bool {
+        self.pool.off.load(Ordering::Acquire)
     }
 
     /// From now on nothing but `stopped` is called: what waits is answered (`NotCalled`), what runs goes on until its

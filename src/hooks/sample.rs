@@ -15,7 +15,7 @@ pub fn sample(event: HookEvent) -> Event {
     let of_session =
         !matches!(event, HookEvent::DaemonStart | HookEvent::Shutdown | HookEvent::Stopped | HookEvent::Reload);
     // Those of which the daemon says where the session stood.
-    let stands = of_session && !matches!(event, HookEvent::Message | HookEvent::Permission);
+    let stands = of_session && event != HookEvent::Message;
     Event {
         kind: event,
         event_id: Uuid::now_v7().to_string(),

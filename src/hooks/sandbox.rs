@@ -222,7 +222,7 @@ impl Sandbox {
         let (stopped, past) = (deadline.fired(), deadline.past());
         deadline.set(None);
         match outcome {
-            _ if stopped => Outcome::Stopped(deadline.trace()),
+            _ if stopped => Outcome::Stopped(tidy(&deadline.trace())),
             // What Rust does for a script stops by itself, with an error.
             Ok(Ok(Outcome::Raised(why))) if past => Outcome::Stopped(why),
             Ok(Ok(outcome)) => outcome,
@@ -337,7 +337,8 @@ pub fn message(e: &Error) -> String {
 fn tidy(text: &str) -> String {
     let ours = |line: &&str| {
         let line = line.trim_start();
-        !line.starts_with("ostler:") && !line.starts_with("[C]: in ?") && line != "[C]: in function 'xpcall'"
+        let called = line.starts_with("[C]: in") && line.ends_with("'xpcall'");
+        !(called || line.starts_with("ostler:") || line.starts_with("[C]: in ?"))
     };
     text.lines().enumerate().filter(|(n, line)| *n == 0 || ours(line)).map(|(_, l)| l).collect::<Vec<_>>().join("\n")
 }

@@ -411,6 +411,9 @@ fn every(lua: &Lua, registry: &Mutex<Registry>, args: &Args, default: Duration) 
     let schedule = Schedule::parse(&when).map_err(|why| Fault::text(format!("when: '{when}': {why}")))?;
     let run = function_at(args, 1)?;
     let options = args.options(2, &["name", "timeout"])?;
+    if args.more_than(3) {
+        return Err(Fault::text("three arguments expected: when, a function and options"));
+    }
     let timeout = timeout_option(options.as_ref(), default)?;
     let script = registry.script.clone();
     let nth = registry.timers.iter().filter(|(t, _)| t.script == script).count() + 1;

@@ -105,7 +105,8 @@ impl Home for Scratch {
         let there = kv.get(key).filter(|(_, until)| alive(*until, now)).cloned();
         // As the store has it: the first sets how long it lives.
         let (before, until) = there.unwrap_or_else(|| (json!(0), ttl.and_then(|ttl| now.checked_add(ttl))));
-        let sum = before.as_i64().unwrap_or(0).saturating_add(by);
+        let before = before.as_i64().ok_or("the value there is no integer")?;
+        let sum = before.checked_add(by).ok_or("the sum is beyond 64 bits")?;
         kv.insert(key.to_owned(), (json!(sum), until));
         Ok(sum)
     }
@@ -117,7 +118,10 @@ impl Home for Scratch {
         if !duplicate {
             sent.push((key.to_owned(), text.to_owned(), id.clone()));
         }
-        Ok(json!({ "session_id": SESSION, "turn_id": "trial", "message_id": id, "duplicate": duplicate }))
+        Ok(
+            json!({ "session_id": SESSION, "turn_id": "trial", "message_id": id, "duplicate": duplicate, "deferred": false,
+            "queued": 0 }),
+        )
     }
 
     fn session_info(&self, key: &str) -> Result<Option<Value>, String> {

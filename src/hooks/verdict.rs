@@ -7,6 +7,7 @@ use serde_json::Value as Json;
 use super::Event;
 use super::api::{self, Fault};
 use crate::model::event::HookEvent;
+use crate::model::session::text_fault;
 
 /// What a synchronous handler wants.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -63,12 +64,20 @@ fn field(table: &Table, name: &str) -> Result<Option<String>, Fault> {
     }
 }
 
+/// What a sender may not send, a handler may not make of it.
+fn whole(text: String, name: &str) -> Result<String, Fault> {
+    match text_fault(&text) {
+        None => Ok(text),
+        Some(fault) => Err(Fault::text(format!("{name}: {fault}"))),
+    }
+}
+
 fn message(value: &Value) -> Result<Opinion, Fault> {
     let table = fields(value, &["text", "refuse"])?;
     match (field(&table, "text")?, field(&table, "refuse")?) {
         (None, None) => Ok(Opinion::None),
-        (Some(text), None) if text.is_empty() => Err(Fault::text("text: is empty")),
-        (Some(text), None) => Ok(Opinion::Rewrite(text)),
+        (Some(text), None) if text.trim().is_empty() => Err(Fault::text("text: is empty")),
+        (Some(text), None) => whole(text, "text").map(Opinion::Rewrite),
         (None, Some(why)) => Ok(Opinion::Refuse(why)),
         (Some(_), Some(_)) => Err(Fault::text("either text or refuse")),
     }
@@ -77,7 +86,7 @@ fn message(value: &Value) -> Result<Opinion, Fault> {
 fn before_turn(value: &Value) -> Result<Opinion, Fault> {
     let table = fields(value, &["context"])?;
     Ok(match field(&table, "context")? {
-        Some(context) if !context.is_empty() => Opinion::Context(context),
+        Some(context) if !context.is_empty() => Opinion::Context(whole(context, "context")?),
         _ => Opinion::None,
     })
 }

@@ -40,6 +40,23 @@ pub fn id_fault(id: &str) -> Option<&'static str> {
     (id.is_empty() || id.len() > ID_BYTES).then_some("an id has 1 to 128 bytes")
 }
 
+/// The longest message, in bytes.
+pub const TEXT_BYTES: usize = 4 * 1024 * 1024;
+
+/// What is wrong with a message's text, or `None`.
+#[must_use]
+pub fn text_fault(text: &str) -> Option<&'static str> {
+    if text.trim().is_empty() {
+        Some("is empty")
+    } else if text.contains('\0') {
+        Some("has a NUL")
+    } else if text.len() > TEXT_BYTES {
+        Some("is longer than 4 MiB")
+    } else {
+        None
+    }
+}
+
 /// The durable mark of a session that was cut off.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Mark {

@@ -1,10 +1,12 @@
 //! The hook journal: deliveries that are due, and what became of them.
 
+use std::sync::PoisonError;
+
 use rusqlite::params;
 use serde_json::{Value, json};
 
 use super::tx::Tx;
-use super::{Error, Refusal, Store};
+use super::{Error, Pruned, Refusal, Store};
 use crate::clock::{self, Millis};
 use crate::model::event::{HandlerId, HookEvent};
 
@@ -61,6 +63,32 @@ pub struct JournalCounts {
     pub pending: i64,
     /// Set aside.
     pub failed: i64,
+}
+
+/// What became of deliveries, and what retention removed, since the store was opened.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tally {
+    /// Their handlers returned.
+    pub delivered: u64,
+    /// Failed too often.
+    pub set_aside: u64,
+    /// Their handlers were gone.
+    pub orphaned: u64,
+    /// Given up by an operator.
+    pub discarded: u64,
+    /// Removed.
+    pub pruned: Pruned,
+}
+
+impl std::ops::AddAssign for Tally {
+    fn add_assign(&mut self, more: Self) {
+        let Self { delivered, set_aside, orphaned, discarded, pruned } = more;
+        self.delivered += delivered;
+        self.set_aside += set_aside;
+        self.orphaned += orphaned;
+        self.discarded += discarded;
+        self.pruned += pruned;
+    }
 }
 
 impl Store {
@@ -158,11 +186,12 @@ impl Store {
                  AND jid IN (SELECT jid FROM journal WHERE event_id=?1)",
                 params![event_id, tx.now],
             )?;
+            tx.out.tally.discarded += n as u64;
             if n == 0 { Err(Refusal::NotFound.into()) } else { Ok(n) }
         })
     }
 
-    /// What was set aside or orphaned, newest first.
+    /// What was set aside, then what was orphaned, newest first.
     ///
     /// # Errors
     /// The store fails.
@@ -171,7 +200,7 @@ impl Store {
             let mut statement = conn.prepare_cached(
                 "SELECT j.event_id, j.event, j.key, j.session_id, d.script, d.name, d.state, d.attempts, d.error, j.at, j.fields
                  FROM deliveries d JOIN journal j ON j.jid=d.jid WHERE d.state IN ('failed', 'orphaned')
-                 ORDER BY d.did DESC LIMIT ?1",
+                 ORDER BY d.state='orphaned', d.did DESC LIMIT ?1",
             )?;
             let rows = statement.query_map([limit as i64], |r| {
                 let fields: String = r.get(10)?;
@@ -184,6 +213,12 @@ impl Store {
             })?;
             rows.collect()
         })
+    }
+
+    /// What became of deliveries, and what retention removed, since the store was opened.
+    #[must_use]
+    pub fn tally(&self) -> Tally {
+        *self.shared.tally.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// How the journal stands.
@@ -210,12 +245,19 @@ impl Tx<'_> {
             Settled::SetAside(error) => ("failed", Some(error), 0, Some(self.now)),
             Settled::Orphaned => ("orphaned", None, 0, Some(self.now)),
         };
-        self.run(
+        let n = self.run(
             "UPDATE deliveries SET state=?2, error=coalesce(?3, error), next_at=?4, settled_at=?5, attempts=attempts+?6,
              noted_by=NULL
              WHERE did=?1 AND state='pending'",
             params![did, state, error, next_at, at, one],
         )?;
+        let tally = &mut self.out.tally;
+        match settled {
+            Settled::Delivered => tally.delivered += n as u64,
+            Settled::SetAside(_) => tally.set_aside += n as u64,
+            Settled::Orphaned => tally.orphaned += n as u64,
+            Settled::Retry(..) => {}
+        }
         Ok(())
     }
 }

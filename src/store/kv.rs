@@ -5,7 +5,7 @@ use std::time::Duration;
 use rusqlite::params;
 use serde_json::Value;
 
-use super::{Error, Store};
+use super::{Error, Refusal, Store};
 use crate::clock::Millis;
 
 fn expiry(now: Millis, ttl: Option<Duration>) -> Option<Millis> {
@@ -62,16 +62,19 @@ impl Store {
         })
     }
 
-    /// Adds to a number; a name without one counts from nought. An expiry is set with the first addition only, so that a
+    /// Adds to an integer; a name without a value counts from nought. An expiry is set with the first addition only, so that a
     /// counter per minute ends with its minute.
     ///
     /// # Errors
-    /// The store fails.
+    /// [`Refusal::NoInteger`], [`Refusal::TooLarge`].
     pub fn kv_incr(&self, name: String, by: i64, ttl: Option<Duration>) -> Result<i64, Error> {
         self.write("kv_incr", move |tx| {
             let found: Option<String> = tx.row(LIVE, params![name, tx.now], |r| r.get(0))?;
-            let before = found.as_deref().and_then(|t| t.parse::<i64>().ok());
-            let after = before.unwrap_or(0).saturating_add(by);
+            let before = match &found {
+                Some(text) => text.parse::<i64>().map_err(|_| Refusal::NoInteger)?,
+                None => 0,
+            };
+            let after = before.checked_add(by).ok_or(Refusal::TooLarge)?;
             match found {
                 Some(_) => tx.run("UPDATE kv SET value=?2 WHERE name=?1", params![name, after.to_string()])?,
                 None => tx.run(

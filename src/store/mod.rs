@@ -8,7 +8,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU8, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use crate::model::event::{HandlerId, HookEvent};
@@ -30,7 +30,7 @@ mod writer;
 pub use accept::{Accept, Accepted, Limits};
 pub use activations::{Opened, OpenedSession};
 pub use boots::{BootInfo, Recovered, StopNote};
-pub use journal::{FailedEvent, JournalCounts, Owed, Settled};
+pub use journal::{FailedEvent, JournalCounts, Owed, Settled, Tally};
 pub use read::{Counts, EventRow, Page, SessionFilter, SessionView, StopOutcome, TranscriptEntry, TurnView, Wanted};
 pub use retention::Pruned;
 pub use schema::{Exam, examine, knows_session, version as schema_version};
@@ -133,6 +133,12 @@ pub enum Refusal {
     /// Turns do not start now: a stop has begun, or the daemon is held.
     #[error("turns do not start now")]
     Closed,
+    /// A value that is to be counted on is something else.
+    #[error("the value there is no integer")]
+    NoInteger,
+    /// A counter would leave its 64 bits.
+    #[error("the sum is beyond 64 bits")]
+    TooLarge,
     /// No such thing (set-aside event, report).
     #[error("no such entry")]
     NotFound,
@@ -156,6 +162,7 @@ struct Shared {
     admission: AtomicU8,
     boot: AtomicI64,
     working: AtomicBool,
+    tally: Mutex<Tally>,
     owed: RwLock<OwedTo>,
     observer: RwLock<Observer>,
 }
@@ -206,6 +213,7 @@ impl Store {
             admission: AtomicU8::new(0),
             boot: AtomicI64::new(0),
             working: AtomicBool::new(false),
+            tally: Mutex::default(),
             owed: RwLock::new(Arc::new(|_| Vec::new())),
             observer: RwLock::new(Arc::new(|_| ())),
         });

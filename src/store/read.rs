@@ -287,16 +287,44 @@ impl Store {
         .ok_or_else(|| Refusal::SessionNotFound.into())
     }
 
-    /// Plain entries for agents and hooks: after `after`, at most up to `upto`, oldest first.
+    /// Plain entries for hooks: after `after`, at most up to `upto`, oldest first. `None`: they have more than `bytes`.
     ///
     /// # Errors
     /// The store fails.
-    pub fn entries(&self, session_id: &str, after: i64, upto: i64, limit: usize) -> Result<Vec<Entry>, Error> {
+    pub fn entries(
+        &self,
+        session_id: &str,
+        after: i64,
+        upto: i64,
+        limit: usize,
+        bytes: usize,
+    ) -> Result<Option<Vec<Entry>>, Error> {
         self.read(|conn| {
             let mut statement = conn.prepare_cached(&format!(
                 "{ENTRY} WHERE e.sid=(SELECT sid FROM sessions WHERE id=?1) AND e.seq>?2 AND e.seq<=?3 ORDER BY e.seq LIMIT ?4"
             ))?;
-            statement.query_map(params![session_id, after, upto, limit as i64], entry)?.collect()
+            let mut rows = statement.query(params![session_id, after, upto, limit as i64])?;
+            let (mut found, mut size) = (Vec::new(), 0);
+            while let Some(row) = rows.next()? {
+                let entry = entry(row)?;
+                size += entry.text.len();
+                if size > bytes {
+                    return Ok(None);
+                }
+                found.push(entry);
+            }
+            Ok(Some(found))
+        })
+    }
+
+    /// Whether a session's text was removed.
+    ///
+    /// # Errors
+    /// The store fails.
+    pub fn is_purged(&self, session_id: &str) -> Result<bool, Error> {
+        self.read(|conn| {
+            let mut statement = conn.prepare_cached("SELECT purged FROM sessions WHERE id=?1")?;
+            Ok(statement.query_row([session_id], |r| r.get(0)).optional()?.unwrap_or(false))
         })
     }
 

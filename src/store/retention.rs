@@ -23,8 +23,10 @@ pub struct Pruned {
     pub events: usize,
     /// Idempotency ids.
     pub ids: usize,
-    /// Settled deliveries.
+    /// Settled deliveries, those set aside not among them.
     pub deliveries: usize,
+    /// Set-aside deliveries: never made.
+    pub set_aside: usize,
     /// Sessions whose text went.
     pub sessions: usize,
     /// Entries and turns of such sessions, and the sessions of which nothing more is known.
@@ -37,7 +39,20 @@ impl Pruned {
     /// How much in all.
     #[must_use]
     pub const fn total(&self) -> usize {
-        self.events + self.ids + self.deliveries + self.sessions + self.rows + self.kv
+        self.events + self.ids + self.deliveries + self.set_aside + self.sessions + self.rows + self.kv
+    }
+}
+
+impl std::ops::AddAssign for Pruned {
+    fn add_assign(&mut self, more: Self) {
+        let Self { events, ids, deliveries, set_aside, sessions, rows, kv } = more;
+        self.events += events;
+        self.ids += ids;
+        self.deliveries += deliveries;
+        self.set_aside += set_aside;
+        self.sessions += sessions;
+        self.rows += rows;
+        self.kv += kv;
     }
 }
 
@@ -57,17 +72,20 @@ impl Store {
             let mut left = ROWS;
             let sessions = tx.purge_sessions(ended, &mut left)?;
             tx.forget_sessions(ids, &mut left)?;
-            Ok(Pruned {
+            let pruned = Pruned {
                 events: tx.prune_events(events)?,
                 ids: tx.prune_ids(ids)?,
-                deliveries: tx.prune_deliveries(journal, set_aside)?,
+                deliveries: tx.prune_deliveries("('delivered', 'orphaned', 'discarded')", journal)?,
+                set_aside: tx.prune_deliveries("('failed')", set_aside)?,
                 sessions,
                 rows: ROWS - left,
                 kv: tx.run(
                     "DELETE FROM kv WHERE name IN (SELECT name FROM kv WHERE expires_at<=?1 LIMIT ?2)",
                     params![tx.now, STEP],
                 )?,
-            })
+            };
+            tx.out.tally.pruned += pruned;
+            Ok(pruned)
         })
     }
 }
@@ -120,16 +138,13 @@ impl Tx<'_> {
         Ok(())
     }
 
-    fn prune_deliveries(&mut self, settled: Option<Millis>, set_aside: Option<Millis>) -> Result<usize, Error> {
-        let mut gone = Vec::new();
-        for (states, before) in [("('delivered', 'orphaned', 'discarded')", settled), ("('failed')", set_aside)] {
-            let Some(before) = before else { continue };
-            gone.extend(self.rows(
-                &format!("SELECT did, jid FROM deliveries WHERE settled_at<?1 AND state IN {states} LIMIT ?2"),
-                params![before, STEP],
-                |r| Ok((r.get::<_, i64>(0)?, r.get::<_, i64>(1)?)),
-            )?);
-        }
+    fn prune_deliveries(&mut self, states: &str, before: Option<Millis>) -> Result<usize, Error> {
+        let Some(before) = before else { return Ok(0) };
+        let gone = self.rows(
+            &format!("SELECT did, jid FROM deliveries WHERE settled_at<?1 AND state IN {states} LIMIT ?2"),
+            params![before, STEP],
+            |r| Ok((r.get::<_, i64>(0)?, r.get::<_, i64>(1)?)),
+        )?;
         for (did, jid) in &gone {
             self.run("DELETE FROM deliveries WHERE did=?1", [did])?;
             self.run(
@@ -190,14 +205,14 @@ impl Tx<'_> {
     }
 
     /// Forgets sessions whose text is gone, once no id of theirs is kept any more: their turns, their messages, their
-    /// activations and they themselves. So what ends and is not kept leaves nothing, and the database does not grow.
+    /// activations and they themselves. A set-aside event may be tried again, and then asks for its session. So what ends and is not kept leaves nothing, and the database does not grow.
     fn forget_sessions(&mut self, ids_before: Option<Millis>, left: &mut usize) -> Result<(), Error> {
         let Some(before) = ids_before else { return Ok(()) };
         let sessions = self.rows(
             "SELECT sid FROM sessions WHERE purged=1 AND ended_at<?1
              AND NOT EXISTS (SELECT 1 FROM messages m WHERE m.sid=sessions.sid AND m.client_id IS NOT NULL)
              AND NOT EXISTS (SELECT 1 FROM journal j JOIN deliveries d ON d.jid=j.jid
-                             WHERE j.sid=sessions.sid AND d.state='pending') LIMIT 100",
+                             WHERE j.sid=sessions.sid AND d.state IN ('pending', 'failed')) LIMIT 100",
             [before],
             |r| r.get::<_, i64>(0),
         )?;

@@ -188,7 +188,8 @@ impl Rig {
     /// The transcript of a session: `role: text`.
     pub fn transcript(&self, session_id: &str) -> Vec<String> {
         self.store
-            .entries(session_id, 0, i64::MAX, 1000)
+            .entries(session_id, 0, i64::MAX, 1000, usize::MAX)
+            .unwrap()
             .unwrap()
             .into_iter()
             .map(|e| format!("{}: {}", e.role, e.text))

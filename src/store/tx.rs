@@ -6,7 +6,7 @@ use rusqlite::{Connection, params};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use super::{Admission, Error, Shared};
+use super::{Admission, Error, Shared, Tally};
 use crate::clock::{self, Millis};
 use crate::model::event::{EventKind, HookEvent};
 
@@ -43,6 +43,8 @@ pub struct Commit {
     pub events: Vec<Published>,
     /// How many deliveries to handlers became due.
     pub deliveries: usize,
+    /// What was counted.
+    pub tally: Tally,
 }
 
 impl Commit {
@@ -50,13 +52,14 @@ impl Commit {
         self.events.is_empty() && self.deliveries == 0
     }
 
-    pub(super) const fn mark(&self) -> (usize, usize) {
-        (self.events.len(), self.deliveries)
+    pub(super) const fn mark(&self) -> (usize, usize, Tally) {
+        (self.events.len(), self.deliveries, self.tally)
     }
 
-    pub(super) fn truncate(&mut self, mark: (usize, usize)) {
+    pub(super) fn truncate(&mut self, mark: (usize, usize, Tally)) {
         self.events.truncate(mark.0);
         self.deliveries = mark.1;
+        self.tally = mark.2;
     }
 }
 

@@ -218,6 +218,7 @@ impl Writer {
     }
 
     fn answer(&self, group: Vec<Box<dyn Work>>, outcomes: Vec<Result<(), Error>>, commit: &Commit) {
+        *self.shared.tally.lock().unwrap_or_else(PoisonError::into_inner) += commit.tally;
         if !commit.is_empty() {
             let observer = self.shared.observer.read().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
             observer(commit);

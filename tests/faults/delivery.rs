@@ -1,8 +1,10 @@
 //! SIGKILL between any two steps of a delivery, and handlers that are the death of the daemon.
 
-use serde_json::Value;
+use ostler::client::session_path;
+use serde_json::{Value, json};
+use ureq::http::Method;
 
-use crate::daemon::Daemon;
+use crate::daemon::{Daemon, PATIENCE};
 use crate::rig::{Came, FS, NOTE, boot_ready, calls, check_calls, end};
 
 /// Hit by a delivery in the boot that journalled the event.
@@ -41,6 +43,76 @@ fn deaths_between_steps() {
         let times = calls.iter().filter(|c| c["id"] == start).count();
         let committed = matches!(*point, "settle_delivery.committed" | "delivery.kept");
         assert!(if committed { times == 1 } else { times <= 3 }, "{point}: {calls:#?}");
+    }
+}
+
+/// As [`NOTE`], by another handler.
+fn second() -> String {
+    NOTE.replace("event = ev.event", "hook = \"second\", event = ev.event").replace("\"note\"", "\"second\"")
+}
+
+/// Talks, resets and talks again, as far as it gets: two activations, and two handlers owed five events each.
+fn converse(d: &Daemon) {
+    let talk = || -> Option<()> {
+        let until = Some(std::time::Instant::now() + PATIENCE);
+        for text in ["one", "two"] {
+            let (path, body) = (session_path("local:a", "/messages"), json!({ "text": text }));
+            let turn = d.client().stream_until(&path, Method::POST, Some(&body), None, until).ok()?;
+            turn.last()?.ok()?;
+            d.client().post(&session_path("local:a", "/reset"), None).ok()?;
+        }
+        Some(())
+    };
+    let _ = talk();
+}
+
+/// Promise 2, further on: the death comes at the n-th delivery, with two handlers under way.
+#[test]
+fn deaths_between_steps_of_several_handlers() {
+    // What the transactions that journal are called: an event is committed there, and handed to nobody yet.
+    let journalled = ["open_activation.committed", "reset.committed", "open_activation.inside", "reset.inside"];
+    let deaths = FIRST.iter().flat_map(|point| [2, 3, 5, 7].map(|n| (*point, n)));
+    for (point, n) in deaths.chain(journalled.iter().flat_map(|point| [1, 2].map(|n| (*point, n)))) {
+        let hooks = Daemon::new().config(FS).hook("note.lua", NOTE).hook("second.lua", &second());
+        let mut d = boot_ready(hooks, &format!("{point}=kill:{n}"));
+        converse(&d);
+        assert_eq!(end(&mut d), Came::Died, "{point} {n}");
+        d.check(false);
+        let mut d = boot_ready(d, "");
+        assert_eq!(d.turn("local:a", "three").outcome(), "completed");
+        assert_eq!(d.stop(), 0, "{point} {n}");
+        check_calls(&d);
+    }
+}
+
+/// What another handler does after it has noted its call: it kills the daemon from within it.
+const KILL: &str = "f:close()\n  ostler.exec { argv = { \"sh\", \"-c\", \"kill -9 $PPID\" } }";
+
+/// Promise 2: killed while a handler runs, beside one that was called before it or is called after it: each event comes to
+/// both, again only as redelivered.
+#[test]
+fn deaths_within_a_handler() {
+    for name in ["a-second.lua", "z-second.lua"] {
+        let config = FS.replace("[\"fs\"]", "[\"fs\", \"exec\"]");
+        let mut d = Daemon::new().config(&config).hook("note.lua", NOTE);
+        d.write_hook(name, &second().replace("f:close()", KILL));
+        for n in 0..2 {
+            d = boot_ready(d, "");
+            if n == 0 {
+                let _ = d.try_post("local:a", "one", None);
+            }
+            assert_eq!(end(&mut d), Came::Died, "{name} {n}");
+            d.check(false);
+        }
+        d.write_hook(name, &second());
+        let mut d = boot_ready(d, "");
+        assert_eq!(d.turn("local:a", "two").outcome(), "completed");
+        assert_eq!(d.stop(), 0);
+        check_calls(&d);
+        let calls = calls(&d);
+        let deadly = calls.iter().filter(|c| c["hook"] == "second" && c["id"] == calls[0]["id"]);
+        let attempts: Vec<i64> = deadly.map(|c| c["attempt"].as_i64().unwrap()).collect();
+        assert_eq!(attempts, [1, 2, 3], "{calls:#?}");
     }
 }
 

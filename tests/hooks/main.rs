@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, missing_docs)]
 
 mod events;
+mod hostile;
 mod reload;
 
 use std::os::unix::fs::PermissionsExt;
@@ -40,13 +41,20 @@ struct Answered {
 impl Daemon {
     /// Starts one with a script, which may write below `out`, and waits until it is ready.
     fn start(script: &str, config: &str) -> Self {
+        Self::start_with(&[("a.lua".to_owned(), script.to_owned())], config)
+    }
+
+    /// The same with several scripts.
+    fn start_with(scripts: &[(String, String)], config: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let at = |name: &str| dir.path().join(name);
         for sub in ["hooks.d", "out"] {
             std::fs::create_dir(at(sub)).unwrap();
             std::fs::set_permissions(at(sub), std::fs::Permissions::from_mode(0o755)).unwrap();
         }
-        put(&at("hooks.d/a.lua"), script);
+        for (name, script) in scripts {
+            put(&at("hooks.d").join(name), script);
+        }
         let out = at("out");
         let hooks = format!(
             "[hooks]\nallow = [\"fs\"]\nfs_roots = [\"{0}\"]\nconfig = {{ out = \"{0}/log\" }}\n",

@@ -8,7 +8,7 @@ use crate::daemon::{Daemon, fake};
 use ostler::client::session_path;
 
 /// Logs each event with its fields, and for session events its transcript.
-const RECORD: &str = r#"
+pub const RECORD: &str = r#"
 for _, name in ipairs({ "daemon_start", "session_start", "session_end", "session_closed", "turn_start", "turn_end", "shutdown", "stopped", "reload" }) do
   ostler.on(name, function(ev)
     local t = { event = ev.event, key = ev.key, event_id = ev.event_id, attempt = ev.attempt, redelivered = ev.redelivered,
@@ -25,26 +25,26 @@ for _, name in ipairs({ "daemon_start", "session_start", "session_end", "session
 end
 "#;
 
-fn parse(line: &str) -> Option<Value> {
+pub fn parse(line: &str) -> Option<Value> {
     let at = line.find("REC ")? + 4;
     serde_json::Deserializer::from_str(&line[at..]).into_iter().next()?.ok()
 }
 
 /// What the recorder has written from a line of the log on.
-fn records(d: &Daemon, from: usize) -> Vec<Value> {
+pub fn records(d: &Daemon, from: usize) -> Vec<Value> {
     d.log.all().iter().skip(from).filter_map(|l| parse(l)).collect()
 }
 
 #[track_caller]
-fn wait_record(d: &Daemon, from: usize, event: &str) -> Value {
+pub fn wait_record(d: &Daemon, from: usize, event: &str) -> Value {
     parse(&d.log.find(from, event, |l| parse(l).is_some_and(|r| r["event"] == event))).unwrap()
 }
 
-fn kinds(records: &[Value], key: &str) -> Vec<String> {
+pub fn kinds(records: &[Value], key: &str) -> Vec<String> {
     records.iter().filter(|r| r["key"] == key).map(|r| r["event"].as_str().unwrap().to_owned()).collect()
 }
 
-/// Each event of a life, in order, with its fields; the transcript is the real one, also at the stop; `stopped` is last.
+/// Checklist 39. Each event of a life, in order, with its fields; the transcript is the real one, also at the stop; `stopped` is last.
 #[test]
 fn every_event_is_told() {
     let mut d = Daemon::new().hook("10-record.lua", RECORD).start();
@@ -142,7 +142,7 @@ fn a_message_hook_that_fails() {
     assert_eq!(d.stop(), 0);
 }
 
-/// A handler that errors costs no other handler anything; the error names script, line, event and key; what keeps failing
+/// Checklist 37. A handler that errors costs no other handler anything; the error names script, line, event and key; what keeps failing
 /// is set aside, listed, and can be retried or discarded.
 #[test]
 fn a_handler_that_errors() {
@@ -172,7 +172,7 @@ fn a_handler_that_errors() {
     assert_eq!(d.stop(), 0);
 }
 
-/// A handler that never returns is cut off at its timeout; others and the stop go on; what it had is delivered by the next
+/// Checklist 36. A handler that never returns is cut off at its timeout; others and the stop go on; what it had is delivered by the next
 /// boot under the same event_id.
 #[test]
 fn a_handler_that_never_returns() {
@@ -199,7 +199,7 @@ fn a_handler_that_never_returns() {
     assert_eq!(d.stop(), 0);
 }
 
-/// Order is promised a key and a handler, retries included: a script's end of one stretch, or its being set aside, comes
+/// Checklist 34. Order is promised a key and a handler, retries included: a script's end of one stretch, or its being set aside, comes
 /// before its start of the next; other keys do not wait.
 #[test]
 fn an_end_comes_before_the_next_start() {
@@ -243,7 +243,7 @@ fn a_death_in_a_handler() {
     assert_eq!(d.sql::<i64>("SELECT count(*) FROM deliveries WHERE state<>'delivered'"), 0);
 }
 
-/// After a crash the next boot tells the end, with the real transcript, before the start that follows.
+/// Checklist 39. After a crash the next boot tells the end, with the real transcript, before the start that follows.
 #[test]
 fn a_crash_is_told() {
     let mut d = Daemon::new().hook("10-record.lua", RECORD).start();
@@ -278,12 +278,17 @@ fn handlers_that_are_gone() {
     std::fs::remove_file(d.path("hooks.d/10-gone.lua")).unwrap();
     d.boot();
     assert_eq!(d.send("local:a", "y"), "echo: y");
+    assert!(d.wait_log("orphaned: ").contains("10-gone.lua:gone"));
+    assert_eq!(d.status()["hooks"]["orphaned"], 1);
+    assert!(d.cli(&["hooks", "failed"]).ok().contains("orphaned"), "listed");
+    assert!(d.cli(&["hooks", "retry", "--all"]).ok().contains("nothing was set aside"), "and not to be retried");
     assert_eq!(d.stop(), 0);
     assert_eq!(d.sql::<String>("SELECT group_concat(state) FROM deliveries"), "orphaned");
     assert_eq!(d.sql::<i64>("SELECT count(*) FROM journal"), 1);
 }
 
-/// SIGHUP swaps configuration and hooks at once; what a script had registered is undone; a running turn does not notice.
+/// Checklist 38. SIGHUP swaps configuration and hooks at once; what a script had registered is undone; a running turn does not
+/// notice.
 #[test]
 fn a_reload_swaps_all() {
     let mut d = Daemon::new()
@@ -321,7 +326,7 @@ fn a_reload_swaps_all() {
     assert_eq!(d.stop(), 0);
 }
 
-/// A bad file keeps the old ones, all of them, and says which line is wrong.
+/// Checklist 38. A bad file keeps the old ones, all of them, and says which line is wrong.
 #[test]
 fn a_bad_reload_changes_nothing() {
     let mut d =

@@ -8,6 +8,7 @@ mod busy;
 #[allow(dead_code)] // Shared with the tests of faults.
 mod daemon;
 mod endpoint;
+mod ends;
 mod hooks;
 mod invariants;
 mod kill;

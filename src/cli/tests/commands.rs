@@ -392,9 +392,11 @@ fn reports_and_hooks_are_listed() {
             200,
             json!({ "hooks": [{ "event": "session_end", "script": "a.lua", "line": 3, "calls": 2 }] }),
         ),
-        "GET /v1/hooks/failed" => {
-            Answer::Json(200, json!({ "failed": [{ "event_id": "e2" }, { "event_id": "e1" }, { "event_id": "e2" }] }))
-        }
+        "GET /v1/hooks/failed" => Answer::Json(
+            200,
+            json!({ "failed": [{ "event_id": "e2" }, { "event_id": "e1" }, { "event_id": "e2" },
+                { "event_id": "e3", "state": "orphaned" }] }),
+        ),
         "POST /v1/hooks/fire" => {
             Answer::Json(200, json!({ "results": [{ "script": "a.lua", "outcome": "failed", "error": "boom" }] }))
         }

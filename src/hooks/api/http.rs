@@ -1,5 +1,7 @@
 //! `ostler.http.request{}`: one request, bounded in time and size. TLS is verified against the system's roots.
 
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -76,6 +78,21 @@ fn wanted(args: &Args, left: Option<Duration>) -> Result<Wanted, Fault> {
 
 type Got = (u16, Vec<(String, Vec<u8>)>, Vec<u8>);
 
+/// A header that came several times is one, its values after commas.
+fn joined(headers: Vec<(String, Vec<u8>)>) -> BTreeMap<String, Vec<u8>> {
+    let mut all: BTreeMap<String, Vec<u8>> = BTreeMap::new();
+    for (name, value) in headers {
+        match all.entry(name) {
+            Entry::Vacant(first) => drop(first.insert(value)),
+            Entry::Occupied(mut before) => {
+                before.get_mut().extend_from_slice(b", ");
+                before.get_mut().extend(value);
+            }
+        }
+    }
+    all
+}
+
 fn fetch(client: &ureq::Agent, wanted: Wanted) -> Result<Got, String> {
     let wrapped = client.configure_request(wanted.request).timeout_global(Some(wanted.timeout)).build();
     let mut response = client.run(wrapped).map_err(|e| e.to_string())?;
@@ -100,7 +117,7 @@ pub fn table(lua: &Lua, guard: &Function, context: &Arc<Context>) -> mlua::Resul
                 Ok((status, headers, body)) => {
                     let answer = lua.create_table()?;
                     let named = lua.create_table()?;
-                    for (name, value) in headers {
+                    for (name, value) in joined(headers) {
                         named.raw_set(name, lua.create_string(value)?)?;
                     }
                     answer.raw_set("status", status)?;

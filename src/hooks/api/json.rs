@@ -3,10 +3,12 @@
 //! Integers stay integers. `null` is `ostler.json.null` when decoded; in an event, what is null is absent. An empty
 //! table is an object, unless it came from an array or from `ostler.json.array`.
 
+use std::cell::{Cell, RefCell};
 use std::ffi::c_void;
 use std::sync::Arc;
 
 use mlua::{Function, Lua, LuaSerdeExt, Table, Value};
+use serde::de::{self, DeserializeSeed, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Number, Value as Json};
 
 use super::{Fault, function, wrong};
@@ -59,6 +61,106 @@ pub fn to_lua(lua: &Lua, json: &Json, null: Null) -> mlua::Result<Value> {
             Value::Table(table)
         }
     })
+}
+
+/// Lua values from JSON text, made as it is read: what a text becomes lies in the state, under its limit.
+fn decode(lua: &Lua, text: &[u8]) -> Result<Value, Fault> {
+    let deadline = lua.app_data_ref::<Arc<Deadline>>().map(|d| Arc::clone(&d));
+    let decoder = Decoder { lua, deadline, values: Cell::new(0), failed: RefCell::new(None) };
+    let mut json = serde_json::Deserializer::from_slice(text);
+    let value = decoder.deserialize(&mut json).and_then(|value| json.end().map(|()| value));
+    match (value, decoder.failed.take()) {
+        (_, Some(e)) => Err(Fault::Lua(e)),
+        (Ok(value), None) => Ok(value),
+        (Err(e), None) => Err(Fault::text(e.to_string())),
+    }
+}
+
+struct Decoder<'l> {
+    lua: &'l Lua,
+    deadline: Option<Arc<Deadline>>,
+    values: Cell<usize>,
+    /// Lua's own trouble, which must not become a text.
+    failed: RefCell<Option<mlua::Error>>,
+}
+
+impl Decoder<'_> {
+    fn lua<T, E: de::Error>(&self, made: mlua::Result<T>) -> Result<T, E> {
+        made.map_err(|e| {
+            self.failed.replace(Some(e));
+            E::custom("Lua")
+        })
+    }
+
+    /// Counts a value, and looks at the clock now and then.
+    fn count<E: de::Error>(&self) -> Result<(), E> {
+        self.values.set(self.values.get() + 1);
+        if self.values.get().is_multiple_of(1024) && self.deadline.as_ref().is_some_and(|d| d.past()) {
+            return Err(E::custom("timeout"));
+        }
+        Ok(())
+    }
+}
+
+impl<'de> DeserializeSeed<'de> for &Decoder<'_> {
+    type Value = Value;
+
+    fn deserialize<D: serde::Deserializer<'de>>(self, json: D) -> Result<Value, D::Error> {
+        self.count()?;
+        json.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for &Decoder<'_> {
+    type Value = Value;
+
+    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("JSON")
+    }
+
+    fn visit_unit<E: de::Error>(self) -> Result<Value, E> {
+        Ok(Value::NULL)
+    }
+
+    fn visit_bool<E: de::Error>(self, b: bool) -> Result<Value, E> {
+        Ok(Value::Boolean(b))
+    }
+
+    fn visit_i64<E: de::Error>(self, n: i64) -> Result<Value, E> {
+        Ok(Value::Integer(n))
+    }
+
+    #[allow(clippy::cast_precision_loss)]
+    fn visit_u64<E: de::Error>(self, n: u64) -> Result<Value, E> {
+        Ok(i64::try_from(n).map_or(Value::Number(n as f64), Value::Integer))
+    }
+
+    fn visit_f64<E: de::Error>(self, n: f64) -> Result<Value, E> {
+        Ok(Value::Number(n))
+    }
+
+    fn visit_str<E: de::Error>(self, text: &str) -> Result<Value, E> {
+        self.lua(self.lua.create_string(text)).map(Value::String)
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Value, A::Error> {
+        let table = self.lua(self.lua.create_table())?;
+        let mut at = 0;
+        while let Some(item) = items.next_element_seed(self)? {
+            at += 1;
+            self.lua(table.raw_set(at, item))?;
+        }
+        self.lua(table.set_metatable(Some(self.lua.array_metatable())))?;
+        Ok(Value::Table(table))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut fields: A) -> Result<Value, A::Error> {
+        let table = self.lua(self.lua.create_table())?;
+        while let Some(name) = fields.next_key_seed(self)? {
+            self.lua(table.raw_set(name, fields.next_value_seed(self)?))?;
+        }
+        Ok(Value::Table(table))
+    }
 }
 
 /// JSON from a Lua value.
@@ -187,8 +289,7 @@ pub fn table(lua: &Lua, guard: &Function) -> mlua::Result<Table> {
             if text.as_bytes().len() > BYTES {
                 return Err(Fault::text(format!("more than {BYTES} bytes")));
             }
-            let json: Json = serde_json::from_slice(&text.as_bytes()).map_err(|e| Fault::text(e.to_string()))?;
-            Ok(to_lua(lua, &json, Null::Value)?)
+            decode(lua, &text.as_bytes())
         })?,
     )?;
     json.set(

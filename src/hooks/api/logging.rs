@@ -7,7 +7,7 @@ use mlua::{Function, Lua, MultiValue, Table, Value};
 use serde_json::Value as Json;
 
 use super::json::from_lua;
-use super::{Context, Fault, function};
+use super::{Context, Fault, function, line_of};
 use crate::hooks::lock;
 
 /// The longest text that is logged, in bytes.
@@ -55,10 +55,28 @@ fn cut(text: &str) -> &str {
     &text[..end]
 }
 
-/// The fields that every line of a script has.
-fn who(context: &Context) -> Vec<(String, Json)> {
+/// A field that is not longer than a line's text may be.
+fn short(value: Json) -> Json {
+    match value {
+        Json::String(text) if text.len() > TEXT => Json::from(cut(&text)),
+        Json::Array(_) | Json::Object(_) => {
+            let text = value.to_string();
+            if text.len() > TEXT { Json::from(cut(&text)) } else { value }
+        }
+        short => short,
+    }
+}
+
+/// The fields that every line of a script has: handler, line (with the file, where that is a module) and key.
+fn who(lua: &Lua, context: &Context) -> Vec<(String, Json)> {
     let call = lock(&context.call);
     let mut fields = vec![("hook".to_owned(), Json::from(call.label.as_str()))];
+    if let Some((file, line)) = line_of(lua, |_| true) {
+        if !call.label.starts_with(&file) {
+            fields.push(("file".to_owned(), Json::from(file)));
+        }
+        fields.push(("line".to_owned(), Json::from(line)));
+    }
     if let Some(key) = &call.key {
         fields.push(("key".to_owned(), Json::from(key.as_str())));
     }
@@ -82,26 +100,29 @@ pub fn table(lua: &Lua, guard: &Function, context: &Arc<Context>) -> mlua::Resul
         table.set(
             name,
             function(lua, guard, full, move |lua, args| {
+                // Whatever the level: what is wrong is found where the script is tried out, not where it is needed.
+                let text = args.bytes(lua, 0, "text")?;
+                let given = args.value(1);
+                if !matches!(given, Value::Nil | Value::Table(_)) {
+                    return Err(super::wrong("fields", "a table", &given));
+                }
                 if log::max_level() < level {
                     return Ok(());
                 }
-                let text = args.bytes(lua, 0, "text")?.to_string_lossy();
-                let mut fields = who(&c);
-                match args.value(1) {
-                    Value::Nil => {}
-                    Value::Table(t) => {
-                        for pair in t.pairs::<Value, Value>().take(FIELDS) {
-                            let (key, value) = pair?;
-                            let key = super::text(&key, "field")?;
-                            let value = from_lua(lua, &value).unwrap_or_else(|fault| match fault {
-                                Fault::Text(_) => Json::from(value.to_string().unwrap_or_default()),
-                                Fault::Lua(e) => Json::from(e.to_string()),
-                            });
-                            fields.retain(|(name, _)| *name != key);
-                            fields.push((key, value));
-                        }
+                let text = text.to_string_lossy();
+                let mut fields = who(lua, &c);
+                if let Value::Table(t) = given {
+                    for pair in t.pairs::<Value, Value>().take(FIELDS) {
+                        let (key, value) = pair?;
+                        let key = super::text(&key, "field")?;
+                        let value = from_lua(lua, &value).unwrap_or_else(|fault| match fault {
+                            Fault::Text(_) => Json::from(value.to_string().unwrap_or_default()),
+                            Fault::Lua(e) => Json::from(e.to_string()),
+                        });
+                        let value = short(value);
+                        fields.retain(|(name, _)| *name != key);
+                        fields.push((key, value));
                     }
-                    other => return Err(super::wrong("fields", "a table", &other)),
                 }
                 write(level, fields, cut(&text));
                 Ok(())
@@ -117,7 +138,7 @@ pub fn table(lua: &Lua, guard: &Function, context: &Arc<Context>) -> mlua::Resul
 /// Lua has no memory left.
 pub fn print(lua: &Lua, context: &Arc<Context>) -> mlua::Result<Function> {
     let c = Arc::clone(context);
-    lua.create_function(move |_, values: MultiValue| {
+    lua.create_function(move |lua, values: MultiValue| {
         let mut line = String::new();
         for (i, value) in values.iter().enumerate() {
             if i > 0 {
@@ -128,7 +149,7 @@ pub fn print(lua: &Lua, context: &Arc<Context>) -> mlua::Result<Function> {
                 break;
             }
         }
-        write(log::Level::Info, who(&c), cut(&line));
+        write(log::Level::Info, who(lua, &c), cut(&line));
         Ok(())
     })
 }

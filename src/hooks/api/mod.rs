@@ -176,6 +176,13 @@ impl Args {
         }
     }
 
+    /// How many were given.
+    #[must_use]
+    #[allow(clippy::len_without_is_empty)]
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
     /// Whether more than `most` values were given.
     #[must_use]
     pub fn more_than(&self, most: usize) -> bool {

@@ -190,11 +190,7 @@ fn the_annotations_name_what_the_api_has_and_nothing_else() {
 #[test]
 fn an_open_files_methods_are_annotated() {
     let source = include_str!("../api/fs.rs");
-    let made = source.lines().filter_map(|l| {
-        let l = l.trim();
-        let rest = l.strip_prefix("methods.add_method(\"").or_else(|| l.strip_prefix("methods.add_function(\""))?;
-        Some(rest.split('"').next()?.to_owned())
-    });
+    let made = source.split("(lua, guard, \"file:").skip(1).map(|rest| rest.split('"').next().unwrap().to_owned());
     assert_eq!(annotations().methods("File"), made.collect::<Names>());
 }
 

@@ -32,6 +32,8 @@ fn registration_is_strict_and_names_file_and_line() {
         ("ostler.on('stopped', print, {name='x'})\nostler.on('stopped', print, {name='x'})", 2, "registered in line 1"),
         ("ostler.every('soon', print)", 1, "when: 'soon'"),
         ("ostler.every('25:00', print)", 1, "when: '25:00'"),
+        ("ostler.every('1h', print, {}, 1)", 1, "three arguments"),
+        ("ostler.every('1h', print, { nme = 'x' })", 1, "unknown option 'nme'"),
         ("ostler.every('1h')", 1, "handler: a function expected"),
         ("ostler.onn('message', print)", 1, "ostler.onn: there is no such thing"),
         ("ostler.http.request{}", 1, "not allowed here"),

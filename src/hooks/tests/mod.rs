@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod annotations;
+mod bodies;
 mod hostile;
 mod loading;
 mod order;
@@ -261,9 +262,18 @@ fn contexts_are_joined_and_permissions_go_to_the_first_opinion() {
 
 #[test]
 fn answers_that_make_no_sense_are_failures() {
-    for answer in
-        ["7", "{ txt = 'a' }", "{ text = 7 }", "{ text = 'a', refuse = 'b' }", "true", "{ text = '' }", "{ 'a' }"]
-    {
+    for answer in [
+        "7",
+        "{ txt = 'a' }",
+        "{ text = 7 }",
+        "{ text = 'a', refuse = 'b' }",
+        "true",
+        "{ text = '' }",
+        "{ 'a' }",
+        "{ text = ' \\n' }",
+        "{ text = 'a\\0b' }",
+        "{ text = ('x'):rep(4 * 1024 * 1024 + 1) }",
+    ] {
         let script = format!("ostler.on('message', function() return {answer} end, {{ on_error = 'refuse' }})");
         let (hooks, _) = hooks(&script);
         let Verdict::HookFailed(why) = message(&hooks, "a") else { panic!("{answer} was taken") };
@@ -438,6 +448,20 @@ fn three_timeouts_in_a_row_and_a_handler_rests() {
         let list = hooks.list();
         assert_eq!((list[0].timeouts, list[0].calls, list[0].skipped), (3, 3, 1));
     }
+}
+
+#[test]
+fn an_answer_is_waited_for_as_long_as_the_handlers_may_take() {
+    let (hooks, house) = hooks(
+        "ostler.on('message', function() ostler.kv.get('block') end, { timeout = '10m' })\n\
+         ostler.on('before_turn', function() end, { timeout = '1m' })\nostler.on('turn_end', function() end, { timeout = '1h' })",
+    );
+    let alone = hooks.patience();
+    assert!(alone >= Duration::from_secs(660) && alone < Duration::from_secs(800), "{alone:?}");
+    hooks.ask(event(HookEvent::Message, "local:a", json!({ "text": "a" })), Box::new(|_| {}));
+    assert_eq!(house.noted.recv_timeout(PATIENCE).unwrap(), "blocked");
+    assert_eq!(hooks.patience(), 2 * alone, "one stands before");
+    house.open.send(()).unwrap();
 }
 
 #[test]

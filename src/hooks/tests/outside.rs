@@ -51,6 +51,30 @@ fn files_are_read_and_written_as_in_lua() {
 }
 
 #[test]
+fn what_is_wrong_with_a_file_is_said_with_the_scripts_line() {
+    let dir = tempfile::tempdir().unwrap();
+    let body = r#"
+        local f = assert(io.open("DIR/x", "w+"))
+        for _, bad in ipairs{ function() f.read() end, function() f:read("x") end, function() f:read({}) end,
+            function() f:seek("up") end, function() f:seek("set", "x") end, function() f:write({}) end,
+            function() io.lines("DIR/none") end, function() io.open() end, function() io.lines("DIR/x", "x")() end } do
+          local ok, why = pcall(bad)
+          assert(not ok and type(why) == "string" and why:find("^a.lua:%d+: [fio]+l?e?[.:]"), tostring(why))
+        end
+        local none, why = f:seek("set", -1)
+        assert(none == nil and type(why) == "string")
+        f:close()
+        for _, closed in ipairs{ function() f:read() end, function() f:write("x") end, function() f:seek() end,
+            function() f:lines()() end, function() f:flush() end } do
+          local ok, why = pcall(closed)
+          assert(not ok and why:find("^a.lua:%d+: file:%l+: attempt to use a closed file"), tostring(why))
+        end
+        assert(f.nothing == nil and f:close() == true)
+    "#;
+    run(&[dir.path()], &body.replace("DIR", dir.path().to_str().unwrap()));
+}
+
+#[test]
 fn nothing_outside_of_the_roots_is_opened() {
     let (inside, outside) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     std::fs::write(outside.path().join("secret"), "s").unwrap();

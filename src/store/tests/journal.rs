@@ -75,7 +75,8 @@ fn a_handler_sees_the_transcript_as_it_stood() {
     rig.running(KEY, "later");
     let all = owed(&rig);
     assert_eq!((all[0].upto, all[1].upto), (0, upto));
-    let seen = rig.store.entries(&a.session_id, 0, all[1].upto, 10).unwrap();
+    let seen = rig.store.entries(&a.session_id, 0, all[1].upto, 10, 1000).unwrap().unwrap();
+    assert_eq!(rig.store.entries(&a.session_id, 0, all[1].upto, 10, 0).unwrap(), None, "more than no bytes");
     assert_eq!(seen.iter().map(|e| e.text.as_str()).collect::<Vec<_>>(), ["m"]);
 }
 

@@ -3,6 +3,7 @@
 use super::*;
 use crate::config::Retention;
 use crate::model::event::EventKind;
+use crate::store::Refusal;
 use serde_json::json;
 
 const DAY: i64 = 24 * HOUR;
@@ -20,12 +21,7 @@ fn prune(rig: &Rig, keep: &Retention) -> Pruned {
         if p.total() == 0 {
             return all;
         }
-        all.events += p.events;
-        all.ids += p.ids;
-        all.deliveries += p.deliveries;
-        all.sessions += p.sessions;
-        all.rows += p.rows;
-        all.kv += p.kv;
+        all += p;
     }
     panic!("pruning does not end");
 }
@@ -62,7 +58,14 @@ fn numbers_are_added_to_and_end_with_their_first_expiry() {
     assert_eq!(incr(1, Some(60)), 5, "the expiry is the first one's");
     rig.pass(1);
     assert_eq!(incr(1, Some(60)), 1);
-    assert_eq!(incr(i64::MAX, None), i64::MAX, "it does not wrap");
+    let refused = |name: &str, by| rig.store.kv_incr(name.into(), by, None).unwrap_err().refusal();
+    assert_eq!(refused("n", i64::MAX), Some(Refusal::TooLarge), "it neither wraps nor stops short");
+    for other in [json!("text"), json!(1.5), json!(null), json!([1])] {
+        assert!(rig.store.kv_set("other".into(), Some(other.clone()), None, None).unwrap());
+        assert_eq!(refused("other", 1), Some(Refusal::NoInteger), "{other}");
+        assert_eq!(rig.store.kv_get("other").unwrap(), Some(other), "what is there stays");
+    }
+    assert_eq!(incr(0, None), 1);
 }
 
 #[test]
@@ -154,9 +157,14 @@ fn settled_deliveries_go_and_set_aside_ones_later() {
     assert_eq!(prune(&rig, &keep()).deliveries, 1);
     assert_eq!(rig.number("SELECT count(*) FROM journal"), 2);
     rig.pass(23 * DAY);
-    assert_eq!(prune(&rig, &keep()).deliveries, 1);
+    let later = prune(&rig, &keep());
+    assert_eq!((later.deliveries, later.set_aside), (0, 1));
     rig.pass(900 * DAY);
-    assert_eq!(prune(&rig, &keep()).deliveries, 0, "what is owed never goes");
+    assert_eq!(prune(&rig, &keep()).total(), 0, "what is owed never goes");
+    // Counted, for the metrics.
+    let tally = rig.store.tally();
+    assert_eq!((tally.delivered, tally.set_aside, tally.orphaned), (1, 1, 0));
+    assert_eq!((tally.pruned.deliveries, tally.pruned.set_aside), (1, 1));
     assert_eq!(rig.store.journal_counts().unwrap().pending, 1);
 }
 

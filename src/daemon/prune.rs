@@ -1,0 +1,39 @@
+//! Retention, step by step, and how it is told: each step removes a little; what all of them removed is one line of the log.
+
+use super::house::House;
+use crate::store::Pruned;
+
+/// What the steps of a round have removed so far.
+#[derive(Debug, Default)]
+pub struct Round(Pruned);
+
+impl Round {
+    /// Takes in a step. False: the round is over, and was told.
+    pub fn went_on(&mut self, step: Option<Pruned>) -> bool {
+        let step = step.unwrap_or_default();
+        self.0 += step;
+        if step.total() > 0 {
+            return true;
+        }
+        let Pruned { events, ids, deliveries, set_aside, sessions, rows, kv } = std::mem::take(&mut self.0);
+        if events + ids + deliveries + sessions + rows + kv > 0 {
+            log::info!(
+                "retention: removed {events} events, {ids} ids of messages, {deliveries} settled deliveries, the text of \
+                 {sessions} sessions ({rows} rows of theirs), {kv} expired values"
+            );
+        }
+        if set_aside > 0 {
+            log::warn!("retention: gave up {set_aside} set-aside deliveries that nobody retried or discarded");
+        }
+        false
+    }
+}
+
+/// One step. `None`: the store could not do it now.
+pub fn step(house: &House) -> Option<Pruned> {
+    house
+        .store
+        .prune(house.config().retention.clone())
+        .inspect_err(|e| log::warn!("retention: nothing can be removed now: {e}"))
+        .ok()
+}
