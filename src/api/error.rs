@@ -85,7 +85,7 @@ impl From<Error> for ApiError {
                 Refusal::IdReused => Self::new(422, "id_reused", text),
                 Refusal::QueueFull => Self::new(429, "queue_full", text),
                 Refusal::Overloaded => Self::new(503, "overloaded", text),
-                Refusal::Closed => Self::new(503, "stopping", text),
+                Refusal::Closed | Refusal::Apart => Self::new(503, "stopping", text),
             },
             Error::Sql(_)
             | Error::Unavailable(_)

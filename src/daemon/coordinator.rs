@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, Sender, never, select};
 
 use super::delivery::{Delivery, Message};
-use super::house::{House, Reloaded, Request};
+use super::house::{House, RETIRE, Reloaded, Request};
 use super::mailbox::Mailbox;
 use super::registry::{Room, Wish};
 use super::report::Report;
@@ -23,7 +23,7 @@ use crate::config::{AgentKind, Resume};
 use crate::model::event::{HookEvent, StopReason, Urgency};
 use crate::model::lifecycle::{Action, Event, Lifecycle, Phase};
 use crate::model::recovery::continuation_delay_s;
-use crate::store::{Admission, Pruned, Recovered, StopNote};
+use crate::store::{Admission, Overlooked, Pruned, Recovered, StopNote};
 use crate::thread;
 
 /// A sign of life while a turn runs.
@@ -36,6 +36,8 @@ const ALONE: Duration = Duration::from_secs(10);
 const PRUNE: Duration = Duration::from_secs(600);
 /// After a worker's thread could not be had.
 const NO_THREAD: Duration = Duration::from_secs(1);
+/// After a commit in doubt, and while the store does not answer yet.
+const DOUBT: Duration = Duration::from_secs(1);
 /// While a stop drains, its status line is renewed.
 const PROGRESS: Duration = Duration::from_secs(1);
 
@@ -52,6 +54,8 @@ pub enum News {
     Reloaded(Result<Reloaded, String>),
     /// A step of retention ended; what it removed.
     Pruned(Option<Pruned>),
+    /// The store answers again after a commit in doubt, and says what nobody was told of; or it does not yet.
+    Undoubted(Option<Overlooked>),
     /// The clean record was written, and the store checkpointed and released; or one of them failed.
     Closed(bool),
 }
@@ -64,6 +68,8 @@ pub struct Inboxes {
     pub requests: Receiver<Request>,
     /// From the registry.
     pub nudges: Receiver<()>,
+    /// From the store: a commit is in doubt.
+    pub doubts: Receiver<()>,
 }
 
 /// How the daemon ended.
@@ -85,11 +91,11 @@ pub struct Coordinator {
     deadline_guard: Option<Sender<()>>,
     continuations: VecDeque<Wish>,
     next_continuation: Option<Instant>,
-    loners: VecDeque<Wish>,
     ended: BTreeSet<i64>,
     alive_at: Instant,
     prune_at: Instant,
     retry_at: Option<Instant>,
+    doubt_at: Option<Instant>,
     progress_at: Option<Instant>,
     reloading: Vec<Sender<Result<Reloaded, String>>>,
     pruning: bool,
@@ -117,11 +123,11 @@ impl Coordinator {
             deadline_guard: None,
             continuations: VecDeque::new(),
             next_continuation: None,
-            loners: VecDeque::new(),
             ended: BTreeSet::new(),
             alive_at: now + ALIVE,
             prune_at: now + PRUNE,
             retry_at: None,
+            doubt_at: None,
             progress_at: None,
             reloading: Vec::new(),
             pruning: false,
@@ -143,6 +149,7 @@ impl Coordinator {
                 recv(inboxes.signals) -> signal => if let Ok(signal) = signal { self.signal(signal) },
                 recv(inboxes.requests) -> request => if let Ok(request) = request { self.request(request) },
                 recv(inboxes.nudges) -> _ => {}
+                recv(inboxes.doubts) -> _ => self.doubt_at = Some(Instant::now() + DOUBT),
                 recv(self.news.1) -> news => if let Ok(news) = news { self.take(news) },
                 recv(alarm) -> _ => {}
             }
@@ -188,7 +195,7 @@ impl Coordinator {
             .resume_window
             .map_or(0, |w| clock::now() - i64::try_from(w.as_millis()).unwrap_or(i64::MAX));
         let marked = (config.sessions.resume == Resume::Auto).then_some(since);
-        let alone_at = i64::from(config.sessions.stuck_threshold) - 1;
+        let mut known: BTreeSet<i64> = self.continuations.iter().map(|c| c.sid).collect();
         let mut after = 0;
         loop {
             let page = match self.house.store.wanted(after, 1000, marked) {
@@ -202,27 +209,30 @@ impl Coordinator {
             after = last.sid;
             for w in page {
                 let wish = Wish { sid: w.sid, key: w.key, asked: marked.is_some() };
-                if alone_at > 0 && w.unclean >= alone_at {
-                    self.loners.push_back(wish);
-                } else if w.queued {
+                if w.queued {
                     self.house.registry.want(wish);
-                } else {
+                } else if known.insert(w.sid) {
                     self.continuations.push_back(wish);
                 }
             }
         }
-        self.next_continuation = Some(Instant::now() + Duration::from_secs(continuation_delay_s(deaths).into()));
+        let at = Instant::now() + Duration::from_secs(continuation_delay_s(deaths).into());
+        self.next_continuation = Some(self.next_continuation.map_or(at, |old| old.max(at)));
     }
 
     /// When something is due at the latest.
     fn due(&self) -> Option<Instant> {
         let numbers = self.house.registry.numbers();
         let continuation = self.next_continuation.filter(|_| !self.continuations.is_empty() && self.is_open());
-        let alone = self.house.registry.solo().and_then(|(_, since)| since).map(|s| s + ALONE);
+        let alone = self.house.registry.alone().map(|(_, since)| since + ALONE);
         let alive = (numbers.running > 0 && self.machine.stop().is_none()).then_some(self.alive_at);
         let prune = (!self.pruning && self.machine.phase() == Phase::Running).then_some(self.prune_at);
         let retry = self.retry_at.filter(|_| self.house.registry.has_wishes());
-        [self.machine.alarm(), continuation, alone, alive, prune, retry, self.progress_at].into_iter().flatten().min()
+        let doubt = self.doubt_at.filter(|_| self.machine.phase() == Phase::Running);
+        [self.machine.alarm(), continuation, alone, alive, prune, retry, doubt, self.progress_at]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     fn is_open(&self) -> bool {
@@ -256,27 +266,24 @@ impl Coordinator {
             self.pruning = true;
             self.aside("prune", |house| Some(News::Pruned(prune::step(house))));
         }
-        if let Some((sid, Some(since))) = self.house.registry.solo()
-            && since + ALONE <= now
-        {
-            self.house.registry.solo_done(sid);
-            self.aside("solo", |house| {
-                if let Err(e) = house.store.clear_solo() {
-                    log::warn!("{e}");
+        if let Some(sid) = now.checked_sub(ALONE).and_then(|before| self.house.registry.take_alone(before)) {
+            self.aside("alone", move |house| {
+                // Where that cannot be written its turn's end does it.
+                match house.store.clear_solo(sid) {
+                    Ok(()) => house.registry.alone_over(sid),
+                    Err(e) => log::warn!("a session still counts as running alone: {e}"),
                 }
                 None
             });
+        }
+        if self.doubt_at.is_some_and(|at| at <= now) {
+            self.doubt_at = None;
+            self.aside("doubt", |house| Some(News::Undoubted(look_for_overlooked(house))));
         }
         if self.is_open() {
             while self.next_continuation.is_some_and(|at| at <= now) {
                 let Some(wish) = self.continuations.pop_front() else { break };
                 self.next_continuation = self.next_continuation.map(|at| at + PACE);
-                self.house.registry.want(wish);
-            }
-            if let Some(wish) = self.loners.front()
-                && self.house.registry.solo_start(wish.sid)
-                && let Some(wish) = self.loners.pop_front()
-            {
                 self.house.registry.want(wish);
             }
         }
@@ -441,7 +448,7 @@ impl Coordinator {
                     {
                         log::error!("the worker of session row {sid} panicked at its end");
                     }
-                    self.house.registry.solo_done(sid);
+                    self.house.registry.alone_over(sid);
                     if let Some(wish) = again {
                         self.house.registry.want(wish);
                     }
@@ -470,6 +477,18 @@ impl Coordinator {
             News::Closed(done) => {
                 self.released = done;
                 self.step(Event::StoreClosed);
+            }
+            News::Undoubted(None) => self.doubt_at = Some(Instant::now() + DOUBT),
+            News::Undoubted(Some(overlooked)) => {
+                for sid in overlooked.gone {
+                    self.house.registry.retire(sid, Instant::now() + RETIRE);
+                }
+                for (sid, tid) in overlooked.cancelled {
+                    self.house.cancel_turn(sid, tid);
+                }
+                if self.machine.phase() == Phase::Running {
+                    self.schedule(0);
+                }
             }
             News::Pruned(step) => {
                 self.pruning = false;
@@ -570,11 +589,18 @@ impl Coordinator {
                     report.abandoned(given_up);
                 }
             }
+            Action::NoteAbandoned => {
+                let sids = self.report.as_ref().map_or_else(Vec::new, Report::given_up);
+                let patient = house.store.until(Instant::now() + house.config().shutdown.close / 4);
+                if let Err(e) = patient.note_abandoned(sids) {
+                    log::error!("stop: the abandoned sessions could not be noted: {e}");
+                }
+            }
             Action::Sweep(until) => house.registry.hurry(until, false),
             Action::CloseActivations => {
                 crate::failpoint::hit("stop", "swept");
                 let patient = house.store.until(Instant::now() + house.config().shutdown.close);
-                match patient.close_activations(stop.reason) {
+                match patient.close_activations(stop.reason, house.config().sessions.stuck_threshold.into()) {
                     Ok(n) => log::info!("stop: {n} activations closed"),
                     Err(e) => log::error!("stop: the ends could not be written, the next boot writes them: {e}"),
                 }
@@ -628,6 +654,12 @@ impl Coordinator {
         self.house.hooks.stop_calling();
         let given_up = self.house.hooks.close(Instant::now() + left(until) / 4);
         self.hooks_abandoned = given_up > 0;
+        // What was only queued for a handler is known by now: it was answered before the threads ended.
+        let (ended, end) = crossbeam_channel::bounded(1);
+        self.delivery.tell(Message::End(Box::new(move || {
+            let _ = ended.try_send(());
+        })));
+        let _ = end.recv_timeout(left(until) / 4);
         let now = self.machine.stop().is_some_and(|s| s.urgency == Urgency::Now);
         let clean = !self.machine.abandoned() && !self.hooks_abandoned && !now;
         let report = match &mut self.report {
@@ -663,6 +695,15 @@ impl Coordinator {
             log::error!("stop: no thread to close the store: {e}");
         }
     }
+}
+
+/// Once the store answers again: what a commit in doubt did after all. `None`: it does not answer yet.
+fn look_for_overlooked(house: &House) -> Option<Overlooked> {
+    if !house.store.answers(DOUBT) {
+        return None;
+    }
+    let live: Vec<i64> = house.registry.live().into_keys().collect();
+    house.store.overlooked(&live).inspect_err(|e| log::error!("what a commit in doubt did cannot be read: {e}")).ok()
 }
 
 fn restart_text(r: &Reloaded) -> String {

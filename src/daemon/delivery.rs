@@ -48,8 +48,10 @@ pub enum Message {
     Kept(i64, bool),
     /// Say when nothing more can be delivered now.
     Drain(Box<dyn FnOnce() + Send>),
-    /// Call nobody any more, and end.
+    /// Call nobody any more.
     Halt,
+    /// Note who was not called, say so, and end.
+    End(Box<dyn FnOnce() + Send>),
 }
 
 /// A handle to the thread.
@@ -97,6 +99,10 @@ struct Item {
     owed: Owed,
     state: State,
     not_before: Option<Instant>,
+    /// The attempt under way was committed before its call.
+    noted: bool,
+    /// Its number.
+    attempt: u32,
 }
 
 /// Script, handler's name and key: what is delivered in order. The event is no part of it: a handler's end of one stretch
@@ -115,6 +121,7 @@ struct Pump {
     cursor: i64,
     more: bool,
     going: bool,
+    halted: bool,
     calls: usize,
     alone: Option<i64>,
     drained: Vec<Box<dyn FnOnce() + Send>>,
@@ -130,6 +137,7 @@ pub fn run(house: Arc<House>, me: Delivery, inbox: &Receiver<Message>) {
         cursor: 0,
         more: true,
         going: false,
+        halted: false,
         calls: 0,
         alone: None,
         drained: Vec::new(),
@@ -141,15 +149,16 @@ pub fn run(house: Arc<House>, me: Delivery, inbox: &Receiver<Message>) {
             Some(at) => inbox.recv_timeout(at.saturating_duration_since(Instant::now())),
         };
         match message {
-            Ok(Message::Halt) | Err(RecvTimeoutError::Disconnected) => return,
+            Ok(Message::End(done)) => return pump.end(done),
+            Err(RecvTimeoutError::Disconnected) => return,
             Ok(message) => pump.take(message),
             Err(RecvTimeoutError::Timeout) => {}
         }
         for message in inbox.try_iter().take(4 * WINDOW) {
-            if matches!(message, Message::Halt) {
-                return;
+            match message {
+                Message::End(done) => return pump.end(done),
+                message => pump.take(message),
             }
-            pump.take(message);
         }
     }
 }
@@ -165,22 +174,35 @@ impl Pump {
             Message::Go => self.going = true,
             Message::Noted(did, true) => {
                 crate::failpoint::hit("delivery", "noted");
-                self.call(did);
+                self.noted(did);
             }
             Message::Noted(did, false) => {
+                // It may have been kept.
                 self.returned(did);
-                self.later(did, Instant::now() + AGAIN);
+                self.not_called(did);
             }
             Message::Answered(did, delivered) => self.answered(did, delivered),
             Message::Kept(did, kept) => self.kept(did, kept),
             Message::Drain(done) => self.drained.push(done),
-            Message::Halt => {}
+            Message::Halt => self.halted = true,
+            Message::End(done) => done(),
         }
+    }
+
+    /// What was handed over and is not settled may have been seen; what was not, was not.
+    fn end(&self, done: Box<dyn FnOnce() + Send>) {
+        let called = self.window.iter().filter(|(_, i)| i.state != State::Waiting).map(|(did, _)| *did).collect();
+        self.house.store.note_uncalled(called, move |kept| {
+            if let Err(e) = kept {
+                log::warn!("which events were only queued for their handlers could not be noted: {e}");
+            }
+            done();
+        });
     }
 
     /// Fills the window, calls what can be called, and says when to look again.
     fn turn(&mut self) -> Option<Instant> {
-        if !self.going {
+        if !self.going || self.halted {
             return None;
         }
         self.fill();
@@ -236,7 +258,10 @@ impl Pump {
                         let not_before = (wait > 0).then(|| Instant::now() + Duration::from_millis(wait).min(LONGEST));
                         ready += usize::from(not_before.is_none());
                         self.lanes.entry(lane(&owed)).or_default().insert(owed.did);
-                        self.window.insert(owed.did, Item { owed, state: State::Waiting, not_before });
+                        self.window.insert(
+                            owed.did,
+                            Item { owed, state: State::Waiting, not_before, noted: false, attempt: 0 },
+                        );
                     }
                 }
                 Err(e) => {
@@ -250,6 +275,8 @@ impl Pump {
     fn begin(&mut self, did: i64) {
         let limit = self.house.config().hooks.attempts;
         let Some(item) = self.window.get_mut(&did) else { return };
+        item.noted = item.owed.is_noted_first();
+        item.attempt = item.owed.next_attempt();
         if item.owed.fatal && item.owed.attempts >= limit {
             let why = format!("the daemon died in each of the last deliveries, {} in all", item.owed.attempts);
             return self.keep(did, Settled::SetAside(why));
@@ -259,10 +286,22 @@ impl Pump {
         if item.owed.fatal {
             self.alone = Some(did);
         }
-        if item.owed.earlier_boot {
-            // Committed before the call: a handler that kills the daemon is set aside in the end.
+        if item.noted {
+            // Committed before the call: a handler that kills the daemon is set aside in the end, and a call that a death
+            // cuts off has its number.
             let me = self.me.clone();
-            self.house.store.note_attempt(did, move |kept| me.tell(Message::Noted(did, kept.is_ok())));
+            let attempt = item.attempt;
+            self.house.store.note_attempt(did, attempt, move |kept| me.tell(Message::Noted(did, kept.is_ok())));
+        } else {
+            self.call(did);
+        }
+    }
+
+    /// The attempt is committed: it is made, unless a stop came before it.
+    fn noted(&mut self, did: i64) {
+        if self.halted {
+            self.returned(did);
+            self.not_called(did);
         } else {
             self.call(did);
         }
@@ -270,15 +309,13 @@ impl Pump {
 
     fn call(&mut self, did: i64) {
         let Some(item) = self.window.get_mut(&did) else { return };
-        let owed = &mut item.owed;
-        let earlier = owed.earlier_boot;
-        owed.attempts = if earlier { owed.attempts.max(1) + 1 } else { owed.attempts + 1 };
+        let owed = &item.owed;
         let event = Event {
             kind: owed.handler.event,
             event_id: owed.event_id.clone(),
             at: owed.at,
-            attempt: owed.attempts,
-            redelivered: owed.attempts > 1,
+            attempt: item.attempt,
+            redelivered: item.attempt > 1,
             test: false,
             key: Some(owed.key.clone()),
             fields: {
@@ -296,19 +333,16 @@ impl Pump {
     fn answered(&mut self, did: i64, delivered: Delivered) {
         self.returned(did);
         let Some(item) = self.window.get_mut(&did) else { return };
-        item.owed.fatal = false;
         crate::failpoint::hit_for("delivery", "answered", &item.owed.key);
+        if !matches!(delivered, Delivered::NotCalled) {
+            item.owed.fatal = false;
+            item.owed.attempts = item.attempt;
+        }
         let attempts = self.house.config().hooks.attempts;
         let settled = match delivered {
             Delivered::Done => Settled::Delivered,
             Delivered::Orphaned => Settled::Orphaned,
-            Delivered::NotCalled => {
-                item.owed.attempts -= 1;
-                item.state = State::Waiting;
-                // Switched off, they come back with a restart only.
-                item.not_before = Some(Instant::now() + if self.house.hooks.is_off() { LONGEST } else { AGAIN });
-                return;
-            }
+            Delivered::NotCalled => return self.not_called(did),
             Delivered::Failed(why) | Delivered::TimedOut(why) if item.owed.attempts >= attempts => {
                 Settled::SetAside(why)
             }
@@ -325,7 +359,8 @@ impl Pump {
         let Some(item) = self.window.get_mut(&did) else { return };
         item.state = State::Keeping(settled.clone());
         let me = self.me.clone();
-        let counted = item.owed.earlier_boot;
+        let counted = item.noted;
+        item.owed.uncalled = false;
         self.house.store.settle_delivery(did, settled, counted, move |kept| me.tell(Message::Kept(did, kept.is_ok())));
     }
 
@@ -376,10 +411,14 @@ impl Pump {
         }
     }
 
-    fn later(&mut self, did: i64, at: Instant) {
-        if let Some(item) = self.window.get_mut(&did) {
-            item.state = State::Waiting;
-            item.not_before = Some(at);
+    /// The call was not made: its attempt does not count, and it is tried again a little later.
+    fn not_called(&mut self, did: i64) {
+        let Some(item) = self.window.get_mut(&did) else { return };
+        item.state = State::Waiting;
+        // Switched off, they come back with a restart only.
+        item.not_before = Some(Instant::now() + if self.house.hooks.is_off() { LONGEST } else { AGAIN });
+        if item.noted {
+            self.house.store.take_back_attempt(did, item.owed.attempts, item.owed.uncalled, |_| ());
         }
     }
 

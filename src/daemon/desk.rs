@@ -20,7 +20,7 @@ use crate::clock;
 use crate::config::{self, PermissionPolicy};
 use crate::hooks::{Event, Verdict};
 use crate::model::event::{EventKind, HookEvent};
-use crate::store::{Begun, Error, Item, Refusal, TurnRef};
+use crate::store::{Batch, Begun, Error, Item, Refusal, TurnRef, Unkept};
 
 /// Text is committed at the latest after this.
 const FLUSH: Duration = Duration::from_millis(100);
@@ -54,9 +54,8 @@ pub struct Running {
     pub answer: String,
     /// Somebody else ended the turn: nothing more is written.
     pub stale: bool,
-    items: Vec<Item>,
+    unkept: Unkept,
     unwritten: usize,
-    number: i64,
     flush_at: Option<Instant>,
     deadline: Option<Instant>,
     heard: Instant,
@@ -180,9 +179,8 @@ impl Desk {
             timed_out: None,
             answer: String::new(),
             stale: false,
-            items: Vec::new(),
+            unkept: Unkept::default(),
             unwritten: 0,
-            number: 0,
             flush_at: None,
             deadline: self.agent.turn_timeout.map(|t| now + t),
             heard: now,
@@ -193,7 +191,7 @@ impl Desk {
     }
 
     /// A turn has ended for the agent: what is still to be written, and what interrupted it.
-    pub fn end(&mut self) -> Option<(Running, Vec<Item>, Option<Why>)> {
+    pub fn end(&mut self) -> Option<(Running, Vec<Batch>, Option<Why>)> {
         self.collect();
         let open: Vec<String> =
             self.running.iter().flat_map(|r| r.open.iter().map(|o| o.request.request_id.clone())).collect();
@@ -203,10 +201,10 @@ impl Desk {
         }
         self.settled.clear();
         let mut running = self.running.take()?;
-        let items = std::mem::take(&mut running.items);
+        let unkept = running.unkept.send();
         let why = self.interrupt.take().map(|i| i.1);
         self.mailbox.turn_flag(None, false);
-        Some((running, items, why))
+        Some((running, unkept, why))
     }
 
     /// Whether the stop wants this worker gone at once.
@@ -257,20 +255,19 @@ impl Desk {
     /// Commits what was said so far. Kept for another try if the store fails.
     fn flush(&mut self) {
         let Some(r) = self.running.as_mut() else { return };
-        if r.items.is_empty() || r.stale {
+        if r.unkept.is_empty() || r.stale {
             r.flush_at = None;
             return;
         }
-        match self.house.store.append(r.turn, r.number + 1, r.items.clone()) {
+        match self.house.store.append(r.turn, r.unkept.send()) {
             Ok(()) => {
-                r.number += 1;
-                r.items.clear();
+                r.unkept.kept();
                 r.unwritten = 0;
                 r.flush_at = None;
             }
             Err(Error::Refused(Refusal::Stale)) => {
                 r.stale = true;
-                r.items.clear();
+                r.unkept.forget();
                 r.flush_at = None;
             }
             Err(e) => {
@@ -291,12 +288,7 @@ impl Desk {
             Item::Event(_, v) => v.to_string().len(),
         };
         r.unwritten += size;
-        match (r.items.last_mut(), item) {
-            (Some(Item::Text(last)), Item::Text(more)) | (Some(Item::Thought(last)), Item::Thought(more)) => {
-                last.push_str(&more)
-            }
-            (_, item) => r.items.push(item),
-        }
+        r.unkept.push(item);
         let now = Instant::now();
         if at_once || r.unwritten >= PIECE && r.flush_at.is_none_or(|at| at <= now + FLUSH) {
             self.flush();

@@ -183,6 +183,11 @@ fn run(
     crate::failpoint::hit("boot", "recovered");
     let (nudge, nudges) = crossbeam_channel::bounded(1);
     house.registry.set_nudge(nudge);
+    let (doubt, doubts) = crossbeam_channel::bounded(1);
+    house.store.set_doubt(Arc::new(move || {
+        // One that waits already says the same.
+        let _ = doubt.try_send(());
+    }));
     sweep(&house);
     crate::failpoint::hit("boot", "swept");
 
@@ -197,7 +202,7 @@ fn run(
     let _fed = notify::watchdog(requests, store);
     crate::failpoint::hit("boot", "listening");
 
-    let inboxes = coordinator::Inboxes { signals, requests: request_inbox, nudges };
+    let inboxes = coordinator::Inboxes { signals, requests: request_inbox, nudges, doubts };
     let ending = coordinator::Coordinator::new(house.clone(), delivery).run(&inboxes, &recovered);
 
     crate::failpoint::hit("stop", "left");

@@ -74,8 +74,11 @@ struct Inner {
     running: usize,
     clock: u64,
     closed: bool,
-    /// The session that is resumed alone: one death short of suspension; since when its turn runs.
-    solo: Option<(i64, Option<Instant>)>,
+    /// The session whose turn runs alone, being one death short of suspension; since when. The database is the truth of
+    /// it: this is its clock.
+    alone: Option<(i64, Instant)>,
+    /// Sessions whose turn waits until that one has stood its time.
+    apart: std::collections::HashSet<i64>,
     /// What earlier agents left running is still being looked for: nobody starts, for it could be anybody's.
     searching: bool,
     /// Sessions whose last activation's processes are still being ended.
@@ -498,38 +501,41 @@ impl Registry {
         self.nudge();
     }
 
-    /// Whether a session may be resumed alone now; if so, it is this one.
-    pub fn solo_start(&self, sid: i64) -> bool {
-        let mut inner = self.lock();
-        if inner.solo.is_some() {
-            return false;
-        }
-        inner.solo = Some((sid, None));
-        true
-    }
-
-    /// The turn of the session that is resumed alone has begun.
-    pub fn solo_begun(&self, sid: i64) {
-        let mut inner = self.lock();
-        if let Some((who, since)) = &mut inner.solo
-            && *who == sid
-        {
-            *since = Some(Instant::now());
-        }
+    /// A turn runs alone from now on.
+    pub fn alone_begun(&self, sid: i64) {
+        self.lock().alone = Some((sid, Instant::now()));
         self.nudge();
     }
 
-    /// The turn of the session that is resumed alone has ended, or its worker has.
-    pub fn solo_done(&self, sid: i64) {
+    /// A turn that ran alone is over or has stood its time, or its worker has ended: who waited for that tries again.
+    pub fn alone_over(&self, sid: i64) {
         let mut inner = self.lock();
-        if inner.solo.is_some_and(|(who, _)| who == sid) {
-            inner.solo = None;
+        if inner.alone.is_some_and(|(who, _)| who == sid) {
+            inner.alone = None;
         }
-        self.nudge();
+        let waiting = std::mem::take(&mut inner.apart);
+        let all: Vec<_> =
+            waiting.iter().filter_map(|sid| inner.live.get(sid)).map(|entry| entry.mailbox.clone()).collect();
+        drop(inner);
+        for mailbox in all {
+            mailbox.post(|l| l.work = true);
+        }
     }
 
-    /// The session that is resumed alone, and since when its turn runs.
-    pub fn solo(&self) -> Option<(i64, Option<Instant>)> {
-        self.lock().solo
+    /// A session's turn has to wait until another one has run alone. `true`: it was not known before, so what it waits for
+    /// may be over already.
+    pub fn wait_apart(&self, sid: i64) -> bool {
+        self.lock().apart.insert(sid)
+    }
+
+    /// The session whose turn runs alone, and since when.
+    pub fn alone(&self) -> Option<(i64, Instant)> {
+        self.lock().alone
+    }
+
+    /// The session that has run alone since before the instant, taken out: it has stood its time.
+    pub fn take_alone(&self, before: Instant) -> Option<i64> {
+        let mut inner = self.lock();
+        inner.alone.take_if(|(_, since)| *since <= before).map(|(sid, _)| sid)
     }
 }

@@ -56,6 +56,12 @@ impl Report {
         self.given_up.extend(given_up);
     }
 
+    /// Whom this stop gave up.
+    #[must_use]
+    pub fn given_up(&self) -> Vec<i64> {
+        self.given_up.iter().map(|(sid, _)| *sid).collect()
+    }
+
     /// The end.
     pub fn finish(&mut self, clean: bool) {
         self.clean = Some(clean);

@@ -23,7 +23,7 @@ use crate::agent::{self, Agent, Answer, Continuity, Identity, Prompt};
 use crate::config::{self, AgentKind};
 use crate::hooks::{Event, Verdict};
 use crate::model::event::{Actor, EndReason, HookEvent, MarkReason, Outcome, StopReason};
-use crate::store::{Begin, Begun, Error, Item, Refusal};
+use crate::store::{Batch, Begin, Begun, Error, Refusal};
 
 /// How long an agent may take to close when nobody else sets a limit.
 const CLOSE: Duration = Duration::from_secs(10);
@@ -64,11 +64,18 @@ impl Worker {
     /// Opens the activation. `None`: the session is not open any more, or a stop has begun.
     fn open(house: &Arc<House>, wish: &Wish, config: config::Agent, mailbox: &Arc<Mailbox>) -> Option<Self> {
         let cwd = working_dir(&house.state_dir, &config.cwd, &wish.key);
+        let mut doubt = false;
         let opened = loop {
-            match house.store.open_activation(wish.sid, config.name.clone(), cwd.display().to_string()) {
+            let mut opened = house.store.open_activation(wish.sid, config.name.clone(), cwd.display().to_string());
+            if doubt && matches!(opened, Err(Error::Refused(Refusal::Stale))) {
+                // What stands open is its own, opened by a commit of whose fate it never heard.
+                opened = house.store.reopen_activation(wish.sid);
+            }
+            match opened {
                 Ok(opened) => break opened,
                 Err(Error::Refused(_)) => return None,
                 Err(e) => {
+                    doubt = true;
                     log::error!(key = wish.key; "the session cannot be opened yet: {e}");
                     let _ = mailbox.wait(&mut [], Some(Instant::now() + AGAIN));
                     if mailbox.take().close.is_some() {
@@ -199,7 +206,11 @@ impl Worker {
                 Next::Rest
             }
             Err(Error::Refused(Refusal::Closed)) => Next::Rest,
-            Err(Error::Refused(_)) => Next::Gone,
+            Err(Error::Refused(Refusal::Apart)) => {
+                self.desk.work = true;
+                if self.house().registry.wait_apart(sid) { Next::More } else { Next::Rest }
+            }
+            Err(Error::Refused(_)) => self.gone(),
             Err(e) => {
                 log::error!(key = self.key(); "the next turn cannot begin yet: {e}");
                 self.desk.work = true;
@@ -207,6 +218,12 @@ impl Worker {
                 Next::Rest
             }
         }
+    }
+
+    /// The session has gone on without this worker: what it was told of is for the next one.
+    fn gone(&mut self) -> Next {
+        self.desk.work = true;
+        Next::Gone
     }
 
     fn key(&self) -> &str {
@@ -252,7 +269,7 @@ impl Worker {
                 self.desk.asked = false;
                 self.desk.work = match failed {
                     Ok(more) => more,
-                    Err(Error::Refused(_)) => return Err(Next::Gone),
+                    Err(Error::Refused(_)) => return Err(self.gone()),
                     Err(_) => true,
                 };
                 Err(Next::Rest)
@@ -282,12 +299,21 @@ impl Worker {
         match super::ask(&self.desk.house, event) {
             Verdict::Pass(context) => Ok(context),
             Verdict::Refuse(why) | Verdict::HookFailed(why) => {
-                let failed =
-                    self.house().store.fail_queued(self.desk.sid, self.desk.epoch, "hook_failed".to_owned(), why);
-                self.desk.work = matches!(failed, Ok(true) | Err(Error::Sql(_) | Error::Unavailable(_)));
                 // A continuation that is refused stays marked, and is asked for again by the next boot or an operator.
                 self.desk.asked = false;
-                Err(if self.desk.work { Next::More } else { Next::Rest })
+                match self.house().store.fail_queued(self.desk.sid, self.desk.epoch, "hook_failed".to_owned(), why) {
+                    Ok(more) => {
+                        self.desk.work = more;
+                        Err(if more { Next::More } else { Next::Rest })
+                    }
+                    Err(Error::Refused(_)) => Err(self.gone()),
+                    Err(e) => {
+                        log::error!(key = self.key(); "the turn that a hook refused cannot be failed yet: {e}");
+                        self.desk.work = true;
+                        self.start_after = Some(Instant::now() + AGAIN);
+                        Err(Next::Rest)
+                    }
+                }
             }
         }
     }
@@ -298,7 +324,7 @@ impl Worker {
         let doing = Doing::Running { turn_id: Some(begun.turn_id.clone()), since, tool: None };
         let _ = self.house().registry.set(sid, doing);
         if begun.alone {
-            self.house().registry.solo_begun(sid);
+            self.house().registry.alone_begun(sid);
         }
         crate::log::about("turn_id", &begun.turn_id);
         log::debug!(key = self.key(), turn_id = begun.turn_id; "turn begins");
@@ -322,16 +348,16 @@ impl Worker {
             self.back_off();
         }
         self.turns += 1;
-        let Some((running, items, why)) = self.desk.end() else { return Next::Gone };
+        let Some((running, unkept, why)) = self.desk.end() else { return Next::Gone };
         let (outcome, error) = verdict(&answer, &running, why);
         match &error {
             Some((code, why)) => log::warn!(key = self.key(), turn_id = begun.turn_id; "turn {outcome}: {code}: {why}"),
             None => log::debug!(key = self.key(), turn_id = begun.turn_id; "turn {outcome}"),
         }
-        let next = self.finish(begun, &running, items, outcome, error, since);
+        let next = self.finish(begun, &running, unkept, outcome, error, since);
         crate::log::about("turn_id", "");
         if begun.alone {
-            self.house().registry.solo_done(sid);
+            self.house().registry.alone_over(sid);
         }
         // The registry hears of the end after the database: a drain that sees nothing running finds it committed.
         let _ = self.house().registry.set(sid, Doing::Idle);
@@ -343,7 +369,7 @@ impl Worker {
         &mut self,
         begun: &Begun,
         running: &Running,
-        items: Vec<Item>,
+        unkept: Vec<Batch>,
         outcome: Outcome,
         error: Option<(String, String)>,
         since: Instant,
@@ -354,7 +380,7 @@ impl Worker {
         };
         loop {
             let store = &self.desk.house.store;
-            match store.finish_turn(begun.turn, items.clone(), outcome, error.clone(), mark) {
+            match store.finish_turn(begun.turn, unkept.clone(), outcome, error.clone(), mark) {
                 Ok(ended) => {
                     self.house().tally.turn(ended.outcome);
                     self.desk.work |= ended.more;

@@ -329,6 +329,15 @@ mod tests {
     }
 
     #[test]
+    fn what_is_journalled_and_what_is_waited_for() {
+        let of = |is: fn(HookEvent) -> bool| -> Vec<_> {
+            HookEvent::ALL.iter().filter(|e| is(**e)).map(|e| e.as_str()).collect()
+        };
+        assert_eq!(of(HookEvent::is_journalled), ["session_start", "session_end", "session_closed"]);
+        assert_eq!(of(HookEvent::is_synchronous), ["message", "before_turn", "permission"]);
+    }
+
+    #[test]
     fn final_reasons_are_those_that_close_a_session() {
         let finals: Vec<_> = EndReason::ALL.iter().filter(|r| r.is_final()).map(|r| r.as_str()).collect();
         assert_eq!(finals, ["reset", "idle", "daily", "expired", "deleted", "new"]);

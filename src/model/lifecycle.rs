@@ -96,6 +96,8 @@ pub enum Action {
     Kill,
     /// Workers that have not come are given up.
     Abandon,
+    /// It is noted, durably, whom the stop gave up: what runs there counts as an unclean death.
+    NoteAbandoned,
     /// Idle sessions' agents are to be closed by the instant.
     Sweep(Instant),
     /// Journal the end of every activation still open.
@@ -131,7 +133,11 @@ pub struct Lifecycle {
     stop: Option<Stop>,
     alarm: Option<Instant>,
     workers_gone: bool,
-    hooks_ended: bool,
+    /// How long the `shutdown` handlers took, once they have ended.
+    hooks_took: Option<Duration>,
+    swept_since: Option<Instant>,
+    /// How long the sweep took.
+    swept: Duration,
     ends_called: bool,
     stopped_called: bool,
     abandoned: bool,
@@ -147,7 +153,9 @@ impl Lifecycle {
             stop: None,
             alarm: None,
             workers_gone: false,
-            hooks_ended: false,
+            hooks_took: None,
+            swept_since: None,
+            swept: Duration::ZERO,
             ends_called: false,
             stopped_called: false,
             abandoned: false,
@@ -190,7 +198,9 @@ impl Lifecycle {
     pub fn step(&mut self, event: Event, now: Instant) -> Vec<Action> {
         match event {
             Event::WorkersGone => self.workers_gone = true,
-            Event::ShutdownHooksEnded => self.hooks_ended = true,
+            Event::ShutdownHooksEnded => {
+                self.hooks_took.get_or_insert(now.saturating_duration_since(self.stop.map_or(now, |s| s.began)));
+            }
             Event::BecameReady
             | Event::TurnsEnded
             | Event::StopAsked(..)
@@ -217,7 +227,7 @@ impl Lifecycle {
             (Phase::Interrupting, Event::TurnsEnded | Event::WorkersGone) => self.sweep(now),
             (Phase::Interrupting, Event::TimeUp) => {
                 self.abandoned = true;
-                let mut actions = vec![Action::Kill, Action::Abandon];
+                let mut actions = vec![Action::Kill, Action::Abandon, Action::NoteAbandoned];
                 actions.extend(self.sweep(now));
                 actions
             }
@@ -225,7 +235,7 @@ impl Lifecycle {
             (Phase::Sweeping, Event::WorkersGone) => self.call_hooks(now),
             (Phase::Sweeping, Event::TimeUp) => {
                 self.abandoned = true;
-                let mut actions = vec![Action::Kill, Action::Abandon];
+                let mut actions = vec![Action::Kill, Action::Abandon, Action::NoteAbandoned];
                 actions.extend(self.call_hooks(now));
                 actions
             }
@@ -333,14 +343,16 @@ impl Lifecycle {
         }
         let until = now + self.budget.close / 2;
         self.phase = Phase::Sweeping;
+        self.swept_since = Some(now);
         self.alarm = Some(until);
         vec![Action::Sweep(now + self.budget.close * 4 / 10)]
     }
 
     fn call_hooks(&mut self, now: Instant) -> Vec<Action> {
+        self.end_sweep(now);
         self.phase = Phase::CallingHooks;
         let mut actions = vec![Action::CloseActivations];
-        if self.hooks_ended {
+        if self.hooks_took.is_some() {
             actions.extend(self.deliver_ends(now));
         } else {
             // They were given their third at the first request; what is left of it cuts them off.
@@ -355,7 +367,10 @@ impl Lifecycle {
             return Vec::new();
         }
         self.ends_called = true;
-        let until = now + self.budget.hooks * 17 / 30;
+        // One pot: what the `shutdown` handlers left of their third is there for the ends; a tenth stays for `stopped`.
+        let third = self.budget.hooks / 3;
+        let used = self.hooks_took.map_or(third, |took| took.min(third));
+        let until = now + (self.budget.hooks * 9 / 10).saturating_sub(used);
         self.alarm = Some(until);
         vec![Action::DeliverEnds(until)]
     }
@@ -371,13 +386,21 @@ impl Lifecycle {
     }
 
     fn close(&mut self, now: Instant) -> Vec<Action> {
-        let until = now + self.budget.close / 2;
+        // What the sweep left of its half is there for the store.
+        let until = now + self.budget.close - self.swept.min(self.budget.close / 2);
         self.phase = Phase::Closing;
         self.alarm = Some(until);
         vec![Action::CloseStore(until)]
     }
 
+    fn end_sweep(&mut self, now: Instant) {
+        if let (Phase::Sweeping, Some(since)) = (self.phase, self.swept_since) {
+            self.swept = now.saturating_duration_since(since);
+        }
+    }
+
     fn leave_now(&mut self, now: Instant) -> Vec<Action> {
+        self.end_sweep(now);
         self.abandoned |= !self.workers_gone;
         let mut actions = vec![Action::Kill, Action::Abandon, Action::CloseActivations];
         actions.extend(self.close(now));
@@ -437,6 +460,50 @@ mod tests {
     }
 
     #[test]
+    fn one_deadline_from_the_first_request_on() {
+        let (mut m, t) = running();
+        m.set_budget(Shutdown { deadline: Duration::from_secs(90), hooks: Duration::from_secs(12), ..BUDGET });
+        let actions = m.step(STOP, t);
+        assert!(actions.contains(&Action::CallShutdownHooks(t + Duration::from_secs(4))), "a third: {actions:?}");
+        let deadline = t + Duration::from_secs(90);
+        assert_eq!(m.stop().map(|s| (s.began, s.deadline)), Some((t, deadline)));
+        // A reload that comes too late changes nothing.
+        m.set_budget(BUDGET);
+        let later = t + Duration::from_secs(5);
+        let _ = m.step(Event::StopAsked(StopReason::Restart, Urgency::Fast), later);
+        assert_eq!(m.stop().map(|s| (s.reason, s.deadline)), Some((StopReason::Shutdown, deadline)));
+        let _ = m.step(Event::WorkersGone, later);
+        let third = t + Duration::from_secs(4);
+        assert_eq!(m.alarm(), Some(later.max(third)), "of the budget in force when it began");
+    }
+
+    #[test]
+    fn each_kind_of_handler_is_called_in_its_turn_and_once() {
+        let (mut m, t) = running();
+        let _ = m.step(STOP, t);
+        let _ = m.step(Event::WorkersGone, t);
+        assert!(m.step(Event::EndsDelivered, t).is_empty(), "not before the ends were called for");
+        assert_eq!(names(&m.step(Event::ShutdownHooksEnded, t)), ["DeliverEnds"]);
+        assert_eq!(names(&m.step(Event::EndsDelivered, t)), ["CallStopped"]);
+        assert!(m.step(Event::EndsDelivered, t).is_empty() && m.step(Event::ShutdownHooksEnded, t).is_empty());
+        assert_eq!(names(&m.step(Event::TimeUp, t)), ["CloseStore"], "cut off");
+    }
+
+    #[test]
+    fn a_now_abandons_whoever_is_still_there() {
+        for gone in [true, false] {
+            let (mut m, t) = running();
+            let _ = m.step(STOP, t);
+            if gone {
+                let _ = m.step(Event::WorkersGone, t);
+            }
+            let actions = m.step(Event::StopAsked(StopReason::Shutdown, Urgency::Now), t);
+            assert_eq!(names(&actions), ["Kill", "Abandon", "CloseActivations", "CloseStore"]);
+            assert_eq!(m.abandoned(), !gone);
+        }
+    }
+
+    #[test]
     fn the_mark_comes_before_anything_waits() {
         for urgency in Urgency::ALL {
             let (mut m, t) = running();
@@ -456,7 +523,10 @@ mod tests {
         let late = t + BUDGET.drain;
         assert_eq!(names(&m.step(Event::TimeUp, late)), ["RefreshMarks", "Interrupt"]);
         assert_eq!(m.alarm(), Some(late + BUDGET.interrupt));
-        assert_eq!(names(&m.step(Event::TimeUp, late + BUDGET.interrupt)), ["Kill", "Abandon", "Sweep"]);
+        assert_eq!(
+            names(&m.step(Event::TimeUp, late + BUDGET.interrupt)),
+            ["Kill", "Abandon", "NoteAbandoned", "Sweep"]
+        );
         assert!(m.abandoned());
     }
 
@@ -489,6 +559,58 @@ mod tests {
         assert_eq!(m.alarm(), Some(t + BUDGET.hooks / 3));
         assert_eq!(names(&m.step(Event::TimeUp, t + BUDGET.hooks / 3)), ["DeliverEnds"]);
         assert!(m.step(Event::ShutdownHooksEnded, t).is_empty(), "late news changes nothing");
+    }
+
+    #[test]
+    fn what_the_shutdown_hooks_leave_of_their_third_is_there_for_the_ends() {
+        for (took, ends) in [(0, 9_000), (1_000, 8_000), (3_000, 6_000)] {
+            let (mut m, t) = running();
+            let _ = m.step(STOP, t);
+            let hooks = t + Duration::from_millis(took);
+            let _ = m.step(Event::ShutdownHooksEnded, hooks);
+            let gone = t + Duration::from_secs(20);
+            let actions = m.step(Event::WorkersGone, gone);
+            let until = gone + Duration::from_millis(ends);
+            assert_eq!(actions, [Action::CloseActivations, Action::DeliverEnds(until)], "{took} ms");
+            assert_eq!(m.alarm(), Some(until));
+            let stopped = until + Duration::from_secs(1);
+            assert_eq!(m.step(Event::TimeUp, until), [Action::CallStopped(stopped)], "a tenth stays");
+        }
+        // Cut off, they had their third and no more.
+        let (mut m, t) = running();
+        let _ = m.step(STOP, t);
+        let _ = m.step(Event::WorkersGone, t);
+        let third = t + BUDGET.hooks / 3;
+        let until = third + BUDGET.hooks * 9 / 10 - BUDGET.hooks / 3;
+        assert_eq!(m.step(Event::TimeUp, third), [Action::DeliverEnds(until)]);
+    }
+
+    #[test]
+    fn what_the_sweep_leaves_of_its_half_is_there_for_the_store() {
+        for (swept, store) in [(0, 5_000), (1_000, 4_000), (2_500, 2_500), (3_000, 2_500)] {
+            let (mut m, t) = running();
+            let _ = m.step(STOP, t);
+            let _ = m.step(Event::ShutdownHooksEnded, t);
+            assert_eq!(m.step(Event::TurnsEnded, t), [Action::Sweep(t + BUDGET.close * 4 / 10)]);
+            assert_eq!(m.alarm(), Some(t + BUDGET.close / 2));
+            let gone = t + Duration::from_millis(swept);
+            let _ = m.step(if swept < 2_500 { Event::WorkersGone } else { Event::TimeUp }, gone);
+            assert_eq!(m.abandoned(), swept >= 2_500);
+            let _ = m.step(Event::EndsDelivered, gone);
+            let until = gone + Duration::from_millis(store);
+            assert_eq!(m.step(Event::StoppedHooksEnded, gone), [Action::CloseStore(until)], "{swept} ms");
+            assert_eq!(m.alarm(), Some(until));
+        }
+        // Cut short by a `now`, and without a sweep.
+        let (mut m, t) = running();
+        let _ = m.step(STOP, t);
+        let _ = m.step(Event::TurnsEnded, t);
+        let late = t + Duration::from_secs(2);
+        let actions = m.step(Event::StopAsked(StopReason::Shutdown, Urgency::Now), late);
+        assert_eq!(actions.last(), Some(&Action::CloseStore(late + Duration::from_secs(3))));
+        let (mut m, t) = running();
+        let actions = m.step(Event::StopAsked(StopReason::Shutdown, Urgency::Now), t);
+        assert_eq!(actions.last(), Some(&Action::CloseStore(t + BUDGET.close)));
     }
 
     /// Whatever happens in whatever order, the machine ends before its deadline, leaves once, and never waits unmarked.

@@ -2,7 +2,11 @@
 //!
 //! A boot that ended by itself leaves no activation open and no turn running. Whatever is still open was left by a death:
 //! of a daemon that worked, or of one whose stop was cut off. [`judge`] says, for one session that was left live, how its
-//! activation ends, what becomes of its turn, and whether it is suspended. It must not know where that is written.
+//! activation ends, what becomes of its turn, and whether it is suspended. A stop asks the same of those that it leaves
+//! running. It must not know where that is written.
+//!
+//! Deaths in a row count while no turn completes in between. Words alone are no progress: a session that kills the daemon
+//! after its first sentence would be resumed for ever.
 
 use crate::clock::Millis;
 
@@ -28,6 +32,8 @@ pub struct Left {
     pub cancelled: bool,
     /// It was the one that was being resumed alone.
     pub solo: bool,
+    /// The stop that was cut off had given its worker up.
+    pub abandoned: bool,
     /// Unclean deaths in a row before this one.
     pub unclean: i64,
 }
@@ -58,8 +64,12 @@ pub fn judge(death: &Death, left: &Left, threshold: i64) -> Verdict {
     };
     let turn = left.running.then_some(if left.cancelled { Outcome::Cancelled } else { Outcome::Interrupted });
     let interrupted = turn == Some(Outcome::Interrupted);
-    // A stop explains the death; a session that is resumed alone takes the blame alone.
-    let blamed = left.running && death.stop.is_none() && (!death.solo || left.solo);
+    // A stop explains the death of all but those that would not end; a session that is resumed alone takes the blame alone.
+    let blamed = left.running
+        && match death.stop {
+            Some(_) => left.abandoned,
+            None => !death.solo || left.solo,
+        };
     let unclean = left.unclean + i64::from(blamed);
     Verdict {
         end,
@@ -84,7 +94,7 @@ mod tests {
 
     const LIFE: Millis = 42;
     const CRASH: Death = Death { stop: None, last_life: LIFE, solo: false };
-    const IDLE: Left = Left { running: false, cancelled: false, solo: false, unclean: 0 };
+    const IDLE: Left = Left { running: false, cancelled: false, solo: false, abandoned: false, unclean: 0 };
     const RUNNING: Left = Left { running: true, ..IDLE };
 
     #[test]
@@ -135,6 +145,27 @@ mod tests {
                 Death { stop: Some(StopReason::Restart), ..CRASH },
                 Left { unclean: 2, ..RUNNING },
                 stop(StopReason::Restart, cut, Some((MarkReason::RestartTimeout, LIFE)), 2),
+            ),
+            (
+                "given up by a stop that was cut off",
+                Death { stop: Some(StopReason::Shutdown), solo: true, ..CRASH },
+                Left { abandoned: true, unclean: 1, ..RUNNING },
+                stop(StopReason::Shutdown, cut, Some((MarkReason::ShutdownTimeout, LIFE)), 2),
+            ),
+            (
+                "given up for the third time",
+                Death { stop: Some(StopReason::Shutdown), ..CRASH },
+                Left { abandoned: true, unclean: 2, ..RUNNING },
+                Verdict {
+                    suspend: true,
+                    ..stop(StopReason::Shutdown, cut, Some((MarkReason::ShutdownTimeout, LIFE)), 3)
+                },
+            ),
+            (
+                "given up, but idle",
+                Death { stop: Some(StopReason::Shutdown), ..CRASH },
+                Left { abandoned: true, unclean: 2, ..IDLE },
+                stop(StopReason::Shutdown, None, None, 2),
             ),
             (
                 "idle in a stop cut off",

@@ -267,10 +267,13 @@ mod tests {
         for good in ["a:b", "local:alice", "telegram:1:2", "x:ü/ ?%", &format!("a:{}", "k".repeat(198))] {
             assert_eq!(key_fault(good), None, "{good}");
         }
-        for bad in ["", "a:", ":b", "ab", "abc", "a:\u{7}", "a:b\n", &format!("a:{}", "k".repeat(199))] {
+        for bad in
+            ["", "a:", ":b", "ab", "abc", "ab:", ":ab", ":", "a:\u{7}", "a:b\n", &format!("a:{}", "k".repeat(199))]
+        {
             assert!(key_fault(bad).is_some(), "{bad:?}");
         }
-        assert!(id_fault("").is_some() && id_fault(&"x".repeat(129)).is_some() && id_fault("x").is_none());
+        assert!(id_fault("").is_some() && id_fault(&"x".repeat(129)).is_some());
+        assert!(id_fault("x").is_none() && id_fault(&"x".repeat(128)).is_none());
     }
 
     #[test]

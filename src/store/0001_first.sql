@@ -67,6 +67,7 @@ CREATE TABLE activations (
   messages_before INTEGER NOT NULL,
   pid INTEGER,
   pid_start INTEGER,
+  abandoned INTEGER NOT NULL DEFAULT 0, -- a stop gave its worker up
   closed_at INTEGER,
   end_reason TEXT,
   UNIQUE (sid, epoch)
@@ -157,6 +158,7 @@ CREATE TABLE deliveries (
   name TEXT NOT NULL,
   state TEXT NOT NULL CHECK (state IN ('pending', 'delivered', 'failed', 'orphaned', 'discarded')),
   attempts INTEGER NOT NULL DEFAULT 0,
+  uncalled INTEGER NOT NULL DEFAULT 0, -- a stop in order left it before any call of the boot that journalled it
   noted_by INTEGER,                   -- the boot that noted an attempt before its call and has not settled it
   next_at INTEGER NOT NULL DEFAULT 0,
   error TEXT,

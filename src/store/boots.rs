@@ -6,8 +6,8 @@ use serde_json::Value;
 use super::tx::{SESSION_COLUMNS, SessionRow, Tx};
 use super::{Error, Store};
 use crate::clock::Millis;
-use crate::model::event::{Actor, MarkReason, Outcome, StopReason, Urgency};
-use crate::model::recovery::{Death, Left, judge};
+use crate::model::event::{Actor, MarkReason, StopReason, Urgency};
+use crate::model::recovery::{Death, Left, Verdict, judge};
 
 /// This run of the daemon.
 #[derive(Clone, Debug)]
@@ -94,13 +94,26 @@ impl Store {
         })
     }
 
-    /// The session that was resumed alone has stood its time, or is done.
+    /// A session that runs alone has stood its time: a death counts against all that run again.
     ///
     /// # Errors
     /// The store fails.
-    pub fn clear_solo(&self) -> Result<(), Error> {
-        self.write("clear_solo", |tx| {
-            tx.run("UPDATE boots SET solo=NULL WHERE bid=?1", [tx.bid])?;
+    pub fn clear_solo(&self, sid: i64) -> Result<(), Error> {
+        self.write("clear_solo", move |tx| {
+            tx.run("UPDATE boots SET solo=NULL WHERE bid=?1 AND solo=?2", [tx.bid, sid])?;
+            Ok(())
+        })
+    }
+
+    /// A stop gave these sessions' workers up: what runs there counts against them, however this daemon ends.
+    ///
+    /// # Errors
+    /// The store fails.
+    pub fn note_abandoned(&self, sids: Vec<i64>) -> Result<(), Error> {
+        self.write("note_abandoned", move |tx| {
+            for sid in &sids {
+                tx.run("UPDATE activations SET abandoned=1 WHERE sid=?1 AND closed_at IS NULL", [sid])?;
+            }
             Ok(())
         })
     }
@@ -140,12 +153,12 @@ impl Store {
         })
     }
 
-    /// `session_end` for every activation still open, running or idle, once each; what runs becomes interrupted, and of
-    /// those the abandoned ones are counted as unclean deaths.
+    /// `session_end` for every activation still open, running or idle, once each; what runs becomes interrupted, and for
+    /// those that were given up it counts as an unclean death.
     ///
     /// # Errors
     /// The store fails; the next boot writes the ends.
-    pub fn close_activations(&self, reason: StopReason) -> Result<i64, Error> {
+    pub fn close_activations(&self, reason: StopReason, threshold: i64) -> Result<i64, Error> {
         let mut closed = 0;
         loop {
             let batch = self.write("close_activations", move |tx| {
@@ -157,15 +170,12 @@ impl Store {
                     [],
                     SessionRow::read,
                 )?;
-                for s in &open {
-                    let at = tx.now;
-                    if tx.end_running(s, Outcome::Interrupted, Some((reason.mark(), at)), None)? {
-                        tx.run("UPDATE sessions SET unclean=unclean+1 WHERE sid=?1", [s.sid])?;
-                    }
-                    let s = tx.session(s.sid)?.unwrap_or_else(|| s.clone());
-                    tx.close_activation(&s, reason.end(), Actor::Supervisor, None)?;
+                let now = Death { stop: Some(reason), last_life: tx.now, solo: false };
+                let n = open.len() as i64;
+                for s in open {
+                    tx.settle_left(s, &now, None, threshold)?;
                 }
-                Ok(open.len() as i64)
+                Ok(n)
             })?;
             closed += batch;
             if batch < BATCH {
@@ -247,31 +257,47 @@ impl Tx<'_> {
             SessionRow::read,
         )?;
         for s in left {
-            let cancel = self.row("SELECT cancel FROM turns WHERE sid=?1 AND state='running'", [s.sid], |row| {
-                row.get::<_, Option<String>>(0)
-            })?;
-            let facts = Left {
-                running: cancel.is_some(),
-                cancelled: matches!(cancel, Some(Some(_))),
-                solo: solo == Some(s.sid),
-                unclean: s.unclean,
-            };
-            let verdict = judge(death, &facts, threshold);
+            let verdict = self.settle_left(s, death, solo, threshold)?;
             r.activations += 1;
-            if let Some(outcome) = verdict.turn {
-                r.interrupted += 1;
-                self.end_running(&s, outcome, verdict.mark, None)?;
-                self.run("UPDATE sessions SET unclean=?2 WHERE sid=?1", params![s.sid, verdict.unclean])?;
-            }
-            let s = self.session(s.sid)?.unwrap_or(s);
-            self.close_activation(&s, verdict.end, verdict.actor, None)?;
-            if verdict.suspend {
-                r.suspended += 1;
-                log::warn!(key = s.key, session_id = s.id; "session suspended: the daemon died {} times in a row while it ran", verdict.unclean);
-                let agent = s.agent.clone();
-                self.suspend_session(&s, Actor::Supervisor, &agent)?;
-            }
+            r.interrupted += i64::from(verdict.turn.is_some());
+            r.suspended += i64::from(verdict.suspend);
         }
         Ok(())
+    }
+
+    /// Writes what becomes of one session that a death, or a stop's end, leaves live.
+    fn settle_left(
+        &mut self,
+        s: SessionRow,
+        death: &Death,
+        solo: Option<i64>,
+        threshold: i64,
+    ) -> Result<Verdict, Error> {
+        let cancel = self.row("SELECT cancel FROM turns WHERE sid=?1 AND state='running'", [s.sid], |row| {
+            row.get::<_, Option<String>>(0)
+        })?;
+        let abandoned = self
+            .row("SELECT 1 FROM activations WHERE sid=?1 AND closed_at IS NULL AND abandoned=1", [s.sid], |_| Ok(()))?
+            .is_some();
+        let facts = Left {
+            running: cancel.is_some(),
+            cancelled: matches!(cancel, Some(Some(_))),
+            solo: solo == Some(s.sid),
+            abandoned,
+            unclean: s.unclean,
+        };
+        let verdict = judge(death, &facts, threshold);
+        if let Some(outcome) = verdict.turn {
+            self.end_running(&s, outcome, verdict.mark, None)?;
+            self.run("UPDATE sessions SET unclean=?2 WHERE sid=?1", params![s.sid, verdict.unclean])?;
+        }
+        let s = self.session(s.sid)?.unwrap_or(s);
+        self.close_activation(&s, verdict.end, verdict.actor, None)?;
+        if verdict.suspend {
+            log::warn!(key = s.key, session_id = s.id; "session suspended: the daemon died {} times in a row while it ran", verdict.unclean);
+            let agent = s.agent.clone();
+            self.suspend_session(&s, Actor::Supervisor, &agent)?;
+        }
+        Ok(verdict)
     }
 }

@@ -35,8 +35,25 @@ pub struct Owed {
     pub next_at: Millis,
     /// It was journalled by an earlier boot, so its attempt is committed before the call.
     pub earlier_boot: bool,
+    /// That boot is known not to have called the handler for it.
+    pub uncalled: bool,
     /// The boot that noted the last attempt died in it, or beside it.
     pub fatal: bool,
+}
+
+impl Owed {
+    /// Whether its attempt is committed before the call, so that a death in it does not hide it.
+    #[must_use]
+    pub const fn is_noted_first(&self) -> bool {
+        self.earlier_boot || self.attempts > 0
+    }
+
+    /// The number of the next call. The boot that journalled it may have called the handler and died before it could say
+    /// so, unless it is known that it did not.
+    #[must_use]
+    pub fn next_attempt(&self) -> u32 {
+        self.attempts.max(u32::from(self.earlier_boot && !self.uncalled)) + 1
+    }
 }
 
 /// What became of a delivery.
@@ -101,7 +118,7 @@ impl Store {
         self.read(|conn| {
             let mut statement = conn.prepare_cached(
                 "SELECT d.did, j.event, d.script, d.name, j.event_id, j.key, j.session_id, j.upto, j.fields, j.at, d.attempts,
-                 d.next_at, j.bid, coalesce(b.clean=0 AND b.stop_reason IS NULL, 0)
+                 d.next_at, j.bid, coalesce(b.clean=0 AND b.stop_reason IS NULL, 0), d.uncalled
                  FROM deliveries d JOIN journal j ON j.jid=d.jid LEFT JOIN boots b ON b.bid=d.noted_by
                  WHERE d.state='pending' AND d.did>?1 ORDER BY d.did LIMIT ?2",
             )?;
@@ -125,22 +142,65 @@ impl Store {
                     next_at: r.get(11)?,
                     earlier_boot: r.get::<_, i64>(12)? != bid,
                     fatal: r.get(13)?,
+                    uncalled: r.get(14)?,
                 })
             })?;
             rows.collect()
         })
     }
 
-    /// Commits an attempt before its call, so that a handler that kills the daemon is set aside in the end.
-    pub fn note_attempt(&self, did: i64, done: impl FnOnce(Result<(), Error>) + Send + 'static) {
+    /// Commits an attempt, by its number, before its call, so that a handler that kills the daemon is set aside in the end.
+    pub fn note_attempt(&self, did: i64, attempt: u32, done: impl FnOnce(Result<(), Error>) + Send + 'static) {
         self.write_then(
             "note_attempt",
             move |tx| {
-                // The boot that journalled it may have called the handler and died before it could say so.
                 tx.run(
-                    "UPDATE deliveries SET attempts=max(attempts, 1)+1, noted_by=?2 WHERE did=?1 AND state='pending'",
-                    params![did, tx.bid],
+                    "UPDATE deliveries SET attempts=?3, uncalled=0, noted_by=?2 WHERE did=?1 AND state='pending'",
+                    params![did, tx.bid, attempt],
                 )?;
+                Ok(())
+            },
+            done,
+        );
+    }
+
+    /// Takes an attempt back that was noted, or may have been, and whose call was not made. `attempts` and `uncalled`: as
+    /// they were before.
+    pub fn take_back_attempt(
+        &self,
+        did: i64,
+        attempts: u32,
+        uncalled: bool,
+        done: impl FnOnce(Result<(), Error>) + Send + 'static,
+    ) {
+        self.write_then(
+            "take_back_attempt",
+            move |tx| {
+                tx.run(
+                    "UPDATE deliveries SET attempts=?4, uncalled=?2, noted_by=NULL
+                     WHERE did=?1 AND state='pending' AND noted_by=?3",
+                    params![did, uncalled, tx.bid, attempts],
+                )?;
+                Ok(())
+            },
+            done,
+        );
+    }
+
+    /// A stop in order: what this boot journalled and never handed to its handler was not seen by it. `called`: what was
+    /// handed over and is not settled.
+    pub fn note_uncalled(&self, called: Vec<i64>, done: impl FnOnce(Result<(), Error>) + Send + 'static) {
+        self.write_then(
+            "note_uncalled",
+            move |tx| {
+                tx.run(
+                    "UPDATE deliveries SET uncalled=1 WHERE state='pending' AND attempts=0
+                     AND jid IN (SELECT jid FROM journal WHERE bid=?1)",
+                    [tx.bid],
+                )?;
+                for did in &called {
+                    tx.run("UPDATE deliveries SET uncalled=0 WHERE did=?1", [did])?;
+                }
                 Ok(())
             },
             done,

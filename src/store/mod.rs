@@ -24,6 +24,7 @@ mod schema;
 mod sessions;
 mod turns;
 mod tx;
+mod unkept;
 mod world;
 mod writer;
 
@@ -31,12 +32,15 @@ pub use accept::{Accept, Accepted, Limits};
 pub use activations::{Opened, OpenedSession};
 pub use boots::{BootInfo, Recovered, StopNote};
 pub use journal::{FailedEvent, JournalCounts, Owed, Settled, Tally};
-pub use read::{Counts, EventRow, Page, SessionFilter, SessionView, StopOutcome, TranscriptEntry, TurnView, Wanted};
+pub use read::{
+    Counts, EventRow, Overlooked, Page, SessionFilter, SessionView, StopOutcome, TranscriptEntry, TurnView, Wanted,
+};
 pub use retention::Pruned;
 pub use schema::{Exam, examine, knows_session, version as schema_version};
 pub use sessions::{Acted, Target};
 pub use turns::{Begin, Begun, Cut, Ended, Item, TurnRef};
 pub use tx::{Commit, Published, Tx};
+pub use unkept::{Batch, Unkept};
 pub use world::{Faults, Step, World};
 
 /// Why a transaction was not done.
@@ -139,6 +143,9 @@ pub enum Refusal {
     /// A counter would leave its 64 bits.
     #[error("the sum is beyond 64 bits")]
     TooLarge,
+    /// The session is one death short of suspension, and another such one runs alone just now.
+    #[error("another session that may be what kills the daemon runs alone just now")]
+    Apart,
     /// No such thing (set-aside event, report).
     #[error("no such entry")]
     NotFound,
@@ -165,10 +172,12 @@ struct Shared {
     tally: Mutex<Tally>,
     owed: RwLock<OwedTo>,
     observer: RwLock<Observer>,
+    doubt: RwLock<Doubt>,
 }
 
 type OwedTo = Arc<dyn Fn(HookEvent) -> Vec<HandlerId> + Send + Sync>;
 type Observer = Arc<dyn Fn(&Commit) + Send + Sync>;
+type Doubt = Arc<dyn Fn() + Send + Sync>;
 
 /// A handle to the store; cheap to clone.
 #[derive(Clone)]
@@ -206,6 +215,20 @@ impl Store {
     pub fn open_in(path: &Path, world: World) -> Result<Self, Error> {
         let conn = schema::open(path, world.durable)?;
         let readers = read::Readers::new(path, world.readers);
+        Self::with(path, world, conn, readers)
+    }
+
+    /// The same database after a death of whoever held it: what was not committed is undone, and no handle from before
+    /// reaches it any more. For simulations that keep it in memory, where opening it anew would take most of the time.
+    ///
+    /// # Errors
+    /// Its writer has a thread.
+    pub fn again(self, world: World) -> Result<Self, Error> {
+        let conn = self.jobs.die().ok_or_else(closed)?;
+        Self::with(&self.shared.path, world, conn, self.readers.clone())
+    }
+
+    fn with(path: &Path, world: World, conn: rusqlite::Connection, readers: read::Readers) -> Result<Self, Error> {
         let inline = world.inline;
         let shared = Arc::new(Shared {
             path: path.into(),
@@ -216,6 +239,7 @@ impl Store {
             tally: Mutex::default(),
             owed: RwLock::new(Arc::new(|_| Vec::new())),
             observer: RwLock::new(Arc::new(|_| ())),
+            doubt: RwLock::new(Arc::new(|| ())),
         });
         let mut writer = writer::Writer::new(shared.clone(), conn);
         let jobs = if inline {
@@ -251,6 +275,12 @@ impl Store {
         *self.shared.observer.write().unwrap_or_else(PoisonError::into_inner) = observer;
     }
 
+    /// Who is told that a commit is in doubt: what it was to let in or to end may be true, and nobody was told of it. On
+    /// whatever thread; must not block. What is to be done once the store answers again says [`Store::overlooked`].
+    pub fn set_doubt(&self, doubt: Doubt) {
+        *self.shared.doubt.write().unwrap_or_else(PoisonError::into_inner) = doubt;
+    }
+
     /// Opens or closes the door for turns; transactions after this see it.
     pub fn set_admission(&self, admission: Admission) {
         self.shared.admission.store(admission as u8, Ordering::SeqCst);
@@ -275,6 +305,7 @@ impl Store {
         match receive.recv_timeout(self.patience) {
             Ok(result) => result,
             Err(crossbeam_channel::RecvTimeoutError::Timeout) => {
+                self.shared.doubted();
                 Err(Error::Unavailable(format!("{name}: the disk did not answer within {} s", self.patience.as_secs())))
             }
             Err(crossbeam_channel::RecvTimeoutError::Disconnected) => Err(closed()),
@@ -321,7 +352,9 @@ impl Store {
     /// The checkpoint failed or did not end in time; what was committed is safe in the log.
     pub fn close(&self, until: Instant) -> Result<(), Error> {
         // Half of the time for those who still read; the rest is the writer's.
-        self.readers.close(Instant::now() + until.saturating_duration_since(Instant::now()) / 2);
+        if !self.shared.world.memory {
+            self.readers.close(Instant::now() + until.saturating_duration_since(Instant::now()) / 2);
+        }
         let (send, receive) = crossbeam_channel::bounded(1);
         self.jobs.send(writer::Job::Close(send), until).map_err(|_| closed())?;
         receive.recv_deadline(until).map_err(|_| Error::Unavailable("close: the disk did not answer in time".into()))?
@@ -361,6 +394,11 @@ fn copy(from: &rusqlite::Connection, to: &Path) -> Result<(), Error> {
 }
 
 impl Shared {
+    fn doubted(&self) {
+        let doubt = self.doubt.read().unwrap_or_else(PoisonError::into_inner).clone();
+        doubt();
+    }
+
     fn admission(&self) -> Admission {
         match self.admission.load(Ordering::SeqCst) {
             0 => Admission::Open,

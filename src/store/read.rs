@@ -494,6 +494,27 @@ impl Store {
         })
     }
 
+    /// What workers may not have been told of, because its commit was in doubt. `live`: the sessions that have one.
+    ///
+    /// # Errors
+    /// The store fails.
+    pub fn overlooked(&self, live: &[i64]) -> Result<Overlooked, Error> {
+        self.read(|conn| {
+            let mut open = conn.prepare_cached("SELECT 1 FROM sessions WHERE sid=?1 AND status='open' AND hidden=0")?;
+            let mut cancelled =
+                conn.prepare_cached("SELECT tid FROM turns WHERE sid=?1 AND state='running' AND cancel IS NOT NULL")?;
+            let mut found = Overlooked::default();
+            for sid in live {
+                if !open.exists([sid])? {
+                    found.gone.push(*sid);
+                } else if let Some(tid) = cancelled.query_row([sid], |r| r.get(0)).optional()? {
+                    found.cancelled.push((*sid, tid));
+                }
+            }
+            Ok(found)
+        })
+    }
+
     /// The row of a session by its id, deleted ones too.
     ///
     /// # Errors
@@ -569,6 +590,15 @@ pub struct StopOutcome {
     pub turn: Option<String>,
     /// Its end is still owed to a handler.
     pub end_pending: bool,
+}
+
+/// What a commit in doubt did after all.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Overlooked {
+    /// Sessions that are over or suspended: their workers are to go.
+    pub gone: Vec<i64>,
+    /// Running turns, with their sessions, of which a cancel was asked for.
+    pub cancelled: Vec<(i64, i64)>,
 }
 
 /// A session in which something waits to run.

@@ -36,6 +36,11 @@ pub(super) fn directory() -> tempfile::TempDir {
     if memory.is_dir() { tempfile::tempdir_in(memory).unwrap() } else { tempfile::tempdir().unwrap() }
 }
 
+/// What a turn says at once, under its number.
+pub(super) fn batch(number: i64, items: Vec<Item>) -> Vec<Batch> {
+    vec![Batch { number, items }]
+}
+
 /// A store, its clock and its file.
 pub(super) struct Rig {
     pub store: Store,
@@ -76,7 +81,7 @@ impl Rig {
     pub fn restart(&mut self) -> Recovered {
         self.store.set_admission(Admission::Stopping);
         self.store.mark_running(note()).unwrap();
-        self.store.close_activations(StopReason::Restart).unwrap();
+        self.store.close_activations(StopReason::Restart, 3).unwrap();
         self.store.close_boot(true, Value::Null, 100).unwrap();
         self.crash()
     }
@@ -219,6 +224,7 @@ pub(super) fn open(path: &std::path::Path, now: &Arc<AtomicI64>) -> Store {
         clock: Arc::new(move || clock.load(Ordering::SeqCst)),
         durable: false,
         inline: true,
+        memory: false,
         readers: 1,
         ..World::default()
     };

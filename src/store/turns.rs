@@ -4,6 +4,7 @@ use rusqlite::params;
 use serde_json::{Value, json};
 
 use super::tx::{SessionRow, Tx};
+use super::unkept::Batch;
 use super::{Admission, Error, Refusal, Store};
 use crate::clock::Millis;
 use crate::config::{OnInterrupt, Resume};
@@ -41,7 +42,7 @@ pub struct Begin {
     pub context: Option<String>,
     /// The id of a continuation that has a turn of its own; chosen beforehand, so that `before_turn` handlers can be told.
     pub fresh_id: String,
-    /// The unclean counter at which a session is one death short of suspension; 0: off.
+    /// The unclean counter from which on a session is one death short of suspension; 0: off.
     pub alone_at: i64,
 }
 
@@ -111,7 +112,8 @@ impl Store {
     /// `None`: nothing is to be done. One whose commit was in doubt is sent again: the turn that it began is given again.
     ///
     /// # Errors
-    /// [`Refusal::Closed`] while turns do not start, [`Refusal::Stale`] when the activation is not current.
+    /// [`Refusal::Closed`] while turns do not start, [`Refusal::Stale`] when the activation is not current,
+    /// [`Refusal::Apart`] while another session that is one death short of suspension runs alone.
     pub fn begin_turn(&self, begin: Begin) -> Result<Option<Begun>, Error> {
         self.write("begin_turn", move |tx| tx.begin(&begin))
     }
@@ -143,34 +145,33 @@ impl Store {
         })
     }
 
-    /// Adds to a running turn. `number` counts the appends of the turn from 1: one whose commit was in doubt is sent again
-    /// with the same number, and kept once.
+    /// Adds to a running turn. A batch that was kept before, by a commit of whose fate the worker never heard, is known by
+    /// its number and not kept again.
     ///
     /// # Errors
     /// [`Refusal::Stale`]: the turn has its outcome already.
-    pub fn append(&self, turn: TurnRef, number: i64, items: Vec<Item>) -> Result<(), Error> {
+    pub fn append(&self, turn: TurnRef, batches: Vec<Batch>) -> Result<(), Error> {
         self.write("append", move |tx| {
             let (s, turn_id, _) = tx.current_turn(turn)?;
-            let fresh = tx.run("UPDATE turns SET pieces=?2 WHERE tid=?1 AND pieces<?2", params![turn.tid, number])? > 0;
-            if fresh { tx.add(&s, turn.tid, &turn_id, &items) } else { Ok(()) }
+            tx.add_new(&s, turn.tid, &turn_id, &batches)
         })
     }
 
-    /// Ends a running turn with its last words.
+    /// Ends a running turn with its last words, and what is in doubt of those before.
     ///
     /// # Errors
     /// [`Refusal::Stale`]: it has its outcome already; nothing was written.
     pub fn finish_turn(
         &self,
         turn: TurnRef,
-        items: Vec<Item>,
+        batches: Vec<Batch>,
         outcome: Outcome,
         error: Option<(String, String)>,
         mark: MarkReason,
     ) -> Result<Ended, Error> {
         self.write("finish_turn", move |tx| {
             let (s, turn_id, cancel) = tx.current_turn(turn)?;
-            tx.add(&s, turn.tid, &turn_id, &items)?;
+            tx.add_new(&s, turn.tid, &turn_id, &batches)?;
             // Whoever asked for a cancel gets one, unless the whole answer came first.
             let outcome = match (outcome, &cancel) {
                 (Outcome::Failed | Outcome::Interrupted, Some(_)) => Outcome::Cancelled,
@@ -238,6 +239,13 @@ impl Tx<'_> {
             Some(_) => continuation(b.on_interrupt, queued.is_some(), b.asked),
             None => Continuation::Wait,
         };
+        if queued.is_none() && matches!(plan, Continuation::Carried | Continuation::Wait) {
+            return Ok(None);
+        }
+        let alone = b.alone_at > 0 && s.unclean >= b.alone_at;
+        if alone && self.another_is_alone(s.sid)? {
+            return Err(Refusal::Apart.into());
+        }
         let (tid, turn_id) = match (plan, queued) {
             (Continuation::Note | Continuation::Rerun, _) => {
                 let id = b.fresh_id.clone();
@@ -250,7 +258,6 @@ impl Tx<'_> {
             (Continuation::Carried | Continuation::Wait, Some(queued)) => queued,
             (Continuation::Carried | Continuation::Wait, None) => return Ok(None),
         };
-        let alone = cut.is_some() && b.alone_at > 0 && s.unclean >= b.alone_at;
         let cut = cut.filter(|_| plan != Continuation::Wait);
         let resumed = cut.is_some() && plan == Continuation::Rerun;
         self.run(
@@ -277,6 +284,11 @@ impl Tx<'_> {
         }
         self.user_entries(&s, tid)?;
         Ok(Some(begun))
+    }
+
+    /// Whether a session other than this one runs alone.
+    fn another_is_alone(&self, sid: i64) -> Result<bool, Error> {
+        Ok(self.row("SELECT 1 FROM boots WHERE bid=?1 AND solo<>?2", params![self.bid, sid], |_| Ok(()))?.is_some())
     }
 
     /// What a turn that has begun is to its worker, read from its row: the first time and, where that commit was in doubt,
@@ -399,6 +411,16 @@ impl Tx<'_> {
         let (id, cancel) = found.ok_or(Refusal::Stale)?;
         let s = self.session(turn.sid)?.ok_or(Refusal::Stale)?;
         Ok((s, id, cancel))
+    }
+
+    /// Adds the batches that are not kept yet.
+    fn add_new(&mut self, s: &SessionRow, tid: i64, turn_id: &str, batches: &[Batch]) -> Result<(), Error> {
+        for batch in batches {
+            if self.run("UPDATE turns SET pieces=?2 WHERE tid=?1 AND pieces<?2", params![tid, batch.number])? > 0 {
+                self.add(s, tid, turn_id, &batch.items)?;
+            }
+        }
+        Ok(())
     }
 
     /// Adds what a turn said, in order. Text stays in the stream until something else closes it off.

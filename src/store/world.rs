@@ -35,13 +35,16 @@ pub struct World {
     pub durable: bool,
     /// Transactions run on the caller's thread, one by one, instead of the writer's.
     pub inline: bool,
+    /// The database is in memory (a `file:` URI with `vfs=memdb`), and no disk is there to distrust: its connections stay
+    /// open over a failed commit and a close, and [`Store::again`](super::Store::again) takes them over.
+    pub memory: bool,
     /// How many may read at once.
     pub readers: usize,
 }
 
 impl Default for World {
     fn default() -> Self {
-        Self { clock: Arc::new(clock::now), faults: None, durable: true, inline: false, readers: 4 }
+        Self { clock: Arc::new(clock::now), faults: None, durable: true, inline: false, memory: false, readers: 4 }
     }
 }
 

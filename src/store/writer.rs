@@ -62,6 +62,14 @@ pub(super) enum Lane {
 }
 
 impl Lane {
+    /// Takes the connection from a writer that has no thread.
+    pub(super) fn die(&self) -> Option<Connection> {
+        match self {
+            Self::Thread(_) => None,
+            Self::Inline(writer) => writer.lock().unwrap_or_else(PoisonError::into_inner).die(),
+        }
+    }
+
     /// Sends a job; gives it back when it was not taken by the instant, or nobody is there to take it.
     pub(super) fn send(&self, job: Job, until: Instant) -> Result<(), Job> {
         match self {
@@ -134,6 +142,12 @@ enum Fate {
 impl Writer {
     pub(super) fn new(shared: Arc<Shared>, conn: Connection) -> Self {
         Self { shared, conn: Some(conn), dirty: true, over: false }
+    }
+
+    /// The connection as a death leaves it: what was not committed is undone.
+    fn die(&mut self) -> Option<Connection> {
+        self.over = true;
+        self.conn.take().inspect(rollback)
     }
 
     /// One job, alone.
@@ -231,10 +245,13 @@ impl Writer {
     /// A failed COMMIT: nobody is acknowledged, and the connection is opened anew.
     fn broken(&mut self, group: Vec<Box<dyn Work>>, error: &Error) {
         log::error!("store: commit: {error}; the database is opened anew");
-        self.conn = None;
+        if !self.shared.world.memory {
+            self.conn = None;
+        }
         for mut work in group {
             work.done(Err(Error::Unavailable(format!("the commit failed, it may or may not have been kept: {error}"))));
         }
+        self.shared.doubted();
     }
 
     /// The connection, opened anew if the last commit failed.
@@ -309,6 +326,9 @@ impl Writer {
 
     fn close(&mut self) -> Result<(), Error> {
         self.over = true;
+        if self.shared.world.memory {
+            return Ok(());
+        }
         let Some(conn) = self.conn.take() else { return Ok(()) };
         let busy: i64 = conn.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |r| r.get(0))?;
         conn.close().map_err(|(conn, e)| {

@@ -42,6 +42,7 @@ const TRANSACTIONS: &[(&str, Needs)] = &[
     ("mark_running", Needs::Stop),
     ("refresh_marks", Needs::Stop),
     ("close_activations", Needs::Stop),
+    ("note_uncalled", Needs::Stop),
     ("close_boot", Needs::Stop),
 ];
 const STEPS: &[&str] = &["before", "inside", "committed"];

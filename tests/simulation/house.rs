@@ -3,18 +3,20 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::{AtomicI64, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
+
+use rusqlite::Connection;
 
 use ostler::config::{Busy, OnInterrupt, Resume, Retention, Shutdown};
 use ostler::model::event::{Actor, EndReason, HandlerId, MarkReason, Outcome, StopReason, Urgency};
 use ostler::model::lifecycle::{Action, Event, Lifecycle, Phase};
 use ostler::model::session::Policy;
 use ostler::store::{
-    Accept, Acted, Admission, Begin, Begun, BootInfo, Error, Item, Limits, Owed, Refusal, Settled, Step, StopNote,
-    Store, Target, TurnRef, World,
+    Accept, Acted, Admission, Batch, Begin, Begun, BootInfo, Error, Item, Limits, Owed, Refusal, Settled, Step,
+    StopNote, Store, Target, TurnRef, Unkept, World,
 };
 
 use crate::dice::Dice;
@@ -26,6 +28,8 @@ mod delivery;
 mod people;
 mod steps;
 mod workers;
+
+use workers::alone_at;
 
 pub const T0: i64 = 1_800_000_000_000;
 const SHUTDOWN: Shutdown = Shutdown {
@@ -63,13 +67,11 @@ struct Plan {
     death_in: AtomicU64,
     /// The next COMMIT fails: 1 before it, 2 after it.
     commit: AtomicU8,
-    files: Mutex<(PathBuf, PathBuf)>,
 }
 
 impl Plan {
     fn strike(&self, step: Step) -> bool {
         if self.death_in.load(Ordering::Relaxed) > 0 && self.death_in.fetch_sub(1, Ordering::Relaxed) == 1 {
-            self.keep();
             resume_unwind(Box::new(Death));
         }
         let due = match step {
@@ -78,29 +80,6 @@ impl Plan {
             Step::Before | Step::Inside => return false,
         };
         self.commit.compare_exchange(due, 0, Ordering::Relaxed, Ordering::Relaxed).is_ok()
-    }
-
-    /// What a death leaves: the files as they are at this instant.
-    fn keep(&self) {
-        let (from, to) = &*self.files.lock().unwrap();
-        copy(from, to);
-    }
-}
-
-fn wal(path: &Path) -> PathBuf {
-    path.with_extension("db-wal")
-}
-
-fn copy(from: &Path, to: &Path) {
-    std::fs::copy(from, to).unwrap();
-    if wal(from).exists() {
-        std::fs::copy(wal(from), wal(to)).unwrap();
-    }
-}
-
-fn remove(path: &Path) {
-    for end in ["db", "db-wal", "db-shm"] {
-        let _ = std::fs::remove_file(path.with_extension(end));
     }
 }
 
@@ -171,13 +150,10 @@ enum At {
 struct Run {
     turn: TurnRef,
     id: String,
-    number: i64,
-    unkept: Vec<Item>,
-    /// A batch that was sent and whose fate is unknown: it is sent again as it was, under its number.
-    doubtful: Vec<Item>,
+    unkept: Unkept,
     said: String,
     kept: usize,
-    ending: Option<(Outcome, Vec<Item>)>,
+    ending: Option<(Outcome, Vec<Batch>)>,
 }
 
 #[derive(Clone, Debug)]
@@ -207,8 +183,6 @@ struct Sent {
 #[derive(Clone, Debug)]
 struct Held {
     attempts: u32,
-    /// Called before in this boot: from the second call on each attempt is committed before it.
-    called: bool,
     settled: Option<Settled>,
 }
 
@@ -219,8 +193,8 @@ struct Daemon {
     /// Workers that were given up or retired by force: they still try to write.
     ghosts: Vec<Worker>,
     wishes: BTreeMap<i64, bool>,
-    loners: VecDeque<i64>,
-    solo: Option<(i64, Option<i64>)>,
+    alone: Option<(i64, i64)>,
+    apart: BTreeSet<i64>,
     continuations: VecDeque<i64>,
     held_back: bool,
     closed: bool,
@@ -229,6 +203,7 @@ struct Daemon {
     draining: bool,
     halted: bool,
     store_closed: bool,
+    told_uncalled: bool,
     deliveries: BTreeMap<i64, Held>,
     doubt: bool,
     doubted: bool,
@@ -236,18 +211,43 @@ struct Daemon {
     marked: bool,
 }
 
+/// A database in memory and its connections, used by one seed after the other.
+pub struct Room {
+    store: Store,
+    eyes: Connection,
+    broom: Connection,
+}
+
+impl Room {
+    /// An empty one. The name is its own in this process.
+    pub fn new(name: &str) -> Self {
+        let uri = format!("file:/ostler-simulation-{name}?vfs=memdb");
+        let store = Store::open_in(Path::new(&uri), world()).expect("a database in memory");
+        Self { store, eyes: Connection::open(&uri).unwrap(), broom: Connection::open(&uri).unwrap() }
+    }
+}
+
+/// The world but for its clock and its faults.
+fn world() -> World {
+    World { durable: false, inline: true, memory: true, readers: 1, ..World::default() }
+}
+
+/// Empties a database: what [`Store::open_in`] would have made of a new file.
+const SWEEP: &str = "
+    BEGIN; DELETE FROM boots; DELETE FROM sessions; DELETE FROM activations; DELETE FROM turns; DELETE FROM messages;
+    DELETE FROM entries; DELETE FROM events; DELETE FROM journal; DELETE FROM deliveries; DELETE FROM kv; DELETE FROM timers;
+    DELETE FROM meta; DELETE FROM sqlite_sequence; INSERT INTO meta (name, value) VALUES ('queued', 0); COMMIT;";
+
 pub struct House {
     pub dice: Dice,
     pub config: Config,
     pub steps: u64,
     pub boots: u64,
-    dir: PathBuf,
-    file: u64,
-    path: PathBuf,
     now: Arc<AtomicI64>,
     base: Instant,
     plan: Arc<Plan>,
     store: Option<Store>,
+    broom: Connection,
     daemon: Daemon,
     dead: bool,
     witness: Witness,
@@ -257,43 +257,46 @@ pub struct House {
     said: BTreeMap<String, (String, usize)>,
     settled: BTreeSet<i64>,
     attempts: BTreeMap<i64, u32>,
+    maybe_seen: BTreeSet<i64>,
     began: Option<i64>,
     quiet: bool,
 }
 
 impl House {
-    pub fn new(seed: u64, dir: &Path, template: &Path) -> Self {
+    pub fn new(seed: u64, room: Room) -> Self {
         let mut dice = Dice::new(seed);
         let config = Config::roll(&mut dice);
-        let path = dir.join("0.db");
-        remove(&path);
-        copy(template, &path);
+        let Room { store, eyes, broom } = room;
+        broom.execute_batch(SWEEP).unwrap();
         let mut house = Self {
             dice,
             config,
             steps: 0,
             boots: 0,
-            dir: dir.into(),
-            file: 0,
-            path,
             now: Arc::new(AtomicI64::new(T0)),
             base: Instant::now(),
             plan: Arc::default(),
-            store: None,
+            store: Some(store),
+            broom,
             daemon: Daemon::new(),
             dead: false,
-            witness: Witness::default(),
+            witness: Witness::new(eyes),
             sent: Vec::new(),
             prompts: BTreeMap::new(),
             said: BTreeMap::new(),
             settled: BTreeSet::new(),
             attempts: BTreeMap::new(),
+            maybe_seen: BTreeSet::new(),
             began: None,
             quiet: false,
         };
-        house.witness.trace = std::env::var_os("OSTLER_SIM_TRACE").is_some();
         house.boot();
         house
+    }
+
+    /// The room, for the next seed.
+    pub fn leave(self) -> Room {
+        Room { store: self.store.expect("a store"), eyes: self.witness.eyes(), broom: self.broom }
     }
 
     fn ms(&self) -> i64 {
@@ -344,31 +347,17 @@ impl House {
 
     /// The process dies here and now.
     fn crash(&mut self) {
-        if !self.dead {
-            self.plan.keep();
-            self.dead = true;
-        }
+        self.dead = true;
     }
 
     /// A new process, until one comes up.
     fn boot(&mut self) {
         loop {
-            let ended = self.daemon.store_closed;
-            self.store = None;
-            self.witness.look_away();
-            if self.dead {
-                remove(&self.path);
-                self.path = self.next();
-            }
-            let (path, next) = (self.path.clone(), self.next_of(self.file + 1));
-            remove(&next);
-            *self.plan.files.lock().unwrap() = (path, next);
+            let (ended, told_uncalled) = (self.daemon.store_closed, self.daemon.told_uncalled);
             self.dead = false;
             self.daemon = Daemon::new();
             self.began = None;
             self.boots += 1;
-            self.witness.look_at(&self.path);
-            self.witness.read();
             if self.boots > 1 {
                 let away = *self.dice.pick(&[10, 1000, 30_000, 30_000, 4_000_000]);
                 self.now.fetch_add(away, Ordering::Relaxed);
@@ -377,24 +366,26 @@ impl House {
             let world = World {
                 clock: Arc::new(move || clock.load(Ordering::Relaxed)),
                 faults: Some(Arc::new(move |_, step| plan.strike(step))),
-                durable: false,
-                inline: true,
-                readers: 1,
+                ..world()
             };
-            let store = Store::open_in(&self.path, world).expect("the store opens");
+            let store = self.store.take().expect("a store").again(world).expect("the store opens");
+            self.witness.read();
+            if !told_uncalled {
+                self.doubt_deliveries();
+            }
             store.set_owed(Arc::new(|event| {
                 let id = |name: &&str| HandlerId { event, script: "s.lua".into(), name: (*name).to_owned() };
                 if event.is_journalled() { HANDLERS.iter().map(id).collect() } else { Vec::new() }
             }));
             self.store = Some(store);
-            let ran = self.ran();
+            let (before, expected) = (self.witness.unclean.clone(), self.expected());
             let info = BootInfo { boot_id: format!("b{}", self.boots), pid: 1, threshold: self.config.threshold };
             match self.call(|s| s.open_boot(info)) {
                 Ok(recovered) => {
                     if ended {
                         assert_eq!((recovered.deaths, recovered.activations), (0, 0), "a stop in order leaves nothing");
                     }
-                    self.check_recovery(&ran);
+                    self.check_recovery(&expected, &before);
                     break;
                 }
                 Err(Out::Dead) => {}
@@ -406,30 +397,29 @@ impl House {
         self.schedule();
     }
 
-    fn next_of(&self, n: u64) -> PathBuf {
-        self.dir.join(format!("{n}.db"))
-    }
-
-    fn next(&mut self) -> PathBuf {
-        self.file += 1;
-        self.next_of(self.file)
-    }
-
-    /// Sessions with a running turn, whether a stop was noted, and the counts before.
-    fn ran(&self) -> (BTreeSet<i64>, bool, BTreeMap<i64, i64>) {
+    /// The counts of deaths as they must be after this boot.
+    fn expected(&self) -> BTreeMap<i64, i64> {
         let conn = self.witness.conn();
-        let mut statement = conn.prepare("SELECT sid FROM turns WHERE state='running'").unwrap();
-        let running = statement.query_map([], |r| r.get(0)).unwrap().collect::<Result<_, _>>().unwrap();
-        let stop =
-            self.witness.number("SELECT count(*) FROM boots WHERE ended_at IS NULL AND stop_reason IS NOT NULL") > 0;
-        let mut statement = conn.prepare("SELECT sid, unclean FROM sessions").unwrap();
-        let counts =
+        let mut statement = conn.prepare_cached("SELECT sid, unclean FROM sessions").unwrap();
+        let mut counts: BTreeMap<i64, i64> =
             statement.query_map([], |r| Ok((r.get(0)?, r.get(1)?))).unwrap().collect::<Result<_, _>>().unwrap();
-        (running, stop, counts)
+        // A death counts against all that run; against the one that runs alone only; in a stop, against what it gave up.
+        let mut statement = conn
+            .prepare_cached(
+                "SELECT t.sid, CASE WHEN b.stop_reason IS NOT NULL THEN a.abandoned ELSE coalesce(b.solo=t.sid, 1) END
+                 FROM turns t JOIN activations a ON a.sid=t.sid AND a.closed_at IS NULL JOIN boots b ON b.bid=a.bid
+                 WHERE t.state='running'",
+            )
+            .unwrap();
+        let mut rows = statement.query([]).unwrap();
+        while let Some(r) = rows.next().unwrap() {
+            *counts.entry(r.get(0).unwrap()).or_default() += r.get::<_, i64>(1).unwrap();
+        }
+        counts
     }
 
     /// A boot leaves nothing open, and blames only what ran in a death that no stop explains.
-    fn check_recovery(&mut self, (ran, stop, before): &(BTreeSet<i64>, bool, BTreeMap<i64, i64>)) {
+    fn check_recovery(&mut self, expected: &BTreeMap<i64, i64>, before: &BTreeMap<i64, i64>) {
         self.witness.check();
         assert_eq!(
             self.witness.number("SELECT count(*) FROM activations WHERE closed_at IS NULL"),
@@ -438,18 +428,18 @@ impl House {
         );
         assert_eq!(self.witness.number("SELECT count(*) FROM turns WHERE state='running'"), 0);
         assert!(self.witness.sessions.values().all(|s| !s.open && s.running.is_none()), "each end is told");
+        let threshold = self.config.threshold;
         for (sid, unclean) in &self.witness.unclean {
-            let was = before.get(sid).copied().unwrap_or(0);
-            let more = unclean - was;
-            assert!(
-                more == 0 || (more == 1 && ran.contains(sid) && !stop),
-                "session {sid}: {was} deaths became {unclean}"
-            );
-            let suspended =
-                self.witness.number(&format!("SELECT status='suspended' FROM sessions WHERE sid={sid}")) > 0;
-            if more == 1 {
-                let at = self.config.threshold;
-                assert_eq!(suspended, at > 0 && *unclean >= at, "session {sid} at {unclean} deaths of {at}");
+            let (was, must) = (before.get(sid).copied().unwrap_or(0), expected.get(sid).copied().unwrap_or(0));
+            assert_eq!(*unclean, must, "session {sid}: its {was} deaths in a row");
+            if must > was {
+                let suspended =
+                    self.witness.number(&format!("SELECT status='suspended' FROM sessions WHERE sid={sid}")) > 0;
+                assert_eq!(
+                    suspended,
+                    threshold > 0 && must >= threshold,
+                    "session {sid}: {must} deaths of {threshold}"
+                );
             }
         }
     }
@@ -462,8 +452,8 @@ impl Daemon {
             workers: BTreeMap::new(),
             ghosts: Vec::new(),
             wishes: BTreeMap::new(),
-            loners: VecDeque::new(),
-            solo: None,
+            alone: None,
+            apart: BTreeSet::new(),
             continuations: VecDeque::new(),
             held_back: false,
             closed: false,
@@ -472,6 +462,7 @@ impl Daemon {
             draining: false,
             halted: false,
             store_closed: false,
+            told_uncalled: false,
             deliveries: BTreeMap::new(),
             doubt: false,
             doubted: false,

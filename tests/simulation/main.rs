@@ -1,6 +1,7 @@
 //! The simulation: the real store, machine and recovery under a seed, with deaths at any step and commits in doubt.
 //!
-//! `OSTLER_SIM_SEEDS=N` runs N seeds (by default as many as take about half a minute), `OSTLER_SIM_SEED=N` that one alone.
+//! `OSTLER_SIM_SEEDS=N` runs N seeds (by default as many as take less than a minute on two cores), `OSTLER_SIM_FROM=N`
+//! begins with that one, `OSTLER_SIM_SEED=N` runs that one alone, and `OSTLER_SIM_TRACE=1` tells what happens in it.
 #![allow(clippy::unwrap_used, missing_docs)]
 
 mod dice;
@@ -8,57 +9,79 @@ mod house;
 mod witness;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::Path;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
-use house::House;
+use house::{House, Room};
 
-/// As many as take about half a minute on one core.
-const SEEDS: u64 = 600;
+/// As many as take less than a minute on two cores.
+const SEEDS: u64 = 4000;
 /// What happens before everything is let come to its end.
 const STEPS: u64 = 120;
+/// Seeds that fail before the rest is given up.
+const ENOUGH: usize = 5;
 
 fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok().and_then(|n| n.parse().ok())
 }
 
-fn run(seed: u64, dir: &Path, template: &Path) -> (u64, u64) {
-    let mut house = House::new(seed, dir, template);
+/// Steps and boots, and the room for the next one.
+fn run(seed: u64, room: Room) -> (u64, u64, Room) {
+    let mut house = House::new(seed, room);
     for _ in 0..STEPS {
         house.step();
     }
     house.settle_down();
-    (house.steps, house.boots)
+    (house.steps, house.boots, house.leave())
 }
 
 #[test]
 fn whatever_happens_in_whatever_order_the_promises_hold() {
-    let memory = Path::new("/dev/shm");
-    let dir = if memory.is_dir() { tempfile::tempdir_in(memory) } else { tempfile::tempdir() }.unwrap();
-    let template = dir.path().join("template.db");
-    let store = ostler::store::Store::open(&template).unwrap();
-    store.close(Instant::now() + std::time::Duration::from_secs(10)).unwrap();
-    let seeds = match number("OSTLER_SIM_SEED") {
-        Some(one) => one..one + 1,
-        None => 0..number("OSTLER_SIM_SEEDS").unwrap_or(SEEDS),
+    let (from, to) = match number("OSTLER_SIM_SEED") {
+        Some(one) => (one, one + 1),
+        None => {
+            let from = number("OSTLER_SIM_FROM").unwrap_or(0);
+            (from, from + number("OSTLER_SIM_SEEDS").unwrap_or(SEEDS))
+        }
     };
-    let (began, count) = (Instant::now(), seeds.end - seeds.start);
-    let (mut steps, mut boots, mut failed) = (0, 0, Vec::new());
-    for seed in seeds {
-        match catch_unwind(AssertUnwindSafe(|| run(seed, dir.path(), &template))) {
-            Ok((s, b)) => {
-                steps += s;
-                boots += b;
+    let began = Instant::now();
+    let (next, steps, boots) = (AtomicU64::new(from), AtomicU64::new(0), AtomicU64::new(0));
+    let failed = Mutex::new(Vec::new());
+    let body = || {
+        let mut room = None;
+        loop {
+            let seed = next.fetch_add(1, Ordering::Relaxed);
+            if seed >= to || failed.lock().unwrap().len() >= ENOUGH {
+                return;
             }
-            Err(_) => {
-                eprintln!("seed {seed} fails: OSTLER_SIM_SEED={seed} cargo test --release --test simulation");
-                failed.push(seed);
-                if failed.len() >= 5 {
-                    break;
+            let used = room.take().unwrap_or_else(|| Room::new(&seed.to_string()));
+            match catch_unwind(AssertUnwindSafe(|| run(seed, used))) {
+                Ok((s, b, left)) => {
+                    steps.fetch_add(s, Ordering::Relaxed);
+                    boots.fetch_add(b, Ordering::Relaxed);
+                    room = Some(left);
+                }
+                Err(_) => {
+                    eprintln!("seed {seed} fails: OSTLER_SIM_SEED={seed} cargo test --release --test simulation");
+                    failed.lock().unwrap().push(seed);
                 }
             }
         }
-    }
-    eprintln!("{count} seeds, {steps} steps, {boots} boots in {:.1} s", began.elapsed().as_secs_f64());
+    };
+    let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get).min((to - from) as usize);
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(body);
+        }
+    });
+    let failed = failed.into_inner().unwrap();
+    eprintln!(
+        "{} seeds, {} steps, {} boots in {:.1} s on {threads} threads",
+        to - from,
+        steps.into_inner(),
+        boots.into_inner(),
+        began.elapsed().as_secs_f64()
+    );
     assert!(failed.is_empty(), "failing seeds: {failed:?}");
 }

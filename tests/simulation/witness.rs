@@ -4,7 +4,6 @@
 //! each step. It must not know what the simulated daemon means to do.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
 
 use rusqlite::Connection;
 use serde_json::Value;
@@ -51,6 +50,8 @@ pub struct Witness {
     conn: Option<Connection>,
     pub seq: i64,
     pub events: i64,
+    /// What was said in each session, in events: a deleted one's is purged.
+    pub words: BTreeMap<String, i64>,
     pub sessions: BTreeMap<String, Session>,
     pub turns: BTreeMap<String, Turn>,
     /// Every journalled event, as the stream told it.
@@ -66,16 +67,15 @@ fn short(id: &str) -> &str {
 }
 
 impl Witness {
-    /// Looks at a file from now on.
-    pub fn look_at(&mut self, path: &Path) {
-        let conn = Connection::open(path).unwrap();
-        conn.execute_batch("PRAGMA query_only=ON").unwrap();
-        conn.set_prepared_statement_cache_capacity(64);
-        self.conn = Some(conn);
+    /// A witness that looks through a connection of its own.
+    pub fn new(eyes: Connection) -> Self {
+        eyes.execute_batch("PRAGMA query_only=ON").unwrap();
+        eyes.set_prepared_statement_cache_capacity(64);
+        Self { conn: Some(eyes), trace: std::env::var_os("OSTLER_SIM_TRACE").is_some(), ..Self::default() }
     }
 
-    pub fn look_away(&mut self) {
-        self.conn = None;
+    pub fn eyes(self) -> Connection {
+        self.conn.unwrap()
     }
 
     pub fn conn(&self) -> &Connection {
@@ -171,6 +171,7 @@ impl Witness {
             }
             "text" | "thought" | "tool" => {
                 assert_eq!(s.running.as_deref(), turn_id, "said by a turn that does not run");
+                *self.words.entry(id.to_owned()).or_default() += 1;
                 if kind == "text" {
                     let t = self.turns.entry(turn_id.unwrap().to_owned()).or_default();
                     t.text.push_str(data["text"].as_str().unwrap());
@@ -250,6 +251,17 @@ impl Witness {
         self.conn = Some(conn);
     }
 
+    /// Of the sessions that are one death short of suspension, one starts only when the one before it has run its time.
+    pub fn check_alone(&self, alone_at: i64, alone_ms: i64) {
+        let together = self.number(&format!(
+            "SELECT count(*) FROM turns a JOIN turns b ON b.tid<>a.tid AND b.state='running' AND b.started_at>=a.started_at
+             JOIN sessions sa ON sa.sid=a.sid JOIN sessions sb ON sb.sid=b.sid
+             WHERE a.state='running' AND sa.unclean>={alone_at} AND sb.unclean>={alone_at}
+               AND b.started_at-a.started_at<{alone_ms}"
+        ));
+        assert_eq!(together, 0, "sessions that may be deadly run together");
+    }
+
     /// Each session that runs is marked: what must hold from a stop's first wait on.
     pub fn check_marked(&self) {
         let bare = self.number(
@@ -273,5 +285,7 @@ const FAULTS: &str = "
     UNION ALL SELECT 'a cut turn that was not cut, sid ' || s.sid FROM sessions s JOIN turns t ON t.tid=s.cut_turn
       WHERE t.state<>'interrupted' OR t.continued_by IS NOT NULL OR t.sid<>s.sid
     UNION ALL SELECT 'a message apart from its turn, mid ' || m.mid FROM messages m JOIN turns t ON t.tid=m.tid WHERE m.sid<>t.sid
+    UNION ALL SELECT 'goes on, but was not cut off, tid ' || tid FROM turns WHERE continued_by IS NOT NULL AND state<>'interrupted'
+    UNION ALL SELECT 'alone, but not running, bid ' || bid FROM boots WHERE solo IS NOT NULL AND solo NOT IN (SELECT sid FROM turns WHERE state='running')
     UNION ALL SELECT 'a chain that forks, tid ' || continues FROM turns WHERE continues IS NOT NULL GROUP BY continues HAVING count(*)>1
     LIMIT 1";

@@ -10,7 +10,7 @@ fn alive(rig: &Rig) {
 fn a_crash_ends_every_activation_once_and_marks_what_ran() {
     let mut rig = Rig::new();
     let (runs, turn) = rig.running(KEY, "runs");
-    rig.store.append(turn.turn, 1, vec![Item::Text("so far".into())]).unwrap();
+    rig.store.append(turn.turn, batch(1, vec![Item::Text("so far".into())])).unwrap();
     let idle = rig.say("local:idle", "m");
     let epoch = rig.open(idle.sid);
     let b = rig.begin(idle.sid, epoch);
@@ -33,7 +33,7 @@ fn a_crash_ends_every_activation_once_and_marks_what_ran() {
     let r = rig.crash();
     assert_eq!((r.deaths, r.activations, r.interrupted), (1, 0, 0), "each end once");
     assert_eq!(r.recent_deaths, 1);
-    assert_eq!(refused(rig.store.append(turn.turn, 2, vec![])), Refusal::Stale);
+    assert_eq!(refused(rig.store.append(turn.turn, batch(2, vec![]))), Refusal::Stale);
 }
 
 #[test]
@@ -69,8 +69,8 @@ fn a_stop_in_order_leaves_nothing_to_recover() {
     assert_eq!(rig.store.refresh_marks(MarkReason::RestartTimeout).unwrap(), 1);
     rig.store.finish_turn(cut_turn.turn, vec![], Outcome::Interrupted, None, MarkReason::RestartTimeout).unwrap();
     let seen = rig.newest();
-    assert_eq!(rig.store.close_activations(StopReason::Restart).unwrap(), 3);
-    assert_eq!(rig.store.close_activations(StopReason::Restart).unwrap(), 0);
+    assert_eq!(rig.store.close_activations(StopReason::Restart, 3).unwrap(), 3);
+    assert_eq!(rig.store.close_activations(StopReason::Restart, 3).unwrap(), 0);
     for key in [KEY, "local:cut", "local:idle"] {
         assert_eq!(rig.events(key, seen), ["session_end:restart"]);
     }
@@ -88,16 +88,53 @@ fn what_is_abandoned_is_interrupted_and_counted() {
     let (a, turn) = rig.running(KEY, "m");
     let (c, _) = rig.running("local:c", "cancelled");
     rig.store.cancel(Target::Key("local:c".into()), false).unwrap();
+    let (killed, _) = rig.running("local:killed", "killed by an impatient operator");
     rig.store.mark_running(note()).unwrap();
-    rig.store.close_activations(StopReason::Restart).unwrap();
+    rig.store.note_abandoned(vec![a.sid, c.sid]).unwrap();
+    rig.store.close_activations(StopReason::Restart, 3).unwrap();
     assert_eq!(
         (rig.state(&turn.turn_id).as_str(), rig.mark(a.sid).as_str(), rig.unclean(a.sid)),
         ("interrupted", "restart_timeout", 1)
     );
+    assert_eq!((rig.mark(killed.sid).as_str(), rig.unclean(killed.sid)), ("restart_timeout", 0), "not given up");
     assert_eq!(rig.mark(c.sid), "", "a cancelled one does not go on");
-    assert_eq!(refused(rig.store.append(turn.turn, 1, vec![])), Refusal::Stale, "its worker can change nothing later");
+    assert_eq!(
+        refused(rig.store.append(turn.turn, batch(1, vec![]))),
+        Refusal::Stale,
+        "its worker can change nothing later"
+    );
     rig.store.close_boot(false, Value::Null, 100).unwrap();
     assert_eq!(rig.crash().activations, 0);
+}
+
+#[test]
+fn what_was_abandoned_counts_although_its_stop_was_cut_off() {
+    let mut rig = Rig::new();
+    let (a, _) = rig.running(KEY, "hangs");
+    let (b, _) = rig.running("local:b", "runs");
+    rig.store.mark_running(note()).unwrap();
+    rig.store.note_abandoned(vec![a.sid]).unwrap();
+    rig.crash();
+    assert_eq!((rig.unclean(a.sid), rig.unclean(b.sid)), (1, 0));
+}
+
+#[test]
+fn what_is_abandoned_time_and_again_is_suspended() {
+    let mut rig = Rig::new();
+    let a = rig.say(KEY, "hangs");
+    for n in 1..=3 {
+        let epoch = rig.open(a.sid);
+        rig.store.begin_turn(Begin { asked: true, ..rig.wish(a.sid, epoch) }).unwrap().unwrap();
+        rig.store.mark_running(note()).unwrap();
+        rig.store.note_abandoned(vec![a.sid]).unwrap();
+        let seen = rig.newest();
+        rig.store.close_activations(StopReason::Restart, 3).unwrap();
+        let told = rig.events(KEY, seen);
+        assert_eq!(told.iter().filter(|e| e.starts_with("session_end")).count(), 1, "one end: {told:?}");
+        rig.store.close_boot(false, Value::Null, 100).unwrap();
+        rig.crash();
+        assert_eq!((rig.unclean(a.sid), rig.status(a.sid).as_str()), (n, if n < 3 { "open" } else { "suspended" }));
+    }
 }
 
 #[test]
@@ -209,12 +246,49 @@ fn once_it_stood_its_time_or_ended_a_death_is_everybodys() {
         if ended {
             rig.finish(b.turn, Outcome::Failed);
         } else {
-            rig.store.clear_solo().unwrap();
+            rig.store.clear_solo(n.sid).unwrap();
+            assert!(rig.number("SELECT solo FROM boots ORDER BY bid DESC LIMIT 1") == a.sid, "only its own");
+            rig.store.clear_solo(a.sid).unwrap();
         }
         rig.crash();
         assert_eq!(rig.unclean(n.sid), 1);
         assert_eq!(rig.status(a.sid), if ended { "open" } else { "suspended" });
     }
+}
+
+#[test]
+fn of_those_that_may_be_deadly_one_runs_at_a_time() {
+    let mut rig = Rig::new();
+    let sids: Vec<i64> = ["local:a", "local:b"].iter().map(|key| rig.running(key, "m").0.sid).collect();
+    rig.crash();
+    for sid in &sids {
+        let epoch = rig.open(*sid);
+        rig.store.begin_turn(Begin { asked: true, ..rig.wish(*sid, epoch) }).unwrap().unwrap();
+    }
+    rig.crash();
+    let (a, b) = (sids[0], sids[1]);
+    let epochs = [rig.open(a), rig.open(b)];
+    let begin = |n: usize| rig.store.begin_turn(Begin { asked: true, ..rig.wish(sids[n], epochs[n]) });
+    let first = begin(0).unwrap().unwrap();
+    assert!(first.alone);
+    assert_eq!(refused(begin(1)), Refusal::Apart);
+    assert_eq!(begin(0).unwrap().unwrap().turn, first.turn, "its own is given again");
+    // A session that is not at risk runs beside it.
+    let (n, beside) = rig.running("local:n", "m");
+    assert!(!beside.alone);
+    rig.finish(first.turn, Outcome::Failed);
+    let second = begin(1).unwrap().unwrap();
+    assert!(second.alone);
+    // With nothing to do it waits for nobody, and holds nobody up.
+    assert_eq!(begin(0).unwrap().map(|b| b.turn_id), None);
+    let more = rig.say("local:a", "more");
+    assert_eq!(more.sid, a);
+    assert_eq!(refused(begin(0)), Refusal::Apart, "a message waits like a continuation");
+    rig.store.clear_solo(b).unwrap();
+    assert!(begin(0).unwrap().unwrap().alone);
+    rig.crash();
+    assert_eq!(sids.iter().map(|s| rig.unclean(*s)).collect::<Vec<_>>(), [3, 2], "the one that ran alone");
+    assert_eq!((rig.status(a).as_str(), rig.unclean(n.sid)), ("suspended", 0));
 }
 
 #[test]
@@ -226,6 +300,7 @@ fn a_death_inside_recovery_changes_nothing() {
         clock: Arc::new(move || clock.load(Ordering::SeqCst)),
         durable: false,
         inline: true,
+        memory: false,
         readers: 1,
         faults: Some(Arc::new(|name, step| (name, step) == ("open_boot", Step::Commit))),
     };
@@ -282,7 +357,7 @@ fn the_outcomes_of_a_stop() {
     rig.store.mark_running(note()).unwrap();
     rig.finish(done.turn, Outcome::Completed);
     rig.finish(cut.turn, Outcome::Interrupted);
-    rig.store.close_activations(StopReason::Restart).unwrap();
+    rig.store.close_activations(StopReason::Restart, 3).unwrap();
     let told = rig.store.stop_outcomes(&live).unwrap();
     let mut told: Vec<_> =
         told.iter().map(|o| (o.key.as_str(), o.turn.as_deref(), o.mark.is_some(), o.end_pending)).collect();

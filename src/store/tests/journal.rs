@@ -11,7 +11,8 @@ fn settle(rig: &Rig, did: i64, settled: Settled, counted: bool) {
 
 fn attempt(rig: &Rig, did: i64) {
     let (send, receive) = crossbeam_channel::bounded(1);
-    rig.store.note_attempt(did, move |kept| send.send(kept).unwrap());
+    let next = owed(rig).iter().find(|o| o.did == did).map_or(0, Owed::next_attempt);
+    rig.store.note_attempt(did, next, move |kept| send.send(kept).unwrap());
     receive.recv().unwrap().unwrap();
 }
 
@@ -114,6 +115,46 @@ fn attempts_are_counted_once_each() {
     rig.crash();
     attempt(&rig, o.did);
     assert_eq!(owed(&rig)[0].attempts, 2);
+}
+
+#[test]
+fn what_was_only_queued_for_its_handler_is_not_redelivered() {
+    let mut rig = Rig::new();
+    rig.store.set_owed(Arc::new(|event| {
+        let id = |n: &str| HandlerId { event, script: "s.lua".into(), name: n.to_owned() };
+        vec![id("a"), id("b")]
+    }));
+    let a = rig.say(KEY, "m");
+    rig.open(a.sid);
+    let due = owed(&rig);
+    let (seen, queued) = (due[0].did, due[1].did);
+    let note = |rig: &Rig, called: Vec<i64>| {
+        let (send, receive) = std::sync::mpsc::channel();
+        rig.store.note_uncalled(called, move |kept| send.send(kept).unwrap());
+        receive.recv().unwrap().unwrap();
+    };
+    let of =
+        |rig: &Rig, did: i64| owed(rig).into_iter().find(|o| o.did == did).map(|o| (o.uncalled, o.attempts)).unwrap();
+    note(&rig, vec![seen]);
+    rig.crash();
+    assert_eq!([of(&rig, seen), of(&rig, queued)], [(false, 0), (true, 0)]);
+    // A stop comes before the call once more.
+    for (did, left) in [(seen, (false, 0)), (queued, (true, 0))] {
+        let before = owed(&rig).into_iter().find(|o| o.did == did).unwrap();
+        attempt(&rig, did);
+        let (send, receive) = std::sync::mpsc::channel();
+        rig.store.take_back_attempt(did, before.attempts, before.uncalled, move |kept| send.send(kept).unwrap());
+        receive.recv().unwrap().unwrap();
+        assert_eq!(of(&rig, did), left);
+    }
+    note(&rig, vec![]);
+    rig.crash();
+    attempt(&rig, seen);
+    attempt(&rig, queued);
+    assert_eq!([of(&rig, seen), of(&rig, queued)], [(false, 2), (false, 1)], "its first call is the first");
+    rig.crash();
+    attempt(&rig, queued);
+    assert_eq!(of(&rig, queued), (false, 2), "a death in it is an attempt");
 }
 
 #[test]

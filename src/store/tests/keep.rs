@@ -109,10 +109,10 @@ fn old_events_go_in_order_and_numbers_are_never_used_again() {
 fn a_running_turns_text_is_kept_until_it_is_in_the_transcript() {
     let rig = Rig::new();
     let (a, b) = rig.running(KEY, "m");
-    rig.store.append(b.turn, 1, vec![Item::Text("early ".into())]).unwrap();
+    rig.store.append(b.turn, batch(1, vec![Item::Text("early ".into())])).unwrap();
     rig.pass(8 * DAY);
     prune(&rig, &keep());
-    rig.store.append(b.turn, 2, vec![Item::Text("late".into())]).unwrap();
+    rig.store.append(b.turn, batch(2, vec![Item::Text("late".into())])).unwrap();
     rig.finish(b.turn, Outcome::Completed);
     assert_eq!(rig.transcript(&a.session_id), ["user: m", "agent: early late"]);
     rig.pass(8 * DAY);
@@ -172,7 +172,7 @@ fn settled_deliveries_go_and_set_aside_ones_later() {
 fn deleted_text_goes_once_its_ends_are_settled() {
     let rig = Rig::new();
     let (a, b) = rig.running(KEY, "secret question");
-    rig.store.append(b.turn, 1, vec![Item::Text("secret answer".into())]).unwrap();
+    rig.store.append(b.turn, batch(1, vec![Item::Text("secret answer".into())])).unwrap();
     let sent = Accept { client_id: Some("x".into()), ..rig.accept(KEY, "secret, queued") };
     rig.store.accept_message(sent.clone()).unwrap();
     rig.store.delete(key(), false, ACTOR).unwrap();
@@ -232,7 +232,7 @@ fn a_session_whose_text_is_gone_is_forgotten_with_its_ids() {
     let begun = rig.store.begin_turn(Begin { asked: true, ..rig.wish(a.sid, epoch) }).unwrap().unwrap();
     assert!(begun.continues.is_some());
     rig.store
-        .append(begun.turn, 1, (0..2500).map(|n| Item::Event(EventKind::Usage, json!({ "n": n }))).collect())
+        .append(begun.turn, batch(1, (0..2500).map(|n| Item::Event(EventKind::Usage, json!({ "n": n }))).collect()))
         .unwrap();
     let tool = |n: i64| Item::Tool {
         id: format!("t{n}"),
@@ -241,7 +241,7 @@ fn a_session_whose_text_is_gone_is_forgotten_with_its_ids() {
         status: "completed".into(),
         detail: json!(null),
     };
-    rig.store.append(begun.turn, 2, (0..2500).map(tool).collect()).unwrap();
+    rig.store.append(begun.turn, batch(2, (0..2500).map(tool).collect())).unwrap();
     rig.finish(begun.turn, Outcome::Completed);
     rig.store.reset(key(), "agent".into(), ACTOR).unwrap();
     for o in rig.store.pending_deliveries(0, 10).unwrap() {

@@ -310,7 +310,7 @@ fn an_end_counts_its_own_turns_and_messages() {
 fn a_worker_that_died_fails_its_turn_and_ends_its_activation() {
     let rig = Rig::new();
     let (a, b) = rig.running(KEY, "m");
-    rig.store.append(b.turn, 1, vec![Item::Text("so far".into())]).unwrap();
+    rig.store.append(b.turn, batch(1, vec![Item::Text("so far".into())])).unwrap();
     rig.store.worker_died(a.sid).unwrap();
     rig.store.worker_died(a.sid).unwrap();
     assert_eq!(rig.store.turn(&b.turn_id).unwrap().error.unwrap().0, "internal");

@@ -96,8 +96,9 @@ fn a_late_writer_changes_nothing() {
         TurnRef { sid: b.turn.sid + 1, ..b.turn },
     ];
     let try_all = |turn: TurnRef| {
-        assert_eq!(refused(rig.store.append(turn, 1, vec![text("late")])), Refusal::Stale);
-        let finish = rig.store.finish_turn(turn, vec![text("late")], Outcome::Completed, None, MarkReason::Crash);
+        assert_eq!(refused(rig.store.append(turn, batch(1, vec![text("late")]))), Refusal::Stale);
+        let finish =
+            rig.store.finish_turn(turn, batch(9, vec![text("late")]), Outcome::Completed, None, MarkReason::Crash);
         assert_eq!(refused(finish), Refusal::Stale);
     };
     for turn in wrong {
@@ -123,22 +124,27 @@ fn a_piece_sent_twice_is_kept_once() {
     let (a, b) = rig.running(KEY, "m");
     let seen = rig.newest();
     for (number, piece) in [(1, "one "), (2, "two "), (2, "two "), (1, "one "), (3, "three")] {
-        rig.store.append(b.turn, number, vec![text(piece)]).unwrap();
+        rig.store.append(b.turn, batch(number, vec![text(piece)])).unwrap();
     }
     assert_eq!(rig.events(KEY, seen), ["text:one ", "text:two ", "text:three"]);
-    rig.finish(b.turn, Outcome::Completed);
-    assert_eq!(rig.transcript(&a.session_id), ["user: m", "agent: one two three"]);
+    // What is in doubt comes with what was said since, and with the end.
+    let of = |number, piece| Batch { number, items: vec![text(piece)] };
+    rig.store.append(b.turn, vec![of(3, "three"), of(4, " four")]).unwrap();
+    rig.store
+        .finish_turn(b.turn, vec![of(4, " four"), of(5, " five")], Outcome::Completed, None, MarkReason::Crash)
+        .unwrap();
+    assert_eq!(rig.transcript(&a.session_id), ["user: m", "agent: one two three four five"]);
 }
 
 #[test]
 fn text_is_sealed_before_each_tool_and_at_the_end() {
     let rig = Rig::new();
     let (a, b) = rig.running(KEY, "m");
-    rig.store.append(b.turn, 1, vec![text("before "), text("the tool"), Item::Thought("hm".into())]).unwrap();
+    rig.store.append(b.turn, batch(1, vec![text("before "), text("the tool"), Item::Thought("hm".into())])).unwrap();
     assert_eq!(rig.transcript(&a.session_id), ["user: m"], "not before something closes it off");
-    rig.store.append(b.turn, 2, vec![tool("t", "pending"), text("after"), tool("t", "completed")]).unwrap();
+    rig.store.append(b.turn, batch(2, vec![tool("t", "pending"), text("after"), tool("t", "completed")])).unwrap();
     let items = vec![Item::Event(EventKind::Usage, json!({ "tokens": 1 })), text(" all")];
-    rig.store.finish_turn(b.turn, items, Outcome::Completed, None, MarkReason::Crash).unwrap();
+    rig.store.finish_turn(b.turn, batch(3, items), Outcome::Completed, None, MarkReason::Crash).unwrap();
     assert_eq!(
         rig.transcript(&a.session_id),
         ["user: m", "agent: before the tool", "tool: tool t", "agent: after", "agent:  all"]
@@ -240,7 +246,9 @@ fn how_a_cut_turn_goes_on() {
         let name = format!("{on} waits={waits} asked={asked}");
         let mut rig = Rig::new();
         let (a, cut) = rig.running(KEY, "cut off");
-        rig.store.append(cut.turn, 1, vec![text("so far"), tool("t", "in_progress"), tool("u", "completed")]).unwrap();
+        rig.store
+            .append(cut.turn, batch(1, vec![text("so far"), tool("t", "in_progress"), tool("u", "completed")]))
+            .unwrap();
         rig.crash();
         let epoch = rig.open(a.sid);
         let next = waits.then(|| rig.say(KEY, "next"));

@@ -235,6 +235,40 @@ fn a_failed_commit_acknowledges_nobody_and_the_next_one_works() {
 }
 
 #[test]
+fn a_doubt_is_told_and_what_it_did_is_found() {
+    let mut rig = Rig::new();
+    let (gone, _) = rig.running("local:gone", "m");
+    let (cut, turn) = rig.running("local:cut", "m");
+    let (well, _) = rig.running("local:well", "m");
+    let clock = rig.now.clone();
+    let doubtful = Arc::new(AtomicBool::new(false));
+    let strikes = doubtful.clone();
+    let world = World {
+        clock: Arc::new(move || clock.load(Ordering::SeqCst)),
+        durable: false,
+        inline: true,
+        memory: false,
+        readers: 1,
+        faults: Some(Arc::new(move |_, step| step == Step::Committed && strikes.load(Ordering::SeqCst))),
+    };
+    rig.store = Store::open_in(&rig.path, world).unwrap();
+    let told = Arc::new(AtomicI64::new(0));
+    let count = told.clone();
+    rig.store.set_doubt(Arc::new(move || {
+        count.fetch_add(1, Ordering::SeqCst);
+    }));
+    doubtful.store(true, Ordering::SeqCst);
+    let suspended = rig.store.suspend(Target::Key("local:gone".into()), "agent".into(), Actor::Operator);
+    assert!(matches!(suspended, Err(Error::Unavailable(_))));
+    assert!(rig.store.cancel(Target::Key("local:cut".into()), false).is_err());
+    doubtful.store(false, Ordering::SeqCst);
+    assert_eq!(told.load(Ordering::SeqCst), 2);
+    assert!(rig.store.answers(Duration::from_secs(5)));
+    let found = rig.store.overlooked(&[gone.sid, cut.sid, well.sid]).unwrap();
+    assert_eq!(found, Overlooked { gone: vec![gone.sid], cancelled: vec![(cut.sid, turn.turn.tid)] });
+}
+
+#[test]
 fn a_message_whose_commit_was_in_doubt_is_sent_again_and_kept_once() {
     for step in [Step::Commit, Step::Committed] {
         let (_dir, path) = file();

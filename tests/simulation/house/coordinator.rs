@@ -7,14 +7,9 @@ impl House {
         let since = self.config.window.map_or(0, |w| self.ms() - w.as_millis() as i64);
         let marked = (self.config.resume == Resume::Auto).then_some(since);
         let Ok(page) = self.call(|s| s.wanted(0, 1000, marked)) else { return };
-        let alone_at = self.config.threshold - 1;
         for w in page {
             let asked = marked.is_some();
-            if alone_at > 0 && w.unclean >= alone_at {
-                if !self.daemon.loners.contains(&w.sid) && !self.daemon.workers.contains_key(&w.sid) {
-                    self.daemon.loners.push_back(w.sid);
-                }
-            } else if w.queued {
+            if w.queued {
                 self.want(w.sid, asked);
             } else if !self.daemon.continuations.contains(&w.sid) {
                 self.daemon.continuations.push_back(w.sid);
@@ -39,13 +34,7 @@ impl House {
         if d.machine.phase() != Phase::Running {
             return;
         }
-        if d.solo.is_none()
-            && let Some(sid) = d.loners.pop_front()
-        {
-            d.solo = Some((sid, None));
-            self.want(sid, true);
-        }
-        if let Some(sid) = self.daemon.continuations.pop_front() {
+        if let Some(sid) = d.continuations.pop_front() {
             self.want(sid, true);
         }
         let d = &mut self.daemon;
@@ -189,9 +178,14 @@ impl House {
                 let workers = std::mem::take(&mut self.daemon.workers);
                 self.daemon.ghosts.extend(workers.into_values());
             }
+            Action::NoteAbandoned => {
+                let sids: Vec<i64> = self.daemon.ghosts.iter().map(|w| w.sid).collect();
+                let _ = self.call(|s| s.note_abandoned(sids));
+            }
             Action::Sweep(_) => {}
             Action::CloseActivations => {
-                if self.call(|s| s.close_activations(stop.reason)).is_ok() {
+                let threshold = self.config.threshold;
+                if self.call(|s| s.close_activations(stop.reason, threshold)).is_ok() {
                     assert_eq!(self.witness.number("SELECT count(*) FROM activations WHERE closed_at IS NULL"), 0);
                 }
             }
@@ -202,6 +196,8 @@ impl House {
             }
             Action::CloseStore(_) => {
                 self.daemon.halted = true;
+                let called: Vec<i64> = self.daemon.deliveries.keys().copied().collect();
+                self.daemon.told_uncalled = self.later(|s, done| s.note_uncalled(called, done)).is_ok();
                 let closed = self.call(|s| s.close_boot(true, serde_json::json!({}), 100)).is_ok();
                 if !self.dead {
                     let until = Instant::now() + Duration::from_secs(30);

@@ -3,6 +3,13 @@
 use super::*;
 
 impl House {
+    /// Deliveries that handlers may have seen, for all that the next boot can know.
+    pub(super) fn doubt_deliveries(&mut self) {
+        let conn = self.witness.conn();
+        let mut statement = conn.prepare_cached("SELECT did FROM deliveries WHERE state='pending'").unwrap();
+        self.maybe_seen.extend(statement.query_map([], |r| r.get::<_, i64>(0)).unwrap().map(Result::unwrap));
+    }
+
     /// The delivery thread hands one event over, or notes what came of one.
     pub(super) fn deliver(&mut self) {
         if self.daemon.halted {
@@ -27,15 +34,21 @@ impl House {
 
     pub(super) fn hand_over(&mut self, o: &Owed) {
         let held = self.daemon.deliveries.get(&o.did).cloned();
-        let mut held = held.unwrap_or(Held { attempts: o.attempts, called: false, settled: None });
-        held.called |= o.attempts > 0;
+        let (noted, next) = (o.is_noted_first(), o.next_attempt());
+        let mut held = held.unwrap_or(Held { attempts: o.attempts, settled: None });
         if held.settled.is_none() {
-            if (o.earlier_boot || held.called) && self.later(|s, done| s.note_attempt(o.did, done)).is_err() {
+            let kept = !noted || self.later(|s, done| s.note_attempt(o.did, next, done)).is_ok();
+            if !kept || noted && !self.quiet && self.dice.chance(10) {
+                // Its lane is full, or a stop comes first, or nobody knows whether that was kept: the call is not made.
+                if self.later(|s, done| s.take_back_attempt(o.did, o.attempts, o.uncalled, done)).is_err() {
+                    self.maybe_seen.insert(o.did);
+                }
                 return;
             }
-            held.attempts = if o.earlier_boot || held.called { held.attempts.max(1) + 1 } else { held.attempts + 1 };
+            held.attempts = next;
             let last = self.attempts.insert(o.did, held.attempts).unwrap_or(0);
             assert!(held.attempts > last, "a call again is a higher attempt: {last}, then {}", held.attempts);
+            assert!(held.attempts == 1 || last > 0 || self.maybe_seen.contains(&o.did), "redelivered, and never seen");
             if !self.quiet && self.dice.chance(10) {
                 // It dies in the handler, or the handler takes its time.
                 self.daemon.deliveries.insert(o.did, held.clone());
@@ -59,7 +72,7 @@ impl House {
 
     pub(super) fn settle(&mut self, o: &Owed, held: &mut Held) {
         let Some(settled) = held.settled.clone() else { return };
-        let (did, counted) = (o.did, o.earlier_boot || held.called);
+        let (did, counted) = (o.did, o.is_noted_first());
         let word = settled.clone();
         match self.later(|s, done| s.settle_delivery(did, word, counted, done)) {
             Ok(()) => {

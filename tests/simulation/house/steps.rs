@@ -106,23 +106,36 @@ impl House {
         }
     }
 
+    /// What a commit in doubt did after all is looked for.
+    fn look_for_overlooked(&mut self) {
+        self.daemon.doubt = false;
+        let live: Vec<i64> = self.daemon.workers.keys().copied().collect();
+        let Ok(overlooked) = self.call(|s| s.overlooked(&live)) else { return };
+        for sid in overlooked.gone {
+            self.retire(sid);
+        }
+        for (sid, tid) in overlooked.cancelled {
+            self.cancel_turn(sid, tid);
+        }
+        self.schedule();
+    }
+
     /// What follows each step, and what must hold after it.
     pub(super) fn after(&mut self) {
         if !self.dead {
             self.look_stopping();
         }
         if !self.dead {
-            if let Some((sid, Some(since))) = self.daemon.solo
+            if let Some((sid, since)) = self.daemon.alone
                 && since + ALONE_MS <= self.ms()
             {
-                self.daemon.solo = None;
-                let _ = self.call(Store::clear_solo);
-                let _ = sid;
+                self.daemon.alone = None;
+                if self.call(|s| s.clear_solo(sid)).is_ok() {
+                    self.alone_over(sid);
+                }
             }
             if self.daemon.doubt && self.daemon.machine.phase() == Phase::Running && !self.dead {
-                // What a commit in doubt may have let in is looked for.
-                self.daemon.doubt = false;
-                self.schedule();
+                self.look_for_overlooked();
             }
             self.seat();
         }
@@ -138,6 +151,9 @@ impl House {
             return;
         }
         self.witness.check();
+        if self.config.threshold > 0 {
+            self.witness.check_alone(alone_at(self.config.threshold), ALONE_MS);
+        }
         if self.daemon.machine.stop().is_some() && self.daemon.marked {
             self.witness.check_marked();
         }

@@ -2,6 +2,15 @@
 
 use super::*;
 
+/// The count at which a session is one death short of suspension; 0: never.
+pub(super) const fn alone_at(threshold: i64) -> i64 {
+    match threshold {
+        0 => 0,
+        1 => 1,
+        more => more - 1,
+    }
+}
+
 impl House {
     pub(super) fn work(&mut self, sid: i64) {
         let Some(mut w) = self.daemon.workers.remove(&sid) else { return };
@@ -10,7 +19,7 @@ impl House {
             self.daemon.workers.insert(sid, w);
             return;
         }
-        self.no_longer_alone(sid);
+        self.alone_over(sid);
         // What it was given and did not do is for the session's next worker.
         let opened = !matches!(w.at, At::Opening);
         if opened && w.close != Some(Close::Stop) && (w.work || w.asked) {
@@ -83,7 +92,6 @@ impl House {
             match self.call(|s| s.fail_queued(sid, epoch, "agent_start".into(), "cannot".into())) {
                 Ok(more) => {
                     w.work = more;
-                    self.no_longer_alone(sid);
                 }
                 Err(Out::Refused(_)) => return false,
                 Err(Out::Doubt | Out::Dead) => w.work = true,
@@ -101,7 +109,7 @@ impl House {
             asked,
             context: None,
             fresh_id: uuid::Uuid::now_v7().to_string(),
-            alone_at: if c.threshold == 0 { 0 } else { (c.threshold - 1).max(1) },
+            alone_at: alone_at(c.threshold),
         };
         match self.call(|s| s.begin_turn(begin)) {
             Ok(Some(begun)) => {
@@ -111,11 +119,17 @@ impl House {
             }
             Ok(None) => {
                 w.asked = false;
-                self.no_longer_alone(sid);
                 true
             }
             Err(Out::Refused(Refusal::Closed)) => true,
-            Err(Out::Refused(_)) => false,
+            Err(Out::Refused(Refusal::Apart)) => {
+                w.work = self.daemon.apart.insert(sid);
+                true
+            }
+            Err(Out::Refused(_)) => {
+                w.work = true;
+                false
+            }
             Err(Out::Doubt | Out::Dead) => {
                 // If it did begin, and this worker must go before it hears of it, the next one goes on with it.
                 w.work = true;
@@ -127,20 +141,15 @@ impl House {
 
     pub(super) fn begun(&mut self, w: &mut Worker, begun: Begun) {
         assert!(!begun.prompt.is_empty(), "an agent is asked something");
-        if begun.alone
-            && let Some((who, since)) = &mut self.daemon.solo
-            && *who == w.sid
-        {
-            *since = Some(self.now.load(Ordering::Relaxed));
+        if begun.alone {
+            self.daemon.alone = Some((w.sid, self.ms()));
         }
         self.prompts.insert(begun.turn_id.clone(), begun.prompt);
         self.said.insert(begun.turn_id.clone(), (String::new(), 0));
         w.at = At::Running(Box::new(Run {
             turn: begun.turn,
             id: begun.turn_id,
-            number: 0,
-            unkept: Vec::new(),
-            doubtful: Vec::new(),
+            unkept: Unkept::default(),
             said: String::new(),
             kept: 0,
             ending: None,
@@ -182,7 +191,7 @@ impl House {
                 },
             };
             match outcome {
-                Some(outcome) => run.ending = Some((outcome, std::mem::take(&mut run.unkept))),
+                Some(outcome) => run.ending = Some((outcome, run.unkept.send())),
                 None => return self.speak(w, run),
             }
         }
@@ -214,50 +223,37 @@ impl House {
         true
     }
 
-    /// Sends what was not kept yet; a batch in doubt first. Whether all of it is settled.
-    pub(super) fn flush(&mut self, w: &mut Worker, run: &mut Run) -> bool {
-        if run.doubtful.is_empty() {
-            run.doubtful = std::mem::take(&mut run.unkept);
+    /// Sends what is not known to be kept.
+    pub(super) fn flush(&mut self, w: &mut Worker, run: &mut Run) {
+        if run.unkept.is_empty() {
+            return;
         }
-        if run.doubtful.is_empty() {
-            return true;
-        }
-        let (turn, number, items) = (run.turn, run.number + 1, run.doubtful.clone());
+        let (turn, batches) = (run.turn, run.unkept.send());
         self.said.insert(run.id.clone(), (run.said.clone(), run.kept));
-        match self.call(|s| s.append(turn, number, items)) {
+        match self.call(|s| s.append(turn, batches)) {
             Ok(()) => {
-                let text: usize = run.doubtful.iter().map(|i| if let Item::Text(t) = i { t.len() } else { 0 }).sum();
-                run.number += 1;
-                run.kept += text;
-                run.doubtful.clear();
+                run.unkept.kept();
+                run.kept = run.said.len();
                 self.said.insert(run.id.clone(), (run.said.clone(), run.kept));
-                true
             }
             Err(Out::Refused(_)) => {
                 assert!(w.close == Some(Close::Retire) || self.daemon.doubted, "a current worker is refused: {w:?}");
                 w.interrupt = Some(Why::Retired);
                 w.killed = true;
-                run.doubtful.clear();
-                run.unkept.clear();
-                true
+                run.unkept.forget();
             }
-            Err(Out::Doubt | Out::Dead) => false,
+            Err(Out::Doubt | Out::Dead) => {}
         }
     }
 
     pub(super) fn finish(&mut self, w: &mut Worker, run: Run) -> bool {
-        let mut run = run;
-        if !run.doubtful.is_empty() && !self.flush(w, &mut run) {
-            w.at = At::Running(Box::new(run));
-            return self.dead || !w.killed;
-        }
-        let Some((outcome, items)) = run.ending.clone() else { return true };
+        let Some((outcome, batches)) = run.ending.clone() else { return true };
         let turn = run.turn;
         let mark = match self.daemon.machine.stop().map(|s| s.reason) {
             Some(StopReason::Restart) => MarkReason::RestartTimeout,
             _ => MarkReason::ShutdownTimeout,
         };
-        match self.call(|s| s.finish_turn(turn, items, outcome, None, mark)) {
+        match self.call(|s| s.finish_turn(turn, batches, outcome, None, mark)) {
             Ok(ended) => {
                 self.said.insert(run.id.clone(), (run.said.clone(), run.said.len()));
                 w.work |= ended.more;
@@ -277,13 +273,18 @@ impl House {
         }
         w.at = At::Idle;
         w.interrupt = None;
-        self.no_longer_alone(w.sid);
+        self.alone_over(w.sid);
         true
     }
 
-    pub(super) fn no_longer_alone(&mut self, sid: i64) {
-        if self.daemon.solo.is_some_and(|(who, _)| who == sid) {
-            self.daemon.solo = None;
+    pub(super) fn alone_over(&mut self, sid: i64) {
+        if self.daemon.alone.is_some_and(|(who, _)| who == sid) {
+            self.daemon.alone = None;
+        }
+        for sid in std::mem::take(&mut self.daemon.apart) {
+            if let Some(w) = self.daemon.workers.get_mut(&sid) {
+                w.work = true;
+            }
         }
     }
 
@@ -303,7 +304,7 @@ impl House {
         }
         let events = self.witness.events;
         let turn = run.turn;
-        let wrote = self.call(|s| s.append(turn, run.number + 1, vec![Item::Text("late".into())]));
+        let wrote = self.call(|s| s.append(turn, vec![Batch { number: 1000, items: vec![Item::Text("late".into())] }]));
         assert!(!matches!(wrote, Ok(())), "a ghost wrote");
         let ended = self.call(|s| s.finish_turn(turn, Vec::new(), Outcome::Completed, None, MarkReason::Crash));
         assert!(ended.is_err(), "a ghost ended a turn");

@@ -1,0 +1,96 @@
+//! What a turn said and is not known to be kept.
+//!
+//! Owns the numbers under which a turn's words are written. A batch that was sent once is sent again as it was and under
+//! its number, so that one whose commit was in doubt is kept exactly once. It must not know how it is written.
+
+use super::turns::Item;
+
+/// What a turn adds at once. The batches of a turn are numbered from 1.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Batch {
+    /// Its number: one that is not above the last one kept is known, and not kept again.
+    pub number: i64,
+    /// What was said.
+    pub items: Vec<Item>,
+}
+
+/// What a turn said and is not known to be kept, in order.
+#[derive(Clone, Debug, Default)]
+pub struct Unkept {
+    number: i64,
+    sent: Vec<Batch>,
+    fresh: Vec<Item>,
+}
+
+impl Unkept {
+    /// Adds what was said last. Pieces of text that follow each other are one.
+    pub fn push(&mut self, item: Item) {
+        match (self.fresh.last_mut(), item) {
+            (Some(Item::Text(last)), Item::Text(more)) | (Some(Item::Thought(last)), Item::Thought(more)) => {
+                last.push_str(&more);
+            }
+            (_, item) => self.fresh.push(item),
+        }
+    }
+
+    /// Whether everything is kept.
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        self.sent.is_empty() && self.fresh.is_empty()
+    }
+
+    /// All of it, to be written. From here on it is in doubt until [`Self::kept`]: nothing joins a batch that was sent.
+    pub fn send(&mut self) -> Vec<Batch> {
+        if !self.fresh.is_empty() {
+            self.number += 1;
+            self.sent.push(Batch { number: self.number, items: std::mem::take(&mut self.fresh) });
+        }
+        self.sent.clone()
+    }
+
+    /// All that was sent is kept.
+    pub fn kept(&mut self) {
+        self.sent.clear();
+    }
+
+    /// Nobody will keep it any more.
+    pub fn forget(&mut self) {
+        self.sent.clear();
+        self.fresh.clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn text(t: &str) -> Item {
+        Item::Text(t.into())
+    }
+
+    #[test]
+    fn what_was_sent_is_sent_again_as_it_was_and_what_came_since_beside_it() {
+        let mut u = Unkept::default();
+        assert!(u.is_empty() && u.send().is_empty());
+        u.push(text("a"));
+        u.push(text("b"));
+        let first = Batch { number: 1, items: vec![text("ab")] };
+        assert!(!u.is_empty());
+        assert_eq!(u.send(), vec![first.clone()]);
+        assert!(!u.is_empty(), "sent is not kept");
+        u.push(text("c"));
+        u.push(Item::Thought("d".into()));
+        u.push(Item::Thought("e".into()));
+        u.push(text("f"));
+        let second = Batch { number: 2, items: vec![text("c"), Item::Thought("de".into()), text("f")] };
+        assert_eq!(u.send(), vec![first, second.clone()]);
+        assert_eq!(u.send().last(), Some(&second), "under the same number");
+        u.kept();
+        assert!(u.is_empty() && u.send().is_empty());
+        u.push(text("g"));
+        assert_eq!(u.send(), vec![Batch { number: 3, items: vec![text("g")] }]);
+        u.push(text("h"));
+        u.forget();
+        assert!(u.is_empty());
+    }
+}
