@@ -286,6 +286,10 @@ pub(crate) fn call(
     event: Option<&Event>,
     shared: &Shared,
 ) -> Result<Opinion, Failure> {
+    // Of what the handler logs, and of what is logged about it.
+    for name in ["session_id", "turn_id"] {
+        crate::log::about(name, event.and_then(|e| e.fields[name].as_str()).unwrap_or_default());
+    }
     if !is_usable(state.as_ref()) {
         // The old one goes first: two of them could be too much memory.
         *state = None;

@@ -39,7 +39,8 @@ ok "journalctl OSTLER_SESSION_ID=" says 'session live' journal OSTLER_SESSION_ID
 ok "journalctl OSTLER_BOOT_ID=" says 'ready' journal OSTLER_BOOT_ID="$boot_id"
 fields=$(journal -o json OSTLER_KEY=bad:1)
 ok "lines about a turn carry OSTLER_TURN_ID" grep -q '"OSTLER_TURN_ID"' <<<"$fields"
-ok "lines of hooks carry OSTLER_HOOK" eventually says '"OSTLER_HOOK":"[^"]*audit' journal -o json OSTLER_KEY=local:alice
+of_hook() { journal -o json OSTLER_KEY=local:alice | grep '"OSTLER_HOOK":"[^"]*audit' | grep -q '"OSTLER_SESSION_ID"'; }
+ok "lines of hooks carry OSTLER_HOOK and the session's id" eventually of_hook
 
 # A journal that stands still stops nobody; what it does not take is counted.
 in_ install -m 644 /dev/stdin /etc/ostler/hooks.d/30-flood.lua <<'L'

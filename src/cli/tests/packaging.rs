@@ -136,3 +136,23 @@ fn the_unit_gives_the_default_stop_its_time_and_knows_the_exit_codes() {
     let wanted = Config::default().sessions.max_live + crate::http::Limits::default().max_connections + 64;
     assert!(tasks * 4 / 5 > wanted, "TasksMax={tasks}: {wanted} threads may be wanted, and agents have some too");
 }
+
+#[test]
+fn what_is_installed_is_where_the_code_looks() {
+    use crate::config::paths::{SERVICE_CONFIG, SERVICE_SOCKET, SERVICE_STATE};
+    let unit = read("ostler.service");
+    assert_eq!(format!("/var/lib/{}", setting(&unit, "StateDirectory")), SERVICE_STATE);
+    assert_eq!(format!("/run/{}/ostler.sock", setting(&unit, "RuntimeDirectory")), SERVICE_SOCKET);
+    assert_eq!(setting(&read("ostler.socket"), "ListenStream"), SERVICE_SOCKET);
+    assert!(read("sysusers.d/ostler.conf").contains(SERVICE_STATE), "the user's home");
+    let manifest = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("Cargo.toml")).unwrap();
+    for name in ["ostler.toml", "ostler.service", "ostler.socket", "hooks.d/README", "agents.conf"] {
+        let source = format!("\"packaging/{name}\"");
+        assert_eq!(manifest.matches(&source).count(), 2, "{name} belongs into the deb and the rpm");
+        assert!(read("arch/PKGBUILD").contains(&format!("packaging/{name}")), "{name} belongs into the PKGBUILD");
+    }
+    assert!(manifest.contains(&format!("\"{}\"", SERVICE_CONFIG.trim_start_matches('/'))));
+    let version = env!("CARGO_PKG_VERSION");
+    assert!(read("arch/PKGBUILD").contains(&format!("\npkgver={version}\n")), "the PKGBUILD's version");
+    assert!(read("debian/changelog").starts_with(&format!("ostler ({version}-")), "the Debian changelog's version");
+}
