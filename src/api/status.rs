@@ -148,7 +148,10 @@ pub fn backup(api: &Api, request: &Request) -> Answer {
         return Err(ApiError::new(409, "conflict", format!("{}: it is there already", path.display())));
     }
     let started = Instant::now();
-    api.house.store.backup(path)?;
+    // Not the store's fault, and nothing that a second try would mend.
+    let failed =
+        |why: String| ApiError::new(409, "conflict", format!("{why}; the copy is written by the daemon's user"));
+    api.house.store.backup(path).map_err(|e| failed(e.to_string()))?;
     let bytes = std::fs::metadata(path).map_or(0, |m| m.len());
     Ok(Response::json(200, &json!({ "path": path, "bytes": bytes, "took_ms": started.elapsed().as_millis() as u64 })))
 }

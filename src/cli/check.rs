@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::{Done, Ui};
+use super::{Done, Ui, doctor};
 use crate::config::{self, paths::process_env};
 
 /// `check-config [FILE]`
@@ -11,6 +11,13 @@ pub fn check_config(file: Option<&Path>, ui: &mut Ui) -> Done {
     let config = config::load(file.as_deref())?;
     for warning in &config.warnings {
         ui.note(format!("{warning} (warning)"));
+    }
+    // What the file names may be made later, or stand on another machine: told, but no fault of the file.
+    for check in doctor::secrets(&config).into_iter().filter(|c| c.verdict != doctor::Verdict::Good) {
+        ui.note(format!("{}: {}; {} (warning)", check.name, check.found, check.remedy));
+    }
+    if let Some(dir) = config.hooks.dir.as_ref().filter(|d| !d.exists()) {
+        ui.note(format!("hooks.dir: {}: is not there (warning)", dir.display()));
     }
     match file {
         Some(file) => ui.say(format!("{}: valid", file.display()))?,

@@ -163,9 +163,13 @@ pub fn backup(client: &Client, file: &Path, ui: &mut Ui) -> Done {
     let what = file.display().to_string();
     let path = std::path::absolute(file).map_err(|e| Failure::new(&what, e))?;
     let Some(name) = path.to_str() else { return Err(Failure::new(&what, "the path is not UTF-8 text")) };
-    let answer = client
-        .request(Method::POST, "/v1/backup", Some(&json!({ "path": name })), BACKUP)
-        .map_err(|e| Failure::api(&what, &e))?;
+    let answer = client.request(Method::POST, "/v1/backup", Some(&json!({ "path": name })), BACKUP).map_err(|e| {
+        match e.code.as_str() {
+            // It names the file, and in full.
+            "conflict" => Failure { code: 1, text: e.message },
+            _ => Failure::api(&what, &e),
+        }
+    })?;
     let bytes = match answer.body.get("bytes").and_then(Value::as_u64) {
         Some(n) => format!(" ({})", bytesize::ByteSize(n)),
         None => String::new(),

@@ -173,7 +173,7 @@ fn configuration(config: &Config) -> Vec<Check> {
 }
 
 /// The files with secrets are there, and ours alone.
-fn secrets(config: &Config) -> Vec<Check> {
+pub(super) fn secrets(config: &Config) -> Vec<Check> {
     let token = config.http.iter().filter_map(|h| h.token_file.as_ref()).map(|f| ("http.token_file".to_owned(), f));
     let keys = config.agents.values().filter(|a| a.kind == AgentKind::Openai);
     let keys = keys.filter_map(|a| Some((format!("agent.{}.api_key_file", a.name), a.api_key_file.as_ref()?)));

@@ -356,11 +356,15 @@ fn listen(socket: &Path, http: Option<&config::Http>) -> Result<Vec<Listener>, N
         let mode = if std::env::var_os("RUNTIME_DIRECTORY").is_some() { 0o660 } else { 0o600 };
         fs::set_permissions(socket, fs::Permissions::from_mode(mode)).map_err(no)?;
         listeners.push(Listener::Unix(listener));
+        log::info!("listening on {}", socket.display());
+    } else {
+        log::info!("listening on what the service manager passed");
     }
     if let Some(http) = http {
         let tcp = std::net::TcpListener::bind(http.listen)
             .map_err(|e| NoStart(exit::STATE, format!("[http] listen = {:?}: {e}", http.listen.to_string())))?;
         listeners.push(Listener::Tcp(tcp));
+        log::info!("listening on http://{}", http.listen);
     }
     Ok(listeners)
 }

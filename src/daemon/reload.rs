@@ -11,7 +11,9 @@ use crate::{config, hooks};
 /// The configuration or a script is wrong.
 pub fn run(house: &Arc<House>) -> Result<Reloaded, String> {
     let old = house.config();
-    let mut new = config::load(old.file.as_deref()).map_err(|e| e.to_string())?;
+    // Where there was no file at the start there may be one by now; the one that was read then is never passed over.
+    let file = old.file.clone().or_else(|| config::find_file(None, &config::paths::process_env));
+    let mut new = config::load(file.as_deref()).map_err(|e| e.to_string())?;
     new.hooks.dir = config::paths::hooks_dir(&new);
     let scripts = hooks::load(&new.hooks, env!("CARGO_PKG_VERSION")).map_err(|e| e.to_string())?;
     let changed = config::diff(&old, &new);

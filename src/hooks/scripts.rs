@@ -152,7 +152,13 @@ impl Scripts {
 /// something that makes no sense; or it registers differently from one state to the next.
 pub fn load(config: &config::Hooks, version: &str) -> Result<Scripts, LoadError> {
     let sources = match &config.dir {
-        Some(dir) => read(dir)?,
+        Some(dir) => {
+            let sources = read(dir)?;
+            if !dir.exists() {
+                log::warn!("hooks.dir: {}: is not there, so no script is loaded", dir.display());
+            }
+            sources
+        }
         None => Sources::default(),
     };
     load_sources(sources, config, version)

@@ -376,8 +376,7 @@ impl Store {
     }
 }
 
-/// Copies a database and checks the copy. In one step, because with each commit in between the copying would begin anew,
-/// and never end under load.
+/// Copies a database and checks the copy. In one step, so within one read transaction: it is of one instant.
 fn copy(from: &rusqlite::Connection, to: &Path) -> Result<(), Error> {
     {
         let mut copy = rusqlite::Connection::open(to).map_err(|e| Error::open(to, &e))?;

@@ -212,3 +212,55 @@ fn chat_tells_what_runs() {
     events.until("turn_end");
     assert!(!d.cli(&["chat", "a"]).ok().contains("running"));
 }
+
+/// The first steps of the README: a daemon without a configuration, which is written and reloaded while it runs.
+#[test]
+fn the_first_configuration() {
+    let d = Daemon::new();
+    let state = d.path("state");
+    let mut serve = d.command(&["serve", "--state-dir", state.to_str().unwrap(), "--socket"]);
+    serve.arg(d.socket());
+    let ran = serve_after(&d, ":", &serve, || {
+        assert_eq!(d.send("local:a", "x"), "echo: x");
+        std::fs::create_dir_all(d.path(".config/ostler")).unwrap();
+        let file = d.path(".config/ostler/ostler.toml");
+        std::fs::write(&file, "[agent.default]\nkind = \"exec\"\ncommand = [\"echo\", \"real\"]\n").unwrap();
+        let changed = d.cli(&["reload", "--json"]).json();
+        let changed = changed["changed"].as_array().unwrap().iter().any(|c| c == "agent.default.command");
+        assert!(changed, "it is found");
+        assert_eq!(d.send("local:b", "x"), "real\n");
+        std::fs::remove_file(&file).unwrap();
+        assert_eq!(d.cli(&["reload"]).code, 78, "the one that was read is missed");
+    });
+    assert_eq!(ran.code, 0, "{ran:?}");
+    assert!(ran.err.contains(&format!("listening on {}", d.socket().display())), "{ran:?}");
+}
+
+/// What the configuration names and is not there is told before the daemon refuses it, or goes on without it.
+#[test]
+fn what_is_named_and_not_there() {
+    let d = Daemon::new().config("[http]\ntoken_file = \"nowhere\"\n[hooks]\ndir = \"no-hooks\"\n");
+    let ran = d.cli(&["check-config", d.path("ostler.toml").to_str().unwrap()]);
+    assert_eq!(ran.code, 0, "{ran:?}");
+    assert!(ran.err.contains("http.token_file: ") && ran.err.contains("hooks.dir: "), "{ran:?}");
+    let ran = d.refuses();
+    assert_eq!(ran.code, 78, "{ran:?}");
+    assert!(ran.err.contains(d.path("nowhere").to_str().unwrap()), "{ran:?}");
+    d.write_config("[hooks]\ndir = \"no-hooks\"\n");
+    let d = d.start();
+    d.wait_log("no-hooks: is not there, so no script is loaded");
+}
+
+/// A backup that cannot be written says so once, and whose rights count; what is there is left alone.
+#[test]
+fn a_backup_that_cannot_be() {
+    let d = Daemon::new().start();
+    let missing = d.path("none/copy.db");
+    let ran = d.cli(&["backup", missing.to_str().unwrap()]);
+    assert_eq!((ran.code, ran.err.matches("copy.db").count()), (1, 1), "{ran:?}");
+    assert!(ran.err.contains("No such file") && ran.err.contains("the daemon's user"), "{ran:?}");
+    std::fs::write(d.path("mine"), "mine").unwrap();
+    let ran = d.cli(&["backup", d.path("mine").to_str().unwrap()]);
+    assert_eq!(ran.code, 1, "{ran:?}");
+    assert_eq!(std::fs::read(d.path("mine")).unwrap(), b"mine");
+}

@@ -338,35 +338,6 @@ fn a_backup_is_a_database_of_its_own() {
     assert!(store.backup(std::path::Path::new("/nowhere/copy.db")).is_err());
 }
 
-/// Each commit would make a copy in steps begin anew.
-#[test]
-fn a_backup_ends_while_others_write() {
-    let (dir, path) = file();
-    let store = threaded(&path, None);
-    let exec = |sql: &'static str| store.write("test", move |tx| Ok(tx.conn.execute_batch(sql)?)).unwrap();
-    exec(
-        "CREATE TABLE filler (x); WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i+1 FROM n WHERE i<40)
-         INSERT INTO filler SELECT zeroblob(1000000) FROM n",
-    );
-    let over = std::sync::atomic::AtomicBool::new(false);
-    let in_time = std::thread::scope(|scope| {
-        scope.spawn(|| {
-            while !over.load(Ordering::SeqCst) {
-                exec("UPDATE filler SET x=zeroblob(10) WHERE rowid=1");
-            }
-        });
-        let (send, done) = crossbeam_channel::bounded(1);
-        let (store, to) = (&store, dir.path().join("copy.db"));
-        scope.spawn(move || send.send(store.backup(&to)));
-        let in_time = done.recv_timeout(Duration::from_secs(20));
-        over.store(true, Ordering::SeqCst);
-        in_time
-    });
-    in_time.expect("it ends").unwrap();
-    let copy = rusqlite::Connection::open(dir.path().join("copy.db")).unwrap();
-    assert_eq!(copy.query_row("SELECT count(*) FROM filler", [], |r| r.get::<_, i64>(0)).unwrap(), 40);
-}
-
 /// What is there is left alone, and half a copy is none.
 #[test]
 fn a_backup_that_fails_leaves_nothing_and_takes_nothing() {
