@@ -2,7 +2,7 @@
 
 use std::io;
 use std::net::TcpListener;
-use std::os::fd::{AsFd as _, FromRawFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd};
 use std::os::unix::net::UnixListener;
 
 use rustix::net::{AddressFamily, SocketType, sockopt};
@@ -26,6 +26,26 @@ pub fn bound_arenas() {
             unsafe { mallopt(M_ARENA_MAX, 2) };
         }
     }
+}
+
+/// Whatever was open when the process was started, its three streams apart, is not passed on to the programs that it runs:
+/// a lock of the script that started it would else be held until the last agent is gone. Called once, at start.
+///
+/// # Errors
+/// What is open cannot be listed.
+#[allow(unsafe_code)]
+pub fn keep_inherited() -> io::Result<()> {
+    let numbers: Vec<RawFd> =
+        std::fs::read_dir("/proc/self/fd")?.flatten().filter_map(|e| e.file_name().to_str()?.parse().ok()).collect();
+    for raw in numbers.into_iter().filter(|n| *n > 2) {
+        // SAFETY: the number is that of a descriptor that was open a moment ago, and is borrowed for this one call only, which
+        // neither closes nor reads it. The directory's own, which was listed too, is closed by now: that call fails and
+        // changes nothing. A descriptor that another thread made under the number meanwhile would be one of ours, which
+        // all have this flag.
+        let fd = unsafe { BorrowedFd::borrow_raw(raw) };
+        let _ = rustix::io::fcntl_setfd(fd, rustix::io::FdFlags::CLOEXEC);
+    }
+    Ok(())
 }
 
 /// The listening sockets that a service manager passed (`LISTEN_FDS`); none without one. Called once, at start.

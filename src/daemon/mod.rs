@@ -92,6 +92,10 @@ pub fn serve(options: ServeOptions) -> i32 {
 
 fn start(mut options: ServeOptions) -> Result<i32, NoStart> {
     crate::sys::bound_arenas();
+    // Before anything is started that it could be passed on to.
+    if let Err(e) = crate::sys::keep_inherited() {
+        log::warn!("what was open at the start may be passed on to agents: {e}");
+    }
     let bad_config = |e: String| NoStart(exit::CONFIG, e);
     options.config.hooks.dir = config::paths::hooks_dir(&options.config);
     let (safe, by) = limits::threads();
@@ -123,7 +127,11 @@ fn start(mut options: ServeOptions) -> Result<i32, NoStart> {
     probe(&options.state_dir)?;
     crate::failpoint::hit("boot", "locked");
     let store = Store::open(&options.state_dir.join("ostler.db")).map_err(|e| NoStart(exit::STATE, e.to_string()))?;
-    let code = run(options, token, store, scripts, signals)?;
+    let opened = store.clone();
+    let code = run(options, token, store, scripts, signals).inspect_err(|_| {
+        // A start that fails leaves the file as a stop does; after a stop it is closed already.
+        let _ = opened.close(Instant::now() + Duration::from_secs(2));
+    })?;
     drop(lock);
     crate::failpoint::hit("stop", "unlocked");
     crate::log::flush(Instant::now() + Duration::from_secs(2));

@@ -76,6 +76,7 @@ fn the_agents_environment_is_clean_and_marked() {
     host.close(&mut agent);
 }
 
+/// Checklist 47.
 #[test]
 fn what_is_no_message_is_survived() {
     let (mut host, mut agent) = begun(&[]);
@@ -120,6 +121,7 @@ fn a_prompt_larger_than_a_pipe_arrives() {
     host.close(&mut agent);
 }
 
+/// Checklist 46.
 #[test]
 fn death_in_a_turn_is_told_with_status_and_stderr_and_the_next_start_works() {
     let (mut host, mut agent) = begun(&[]);
@@ -238,6 +240,7 @@ fn a_kill_is_at_once() {
     assert!(is_reaped(host.processes[0].0));
 }
 
+/// Checklist 20.
 #[test]
 fn what_left_the_group_is_swept_and_no_zombie_is_left() {
     be_subreaper();
@@ -357,6 +360,7 @@ fn a_session_goes_on_over_processes() {
     }
 }
 
+/// Checklist 45.
 #[test]
 fn a_lost_session_is_noticed_and_the_history_given_once() {
     let ways: [(&[&str], Option<&str>); 8] = [
@@ -384,6 +388,7 @@ fn a_lost_session_is_noticed_and_the_history_given_once() {
     }
 }
 
+/// Checklist 45.
 #[test]
 fn a_resume_that_lied_is_noticed_when_the_prompt_is_refused() {
     for flags in
@@ -406,6 +411,7 @@ fn a_resume_that_lied_is_noticed_when_the_prompt_is_refused() {
     }
 }
 
+/// Checklist 45.
 #[test]
 fn a_resume_under_another_id_is_noticed_by_the_updates() {
     let state = tempfile::tempdir().unwrap();

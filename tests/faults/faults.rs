@@ -96,6 +96,43 @@ fn a_slow_store() {
     assert_eq!(d.sql::<i64>("SELECT count(*) FROM turns WHERE state='interrupted'"), 1);
 }
 
+/// Promise 4: another process holds the database's write lock: senders are told, what a turn says and its outcome are kept
+/// for when it lets go, and a stop meanwhile is bounded, unclean, and loses nothing.
+#[test]
+fn a_busy_store() {
+    let short = SHORT.replace("deadline = \"30s\"", "deadline = \"20s\"");
+    let mut d = boot_ready(Daemon::new().config(&(fake(&[], "") + &short)), "");
+    let mut gate = d.gate("gate");
+    let mut events = d.events("local:a");
+    let turn = d.post("local:a", &format!("say begun; wait-file {}; say done", gate.path.display()));
+    events.until("text");
+    let other = rusqlite::Connection::open(d.path("state/ostler.db")).unwrap();
+    other.execute_batch("BEGIN IMMEDIATE").unwrap();
+    let e = d.try_post("local:b", "say hello", Some("hello")).unwrap_err();
+    assert_eq!((e.status, e.code.as_str()), (503, "store_unavailable"), "{e}");
+    assert_eq!(d.get("/v1/sessions")["sessions"].as_array().unwrap().len(), 1, "readers are not held up");
+    gate.open();
+    other.execute_batch("ROLLBACK").unwrap();
+    assert_eq!(events.end_of(&turn).0, "completed");
+    assert!(d.said("local:a").contains(&"agent: begundone".to_owned()));
+    let kept = d.post_id("local:b", "say hello", "hello");
+    assert_eq!(settled(&mut d.events("local:b"), kept["turn_id"].as_str().unwrap()).0, "completed");
+    let idle = d.gate("idle");
+    let cut = d.post("local:a", &format!("say again; wait-file {}", idle.path.display()));
+    events.until_where("its words", |e| e.event == "text" && e.data["turn_id"] == cut["turn_id"]);
+    other.execute_batch("BEGIN IMMEDIATE").unwrap();
+    let since = Instant::now();
+    d.sigterm();
+    assert_eq!(d.ended().code(), Some(1));
+    assert!(since.elapsed() < Duration::from_secs(21), "{:?}", since.elapsed());
+    other.execute_batch("ROLLBACK").unwrap();
+    drop(other);
+    let mut d = boot_ready(d, "");
+    assert_eq!(settled(&mut d.events("local:a"), cut["turn_id"].as_str().unwrap()), ("completed".into(), 2));
+    assert_eq!(d.stop(), 0);
+    check_answers(&d);
+}
+
 /// Checklist 10. The marks cannot be written in time: the stop goes on, and the next boot derives them.
 #[test]
 fn marks_that_cannot_be_written() {

@@ -237,6 +237,30 @@ fn abandoned_workers() {
     }
 }
 
+/// Checklist 24. A worker that was given up comes with its result while the ends are being told: it changes nothing.
+#[test]
+fn a_late_result() {
+    let more = "env = { FAKE_AGENT_STATE = \"@DIR@/agent\" }\n";
+    let config = format!(
+        "{}[shutdown]\ndrain = \"50ms\"\ninterrupt = \"300ms\"\nhooks = \"8s\"\n[hooks]\ntimeout = \"6s\"\n",
+        fake(&[], more)
+    );
+    // Tells the end for longer than the worker is late.
+    let script = "ostler.on(\"session_end\", function()\n  local since = os.time()\n  while os.time() - since < 4 do end\nend)\n";
+    let d = Daemon::new().config(&config).hook("slow.lua", script);
+    std::fs::create_dir(d.path("agent")).unwrap();
+    let mut d = boot_ready(d, "prompt.answered@local:a=stall:1500");
+    let gate = d.gate("gate");
+    let turn = begin(&d, "local:a", &gate);
+    d.sigterm();
+    assert_eq!(d.ended().code(), Some(1), "a worker was given up");
+    d.check(false);
+    let row = |what: &str| d.sql::<String>(&format!("SELECT {what} FROM turns"));
+    assert_eq!((row("state"), row("id").as_str()), ("interrupted".into(), turn["turn_id"].as_str().unwrap()));
+    assert_eq!(d.sql::<i64>("SELECT count(*) FROM events WHERE kind='turn_end'"), 1);
+    assert_eq!(d.sql::<String>("SELECT mark_reason FROM sessions"), "shutdown_timeout");
+}
+
 /// The same daemon with a short interrupt.
 fn short(d: Daemon) -> Daemon {
     let config =

@@ -9,7 +9,7 @@ use ureq::http::Method;
 use crate::daemon::{Daemon, PATIENCE, fake};
 use ostler::client::session_path;
 
-/// The same id again is the same turn, run once, whatever happened in between; other text under it is an error.
+/// Checklist 41. The same id again is the same turn, run once, whatever happened in between; other text under it is an error.
 #[test]
 fn an_id_is_accepted_once() {
     let mut d = Daemon::new().start();
@@ -62,7 +62,7 @@ fn ids_have_a_length() {
     assert_eq!(d.post_id("local:a", "hello", &"x".repeat(128))["duplicate"], false);
 }
 
-/// Beyond `queue_limit` the sender is told; a duplicate is answered also then; nothing that was accepted is lost.
+/// Checklist 41, 42. Beyond `queue_limit` the sender is told; a duplicate is answered also then; nothing that was accepted is lost.
 #[test]
 fn a_full_queue_is_told() {
     let mut d = Daemon::new().config(&format!("[sessions]\nqueue_limit = 3\n{}", fake(&[], ""))).start();
@@ -122,7 +122,7 @@ fn many_clients_on_many_keys() {
     assert_eq!(d.sql::<i64>("SELECT count(*) FROM turns WHERE state='completed'"), 200);
 }
 
-/// Many clients on one key: one session, each message one turn, and each client's own messages in their order.
+/// Checklist 40. Many clients on one key: one session, each message one turn, and each client's own messages in their order.
 #[test]
 fn many_clients_on_one_key() {
     let mut d = Daemon::new().config("[sessions]\nqueue_limit = 1000\n").start();
@@ -226,7 +226,7 @@ fn more_sessions_than_may_live() {
     assert!(parked >= 140, "{parked}");
 }
 
-/// `deferred` while stopping: a duplicate is answered too, other text under an id is still an error.
+/// Checklist 41. `deferred` while stopping: a duplicate is answered too, other text under an id is still an error.
 #[test]
 fn ids_hold_in_a_stop() {
     let mut d = Daemon::new().config(&fake(&[], "")).start();

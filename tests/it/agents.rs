@@ -81,7 +81,7 @@ fn a_permission_by_a_hook() {
     }
 }
 
-/// Nobody answers: denied with an option that the agent offered, after `permission_timeout`. A cancel resolves it, too.
+/// Checklist 48. Nobody answers: denied with an option that the agent offered, after `permission_timeout`. A cancel resolves it, too.
 #[test]
 fn a_permission_that_nobody_answers() {
     let mut d = Daemon::new().config(&fake(&[], "permission_timeout = \"50ms\"")).start();
@@ -137,7 +137,7 @@ fn an_agent_that_is_none() {
     assert_eq!(d.stop(), 0);
 }
 
-/// An agent that dies in a turn: its exit status and the tail of its stderr are told; the next message starts it again.
+/// Checklist 46. An agent that dies in a turn: its exit status and the tail of its stderr are told; the next message starts it again.
 #[test]
 fn an_agent_that_dies() {
     let mut d = Daemon::new().config(&fake(&[], "")).start();
@@ -163,7 +163,7 @@ fn an_agent_that_fails() {
     assert_eq!(d.stop(), 0);
 }
 
-/// Lines that are no messages, unknown kinds, a very long line, a flood: survived, and what is said arrives whole.
+/// Checklist 47. Lines that are no messages, unknown kinds, a very long line, a flood: survived, and what is said arrives whole.
 #[test]
 fn an_agent_that_babbles() {
     let mut d = Daemon::new().config(&fake(&["--banner"], "")).start();
@@ -177,7 +177,7 @@ fn an_agent_that_babbles() {
     assert_eq!(d.stop(), 0);
 }
 
-/// What an agent says after its turn is in no later one.
+/// Checklist 24. What an agent says after its turn is in no later one.
 #[test]
 fn late_words() {
     let mut d = Daemon::new().config(&fake(&[], "")).start();
@@ -223,7 +223,7 @@ fn an_agent_remembers() {
     }
 }
 
-/// An agent that lost the session, whether it says so or lies, is given the transcript as its first context.
+/// Checklist 45. An agent that lost the session, whether it says so or lies, is given the transcript as its first context.
 #[test]
 fn an_agent_that_forgot() {
     for flags in [&["--no-load"][..], &["--load-error"], &["--load-lies", "--list"]] {
@@ -237,7 +237,7 @@ fn an_agent_that_forgot() {
     }
 }
 
-/// Agents have an environment of their own: what is configured, what is passed, who they are, and nothing else.
+/// Checklist 50. Agents have an environment of their own: what is configured, what is passed, who they are, and nothing else.
 #[test]
 fn an_agents_environment() {
     let d = Daemon::new().env("SECRET_OF_THE_DAEMON", "hidden").env("PASSED", "yes");
@@ -285,7 +285,7 @@ fn exec_that_fails() {
     assert_eq!(d.stop(), 0);
 }
 
-/// exec, cut off: run again with the same message, `OSTLER_RESUMED=1`, and the sender hears one whole answer.
+/// Checklist 12. exec, cut off: run again with the same message, `OSTLER_RESUMED=1`, and the sender hears one whole answer.
 #[test]
 fn exec_runs_again() {
     let d = Daemon::new();

@@ -37,7 +37,7 @@ fn busy_queue() {
     assert_eq!(d.stop(), 0);
 }
 
-/// collect: all that wait share one turn, in order, each its own entry.
+/// Checklist 43. collect: all that wait share one turn, in order, each its own entry.
 #[test]
 fn busy_collect() {
     let (mut d, mut gate, mut events, running) = in_a_turn("[sessions]\nbusy = \"collect\"\n");
@@ -53,7 +53,7 @@ fn busy_collect() {
     assert_eq!(d.stop(), 0);
 }
 
-/// interrupt: the running turn is cancelled, the new message is next, what was queued stays.
+/// Checklist 43. interrupt: the running turn is cancelled, the new message is next, what was queued stays.
 #[test]
 fn busy_interrupt() {
     let (mut d, _gate, mut events, running) = in_a_turn("[sessions]\nbusy = \"interrupt\"\n");
@@ -114,7 +114,7 @@ fn a_follower_hears_of_a_cancel() {
     assert_eq!(d.stop(), 0);
 }
 
-/// reset during a turn: it is cancelled first, its late output goes nowhere, one end and one start that name each other.
+/// Checklist 44. reset during a turn: it is cancelled first, its late output goes nowhere, one end and one start that name each other.
 #[test]
 fn reset_during_a_turn() {
     let (mut d, mut gate, mut events, running) = in_a_turn("");

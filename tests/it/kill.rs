@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use crate::daemon::{Daemon, PATIENCE, fake, open_pid, wait_pidfd};
 
-/// A turn that is cut off by a death is interrupted by the next boot, its activation ended as a crash, and goes on once.
+/// Checklist 7, 13, 51. A turn that is cut off by a death is interrupted by the next boot, its activation ended as a crash, and goes on once.
 #[test]
 fn a_turn_survives_a_death() {
     let mut d = Daemon::new().config(&fake(&[], "")).start();
@@ -39,7 +39,7 @@ fn a_turn_survives_a_death() {
     assert_eq!(d.sql::<i64>("SELECT count(*) FROM turns WHERE state='completed'"), 1);
 }
 
-/// A session that had finished before the death gets no turn of its own, and no mark.
+/// Checklist 14. A session that had finished before the death gets no turn of its own, and no mark.
 #[test]
 fn a_finished_session_is_left_alone() {
     let mut d = Daemon::new().start();
@@ -57,7 +57,7 @@ fn a_finished_session_is_left_alone() {
     assert_eq!(d.sql::<String>("SELECT end_reason FROM activations"), "crash");
 }
 
-/// What a dead boot's agent left running is gone before its session runs again.
+/// Checklist 53. What a dead boot's agent left running is gone before its session runs again.
 #[test]
 fn agents_of_a_dead_boot_are_ended_first() {
     let mut d = Daemon::new().config(&fake(&["--ignore-term", "--ignore-eof"], "")).start();

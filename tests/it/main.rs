@@ -19,3 +19,4 @@ mod start;
 mod stop;
 mod streams;
 mod talk;
+mod ways;

@@ -139,9 +139,9 @@ fn replace_kills_no_stranger() {
         std::fs::write(&path, format!("{}\n", stranger.pid())).unwrap();
         let ran = run(d.serve_command().arg("--replace"), "");
         let alive = stranger.wait_for(Duration::ZERO).is_none();
+        assert!(alive, "it killed a stranger (open: {open}): {ran:?}");
         stranger.signal(Signal::KILL);
         assert!(stranger.wait_for(PATIENCE).is_some());
-        assert!(alive, "it killed a stranger (open: {open}): {ran:?}");
         assert_eq!(ran.code, 69, "{ran:?}");
         assert!(ran.err.contains("owns it"), "{ran:?}");
     }

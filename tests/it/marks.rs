@@ -38,7 +38,7 @@ fn age(d: &Daemon, by: Duration) {
     assert_eq!(n, 1);
 }
 
-/// Checklist 1, 3, 7. Mark, reason and time survive restarts; reading does not clear them, nor does a turn that fails or is
+/// Checklist 1, 3, 7, 13. Mark, reason and time survive restarts; reading does not clear them, nor does a turn that fails or is
 /// cancelled; an interrupt marks again, with its own reason and time; a turn that completes clears it.
 #[test]
 fn a_mark_lasts_until_a_turn_completes() {

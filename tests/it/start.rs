@@ -60,7 +60,7 @@ fn a_script_of_everybody() {
     assert!(ran.err.contains("10-open.lua"), "{ran:?}");
 }
 
-/// A second daemon on the same state refuses, names the owner's pid, and disturbs nothing.
+/// Checklist 29. A second daemon on the same state refuses, names the owner's pid, and disturbs nothing.
 #[test]
 fn a_second_daemon_refuses() {
     let mut d = Daemon::new().start();
@@ -76,7 +76,7 @@ fn a_second_daemon_refuses() {
     assert_eq!(d.stop(), 0);
 }
 
-/// Of two that race one wins; the other says so.
+/// Checklist 29. Of two that race one wins; the other says so.
 #[test]
 fn two_that_race() {
     let mut d = Daemon::new();
@@ -109,7 +109,7 @@ fn two_that_race() {
     }
 }
 
-/// A lock that a dead process left does not block.
+/// Checklist 29. A lock that a dead process left does not block.
 #[test]
 fn a_dead_owner_does_not_block() {
     let mut d = Daemon::new().start();
@@ -119,7 +119,7 @@ fn a_dead_owner_does_not_block() {
     assert_eq!(d.stop(), 0);
 }
 
-/// `--replace` asks the owner to leave, in order, and takes its place.
+/// Checklist 30. `--replace` asks the owner to leave, in order, and takes its place.
 #[test]
 fn replace() {
     let mut d = Daemon::new().start();
@@ -141,7 +141,7 @@ fn replace() {
     assert_eq!(d.sql::<i64>("SELECT count(*) FROM boots WHERE clean=1"), 2);
 }
 
-/// A database file that is not ours is refused and left as it is, byte for byte.
+/// Checklist 31. A database file that is not ours is refused and left as it is, byte for byte.
 #[test]
 fn a_foreign_database() {
     let foreign = tempfile::NamedTempFile::new().unwrap();
@@ -168,7 +168,7 @@ fn a_foreign_database() {
     }
 }
 
-/// A newer schema is refused with both versions named; a damaged file of ours with a clear error; both untouched.
+/// Checklist 31. A newer schema is refused with both versions named; a damaged file of ours with a clear error; both untouched.
 #[test]
 fn a_newer_and_a_damaged_database() {
     let mut d = Daemon::new().start();
