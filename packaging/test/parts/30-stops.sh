@@ -3,13 +3,13 @@ fresh
 config '[shutdown]' 'drain = "40s"' 'deadline = "70s"'
 in_ systemctl reload ostler
 dropin TimeoutStopSec=3
-as alice ostler send py:slow 'wait: 8' >"$WORK/slow" 2>&1 &
+as alice ostler send py:slow 'wait: 12' >"$WORK/slow" 2>&1 &
 slow=$!
 ok "a turn runs" eventually runs 1
 begun=$(now)
 in_ systemctl stop ostler
 took=$(since "$begun")
-ok "a drain longer than TimeoutStopSec is waited for ($took ms of a turn of 8 s, TimeoutStopSec=3)" [ "$took" -gt 3500 ]
+ok "a drain longer than TimeoutStopSec is waited for ($took ms of a turn of 12 s, TimeoutStopSec=3)" [ "$took" -gt 3500 ]
 ok "and the stop is clean" is Result success
 ok "with exit status 0" is ExecMainStatus 0
 wait $slow
