@@ -308,7 +308,11 @@ fn run(script: &Path) -> Result<usize, String> {
 }
 
 fn run_shipped(name: &str) {
-    let script = shipped().join(name);
+    // A copy of our own: whoever checked the sources out may have left them to a group, and such scripts are refused.
+    let test = name.replace(".lua", ".test.lua");
+    let texts = [name, &test].map(|file| std::fs::read_to_string(shipped().join(file)).unwrap());
+    let dir = scripts(&[(name, &texts[0]), (&test, &texts[1])]);
+    let script = dir.path().join(name);
     let tried = thread::spawn("scripts", thread::DEEP_STACK, move || run(&script)).unwrap().join().unwrap();
     match tried {
         Ok(tests) => assert!(tests >= 3, "{name}: only {tests} tests"),
