@@ -127,7 +127,7 @@ pub fn ostler_toml() -> String {
     out +=
         ".PP\n\\fBostler check\\-config\\fR checks it, and \\fBostler reload\\fR applies it: limits, routes, hooks,\n";
     out += "shutdown and log at once, an agent's definition from its sessions' next activation.\n";
-    out += "[http] takes effect with a restart only.\n";
+    out += "[http] and hooks.threads take effect with a restart only.\n";
     for (section, about) in SECTIONS {
         let name = match *section {
             "agent.*" => "[agent.NAME]".to_owned(),

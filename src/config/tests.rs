@@ -328,5 +328,6 @@ fn what_changed_is_named_and_what_needs_a_restart() {
     assert!(!changed.iter().any(|c| c == "agent.default.kind"), "{changed:?}");
     assert_eq!(needs_restart(&changed), ["http.listen"]);
     assert!(diff(&old, &old).is_empty());
+    assert_eq!(needs_restart(&diff(&old, &ok("[http]\n[agent.b]\n[hooks]\nthreads = 5"))), ["hooks.threads"]);
     assert!(!needs_restart(&diff(&ok(""), &ok("[http]"))).is_empty(), "a listener that appears");
 }
