@@ -1,5 +1,6 @@
 //! Event streams: what the store holds after a number, then whatever comes, without a gap.
 
+use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -12,12 +13,14 @@ use crate::clock;
 use crate::daemon::house::House;
 use crate::daemon::hub::{Delivering, Listening};
 use crate::http::{Request, Responder, Stream, sse};
-use crate::store::{EventRow, Target};
+use crate::store::{EventRow, Published, Target};
 
 /// A comment that keeps the connection known to be alive.
 const PING: Duration = Duration::from_secs(15);
 /// Events read at once.
 const PAGE: usize = 256;
+/// So much is sent before more is put beside it.
+const PIECE: usize = 64 * 1024;
 
 pub const HEADERS: &[(&str, &str)] =
     &[("Content-Type", "text/event-stream"), ("Cache-Control", "no-cache"), ("X-Accel-Buffering", "no")];
@@ -42,7 +45,10 @@ pub struct Feed {
     house: Arc<House>,
     key: Option<String>,
     listening: Listening,
+    /// The last event that was seen to.
     after: i64,
+    /// Up to here the store has to be read; what comes after is handed over by the hub.
+    missed: i64,
     deltas: bool,
     follow: bool,
     notice: Option<(&'static str, &'static str)>,
@@ -51,7 +57,13 @@ pub struct Feed {
 impl Feed {
     /// Begins to listen. From now on nothing is missed.
     pub fn open(house: &Arc<House>, key: &str, deltas: bool) -> Result<Self, ApiError> {
-        Self::from(house, Some(key), None, None, deltas)
+        let listening = house.hub.listen(Some(key), deltas);
+        let newest = match house.hub.newest() {
+            0 => house.store.event_bounds()?.0,
+            newest => newest,
+        };
+        let (house, key) = (house.clone(), Some(key.to_owned()));
+        Ok(Self { house, key, listening, after: newest, missed: newest, deltas, follow: true, notice: None })
     }
 
     fn from(
@@ -80,7 +92,8 @@ impl Feed {
             Some(n) if n < pruned => (n, Some(("events_pruned", "older events have been removed"))),
             Some(n) => (n, None),
         };
-        Ok(Self { house: house.clone(), key: key.map(str::to_owned), listening, after, deltas, follow: true, notice })
+        let key = key.map(str::to_owned);
+        Ok(Self { house: house.clone(), key, listening, after, missed: newest, deltas, follow: true, notice })
     }
 
     /// Streams until the client goes, the daemon leaves, or what was asked for is over.
@@ -93,25 +106,28 @@ impl Feed {
         }
         if let Only::Turn { id, replay: true } = &only {
             match self.replay(id, &mut buf) {
-                Ok(true) => {
-                    stream.write(&buf)?;
-                    return stream.finish();
-                }
+                Ok(true) => return stream.finish_with(&buf),
                 Ok(false) => {}
                 Err(e) => return Err(io::Error::other(e.to_string())),
             }
         }
         let mut delivering: Option<Delivering> = None;
         let mut closed = false;
+        let mut rows = VecDeque::new();
         loop {
             // Everything that is durable, then previews, then wait.
             loop {
-                let page = self
-                    .house
-                    .store
-                    .events(self.key.as_deref(), self.after, PAGE)
-                    .map_err(|e| io::Error::other(e.to_string()))?;
-                let full = page.len() == PAGE;
+                let reads = self.after < self.missed;
+                let page: Vec<EventRow> = if reads {
+                    self.house
+                        .store
+                        .events(self.key.as_deref(), self.after, PAGE)
+                        .map_err(|e| io::Error::other(e.to_string()))?
+                } else {
+                    let after = self.after;
+                    rows.drain(..).filter(|r: &Arc<Published>| r.seq > after).map(|r| (&*r).into()).collect()
+                };
+                let full = reads && page.len() == PAGE;
                 for event in &page {
                     self.after = event.seq;
                     let over = write(event, &only, &mut buf);
@@ -123,15 +139,17 @@ impl Feed {
                         delivering.get_or_insert_with(|| self.house.hub.deliver());
                     }
                     if over {
-                        stream.write(&buf)?;
-                        return stream.finish();
+                        return stream.finish_with(&buf);
                     }
                 }
-                if !buf.is_empty() {
+                if reads && !full {
+                    self.after = self.after.max(self.missed);
+                }
+                if rows.is_empty() || buf.len() > PIECE {
                     stream.write(&buf)?;
                     buf.clear();
                 }
-                if !full {
+                if !full && rows.is_empty() {
                     break;
                 }
             }
@@ -140,6 +158,8 @@ impl Feed {
             }
             let ping_at = Instant::now() + PING;
             let news = self.listening.wait(self.after, ping_at);
+            self.missed = self.missed.max(news.missed);
+            rows = news.rows;
             closed = news.closed;
             if self.deltas {
                 let meant = match &only {
@@ -150,7 +170,7 @@ impl Feed {
                     sse::event(&mut buf, Some("delta"), None, delta);
                 }
             }
-            if buf.is_empty() && news.newest <= self.after && Instant::now() >= ping_at {
+            if buf.is_empty() && rows.is_empty() && self.missed <= self.after && Instant::now() >= ping_at {
                 sse::ping(&mut buf);
             }
             if !buf.is_empty() {
@@ -163,23 +183,23 @@ impl Feed {
     /// What a turn that is known already has said so far. `true`: it is over, everything was said.
     fn replay(&mut self, turn_id: &str, buf: &mut Vec<u8>) -> Result<bool, ApiError> {
         let Some(key) = self.key.clone() else { return Ok(false) };
-        let upto = self.after;
-        let mut at = self.house.store.first_event_of(&key, turn_id)?.map_or(upto, |first| first - 1);
+        // Its state first: if it has its outcome by now, every event of it can be read by now.
+        let turn = self.house.store.turn(turn_id)?;
+        let mut at = self.house.store.first_event_of(&key, turn_id)?.map_or(self.after, |first| first - 1);
         let only = Only::Turn { id: turn_id.to_owned(), replay: true };
-        while at < upto {
+        loop {
             let page = self.house.store.events(Some(&key), at, PAGE)?;
-            if page.is_empty() {
-                break;
-            }
             for event in &page {
                 at = event.seq;
                 if write(event, &only, buf) {
                     return Ok(true);
                 }
             }
+            if page.len() < PAGE {
+                break;
+            }
         }
         self.after = self.after.max(at);
-        let turn = self.house.store.turn(turn_id)?;
         if !matches!(turn.state.as_str(), "queued" | "running") {
             // Its events were pruned: its outcome is still known.
             let error = turn.error.map(|(code, message)| json!({ "code": code, "message": message }));
@@ -220,9 +240,8 @@ pub fn stream(api: &Api, request: &Request, query: &Query, of: Option<Target>, o
     };
     match open() {
         Ok((feed, only)) => {
-            let mut stream = out.stream(200, HEADERS)?;
             // The headers go out at once, so that a client knows that it listens.
-            stream.write(b": listening\n\n")?;
+            let stream = out.stream_with(200, HEADERS, b": listening\n\n")?;
             feed.run(stream, only)
         }
         Err(e) => out.send(e.response()),

@@ -121,10 +121,9 @@ fn json(a: &Accepted) -> Value {
 }
 
 fn follow(accepted: &Accepted, feed: Feed, out: Responder<'_>) -> io::Result<()> {
-    let mut stream = out.stream(200, super::events::HEADERS)?;
     let mut buf = Vec::new();
     crate::http::sse::event(&mut buf, Some("accepted"), None, &json(accepted).to_string());
-    stream.write(&buf)?;
+    let stream = out.stream_with(200, super::events::HEADERS, &buf)?;
     if accepted.deferred {
         return stream.finish();
     }

@@ -1,23 +1,30 @@
-//! The hub: tells listeners that there is something new, so that they read it from the store.
+//! The hub: tells listeners what is new.
 //!
-//! A listener holds a number, not the events: what it misses it finds in the database. Only previews (`delta`) travel
-//! through memory, in a bounded queue; one that overflows is told by the `text` that repeats it.
+//! A listener holds a number: what it misses it finds in the database. So that one that keeps up reads nothing back that
+//! was only just written, it is handed the rows of each commit as well, in a small queue; one that overflows is emptied,
+//! and the listener told from where on it has to read. Previews (`delta`) travel through memory alone, in a bounded queue
+//! too; one that overflows is told by the `text` that repeats it.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Instant;
 
-use crate::store::Commit;
+use crate::store::{Commit, Published};
 
+/// The most rows that wait for one listener, and the most bytes of theirs.
+const ROWS: usize = 64;
+const BYTES: usize = 64 * 1024;
 /// The most previews that wait for one listener.
 const DELTAS: usize = 1024;
 
 /// What a listener finds when it wakes.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct News {
-    /// The newest event's number, as far as told.
-    pub newest: i64,
+    /// Up to here it has to read for itself what it has not seen.
+    pub missed: i64,
+    /// What was committed since, in order.
+    pub rows: VecDeque<Arc<Published>>,
     /// Previews since the last look, as JSON.
     pub deltas: Vec<Arc<str>>,
     /// The daemon is leaving: no more will come.
@@ -26,7 +33,11 @@ pub struct News {
 
 #[derive(Debug, Default)]
 struct State {
-    newest: i64,
+    missed: i64,
+    rows: VecDeque<Arc<Published>>,
+    bytes: usize,
+    /// It sleeps, and nobody has woken it yet.
+    asleep: bool,
     deltas: VecDeque<Arc<str>>,
     wants_deltas: bool,
     closed: bool,
@@ -48,19 +59,46 @@ impl Listener {
     /// Waits until something is newer than `seen`, a preview is there, or the instant passes.
     pub fn wait(&self, seen: i64, until: Instant) -> News {
         let mut state = self.lock();
-        while state.newest <= seen && state.deltas.is_empty() && !state.closed {
+        while state.missed <= seen && state.rows.is_empty() && state.deltas.is_empty() && !state.closed {
             let left = until.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 break;
             }
+            state.asleep = true;
             state = self.arrived.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+            state.asleep = false;
         }
-        News { newest: state.newest, deltas: state.deltas.drain(..).collect(), closed: state.closed }
+        state.bytes = 0;
+        News {
+            missed: state.missed,
+            rows: std::mem::take(&mut state.rows),
+            deltas: state.deltas.drain(..).collect(),
+            closed: state.closed,
+        }
+    }
+
+    /// Hands over a row. Whether it is to be woken.
+    fn put(&self, row: &Arc<Published>) -> bool {
+        let mut state = self.lock();
+        if state.rows.len() < ROWS && state.bytes + row.data.len() <= BYTES {
+            state.bytes += row.data.len();
+            state.rows.push_back(row.clone());
+        } else {
+            state.rows.clear();
+            state.bytes = 0;
+            state.missed = row.seq;
+        }
+        std::mem::take(&mut state.asleep)
     }
 
     fn tell(&self, write: impl FnOnce(&mut State)) {
-        write(&mut self.lock());
-        self.arrived.notify_one();
+        let mut state = self.lock();
+        write(&mut state);
+        let asleep = std::mem::take(&mut state.asleep);
+        drop(state);
+        if asleep {
+            self.arrived.notify_one();
+        }
     }
 }
 
@@ -70,6 +108,8 @@ pub struct Hub {
     by_key: RwLock<HashMap<String, Vec<Arc<Listener>>>>,
     of_all: RwLock<Vec<Arc<Listener>>>,
     listeners: AtomicUsize,
+    /// The newest event that was published.
+    newest: AtomicI64,
     delivering: AtomicUsize,
     lost_deltas: AtomicU64,
     closed: AtomicBool,
@@ -100,24 +140,32 @@ impl Hub {
         Listening { hub: self.clone(), listener }
     }
 
-    /// After a commit: wakes whoever listens. Called by the store's writer; does not block.
+    /// After a commit: wakes whoever listens. Called by whoever commits, in the order of the commits; does not block.
     pub fn publish(&self, commit: &Commit) {
-        if commit.events.is_empty() || self.listeners.load(Ordering::SeqCst) == 0 {
+        let Some(last) = commit.events.last() else { return };
+        // Before the listeners are looked at: one that comes now has its place first and reads this afterwards, so that a
+        // row that it does not get is not above the number from which it begins.
+        self.newest.fetch_max(last.seq, Ordering::SeqCst);
+        if self.listeners.load(Ordering::SeqCst) == 0 {
             return;
         }
+        // Each is woken once, with all that is for it in hand.
+        let mut wake = Vec::new();
         let map = self.by_key.read().unwrap_or_else(PoisonError::into_inner);
-        if !map.is_empty() {
-            for event in &commit.events {
-                for listener in map.get(&*event.key).into_iter().flatten() {
-                    listener.tell(|s| s.newest = s.newest.max(event.seq));
-                }
-            }
+        let of_all = self.of_all.read().unwrap_or_else(PoisonError::into_inner);
+        for event in &commit.events {
+            let of_key = if map.is_empty() { None } else { map.get(&event.key) };
+            wake.extend(of_key.into_iter().flatten().chain(of_all.iter()).filter(|l| l.put(event)).cloned());
         }
-        drop(map);
-        let newest = commit.events.iter().map(|e| e.seq).max().unwrap_or(0);
-        for listener in self.of_all.read().unwrap_or_else(PoisonError::into_inner).iter() {
-            listener.tell(|s| s.newest = s.newest.max(newest));
+        drop((map, of_all));
+        for listener in wake {
+            listener.arrived.notify_one();
         }
+    }
+
+    /// The newest event that this daemon has published; 0: none yet.
+    pub fn newest(&self) -> i64 {
+        self.newest.load(Ordering::SeqCst)
     }
 
     /// Whether a preview for this key would reach anybody.
@@ -240,11 +288,23 @@ impl Drop for Listening {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::Published;
     use std::time::Duration;
 
     fn commit(key: &str, seq: i64) -> Commit {
-        Commit { events: vec![Published { seq, key: key.into() }], ..Commit::default() }
+        let event = Published {
+            seq,
+            key: key.into(),
+            session_id: "s".into(),
+            turn_id: None,
+            kind: crate::model::event::EventKind::Notice,
+            data: "{}".into(),
+            at: 0,
+        };
+        Commit { events: vec![Arc::new(event)], ..Commit::default() }
+    }
+
+    fn seqs(news: &News) -> Vec<i64> {
+        news.rows.iter().map(|r| r.seq).collect()
     }
 
     #[test]
@@ -253,12 +313,24 @@ mod tests {
         let a = hub.listen(Some("x:a"), false);
         let all = hub.listen(None, false);
         hub.publish(&commit("x:b", 7));
-        assert_eq!(a.wait(0, Instant::now()).newest, 0);
-        assert_eq!(all.wait(0, Instant::now()).newest, 7);
+        assert_eq!(seqs(&a.wait(0, Instant::now())), [0; 0]);
+        assert_eq!(seqs(&all.wait(0, Instant::now())), [7]);
         hub.publish(&commit("x:a", 8));
-        assert_eq!(a.wait(0, Instant::now() + Duration::from_secs(9)).newest, 8);
+        assert_eq!(seqs(&a.wait(0, Instant::now() + Duration::from_secs(9))), [8]);
+        assert_eq!(hub.newest(), 8);
         drop((a, all));
         assert_eq!(hub.listeners(), 0);
+    }
+
+    #[test]
+    fn a_listener_that_lags_is_told_where_to_read() {
+        let hub = Arc::new(Hub::default());
+        let a = hub.listen(Some("x:a"), false);
+        let last = i64::try_from(ROWS).expect("few") + 1;
+        (1..=last + 2).for_each(|seq| hub.publish(&commit("x:a", seq)));
+        let news = a.wait(0, Instant::now());
+        assert_eq!((news.missed, seqs(&news)), (last, vec![last + 1, last + 2]));
+        assert_eq!(seqs(&a.wait(last + 2, Instant::now())), [0; 0], "what was missed is asked for once");
     }
 
     #[test]

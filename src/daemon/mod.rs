@@ -15,7 +15,7 @@ use crate::config::{self, Config};
 use crate::hooks::{self, Event, Hooks, Verdict};
 use crate::http::{Limits, Listener, Server};
 use crate::model::event::StopReason;
-use crate::store::{Accept, Accepted, BootInfo, Error, Store};
+use crate::store::{Accept, Accepted, Admission, BootInfo, Error, Store};
 use crate::{api, thread};
 
 pub mod coordinator;
@@ -384,9 +384,12 @@ fn listen(socket: &Path, http: Option<&config::Http>) -> Result<Vec<Listener>, N
 pub fn accept(house: &Arc<House>, accept: Accept) -> Result<Accepted, Error> {
     let key = accept.key.clone();
     let accepted = house.store.accept_message(accept)?;
+    // While the daemon is held nobody is woken for nothing: a release looks in the database for what waits, after it has
+    // opened the door, so a message that still met a closed one is found there.
+    let wakes = !accepted.deferred && house.store.admission() != Admission::Held;
     if accepted.duplicate {
         // The first try may have been kept although its sender was told otherwise: then nobody was woken for it.
-        if !accepted.over && !accepted.deferred {
+        if !accepted.over && wakes {
             house.registry.want(Wish { sid: accepted.sid, key, asked: false });
         }
         return Ok(accepted);
@@ -397,7 +400,7 @@ pub fn accept(house: &Arc<House>, accept: Accept) -> Result<Accepted, Error> {
     if let Some(tid) = accepted.interrupt {
         house.cancel_turn(accepted.sid, tid);
     }
-    if !accepted.deferred {
+    if wakes {
         house.registry.want(Wish { sid: accepted.sid, key, asked: false });
     }
     Ok(accepted)

@@ -252,6 +252,14 @@ impl<'c> Responder<'c> {
     /// # Errors
     /// As [`Responder::send`].
     pub fn stream(self, status: u16, headers: &[(&str, &str)]) -> io::Result<Stream<'c>> {
+        self.stream_with(status, headers, b"")
+    }
+
+    /// As [`Responder::stream`], with the first bytes sent together with the head.
+    ///
+    /// # Errors
+    /// As [`Responder::send`].
+    pub fn stream_with(self, status: u16, headers: &[(&str, &str)], first: &[u8]) -> io::Result<Stream<'c>> {
         let out = self.out;
         out.settle_keep_alive(headers.iter().copied());
         let mute = out.mute || has_no_body(status);
@@ -260,9 +268,16 @@ impl<'c> Responder<'c> {
             out.keep_alive = false;
         }
         let length = if chunked { Length::Chunked } else { Length::None };
-        let head = head_bytes(status, headers.iter().copied(), length, out.connection_field())?;
+        let mut head = head_bytes(status, headers.iter().copied(), length, out.connection_field())?;
         out.sent = Sent::Part;
-        out.write(&[&head])?;
+        if mute || first.is_empty() {
+            out.write(&[&head])?;
+        } else if chunked {
+            head.extend_from_slice(format!("{:x}\r\n", first.len()).as_bytes());
+            out.write(&[&head, first, b"\r\n"])?;
+        } else {
+            out.write(&[&head, first])?;
+        }
         Ok(Stream { out, chunked, mute })
     }
 }
@@ -300,6 +315,21 @@ impl Stream<'_> {
         if self.chunked && !self.mute {
             self.out.write(&[b"0\r\n\r\n"])?;
         }
+        self.out.sent = Sent::Whole;
+        Ok(())
+    }
+
+    /// Sends the last bytes, and ends the answer with them.
+    ///
+    /// # Errors
+    /// As [`Stream::write`].
+    pub fn finish_with(mut self, bytes: &[u8]) -> io::Result<()> {
+        if self.mute || bytes.is_empty() || !self.chunked {
+            self.write(bytes)?;
+            return self.finish();
+        }
+        let size = format!("{:x}\r\n", bytes.len());
+        self.out.write(&[size.as_bytes(), bytes, b"\r\n0\r\n\r\n"])?;
         self.out.sent = Sent::Whole;
         Ok(())
     }

@@ -84,7 +84,7 @@ impl Store {
     /// [`Refusal::IdReused`], or the store fails.
     pub fn find_duplicate(&self, key: &str, client_id: &str, original: &str) -> Result<Option<Accepted>, Error> {
         let (key, client_id, original) = (key.to_owned(), client_id.to_owned(), original.to_owned());
-        self.write("find_duplicate", move |tx| tx.duplicate(&key, &client_id, &original))
+        self.write_here("find_duplicate", move |tx| tx.duplicate(&key, &client_id, &original))
     }
 
     /// Accepts a message: when this returns, it is kept.
@@ -92,7 +92,7 @@ impl Store {
     /// # Errors
     /// A limit or an id refuses it; or the store fails, and it may or may not have been kept.
     pub fn accept_message(&self, accept: Accept) -> Result<Accepted, Error> {
-        self.write("accept_message", move |tx| tx.accept(&accept))
+        self.write_here("accept_message", move |tx| tx.accept(&accept))
     }
 }
 

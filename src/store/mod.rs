@@ -18,6 +18,7 @@ mod activations;
 mod boots;
 mod journal;
 mod kv;
+mod lane;
 mod read;
 mod retention;
 mod schema;
@@ -183,7 +184,7 @@ type Doubt = Arc<dyn Fn() + Send + Sync>;
 #[derive(Clone)]
 pub struct Store {
     shared: Arc<Shared>,
-    jobs: writer::Lane,
+    jobs: lane::Lane,
     readers: read::Readers,
     patience: Duration,
 }
@@ -241,14 +242,15 @@ impl Store {
             observer: RwLock::new(Arc::new(|_| ())),
             doubt: RwLock::new(Arc::new(|| ())),
         });
-        let mut writer = writer::Writer::new(shared.clone(), conn);
+        let writer = Arc::new(std::sync::Mutex::new(writer::Writer::new(shared.clone(), conn)));
         let jobs = if inline {
-            writer::Lane::Inline(Arc::new(std::sync::Mutex::new(writer)))
+            lane::Lane::Inline(writer)
         } else {
-            let (jobs, inbox) = crossbeam_channel::bounded(QUEUE);
-            crate::thread::spawn("store", crate::thread::DEEP_STACK, move || writer.run(&inbox))
+            let queue = Arc::new(lane::Queue::new(QUEUE));
+            let (mine, inbox) = (writer.clone(), queue.clone());
+            crate::thread::spawn("store", crate::thread::DEEP_STACK, move || writer::Writer::run(&mine, &inbox))
                 .map_err(|e| Error::Unavailable(format!("no thread for the writer: {e}")))?;
-            writer::Lane::Thread(jobs)
+            lane::Lane::Thread(Arc::new(lane::Door(queue)), writer)
         };
         Ok(Self { shared, jobs, readers, patience: PATIENCE })
     }
@@ -298,17 +300,36 @@ impl Store {
         name: &'static str,
         run: impl FnMut(&mut Tx<'_>) -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Error> {
-        let (send, receive) = crossbeam_channel::bounded(1);
-        self.write_then(name, run, move |result| {
-            let _ = send.send(result);
-        });
-        match receive.recv_timeout(self.patience) {
-            Ok(result) => result,
-            Err(crossbeam_channel::RecvTimeoutError::Timeout) => {
+        self.write_by(lane::Lane::send, name, run)
+    }
+
+    /// As [`Store::write`], on the caller's own thread where the writer is free: for threads that are few and may wait for
+    /// the disk as long as it takes. What others send meanwhile is the next group.
+    fn write_here<T: Send + 'static>(
+        &self,
+        name: &'static str,
+        run: impl FnMut(&mut Tx<'_>) -> Result<T, Error> + Send + 'static,
+    ) -> Result<T, Error> {
+        self.write_by(lane::Lane::lead, name, run)
+    }
+
+    fn write_by<T: Send + 'static>(
+        &self,
+        way: fn(&lane::Lane, writer::Job, Instant) -> Result<(), writer::Job>,
+        name: &'static str,
+        run: impl FnMut(&mut Tx<'_>) -> Result<T, Error> + Send + 'static,
+    ) -> Result<T, Error> {
+        let until = Instant::now() + self.patience;
+        let (answer, reply) = lane::reply();
+        if let Err(refused) = way(&self.jobs, writer::Job::work(name, run, move |result| answer.give(result)), until) {
+            refused.refuse(&closed());
+        }
+        match reply.wait(until) {
+            Some(result) => result,
+            None => {
                 self.shared.doubted();
                 Err(Error::Unavailable(format!("{name}: the disk did not answer within {} s", self.patience.as_secs())))
             }
-            Err(crossbeam_channel::RecvTimeoutError::Disconnected) => Err(closed()),
         }
     }
 

@@ -9,7 +9,7 @@ use rusqlite::{Connection, OptionalExtension as _, params};
 use serde_json::{Value, json};
 
 use super::sessions::{Target, mark_json};
-use super::tx::{SESSION_COLUMNS, SessionRow, time};
+use super::tx::{Published, SESSION_COLUMNS, SessionRow, time};
 use super::{Error, PATIENCE, Refusal, Store, closed, schema};
 use crate::clock::{self, Millis};
 use crate::model::event::{Entry, Role};
@@ -632,17 +632,39 @@ fn entry(r: &rusqlite::Row<'_>) -> rusqlite::Result<Entry> {
 fn event(r: &rusqlite::Row<'_>) -> rusqlite::Result<EventRow> {
     let (session_id, turn_id): (String, Option<String>) = (r.get(2)?, r.get(3)?);
     let (own, at, key): (String, Millis, String) = (r.get(4)?, r.get(5)?, r.get(6)?);
+    let data = whole(&key, &session_id, turn_id.as_deref(), at, &own);
+    Ok(EventRow { seq: r.get(0)?, kind: r.get(1)?, session_id, turn_id, data })
+}
+
+/// An event's JSON: what all have, then its own fields, which are spliced in as they were written.
+fn whole(key: &str, session_id: &str, turn_id: Option<&str>, at: Millis, own: &str) -> String {
     let mut data = json!({ "key": key, "session_id": session_id });
-    if let Some(turn) = &turn_id {
-        data["turn_id"] = turn.as_str().into();
+    if let Some(turn) = turn_id {
+        data["turn_id"] = turn.into();
     }
     data["at"] = clock::rfc3339(at).into();
-    if let Ok(Value::Object(own)) = serde_json::from_str(&own) {
-        for (name, value) in own {
-            data[name] = value;
+    let mut text = data.to_string();
+    match own.strip_prefix('{') {
+        Some("}") | None => {}
+        Some(fields) => {
+            text.pop();
+            text.push(',');
+            text.push_str(fields);
         }
     }
-    Ok(EventRow { seq: r.get(0)?, kind: r.get(1)?, session_id, turn_id, data: data.to_string() })
+    text
+}
+
+impl From<&Published> for EventRow {
+    fn from(p: &Published) -> Self {
+        Self {
+            seq: p.seq,
+            kind: p.kind.as_str().to_owned(),
+            session_id: p.session_id.clone(),
+            turn_id: p.turn_id.clone(),
+            data: whole(&p.key, &p.session_id, p.turn_id.as_deref(), p.at, &p.data),
+        }
+    }
 }
 
 fn condition(states: &[String]) -> String {

@@ -27,20 +27,30 @@ impl std::fmt::Debug for Tx<'_> {
     }
 }
 
-/// One event of the durable stream, as published after its commit.
+/// One event of the durable stream, as published after its commit: what its row holds.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Published {
     /// Its number.
     pub seq: i64,
     /// Its key.
-    pub key: Arc<str>,
+    pub key: String,
+    /// Its session.
+    pub session_id: String,
+    /// Its turn.
+    pub turn_id: Option<String>,
+    /// What it is.
+    pub kind: EventKind,
+    /// What is beside `key`, `session_id`, `turn_id` and `at`, as JSON.
+    pub data: String,
+    /// When it became true.
+    pub at: Millis,
 }
 
 /// What a commit made known.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Commit {
     /// New events, in order.
-    pub events: Vec<Published>,
+    pub events: Vec<Arc<Published>>,
     /// How many deliveries to handlers became due.
     pub deliveries: usize,
     /// What was counted.
@@ -162,12 +172,21 @@ impl Tx<'_> {
         turn_id: Option<&str>,
         data: &Value,
     ) -> Result<i64, Error> {
+        let data = data.to_string();
         self.run(
             "INSERT INTO events (key, session_id, turn_id, kind, data, at) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
-            params![key, session_id, turn_id, kind.as_str(), data.to_string(), self.now],
+            params![key, session_id, turn_id, kind.as_str(), data, self.now],
         )?;
         let seq = self.conn.last_insert_rowid();
-        self.out.events.push(Published { seq, key: key.into() });
+        self.out.events.push(Arc::new(Published {
+            seq,
+            key: key.to_owned(),
+            session_id: session_id.to_owned(),
+            turn_id: turn_id.map(str::to_owned),
+            kind,
+            data,
+            at: self.now,
+        }));
         Ok(seq)
     }
 

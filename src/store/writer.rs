@@ -6,13 +6,15 @@
 //! acknowledges nobody, and the connection is opened anew before anything else is accepted: after a failed fsync the
 //! cached pages are not to be trusted.
 
+use std::collections::VecDeque;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
+use crossbeam_channel::Sender;
 use rusqlite::Connection;
 
+use super::lane::{Queue, Woken};
 use super::tx::{Commit, Tx};
 use super::world::Step;
 use super::{Error, Shared, closed, schema};
@@ -48,35 +50,6 @@ impl Job {
             Self::Close(answer) => {
                 let _ = answer.send(Err(error.clone()));
             }
-        }
-    }
-}
-
-/// The way to the writer.
-#[derive(Clone)]
-pub(super) enum Lane {
-    /// It has a thread.
-    Thread(Sender<Job>),
-    /// It runs on the caller's.
-    Inline(Arc<Mutex<Writer>>),
-}
-
-impl Lane {
-    /// Takes the connection from a writer that has no thread.
-    pub(super) fn die(&self) -> Option<Connection> {
-        match self {
-            Self::Thread(_) => None,
-            Self::Inline(writer) => writer.lock().unwrap_or_else(PoisonError::into_inner).die(),
-        }
-    }
-
-    /// Sends a job; gives it back when it was not taken by the instant, or nobody is there to take it.
-    pub(super) fn send(&self, job: Job, until: Instant) -> Result<(), Job> {
-        match self {
-            Self::Thread(jobs) => {
-                jobs.send_deadline(job, until).map_err(crossbeam_channel::SendTimeoutError::into_inner)
-            }
-            Self::Inline(writer) => writer.lock().unwrap_or_else(PoisonError::into_inner).perform(job),
         }
     }
 }
@@ -121,11 +94,12 @@ where
     }
 }
 
-/// The thread's own state.
+/// The writing connection. One thread at a time has it: the writer's own, or a caller's that found it free.
 pub(super) struct Writer {
     shared: Arc<Shared>,
     conn: Option<Connection>,
-    dirty: bool,
+    /// Something was committed since the log was folded in, the last of it at that instant.
+    dirty: Option<Instant>,
     over: bool,
 }
 
@@ -141,17 +115,22 @@ enum Fate {
 
 impl Writer {
     pub(super) fn new(shared: Arc<Shared>, conn: Connection) -> Self {
-        Self { shared, conn: Some(conn), dirty: true, over: false }
+        Self { shared, conn: Some(conn), dirty: Some(Instant::now()), over: false }
+    }
+
+    /// Nothing was committed since the log was folded in.
+    pub(super) fn is_folded(&self) -> bool {
+        self.dirty.is_none()
     }
 
     /// The connection as a death leaves it: what was not committed is undone.
-    fn die(&mut self) -> Option<Connection> {
+    pub(super) fn die(&mut self) -> Option<Connection> {
         self.over = true;
         self.conn.take().inspect(rollback)
     }
 
     /// One job, alone.
-    fn perform(&mut self, job: Job) -> Result<(), Job> {
+    pub(super) fn perform(&mut self, job: Job) -> Result<(), Job> {
         match job {
             job if self.over => return Err(job),
             Job::Work(work) => self.commit(vec![work]),
@@ -162,42 +141,45 @@ impl Writer {
         Ok(())
     }
 
-    /// Until the store is closed or every handle is gone.
-    pub(super) fn run(&mut self, inbox: &Receiver<Job>) {
+    /// The writer's thread, until the store is closed or every handle is gone.
+    pub(super) fn run(writer: &Mutex<Self>, queue: &Queue) {
+        let lock = || -> MutexGuard<'_, Self> { writer.lock().unwrap_or_else(PoisonError::into_inner) };
+        let _end = End(queue);
+        let mut patience = Some(QUIET);
         loop {
-            let first = if self.dirty {
-                match inbox.recv_timeout(QUIET) {
-                    Ok(job) => job,
-                    Err(RecvTimeoutError::Timeout) => {
-                        self.fold();
-                        continue;
-                    }
-                    Err(RecvTimeoutError::Disconnected) => return,
-                }
-            } else {
-                match inbox.recv() {
-                    Ok(job) => job,
-                    Err(_) => return,
-                }
-            };
-            let mut group = Vec::new();
-            let mut next = Some(first);
-            while let Some(job) = next {
-                match job {
-                    Job::Work(work) => group.push(work),
-                    Job::Close(answer) => {
-                        self.commit(group);
-                        let _ = answer.send(self.close());
-                        for job in inbox.try_iter() {
-                            job.refuse(&closed());
-                        }
+            match queue.wait(patience) {
+                Woken::Over => return,
+                Woken::Stirred => patience = Some(QUIET),
+                Woken::Quiet => patience = lock().fold_when_quiet(),
+                Woken::Work => {
+                    let mut writer = lock();
+                    // Taken with the connection in hand, so that all that came while another used it is one group.
+                    if writer.serve(queue.take(GROUP)) {
                         return;
                     }
+                    patience = Some(QUIET);
                 }
-                next = if group.len() < GROUP { inbox.try_recv().ok() } else { None };
             }
-            self.commit(group);
         }
+    }
+
+    /// Commits what was taken from the queue. `true`: the store is closed.
+    fn serve(&mut self, jobs: VecDeque<Job>) -> bool {
+        let mut group = Vec::with_capacity(jobs.len());
+        let mut jobs = jobs.into_iter();
+        while let Some(job) = jobs.next() {
+            match job {
+                Job::Work(work) => group.push(work),
+                Job::Close(answer) => {
+                    self.commit(group);
+                    let _ = answer.send(self.close());
+                    jobs.for_each(|job| job.refuse(&closed()));
+                    return true;
+                }
+            }
+        }
+        self.commit(group);
+        false
     }
 
     /// Runs a group to its end and answers every member.
@@ -264,7 +246,7 @@ impl Writer {
     }
 
     fn attempt(&mut self, group: &mut [Box<dyn Work>]) -> Fate {
-        self.dirty = true;
+        self.dirty = Some(Instant::now());
         let shared = self.shared.clone();
         let conn = match self.ready() {
             Ok(conn) => conn,
@@ -314,14 +296,19 @@ impl Writer {
         Fate::Committed(outcomes, commit)
     }
 
-    /// Folds the log into the file while nobody waits.
-    fn fold(&mut self) {
-        self.dirty = false;
+    /// Folds the log into the file, if nobody has written for a while; else, how much of that while is left.
+    fn fold_when_quiet(&mut self) -> Option<Duration> {
+        let left = QUIET.saturating_sub(self.dirty?.elapsed());
+        if !left.is_zero() {
+            return Some(left);
+        }
+        self.dirty = None;
         if let Some(conn) = &self.conn
             && let Err(e) = conn.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))
         {
             log::debug!("store: checkpoint: {e}");
         }
+        None
     }
 
     fn close(&mut self) -> Result<(), Error> {
@@ -336,6 +323,15 @@ impl Writer {
             Error::from(e)
         })?;
         if busy == 0 { Ok(()) } else { Err(Error::Unavailable("close: a reader held up the checkpoint".into())) }
+    }
+}
+
+/// The thread is gone, by whatever way: who waits for it hears so.
+struct End<'q>(&'q Queue);
+
+impl Drop for End<'_> {
+    fn drop(&mut self) {
+        self.0.end().into_iter().for_each(|job| job.refuse(&closed()));
     }
 }
 

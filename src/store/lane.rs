@@ -1,0 +1,276 @@
+//! The way to the writer, and back: a bounded queue, and one answer for each caller.
+//!
+//! Nobody spins here: on few cores a thread that looks again takes the time of the one that it waits for. A connection
+//! whose message meets an idle writer commits by itself ([`Lane::lead`]): two hand-overs between threads less.
+//!
+//! It must not know SQL.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::time::{Duration, Instant};
+
+use rusqlite::Connection;
+
+use super::writer::{Job, Writer};
+use super::{Error, closed};
+
+/// What waits for the writer's thread.
+pub(super) struct Queue {
+    state: Mutex<State>,
+    arrived: Condvar,
+    room: Condvar,
+    bound: usize,
+}
+
+#[derive(Default)]
+struct State {
+    jobs: VecDeque<Job>,
+    /// The thread sleeps: whoever comes wakes it.
+    asleep: bool,
+    /// Senders that wait for room.
+    crowd: usize,
+    /// Somebody else committed: the thread is to look whether the log wants folding.
+    stirred: bool,
+    /// Every handle is gone, or the writer.
+    over: bool,
+}
+
+/// Why the thread woke.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Woken {
+    /// Something waits.
+    Work,
+    /// Somebody else committed.
+    Stirred,
+    /// The time passed.
+    Quiet,
+    /// No more will come.
+    Over,
+}
+
+impl Queue {
+    pub(super) fn new(bound: usize) -> Self {
+        Self { state: Mutex::default(), arrived: Condvar::new(), room: Condvar::new(), bound }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Puts a job at the end; gives it back when there was no room by the instant, or nobody is there to take it.
+    fn push(&self, job: Job, until: Instant) -> Result<(), Job> {
+        let mut state = self.lock();
+        while state.jobs.len() >= self.bound && !state.over {
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(job);
+            }
+            state.crowd += 1;
+            state = self.room.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+            state.crowd -= 1;
+        }
+        if state.over {
+            return Err(job);
+        }
+        state.jobs.push_back(job);
+        let asleep = std::mem::take(&mut state.asleep);
+        drop(state);
+        if asleep {
+            self.arrived.notify_one();
+        }
+        Ok(())
+    }
+
+    /// Sleeps until something waits, or for as long as said.
+    pub(super) fn wait(&self, patience: Option<Duration>) -> Woken {
+        let until = patience.map(|p| Instant::now() + p);
+        let mut state = self.lock();
+        loop {
+            if !state.jobs.is_empty() {
+                return Woken::Work;
+            }
+            if state.over {
+                return Woken::Over;
+            }
+            if std::mem::take(&mut state.stirred) {
+                return Woken::Stirred;
+            }
+            state.asleep = true;
+            match until {
+                None => state = self.arrived.wait(state).unwrap_or_else(PoisonError::into_inner),
+                Some(until) => {
+                    let left = until.saturating_duration_since(Instant::now());
+                    if left.is_zero() {
+                        state.asleep = false;
+                        return Woken::Quiet;
+                    }
+                    state = self.arrived.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+                }
+            }
+            state.asleep = false;
+        }
+    }
+
+    /// The jobs that wait, at most so many.
+    pub(super) fn take(&self, most: usize) -> VecDeque<Job> {
+        let mut state = self.lock();
+        let rest = if state.jobs.len() > most { state.jobs.split_off(most) } else { VecDeque::new() };
+        let taken = std::mem::replace(&mut state.jobs, rest);
+        let crowd = state.crowd > 0;
+        drop(state);
+        if crowd {
+            self.room.notify_all();
+        }
+        taken
+    }
+
+    /// No more is taken in; what waits is given back.
+    pub(super) fn end(&self) -> VecDeque<Job> {
+        let mut state = self.lock();
+        state.over = true;
+        let left = std::mem::take(&mut state.jobs);
+        drop(state);
+        self.arrived.notify_all();
+        self.room.notify_all();
+        left
+    }
+
+    /// Nothing waits, and the thread is there.
+    fn is_calm(&self) -> bool {
+        let state = self.lock();
+        state.jobs.is_empty() && !state.over
+    }
+
+    /// Somebody else committed: the thread, if it sleeps for good, is to sleep until the log may be folded.
+    fn stir(&self) {
+        let mut state = self.lock();
+        state.stirred = true;
+        let asleep = std::mem::take(&mut state.asleep);
+        drop(state);
+        if asleep {
+            self.arrived.notify_one();
+        }
+    }
+}
+
+/// The handles' end of the queue: the writer's thread ends with the last of them.
+pub(super) struct Door(pub(super) Arc<Queue>);
+
+impl Drop for Door {
+    fn drop(&mut self) {
+        self.0.lock().over = true;
+        self.0.arrived.notify_all();
+    }
+}
+
+/// The way to the writer.
+#[derive(Clone)]
+pub(super) enum Lane {
+    /// It has a thread.
+    Thread(Arc<Door>, Arc<Mutex<Writer>>),
+    /// It runs on the caller's.
+    Inline(Arc<Mutex<Writer>>),
+}
+
+impl Lane {
+    /// Takes the connection from a writer that has no thread.
+    pub(super) fn die(&self) -> Option<Connection> {
+        match self {
+            Self::Thread(..) => None,
+            Self::Inline(writer) => writer.lock().unwrap_or_else(PoisonError::into_inner).die(),
+        }
+    }
+
+    /// Sends a job; gives it back when it was not taken by the instant, or nobody is there to take it.
+    pub(super) fn send(&self, job: Job, until: Instant) -> Result<(), Job> {
+        match self {
+            Self::Thread(door, _) => door.0.push(job, until),
+            Self::Inline(writer) => writer.lock().unwrap_or_else(PoisonError::into_inner).perform(job),
+        }
+    }
+
+    /// As [`Lane::send`], for a thread that may wait for the disk itself: where nobody writes and nothing waits, the job
+    /// is done here and now.
+    pub(super) fn lead(&self, job: Job, until: Instant) -> Result<(), Job> {
+        if let Self::Thread(door, writer) = self
+            && door.0.is_calm()
+        {
+            let mut writer = match writer.try_lock() {
+                Ok(writer) => writer,
+                Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+                Err(TryLockError::WouldBlock) => return self.send(job, until),
+            };
+            let stirred = writer.is_folded();
+            writer.perform(job)?;
+            drop(writer);
+            if stirred {
+                door.0.stir();
+            }
+            return Ok(());
+        }
+        self.send(job, until)
+    }
+}
+
+/// Where one caller waits for its answer.
+pub(super) struct Reply<T>(Arc<Slot<T>>);
+
+/// The writer's end of a [`Reply`]; dropped unused, the caller hears that nobody will answer.
+pub(super) struct Answer<T>(Arc<Slot<T>>);
+
+struct Slot<T> {
+    state: Mutex<Told<T>>,
+    told: Condvar,
+}
+
+enum Told<T> {
+    Waiting,
+    Answered(Result<T, Error>),
+    Gone,
+}
+
+/// One answer: where it is waited for, and who gives it.
+pub(super) fn reply<T>() -> (Answer<T>, Reply<T>) {
+    let slot = Arc::new(Slot { state: Mutex::new(Told::Waiting), told: Condvar::new() });
+    (Answer(slot.clone()), Reply(slot))
+}
+
+impl<T> Answer<T> {
+    pub(super) fn give(self, outcome: Result<T, Error>) {
+        self.tell(Told::Answered(outcome));
+    }
+
+    fn tell(&self, told: Told<T>) {
+        let mut state = self.0.state.lock().unwrap_or_else(PoisonError::into_inner);
+        if matches!(*state, Told::Waiting) {
+            *state = told;
+            drop(state);
+            self.0.told.notify_one();
+        }
+    }
+}
+
+impl<T> Drop for Answer<T> {
+    fn drop(&mut self) {
+        self.tell(Told::Gone);
+    }
+}
+
+impl<T> Reply<T> {
+    /// The answer; `None`: it did not come by the instant.
+    pub(super) fn wait(self, until: Instant) -> Option<Result<T, Error>> {
+        let mut state = self.0.state.lock().unwrap_or_else(PoisonError::into_inner);
+        loop {
+            match std::mem::replace(&mut *state, Told::Waiting) {
+                Told::Answered(outcome) => return Some(outcome),
+                Told::Gone => return Some(Err(closed())),
+                Told::Waiting => {}
+            }
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return None;
+            }
+            state = self.0.told.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+}
