@@ -154,16 +154,17 @@ impl Tx<'_> {
         }
         let current = self.current(&a.key)?;
         let suspended = current.is_none() && self.newest_is_suspended(&a.key)?;
-        let waiting = match &current {
-            Some(s) => self.waiting(s.sid)?,
-            None => Waiting::default(),
+        let waits = current.as_ref().map_or(0, |s| s.queued);
+        let running = match &current {
+            Some(s) => self.running_turn(s.sid)?.is_some(),
+            None => false,
         };
         let facts = Facts {
             current: current.as_ref().map(|s| Current {
                 mark: s.marked_at.filter(|_| s.mark_reason.is_some()).map(|at| Mark { at }),
                 active_at: s.active_at,
-                busy: waiting.running || waiting.messages > 0,
-                running: waiting.running,
+                busy: running || waits > 0,
+                running,
             }),
             suspended,
         };
@@ -172,7 +173,7 @@ impl Tx<'_> {
             self.must_answer(id, resolution, current.as_ref())?;
         }
         // What waits in a session that gives way comes along, so it counts either way.
-        self.check_limits(&a.limits, waiting.messages)?;
+        self.check_limits(&a.limits, waits)?;
         let (session, retired) = match (resolution, current) {
             (Resolution::Same, Some(s)) => (s, None),
             (Resolution::Same, None) => return Err(Refusal::SessionNotFound.into()),
@@ -189,14 +190,15 @@ impl Tx<'_> {
                 (new, retired)
             }
         };
-        let waiting = if retired.is_some() { self.waiting(session.sid)? } else { waiting };
-        let placement = place(a.limits.busy, waiting.last_queued.is_some(), waiting.running);
-        let (tid, turn_id) = match (placement.join, &waiting.last_queued) {
-            (true, Some((tid, id))) => {
+        // In a session that took over from another nothing runs yet.
+        let placement = place(a.limits.busy, waits > 0, running && retired.is_none());
+        let joined = if placement.join { self.last_queued(session.sid)? } else { None };
+        let (tid, turn_id) = match joined {
+            Some((tid, id)) => {
                 self.run("UPDATE turns SET messages=messages+1 WHERE tid=?1", [tid])?;
-                (*tid, id.clone())
+                (tid, id)
             }
-            _ => self.queue_turn(session.sid)?,
+            None => self.queue_turn(session.sid)?,
         };
         let message_id = new_id(self.now);
         self.run(
@@ -227,7 +229,7 @@ impl Tx<'_> {
             continued_by: None,
             over: false,
             deferred: self.admission() == Admission::Stopping,
-            queued: waiting.messages,
+            queued: waits,
             notice: notice.map(|(c, t)| (c.to_owned(), t.to_owned())),
             interrupt,
             retired,
@@ -257,14 +259,12 @@ impl Tx<'_> {
 
     /// The key's current session: the newest that is neither ended, deleted nor suspended.
     pub(super) fn current(&self, key: &str) -> Result<Option<SessionRow>, Error> {
-        Ok(self.row(
-            &format!(
-                "SELECT {} FROM sessions WHERE key=?1 AND status='open' AND hidden=0 ORDER BY sid DESC LIMIT 1",
-                super::tx::SESSION_COLUMNS
-            ),
-            [key],
-            SessionRow::read,
-        )?)
+        let sql = concat!(
+            "SELECT ",
+            super::tx::session_columns!(),
+            " FROM sessions WHERE key=?1 AND status='open' AND hidden=0 ORDER BY sid DESC LIMIT 1"
+        );
+        Ok(self.row(sql, [key], SessionRow::read)?)
     }
 
     pub(super) fn newest_is_suspended(&self, key: &str) -> Result<bool, Error> {
@@ -275,16 +275,13 @@ impl Tx<'_> {
         Ok(status.as_deref() == Some("suspended"))
     }
 
-    /// What waits and runs in a session.
-    pub(super) fn waiting(&self, sid: i64) -> Result<Waiting, Error> {
-        let messages = self.row("SELECT queued FROM sessions WHERE sid=?1", [sid], |r| r.get(0))?.unwrap_or(0);
-        let last_queued = self.row(
+    /// The newest turn that waits in a session.
+    fn last_queued(&self, sid: i64) -> Result<Option<(i64, String)>, Error> {
+        Ok(self.row(
             "SELECT tid, id FROM turns WHERE sid=?1 AND state='queued' ORDER BY tid DESC LIMIT 1",
             [sid],
             |r| Ok((r.get(0)?, r.get(1)?)),
-        )?;
-        let running = self.row("SELECT 1 FROM turns WHERE sid=?1 AND state='running'", [sid], |_| Ok(()))?.is_some();
-        Ok(Waiting { messages, last_queued, running })
+        )?)
     }
 
     /// A new session's row. Its `session_start` comes with its first activation.
@@ -340,12 +337,4 @@ impl Tx<'_> {
         }
         Ok(turns.len())
     }
-}
-
-/// What waits and runs in a session.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Waiting {
-    pub messages: i64,
-    pub last_queued: Option<(i64, String)>,
-    pub running: bool,
 }

@@ -146,11 +146,10 @@ impl Tx<'_> {
         };
         self.run("UPDATE sessions SET epoch=?2, agent=?3 WHERE sid=?1", params![sid, epoch, agent])?;
         // What waited when it opened is counted to this activation.
-        let waiting = self.waiting(sid)?.messages;
         self.run(
             "INSERT INTO activations (sid, epoch, bid, start_reason, agent, cwd, opened_at, turns_before, messages_before)
              VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
-            params![sid, epoch, self.bid, reason.as_str(), agent, cwd, self.now, s.turns, s.messages - waiting],
+            params![sid, epoch, self.bid, reason.as_str(), agent, cwd, self.now, s.turns, s.messages - s.queued],
         )?;
         let fields = json!({
             "epoch": epoch, "reason": reason, "previous_id": s.previous_id, "agent": agent, "cwd": cwd,

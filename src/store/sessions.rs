@@ -226,7 +226,7 @@ impl Tx<'_> {
         let s = &self.session(s.sid)?.unwrap_or_else(|| s.clone());
         self.close_activation(s, EndReason::Suspended, actor, None)?;
         self.notice(s, None, "session_suspended", "the session is suspended; `ostler resume` brings it back")?;
-        if self.waiting(s.sid)?.messages == 0 {
+        if s.queued == 0 {
             return Ok(None);
         }
         let new = self.new_session(&s.key, StartReason::Suspended, agent, Some(&s.id))?;

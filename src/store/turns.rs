@@ -152,8 +152,8 @@ impl Store {
     /// [`Refusal::Stale`]: the turn has its outcome already.
     pub fn append(&self, turn: TurnRef, batches: Vec<Batch>) -> Result<(), Error> {
         self.write("append", move |tx| {
-            let (s, turn_id, _) = tx.current_turn(turn)?;
-            tx.add_new(&s, turn.tid, &turn_id, &batches)
+            let (s, live) = tx.current_turn(turn)?;
+            tx.add_new(&s, turn.tid, &live.id, &batches)
         })
     }
 
@@ -170,17 +170,16 @@ impl Store {
         mark: MarkReason,
     ) -> Result<Ended, Error> {
         self.write("finish_turn", move |tx| {
-            let (s, turn_id, cancel) = tx.current_turn(turn)?;
-            tx.add_new(&s, turn.tid, &turn_id, &batches)?;
+            let (s, live) = tx.current_turn(turn)?;
+            let text = tx.last_words(&s, turn.tid, &live, &batches)?;
             // Whoever asked for a cancel gets one, unless the whole answer came first.
-            let outcome = match (outcome, &cancel) {
+            let outcome = match (outcome, &live.cancel) {
                 (Outcome::Failed | Outcome::Interrupted, Some(_)) => Outcome::Cancelled,
                 (outcome, _) => outcome,
             };
             let error = if outcome == Outcome::Failed { error.clone() } else { None };
-            tx.end_turn(&s, turn.tid, outcome, error.as_ref(), cancel.as_deref(), mark)?;
-            let more = tx.first_queued(s.sid)?.is_some();
-            Ok(Ended { outcome, more })
+            tx.end_turn_with(&s, (turn.tid, &live.id), text, outcome, error.as_ref(), live.cancel.as_deref(), mark)?;
+            Ok(Ended { outcome, more: s.queued > 0 })
         })
     }
 
@@ -232,7 +231,7 @@ impl Tx<'_> {
         if self.admission() != Admission::Open {
             return Err(Refusal::Closed.into());
         }
-        let queued = self.first_queued(b.sid)?;
+        let queued = if s.queued > 0 { self.first_queued(b.sid)? } else { None };
         let may = b.resume != Resume::Never && s.marked_at.is_some_and(|at| may_resume(at, &b.policy, self.now));
         let cut = s.cut_turn.filter(|_| may);
         let plan = match cut {
@@ -260,6 +259,9 @@ impl Tx<'_> {
         };
         let cut = cut.filter(|_| plan != Continuation::Wait);
         let resumed = cut.is_some() && plan == Continuation::Rerun;
+        if cut.is_none() && !alone {
+            return self.begin_plainly(&s, b, tid, turn_id).map(Some);
+        }
         self.run(
             "UPDATE turns SET state='running', epoch=?2, started_at=?3, continues=?4, resumed=?5 WHERE tid=?1",
             params![tid, b.epoch, self.now, cut, resumed],
@@ -289,6 +291,24 @@ impl Tx<'_> {
     /// Whether a session other than this one runs alone.
     fn another_is_alone(&self, sid: i64) -> Result<bool, Error> {
         Ok(self.row("SELECT 1 FROM boots WHERE bid=?1 AND solo<>?2", params![self.bid, sid], |_| Ok(()))?.is_some())
+    }
+
+    /// Begins a turn that goes on with no other, which is nearly each: in as few statements as that takes.
+    fn begin_plainly(&mut self, s: &SessionRow, b: &Begin, tid: i64, turn_id: String) -> Result<Begun, Error> {
+        let data = json!({ "continues": null, "resumed": false });
+        let seq = self.emit(EventKind::TurnStart, &s.key, &s.id, Some(&turn_id), &data)?;
+        self.run(
+            "UPDATE turns SET state='running', epoch=?2, started_at=?3, sealed=?4 WHERE tid=?1",
+            params![tid, b.epoch, self.now, seq],
+        )?;
+        self.run("UPDATE sessions SET turns=turns+1 WHERE sid=?1", [s.sid])?;
+        if let Some(context) = &b.context {
+            self.entry(s.sid, Some(tid), Role::System, context, None)?;
+        }
+        self.user_entries(s, tid)?;
+        let prompt = self.messages_of(tid)?.join("\n\n");
+        let turn = TurnRef { sid: b.sid, epoch: b.epoch, tid };
+        Ok(Begun { turn, turn_id, prompt, continues: None, first: s.turns == 0, turns: s.turns, alone: false })
     }
 
     /// What a turn that has begun is to its worker, read from its row: the first time and, where that commit was in doubt,
@@ -394,23 +414,50 @@ impl Tx<'_> {
 
     /// The session of an activation, if that is the current one.
     pub(super) fn current_activation(&self, sid: i64, epoch: i64) -> Result<SessionRow, Error> {
-        match self.open_activation_of(sid)? {
-            Some(a) if a.epoch == epoch => self.session(sid)?.ok_or_else(|| Refusal::Stale.into()),
-            _ => Err(Refusal::Stale.into()),
-        }
+        let sql = concat!(
+            "SELECT ",
+            super::tx::session_columns!(),
+            " FROM sessions WHERE sid=?1
+             AND EXISTS (SELECT 1 FROM activations a WHERE a.sid=?1 AND a.closed_at IS NULL AND a.epoch=?2)"
+        );
+        self.row(sql, params![sid, epoch], SessionRow::read)?.ok_or_else(|| Refusal::Stale.into())
     }
 
-    /// The session of a running turn, the turn's id, and why a cancel was asked for.
-    #[allow(clippy::type_complexity)]
-    fn current_turn(&self, turn: TurnRef) -> Result<(SessionRow, String, Option<String>), Error> {
+    /// A running turn and its session.
+    fn current_turn(&self, turn: TurnRef) -> Result<(SessionRow, Live), Error> {
         let found = self.row(
-            "SELECT id, cancel FROM turns WHERE tid=?1 AND sid=?2 AND epoch=?3 AND state='running'",
+            "SELECT id, cancel, pieces FROM turns WHERE tid=?1 AND sid=?2 AND epoch=?3 AND state='running'",
             params![turn.tid, turn.sid, turn.epoch],
-            |r| Ok((r.get::<_, String>(0)?, r.get::<_, Option<String>>(1)?)),
+            |r| Ok(Live { id: r.get(0)?, cancel: r.get(1)?, pieces: r.get(2)? }),
         )?;
-        let (id, cancel) = found.ok_or(Refusal::Stale)?;
+        let live = found.ok_or(Refusal::Stale)?;
         let s = self.session(turn.sid)?.ok_or(Refusal::Stale)?;
-        Ok((s, id, cancel))
+        Ok((s, live))
+    }
+
+    /// Adds the last that a turn said. What of its answer is not in the transcript yet, and the number of the last text
+    /// event: known without asking, where all of it comes in this one write.
+    fn last_words(
+        &mut self,
+        s: &SessionRow,
+        tid: i64,
+        live: &Live,
+        batches: &[Batch],
+    ) -> Result<Option<(i64, String)>, Error> {
+        let mut items = batches.iter().flat_map(|b| &b.items);
+        if live.pieces > 0 || items.any(|i| matches!(i, Item::Tool { .. })) {
+            self.add_new(s, tid, &live.id, batches)?;
+            return self.unsealed(s, tid, &live.id);
+        }
+        let mut said: Option<(i64, String)> = None;
+        for item in batches.iter().flat_map(|b| &b.items) {
+            self.add(s, tid, &live.id, std::slice::from_ref(item))?;
+            if let (Item::Text(text), Some(last)) = (item, self.out.events.last()) {
+                let so_far = said.map(|(_, t)| t).unwrap_or_default();
+                said = Some((last.seq, so_far + text));
+            }
+        }
+        Ok(said)
     }
 
     /// Adds the batches that are not kept yet.
@@ -459,6 +506,13 @@ impl Tx<'_> {
 
     /// Moves the answer so far from the stream into the transcript, as one entry.
     pub(super) fn seal(&mut self, s: &SessionRow, tid: i64, turn_id: &str) -> Result<(), Error> {
+        let Some((last, text)) = self.unsealed(s, tid, turn_id)? else { return Ok(()) };
+        self.run("UPDATE turns SET sealed=?2 WHERE tid=?1", params![tid, last])?;
+        self.entry(s.sid, Some(tid), Role::Agent, &text, None)
+    }
+
+    /// What of the answer is in the stream and not yet in the transcript, and the number of the last event of it.
+    fn unsealed(&self, s: &SessionRow, tid: i64, turn_id: &str) -> Result<Option<(i64, String)>, Error> {
         let sealed: i64 =
             self.row("SELECT sealed FROM turns WHERE tid=?1", [tid], |r| r.get(0))?.ok_or(Refusal::Stale)?;
         let pieces = self.rows(
@@ -467,10 +521,7 @@ impl Tx<'_> {
             params![s.key, sealed, turn_id],
             |r| Ok((r.get::<_, i64>(0)?, r.get::<_, String>(1)?)),
         )?;
-        let Some((last, _)) = pieces.last() else { return Ok(()) };
-        self.run("UPDATE turns SET sealed=?2 WHERE tid=?1", params![tid, last])?;
-        let text: String = pieces.iter().map(|(_, t)| t.as_str()).collect();
-        self.entry(s.sid, Some(tid), Role::Agent, &text, None)
+        Ok(pieces.last().map(|(last, _)| (*last, pieces.iter().map(|(_, t)| t.as_str()).collect())))
     }
 
     fn user_entries(&mut self, s: &SessionRow, tid: i64) -> Result<(), Error> {
@@ -533,15 +584,35 @@ impl Tx<'_> {
     ) -> Result<(), Error> {
         let turn_id: String =
             self.row("SELECT id FROM turns WHERE tid=?1", [tid], |r| r.get(0))?.ok_or(Refusal::Stale)?;
-        self.seal(s, tid, &turn_id)?;
+        let text = self.unsealed(s, tid, &turn_id)?;
+        self.end_turn_with(s, (tid, &turn_id), text, outcome, error, cancel, mark)
+    }
+
+    /// The same, where `text` is what is not yet in the transcript.
+    #[allow(clippy::too_many_arguments)]
+    fn end_turn_with(
+        &mut self,
+        s: &SessionRow,
+        (tid, turn_id): (i64, &str),
+        text: Option<(i64, String)>,
+        outcome: Outcome,
+        error: Option<&(String, String)>,
+        cancel: Option<&str>,
+        mark: MarkReason,
+    ) -> Result<(), Error> {
+        if let Some((_, text)) = &text {
+            self.entry(s.sid, Some(tid), Role::Agent, text, None)?;
+        }
         self.run(
-            "UPDATE turns SET state=?2, ended_at=?3, error_code=?4, error_text=?5 WHERE tid=?1 AND state='running'",
+            "UPDATE turns SET state=?2, ended_at=?3, error_code=?4, error_text=?5, sealed=coalesce(?6, sealed)
+             WHERE tid=?1 AND state='running'",
             params![
                 tid,
                 TurnState::from(outcome).as_str(),
                 self.now,
                 error.map(|e| e.0.as_str()),
-                error.map(|e| e.1.as_str())
+                error.map(|e| e.1.as_str()),
+                text.map(|t| t.0)
             ],
         )?;
         self.run("UPDATE sessions SET active_at=?2 WHERE sid=?1", params![s.sid, self.now])?;
@@ -574,7 +645,16 @@ impl Tx<'_> {
         if let (Outcome::Cancelled, Some(why)) = (outcome, cancel) {
             data["reason"] = why.into();
         }
-        self.emit(EventKind::TurnEnd, &s.key, &s.id, Some(&turn_id), &data)?;
+        self.emit(EventKind::TurnEnd, &s.key, &s.id, Some(turn_id), &data)?;
         Ok(())
     }
+}
+
+/// What a transaction for a running turn looks at.
+struct Live {
+    id: String,
+    /// Why a cancel was asked for.
+    cancel: Option<String>,
+    /// How many appends it has had.
+    pieces: i64,
 }

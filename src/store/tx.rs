@@ -95,10 +95,20 @@ pub(super) struct SessionRow {
     pub start_reason: String,
     pub unclean: i64,
     pub agent_session: Option<String>,
+    /// Messages that wait.
+    pub queued: i64,
 }
 
-pub(super) const SESSION_COLUMNS: &str = "sid, id, key, status, hidden, agent, epoch, created_at, active_at, mark_reason, \
-     marked_at, cut_turn, previous_id, next_id, turns, messages, start_reason, unclean, agent_session";
+/// The columns of [`SessionRow`], for statements that are put together as constants.
+macro_rules! session_columns {
+    () => {
+        "sid, id, key, status, hidden, agent, epoch, created_at, active_at, mark_reason, marked_at, cut_turn, previous_id, \
+         next_id, turns, messages, start_reason, unclean, agent_session, queued"
+    };
+}
+pub(super) use session_columns;
+
+pub(super) const SESSION_COLUMNS: &str = session_columns!();
 
 impl SessionRow {
     pub(super) fn read(r: &rusqlite::Row<'_>) -> rusqlite::Result<Self> {
@@ -122,6 +132,7 @@ impl SessionRow {
             start_reason: r.get(16)?,
             unclean: r.get(17)?,
             agent_session: r.get(18)?,
+            queued: r.get(19)?,
         })
     }
 }
@@ -160,7 +171,8 @@ impl Tx<'_> {
 
     /// The session in row `sid`.
     pub(super) fn session(&self, sid: i64) -> Result<Option<SessionRow>, Error> {
-        Ok(self.row(&format!("SELECT {SESSION_COLUMNS} FROM sessions WHERE sid=?1"), [sid], SessionRow::read)?)
+        let sql = concat!("SELECT ", session_columns!(), " FROM sessions WHERE sid=?1");
+        Ok(self.row(sql, [sid], SessionRow::read)?)
     }
 
     /// Appends to the durable event stream. `data` holds what is beside `key`, `session_id`, `turn_id` and `at`.
