@@ -1,6 +1,5 @@
 //! Event streams: what the store holds after a number, then whatever comes, without a gap.
 
-use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -11,16 +10,14 @@ use super::route::Query;
 use super::{Api, ApiError};
 use crate::clock;
 use crate::daemon::house::House;
-use crate::daemon::hub::{Delivering, Listening};
-use crate::http::{Request, Responder, Stream, sse};
-use crate::store::{EventRow, Published, Target};
+use crate::daemon::hub::{Delivering, Listening, News};
+use crate::http::{Request, Responder, sse};
+use crate::store::{EventRow, Target};
 
 /// A comment that keeps the connection known to be alive.
 const PING: Duration = Duration::from_secs(15);
 /// Events read at once.
 const PAGE: usize = 256;
-/// So much is sent before more is put beside it.
-const PIECE: usize = 64 * 1024;
 
 pub const HEADERS: &[(&str, &str)] =
     &[("Content-Type", "text/event-stream"), ("Cache-Control", "no-cache"), ("X-Accel-Buffering", "no")];
@@ -96,61 +93,47 @@ impl Feed {
         Ok(Self { house: house.clone(), key, listening, after, missed: newest, deltas, follow: true, notice })
     }
 
-    /// Streams until the client goes, the daemon leaves, or what was asked for is over.
-    pub fn run(mut self, mut stream: Stream<'_>, only: Only) -> io::Result<()> {
-        let mut buf = Vec::new();
+    /// Streams until the client goes, the daemon leaves, or what was asked for is over. `buf`: what is said first, at once.
+    pub fn run(mut self, out: Responder<'_>, mut buf: Vec<u8>, only: Only) -> io::Result<()> {
         if let Some((code, text)) = self.notice.take() {
             let at = clock::rfc3339(clock::now());
             let data = json!({ "key": self.key, "session_id": null, "at": at, "code": code, "text": text });
             sse::event(&mut buf, Some("notice"), None, &data.to_string());
         }
-        if let Only::Turn { id, replay: true } = &only {
-            match self.replay(id, &mut buf) {
-                Ok(true) => return stream.finish_with(&buf),
-                Ok(false) => {}
-                Err(e) => return Err(io::Error::other(e.to_string())),
-            }
-        }
         let mut delivering: Option<Delivering> = None;
+        // What is there already goes out with the head. The head goes out in any case, so that a client knows that it listens.
+        let over = match &only {
+            Only::Turn { id, replay: true } => {
+                self.replay(id, &mut buf).map_err(|e| io::Error::other(e.to_string()))?
+            }
+            _ if self.after >= self.missed => {
+                let news = self.listening.wait(self.after, Instant::now());
+                self.take_in(news, &only, &mut buf, &mut delivering)
+            }
+            _ => false,
+        };
+        let mut stream = out.stream_with(200, HEADERS, &buf)?;
+        buf.clear();
+        if over {
+            return stream.finish();
+        }
         let mut closed = false;
-        let mut rows = VecDeque::new();
         loop {
             // Everything that is durable, then previews, then wait.
-            loop {
-                let reads = self.after < self.missed;
-                let page: Vec<EventRow> = if reads {
-                    self.house
-                        .store
-                        .events(self.key.as_deref(), self.after, PAGE)
-                        .map_err(|e| io::Error::other(e.to_string()))?
-                } else {
-                    let after = self.after;
-                    rows.drain(..).filter(|r: &Arc<Published>| r.seq > after).map(|r| (&*r).into()).collect()
-                };
-                let full = reads && page.len() == PAGE;
-                for event in &page {
-                    self.after = event.seq;
-                    let over = write(event, &only, &mut buf);
-                    if let Only::Turn { .. } = &only
-                        && event.kind == "turn_start"
-                        && !buf.is_empty()
-                    {
-                        // A drain waits for the answer to be handed over.
-                        delivering.get_or_insert_with(|| self.house.hub.deliver());
-                    }
-                    if over {
-                        return stream.finish_with(&buf);
-                    }
+            while self.after < self.missed {
+                let page = self
+                    .house
+                    .store
+                    .events(self.key.as_deref(), self.after, PAGE)
+                    .map_err(|e| io::Error::other(e.to_string()))?;
+                let full = page.len() == PAGE;
+                if self.write_all(&page, &only, &mut buf, &mut delivering) {
+                    return stream.finish_with(&buf);
                 }
-                if reads && !full {
+                stream.write(&buf)?;
+                buf.clear();
+                if !full {
                     self.after = self.after.max(self.missed);
-                }
-                if rows.is_empty() || buf.len() > PIECE {
-                    stream.write(&buf)?;
-                    buf.clear();
-                }
-                if !full && rows.is_empty() {
-                    break;
                 }
             }
             if closed || !self.follow {
@@ -158,26 +141,62 @@ impl Feed {
             }
             let ping_at = Instant::now() + PING;
             let news = self.listening.wait(self.after, ping_at);
-            self.missed = self.missed.max(news.missed);
-            rows = news.rows;
             closed = news.closed;
-            if self.deltas {
-                let meant = match &only {
-                    Only::All => "",
-                    Only::Session(id) | Only::Turn { id, .. } => id.as_str(),
-                };
-                for delta in news.deltas.iter().filter(|d| d.contains(meant)) {
-                    sse::event(&mut buf, Some("delta"), None, delta);
-                }
+            if self.take_in(news, &only, &mut buf, &mut delivering) {
+                return stream.finish_with(&buf);
             }
-            if buf.is_empty() && rows.is_empty() && self.missed <= self.after && Instant::now() >= ping_at {
+            if buf.is_empty() && self.after >= self.missed && Instant::now() >= ping_at {
                 sse::ping(&mut buf);
             }
-            if !buf.is_empty() {
-                stream.write(&buf)?;
-                buf.clear();
+            stream.write(&buf)?;
+            buf.clear();
+        }
+    }
+
+    /// Writes what the hub handed over: previews, and the rows that were not read already. `true`: all is over.
+    fn take_in(&mut self, news: News, only: &Only, buf: &mut Vec<u8>, delivering: &mut Option<Delivering>) -> bool {
+        if self.deltas {
+            let meant = match only {
+                Only::All => "",
+                Only::Session(id) | Only::Turn { id, .. } => id.as_str(),
+            };
+            for delta in news.deltas.iter().filter(|d| d.contains(meant)) {
+                sse::event(buf, Some("delta"), None, delta);
             }
         }
+        self.missed = self.missed.max(news.missed);
+        if self.after < self.missed {
+            // Something before these has to be read first, and these with it.
+            self.missed = news.rows.back().map_or(self.missed, |last| last.seq.max(self.missed));
+            return false;
+        }
+        let rows: Vec<EventRow> = news.rows.iter().filter(|r| r.seq > self.after).map(|r| (&**r).into()).collect();
+        self.write_all(&rows, only, buf, delivering)
+    }
+
+    /// Writes events. `true`: all is over.
+    fn write_all(
+        &mut self,
+        events: &[EventRow],
+        only: &Only,
+        buf: &mut Vec<u8>,
+        delivering: &mut Option<Delivering>,
+    ) -> bool {
+        for event in events {
+            self.after = event.seq;
+            let over = write(event, only, buf);
+            if let Only::Turn { .. } = only
+                && event.kind == "turn_start"
+                && !buf.is_empty()
+            {
+                // A drain waits for the answer to be handed over.
+                delivering.get_or_insert_with(|| self.house.hub.deliver());
+            }
+            if over {
+                return true;
+            }
+        }
+        false
     }
 
     /// What a turn that is known already has said so far. `true`: it is over, everything was said.
@@ -239,11 +258,7 @@ pub fn stream(api: &Api, request: &Request, query: &Query, of: Option<Target>, o
         Ok((feed, only))
     };
     match open() {
-        Ok((feed, only)) => {
-            // The headers go out at once, so that a client knows that it listens.
-            let stream = out.stream_with(200, HEADERS, b": listening\n\n")?;
-            feed.run(stream, only)
-        }
+        Ok((feed, only)) => feed.run(out, b": listening\n\n".to_vec(), only),
         Err(e) => out.send(e.response()),
     }
 }

@@ -4,6 +4,7 @@
 use std::io;
 use std::sync::atomic::Ordering;
 
+use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::events::{Feed, Only};
@@ -36,7 +37,7 @@ pub fn post(api: &Api, request: &Request, query: &Query, to: Target, out: Respon
     let of = if accepted.duplicate { &tally.duplicates } else { &tally.accepted };
     of.fetch_add(1, Ordering::Relaxed);
     match feed {
-        None => out.send(Response::json(202, &json(&accepted))),
+        None => out.send(Response::json_text(202, told(&accepted))),
         Some(feed) => follow(&accepted, feed, out),
     }
 }
@@ -112,20 +113,45 @@ fn accept(api: &Api, request: &Request, message: Message) -> Result<Accepted, Ap
     Ok(daemon::accept(house, accept)?)
 }
 
-fn json(a: &Accepted) -> Value {
-    json!({
-        "session_id": a.session_id, "turn_id": a.turn_id, "message_id": a.message_id, "duplicate": a.duplicate,
-        "continued_by": a.continued_by, "deferred": a.deferred, "queued": a.queued,
-        "notice": a.notice.as_ref().map(|(code, text)| json!({ "code": code, "text": text })),
-    })
+/// What a sender is told.
+#[derive(Serialize)]
+struct Told<'a> {
+    session_id: &'a str,
+    turn_id: &'a str,
+    message_id: &'a str,
+    duplicate: bool,
+    continued_by: Option<&'a str>,
+    deferred: bool,
+    queued: i64,
+    notice: Option<Notice<'a>>,
+}
+
+#[derive(Serialize)]
+struct Notice<'a> {
+    code: &'a str,
+    text: &'a str,
+}
+
+fn told(a: &Accepted) -> String {
+    let told = Told {
+        session_id: &a.session_id,
+        turn_id: &a.turn_id,
+        message_id: &a.message_id,
+        duplicate: a.duplicate,
+        continued_by: a.continued_by.as_deref(),
+        deferred: a.deferred,
+        queued: a.queued,
+        notice: a.notice.as_ref().map(|(code, text)| Notice { code, text }),
+    };
+    // Texts, numbers and flags: there is nothing in it that could not be written as JSON.
+    serde_json::to_string(&told).unwrap_or_default()
 }
 
 fn follow(accepted: &Accepted, feed: Feed, out: Responder<'_>) -> io::Result<()> {
     let mut buf = Vec::new();
-    crate::http::sse::event(&mut buf, Some("accepted"), None, &json(accepted).to_string());
-    let stream = out.stream_with(200, super::events::HEADERS, &buf)?;
+    crate::http::sse::event(&mut buf, Some("accepted"), None, &told(accepted));
     if accepted.deferred {
-        return stream.finish();
+        return out.stream_with(200, super::events::HEADERS, &buf)?.finish();
     }
-    feed.run(stream, Only::Turn { id: accepted.turn_id.clone(), replay: accepted.duplicate })
+    feed.run(out, buf, Only::Turn { id: accepted.turn_id.clone(), replay: accepted.duplicate })
 }

@@ -80,10 +80,14 @@ pub struct Desk {
     pub work: bool,
     /// An interrupted turn is to go on by itself.
     pub asked: bool,
+    /// A turn that was begun for it, and is to be run.
+    pub begun: Option<Box<Begun>>,
     /// Close, after the running turn.
     pub close: Option<Close>,
     /// By when everything must be closed.
     pub close_by: Option<Instant>,
+    /// The newest wish to cancel a turn: it may come before the turn that it means.
+    cancel: Option<(i64, Instant)>,
     mailbox: Arc<Mailbox>,
     identity: Identity,
     interrupt: Option<(Interrupt, Why)>,
@@ -110,8 +114,10 @@ impl Desk {
             running: None,
             work: false,
             asked: false,
+            begun: None,
             close: None,
             close_by: None,
+            cancel: None,
             mailbox,
             identity,
             interrupt: None,
@@ -125,6 +131,7 @@ impl Desk {
         let letters: Letters = self.mailbox.take();
         self.work |= letters.work;
         self.asked |= letters.asked;
+        self.begun = letters.begun.or(self.begun.take());
         self.close = self.close.max(letters.close);
         self.close_by = letters.close_by.or(self.close_by);
         let mut concerns = letters.close.is_some() || letters.close_by.is_some();
@@ -140,6 +147,7 @@ impl Desk {
                 concerns = true;
             }
         }
+        self.cancel = letters.cancel.or(self.cancel);
         if let Some((tid, by)) = letters.cancel
             && self.running.as_ref().is_some_and(|r| r.turn.tid == tid)
             && self.interrupt.is_none()
@@ -172,6 +180,9 @@ impl Desk {
     pub fn begin(&mut self, begun: &Begun) {
         let now = Instant::now();
         self.keep_answer = self.house.hooked(HookEvent::TurnEnd);
+        if let Some((_, by)) = self.cancel.take().filter(|(tid, _)| *tid == begun.turn.tid) {
+            self.interrupt.get_or_insert((Interrupt::Cancel(by), Why::Cancelled));
+        }
         self.mailbox.turn_flag(Some(begun.turn.tid), self.interrupt.is_some());
         self.running = Some(Running {
             turn: begun.turn,

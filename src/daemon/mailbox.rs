@@ -13,6 +13,7 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 
 use crate::agent::{Interrupt, PermissionOutcome, Watch};
 use crate::hooks::Verdict;
+use crate::store::Begun;
 
 /// Why a running turn is to end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,6 +44,8 @@ pub struct Letters {
     pub work: bool,
     /// An interrupted turn is to go on by itself.
     pub asked: bool,
+    /// A turn was begun for it, in the transaction that accepted its message.
+    pub begun: Option<Box<Begun>>,
     /// Close, after the running turn.
     pub close: Option<Close>,
     /// End the running turn, whichever it is.
@@ -61,6 +64,7 @@ impl Letters {
     const fn any(&self) -> bool {
         self.work
             || self.asked
+            || self.begun.is_some()
             || self.close.is_some()
             || self.interrupt.is_some()
             || self.cancel.is_some()
@@ -134,6 +138,16 @@ impl Mailbox {
             let _ = rustix::io::read(fd.as_fd(), &mut count);
         }
         std::mem::take(&mut *self.lock())
+    }
+
+    /// Whether anything came; looked at without taking it.
+    pub fn has_letters(&self) -> bool {
+        self.lock().any()
+    }
+
+    /// Whether a turn was begun for it; looked at without taking it.
+    pub fn has_begun(&self) -> bool {
+        self.lock().begun.is_some()
     }
 
     /// Whether work was asked for; looked at without taking anything.

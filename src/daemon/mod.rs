@@ -14,7 +14,7 @@ use crate::agent::process;
 use crate::config::{self, Config};
 use crate::hooks::{self, Event, Hooks, Verdict};
 use crate::http::{Limits, Listener, Server};
-use crate::model::event::StopReason;
+use crate::model::event::{HookEvent, StopReason};
 use crate::store::{Accept, Accepted, Admission, BootInfo, Error, Store};
 use crate::{api, thread};
 
@@ -379,11 +379,28 @@ fn listen(socket: &Path, http: Option<&config::Http>) -> Result<Vec<Listener>, N
 
 /// Accepts a message, and wakes who is to answer it: the one way in, for every channel.
 ///
+/// Where the session's worker rests with an agent that is ready, the turn begins in the same transaction: the worker is set
+/// aside for that moment, and handed the turn. A `before_turn` handler is to be asked in between, so with one it is not so.
+///
 /// # Errors
 /// A rule refuses it, or the store fails.
 pub fn accept(house: &Arc<House>, accept: Accept) -> Result<Accepted, Error> {
     let key = accept.key.clone();
-    let accepted = house.store.accept_message(accept)?;
+    let plain = !house.hooked(HookEvent::BeforeTurn) && house.store.admission() == Admission::Open;
+    let reserved = if plain { house.registry.reserve(&key) } else { None };
+    let accepted = match reserved {
+        None => house.store.accept_message(accept)?,
+        Some(reserved) => {
+            // Where the store cannot say what it kept, the worker looks: that is what an unused reservation makes it do.
+            let (accepted, begun) = house.store.accept_and_begin(accept, (reserved.sid, reserved.epoch))?;
+            if let Some(begun) = begun {
+                crate::failpoint::hit("begin_turn", "committed");
+                reserved.hand_over(Box::new(begun));
+                return Ok(accepted);
+            }
+            accepted
+        }
+    };
     // While the daemon is held nobody is woken for nothing: a release looks in the database for what waits, after it has
     // opened the door, so a message that still met a closed one is found there.
     let wakes = !accepted.deferred && house.store.admission() != Admission::Held;

@@ -13,6 +13,7 @@ use crossbeam_channel::Sender;
 use super::mailbox::{Close, Mailbox, Why};
 use crate::agent::{Interrupt, PermissionOption, PermissionOutcome};
 use crate::model::session::{Cached, victim};
+use crate::store::Begun;
 
 /// A session that wants a worker.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -64,11 +65,18 @@ struct Entry {
     again: Option<Wish>,
     permissions: Vec<Asked>,
     abandoned: bool,
+    /// Its worker rests, or writes the end of a turn, with an agent that is ready: the activation's number.
+    ready: Option<i64>,
+    /// Somebody is about to begin a turn for it, and its worker begins none until it hears what came of that. What the
+    /// worker itself does meanwhile.
+    reserved: Option<Doing>,
 }
 
 #[derive(Default)]
 struct Inner {
     live: HashMap<i64, Entry>,
+    /// The newest live session under each key.
+    by_key: HashMap<String, i64>,
     wishes: VecDeque<Wish>,
     by_agent: HashMap<String, usize>,
     running: usize,
@@ -141,6 +149,62 @@ pub struct Registry {
 impl std::fmt::Debug for Registry {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Registry").field("numbers", &self.numbers()).finish()
+    }
+}
+
+/// A session that is set aside by [`Registry::reserve`]. Its worker hears what came of it in any case.
+#[derive(Debug)]
+pub struct Reserved<'r> {
+    registry: &'r Registry,
+    /// The session's row.
+    pub sid: i64,
+    /// The activation's number.
+    pub epoch: i64,
+    key: String,
+    over: bool,
+}
+
+impl Reserved<'_> {
+    /// A turn was begun: the worker is to run it.
+    pub fn hand_over(mut self, begun: Box<Begun>) {
+        self.over = true;
+        let mut inner = self.registry.lock();
+        match inner.live.get_mut(&self.sid) {
+            Some(entry) if entry.reserved.is_some() => {
+                entry.reserved = None;
+                let mailbox = entry.mailbox.clone();
+                drop(inner);
+                mailbox.post(|l| l.begun = Some(begun));
+            }
+            // Its worker went meanwhile; the next one is given the turn by the store.
+            Some(_) | None => {
+                drop(inner);
+                self.registry.want(Wish { sid: self.sid, key: self.key.clone(), asked: false });
+            }
+        }
+    }
+}
+
+impl Drop for Reserved<'_> {
+    /// No turn was begun, or nobody knows: the worker looks for itself.
+    fn drop(&mut self) {
+        if self.over {
+            return;
+        }
+        let mut inner = self.registry.lock();
+        let Some(entry) = inner.live.get_mut(&self.sid) else { return };
+        let Some(doing) = entry.reserved.take() else { return };
+        let mailbox = entry.mailbox.clone();
+        let over = !matches!(doing, Doing::Running { .. });
+        entry.doing = doing;
+        if over {
+            inner.running -= 1;
+            if inner.running == 0 || !inner.wishes.is_empty() {
+                self.registry.nudge();
+            }
+        }
+        drop(inner);
+        mailbox.post(|l| l.work = true);
     }
 }
 
@@ -241,8 +305,11 @@ impl Registry {
                     again: None,
                     permissions: Vec::new(),
                     abandoned: false,
+                    ready: None,
+                    reserved: None,
                 },
             );
+            inner.by_key.insert(wish.key.clone(), wish.sid);
             return Room::Granted;
         }
         // One that is closing already makes room soon; another need not go as well.
@@ -275,11 +342,27 @@ impl Registry {
 
     /// A worker says what it does. `None`: it is to close instead (it was chosen to give way in this moment).
     pub fn set(&self, sid: i64, doing: Doing) -> Option<()> {
-        let mut inner = self.lock();
-        let inner = &mut *inner;
+        self.set_in(&mut self.lock(), sid, doing)
+    }
+
+    fn set_in(&self, inner: &mut Inner, sid: i64, doing: Doing) -> Option<()> {
         let entry = inner.live.get_mut(&sid)?;
         if entry.abandoned {
             return None;
+        }
+        if doing == Doing::Idle && entry.mailbox.has_begun() {
+            // A turn was begun for it and it has not read of it yet: it does not rest.
+            return Some(());
+        }
+        if entry.reserved.is_some() && doing != Doing::Closing {
+            // To others it runs, until it is known what came of that.
+            entry.reserved = Some(doing);
+            entry.permissions.clear();
+            return Some(());
+        }
+        entry.reserved = None;
+        if doing != Doing::Idle {
+            entry.ready = None;
         }
         let was = matches!(entry.doing, Doing::Running { .. });
         let is = matches!(doing, Doing::Running { .. });
@@ -305,6 +388,69 @@ impl Registry {
         Some(())
     }
 
+    /// A worker rests; `ready`: its activation's number, if its agent waits for nothing but a prompt. `None`: it is to close
+    /// instead; `Some(false)`: somebody is about to begin a turn for it, and a letter will say what came of that.
+    pub fn rest(&self, sid: i64, ready: Option<i64>) -> Option<bool> {
+        let mut inner = self.lock();
+        self.set_in(&mut inner, sid, Doing::Idle)?;
+        let entry = inner.live.get_mut(&sid)?;
+        if entry.doing == Doing::Idle {
+            entry.ready = ready;
+        }
+        Some(entry.reserved.is_none())
+    }
+
+    /// A worker is about to write the end of its turn, and will then rest. Whoever hears of that end may send the next
+    /// message before the worker itself has heard that it is written.
+    pub fn finishing(&self, sid: i64, epoch: i64) {
+        if let Some(entry) = self.lock().live.get_mut(&sid).filter(|e| matches!(e.doing, Doing::Running { .. })) {
+            entry.ready = Some(epoch);
+        }
+    }
+
+    /// A worker is about to begin a turn. As [`Registry::rest`] otherwise: `Some(false)` if somebody else is about to.
+    pub fn begin(&self, sid: i64) -> Option<bool> {
+        let mut inner = self.lock();
+        let entry = inner.live.get(&sid)?;
+        if entry.reserved.is_some() || entry.mailbox.has_begun() {
+            return Some(false);
+        }
+        let running = Doing::Running { turn_id: None, since: Instant::now(), tool: None };
+        self.set_in(&mut inner, sid, running).map(|()| true)
+    }
+
+    /// Whether somebody is about to begin a turn for the session.
+    pub fn is_reserved(&self, sid: i64) -> bool {
+        self.lock().live.get(&sid).is_some_and(|e| e.reserved.is_some())
+    }
+
+    /// Sets a session aside whose worker rests with nothing to do, or is about to, so that a message to it and the begin of its turn can be
+    /// one transaction. It counts as running from here on.
+    pub fn reserve<'r>(&'r self, key: &str) -> Option<Reserved<'r>> {
+        let mut inner = self.lock();
+        let inner = &mut *inner;
+        if inner.closed {
+            return None;
+        }
+        let sid = *inner.by_key.get(key)?;
+        let entry = inner.live.get_mut(&sid)?;
+        let epoch = entry.ready?;
+        let free = matches!(entry.doing, Doing::Idle | Doing::Running { .. }) && entry.reserved.is_none();
+        if !free || entry.abandoned || entry.mailbox.has_letters() {
+            return None;
+        }
+        let running = Doing::Running { turn_id: None, since: Instant::now(), tool: None };
+        let was = std::mem::replace(&mut entry.doing, running);
+        if was == Doing::Idle {
+            inner.running += 1;
+        }
+        entry.reserved = Some(was);
+        entry.ready = None;
+        inner.clock += 1;
+        entry.used = inner.clock;
+        Some(Reserved { registry: self, sid, epoch, key: key.to_owned(), over: false })
+    }
+
     /// The tool in which a turn is.
     pub fn set_tool(&self, sid: i64, now_in: Option<String>) {
         if let Some(Entry { doing: Doing::Running { tool, .. }, .. }) = self.lock().live.get_mut(&sid) {
@@ -328,6 +474,9 @@ impl Registry {
     pub fn remove(&self, sid: i64) -> Option<(Option<JoinHandle<()>>, Option<Wish>)> {
         let mut inner = self.lock();
         let entry = inner.live.remove(&sid)?;
+        if inner.by_key.get(&entry.key) == Some(&sid) {
+            inner.by_key.remove(&entry.key);
+        }
         if let Some(n) = inner.by_agent.get_mut(&entry.agent) {
             *n -= 1;
         }
@@ -405,6 +554,7 @@ impl Registry {
             given_up.push((*sid, entry.key.clone()));
         }
         inner.live.clear();
+        inner.by_key.clear();
         inner.by_agent.clear();
         inner.running = 0;
         given_up.sort();
@@ -537,5 +687,92 @@ impl Registry {
     pub fn take_alone(&self, before: Instant) -> Option<i64> {
         let mut inner = self.lock();
         inner.alone.take_if(|(_, since)| *since <= before).map(|(sid, _)| sid)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::TurnRef;
+
+    fn live(registry: &Registry, ready: Option<i64>) -> Arc<Mailbox> {
+        let mailbox = Arc::new(Mailbox::default());
+        let wish = Wish { sid: 7, key: "x:a".into(), asked: false };
+        assert_eq!(registry.room(&wish, "agent", 9, 9, &mailbox), Room::Granted);
+        assert_eq!(registry.rest(7, ready), Some(true));
+        mailbox
+    }
+
+    fn begun() -> Box<Begun> {
+        let turn = TurnRef { sid: 7, epoch: 3, tid: 5 };
+        let (turn_id, prompt) = ("t".into(), "p".into());
+        Box::new(Begun { turn, turn_id, prompt, continues: None, first: true, turns: 0, alone: false })
+    }
+
+    #[test]
+    fn only_a_worker_that_rests_and_is_ready_is_set_aside_and_once() {
+        let registry = Registry::default();
+        let mailbox = live(&registry, None);
+        assert!(registry.reserve("x:a").is_none(), "its agent is not ready");
+        assert_eq!(registry.rest(7, Some(3)), Some(true));
+        assert!(registry.reserve("x:b").is_none(), "another key");
+        mailbox.post(|l| l.work = true);
+        assert!(registry.reserve("x:a").is_none(), "it has a letter to read");
+        let _ = mailbox.take();
+        let reserved = registry.reserve("x:a").expect("set aside");
+        assert_eq!((reserved.sid, reserved.epoch, registry.numbers().running), (7, 3, 1));
+        assert!(registry.reserve("x:a").is_none() && !registry.may_park(7));
+        assert_eq!((registry.begin(7), registry.rest(7, Some(3))), (Some(false), Some(false)), "its worker waits");
+        reserved.hand_over(begun());
+        assert_eq!(mailbox.take().begun, Some(begun()));
+        assert_eq!((registry.begin(7), registry.numbers().running), (Some(true), 1));
+        assert_eq!((registry.rest(7, Some(3)), registry.numbers().running), (Some(true), 0));
+        registry.close_all();
+        assert!(registry.reserve("x:a").is_none(), "a stop");
+    }
+
+    #[test]
+    fn a_worker_that_writes_the_end_of_its_turn_is_set_aside_too() {
+        let registry = Registry::default();
+        let mailbox = live(&registry, Some(3));
+        assert_eq!(registry.begin(7), Some(true));
+        assert!(registry.reserve("x:a").is_none(), "it runs");
+        registry.finishing(7, 3);
+        let reserved = registry.reserve("x:a").expect("set aside");
+        drop(reserved);
+        assert_eq!((mailbox.take().work, registry.numbers().running), (true, 1), "it is not done yet");
+        registry.finishing(7, 3);
+        let reserved = registry.reserve("x:a").expect("set aside");
+        assert_eq!((registry.set(7, Doing::Idle), registry.numbers().running), (Some(()), 1));
+        drop(reserved);
+        assert_eq!((mailbox.take().work, registry.numbers().running), (true, 0), "it is done");
+        assert_eq!(registry.begin(7), Some(true));
+        registry.finishing(7, 3);
+        let reserved = registry.reserve("x:a").expect("set aside");
+        assert_eq!(registry.rest(7, Some(3)), Some(false));
+        reserved.hand_over(begun());
+        assert_eq!((mailbox.take().begun, registry.numbers().running), (Some(begun()), 1));
+    }
+
+    #[test]
+    fn a_reservation_that_came_to_nothing_wakes_the_worker() {
+        let registry = Registry::default();
+        let mailbox = live(&registry, Some(3));
+        drop(registry.reserve("x:a").expect("set aside"));
+        assert_eq!((mailbox.take().work, registry.numbers().running), (true, 0));
+        assert!(registry.reserve("x:a").is_none(), "until it rests again");
+    }
+
+    #[test]
+    fn a_turn_for_a_worker_that_went_is_looked_for_by_the_next() {
+        let registry = Registry::default();
+        let mailbox = live(&registry, Some(3));
+        let reserved = registry.reserve("x:a").expect("set aside");
+        assert_eq!(registry.set(7, Doing::Closing), Some(()));
+        assert_eq!(registry.numbers().running, 0);
+        reserved.hand_over(begun());
+        assert_eq!(mailbox.take().begun, None);
+        let (_, again) = registry.remove(7).expect("its entry");
+        assert_eq!(again.map(|w| w.sid), Some(7));
     }
 }

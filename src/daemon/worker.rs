@@ -112,27 +112,48 @@ impl Worker {
         let mut idle_since = Instant::now();
         let why = loop {
             self.desk.collect();
-            if let Some(close) = self.desk.close {
-                break close;
-            }
             if self.desk.is_killed() {
-                break Close::Stop;
+                break self.desk.close.unwrap_or(Close::Stop);
             }
-            if self.desk.work || self.desk.asked {
-                match self.work() {
-                    Next::More => {
-                        idle_since = Instant::now();
-                        continue;
+            let next = match self.desk.begun.take() {
+                Some(begun) if self.desk.close != Some(Close::Retire) => self.run_begun(&begun),
+                Some(_) | None => match self.desk.close {
+                    Some(close) if self.awaits_begin(close) => Next::Reserved,
+                    Some(close) => {
+                        self.desk.collect();
+                        if self.desk.begun.is_none() || close == Close::Retire {
+                            break close;
+                        }
+                        Next::More
                     }
-                    Next::Rest => {}
-                    Next::Gone => break Close::Retire,
-                }
+                    None if self.desk.work || self.desk.asked => self.work(),
+                    None => Next::Idle,
+                },
+            };
+            match next {
+                Next::More | Next::Rest => idle_since = Instant::now(),
+                Next::Idle | Next::Reserved => {}
+                Next::Gone => break Close::Retire,
             }
-            if self.house().registry.set(self.desk.sid, Doing::Idle).is_none() {
-                // It was chosen to give way, or given up: the letter says which.
-                if self.desk.close.is_none() && self.desk.rest(&mut [], Some(Instant::now() + AGAIN)) != Woken::Letter {
-                    break Close::Retire;
+            if next == Next::More {
+                continue;
+            }
+            let ready = self.is_ready().then_some(self.desk.epoch);
+            let free = match self.house().registry.rest(self.desk.sid, ready) {
+                Some(free) => free,
+                None => {
+                    // It was chosen to give way, or given up: the letter says which.
+                    if self.desk.close.is_none()
+                        && self.desk.rest(&mut [], Some(Instant::now() + AGAIN)) != Woken::Letter
+                    {
+                        break Close::Retire;
+                    }
+                    continue;
                 }
+            };
+            if !free {
+                // Somebody is about to begin a turn for it: a letter says what came of that.
+                let _ = self.desk.rest(&mut [], Some(Instant::now() + AGAIN));
                 continue;
             }
             let park_at = self.house().config().sessions.park_after.map(|after| idle_since + after);
@@ -159,10 +180,34 @@ impl Worker {
         &self.desk.house
     }
 
+    /// Whether a turn could begin for it at once.
+    fn is_ready(&self) -> bool {
+        let free = !self.desk.work && !self.desk.asked && self.desk.close.is_none() && self.desk.begun.is_none();
+        free && self.start_after.is_none() && self.agent.is_ready()
+    }
+
+    /// Whether it is to wait with its close for a turn that somebody is about to begin for it.
+    fn awaits_begin(&self, close: Close) -> bool {
+        close != Close::Retire
+            && self.desk.close_by.is_none_or(|by| by > Instant::now())
+            && self.house().registry.is_reserved(self.desk.sid)
+    }
+
+    /// Runs a turn that was begun together with the accept of its message.
+    fn run_begun(&mut self, begun: &Begun) -> Next {
+        if !self.agent.is_ready() {
+            // It ended in the very moment in which its session was given a turn.
+            if let Err(next) = self.start() {
+                return next;
+            }
+        }
+        self.turn(begun, None)
+    }
+
     /// Does the next thing that waits.
     fn work(&mut self) -> Next {
         if self.start_after.is_some_and(|at| at > Instant::now()) {
-            return Next::Rest;
+            return Next::Idle;
         }
         if !self.agent.is_ready() {
             match self.start() {
@@ -171,9 +216,10 @@ impl Worker {
             }
         }
         let sid = self.desk.sid;
-        let since = Instant::now();
-        if self.house().registry.set(sid, Doing::Running { turn_id: None, since, tool: None }).is_none() {
-            return Next::Rest;
+        match self.house().registry.begin(sid) {
+            None => return Next::Idle,
+            Some(false) => return Next::Reserved,
+            Some(true) => {}
         }
         self.desk.work = false;
         let config = self.house().config();
@@ -203,19 +249,19 @@ impl Worker {
             }
             Ok(None) => {
                 self.desk.asked = false;
-                Next::Rest
+                Next::Idle
             }
-            Err(Error::Refused(Refusal::Closed)) => Next::Rest,
+            Err(Error::Refused(Refusal::Closed)) => Next::Idle,
             Err(Error::Refused(Refusal::Apart)) => {
                 self.desk.work = true;
-                if self.house().registry.wait_apart(sid) { Next::More } else { Next::Rest }
+                if self.house().registry.wait_apart(sid) { Next::More } else { Next::Idle }
             }
             Err(Error::Refused(_)) => self.gone(),
             Err(e) => {
                 log::error!(key = self.key(); "the next turn cannot begin yet: {e}");
                 self.desk.work = true;
                 self.start_after = Some(Instant::now() + AGAIN);
-                Next::Rest
+                Next::Idle
             }
         }
     }
@@ -354,6 +400,9 @@ impl Worker {
             Some((code, why)) => log::warn!(key = self.key(), turn_id = begun.turn_id; "turn {outcome}: {code}: {why}"),
             None => log::debug!(key = self.key(), turn_id = begun.turn_id; "turn {outcome}"),
         }
+        if self.is_ready() {
+            self.house().registry.finishing(sid, self.desk.epoch);
+        }
         let next = self.finish(begun, &running, unkept, outcome, error, since);
         crate::log::about("turn_id", "");
         if begun.alone {
@@ -486,8 +535,12 @@ impl Worker {
 enum Next {
     /// Look again at once.
     More,
-    /// Nothing to do.
+    /// It has done something, and nothing more waits.
     Rest,
+    /// Nothing was to be done.
+    Idle,
+    /// Somebody else is about to begin a turn for it.
+    Reserved,
     /// The session has gone on without it.
     Gone,
 }

@@ -5,7 +5,7 @@ use serde_json::json;
 use uuid::Uuid;
 
 use super::tx::{SessionRow, Tx, new_id};
-use super::{Admission, Error, Refusal, Store};
+use super::{Admission, Begun, Error, Refusal, Store, TurnRef};
 use crate::config::Busy;
 use crate::model::event::{Actor, EventKind, StartReason};
 use crate::model::session::{Current, Facts, Mark, Policy, Resolution, resolve};
@@ -92,7 +92,16 @@ impl Store {
     /// # Errors
     /// A limit or an id refuses it; or the store fails, and it may or may not have been kept.
     pub fn accept_message(&self, accept: Accept) -> Result<Accepted, Error> {
-        self.write_here("accept_message", move |tx| tx.accept(&accept))
+        self.write_here("accept_message", move |tx| tx.accept(&accept, None).map(|(accepted, _)| accepted))
+    }
+
+    /// As [`Store::accept_message`], for a session whose worker rests with an agent that is ready: where the message is for
+    /// it, nothing else waits and nothing is to be taken up, its turn begins in the same transaction. Row and epoch.
+    ///
+    /// # Errors
+    /// As there. After one that leaves it open whether anything was kept, [`Store::begin_turn`] tells.
+    pub fn accept_and_begin(&self, accept: Accept, ready: (i64, i64)) -> Result<(Accepted, Option<Begun>), Error> {
+        self.write_here("accept_message", move |tx| tx.accept(&accept, Some(ready)))
     }
 }
 
@@ -146,11 +155,11 @@ impl Tx<'_> {
         Ok(Some(accepted))
     }
 
-    fn accept(&mut self, a: &Accept) -> Result<Accepted, Error> {
+    fn accept(&mut self, a: &Accept, ready: Option<(i64, i64)>) -> Result<(Accepted, Option<Begun>), Error> {
         if let Some(id) = &a.client_id
             && let Some(known) = self.duplicate(&a.key, id, &a.original)?
         {
-            return Ok(known);
+            return Ok((known, None));
         }
         let current = self.current(&a.key)?;
         let suspended = current.is_none() && self.newest_is_suspended(&a.key)?;
@@ -190,6 +199,12 @@ impl Tx<'_> {
                 (new, retired)
             }
         };
+        if let Some((sid, epoch)) = ready
+            && (sid, waits, running) == (session.sid, 0, false)
+            && self.may_begin(&session, epoch)?
+        {
+            return self.begin_accepted(a, session, epoch);
+        }
         // In a session that took over from another nothing runs yet.
         let placement = place(a.limits.busy, waits > 0, running && retired.is_none());
         let joined = if placement.join { self.last_queued(session.sid)? } else { None };
@@ -200,27 +215,14 @@ impl Tx<'_> {
             }
             None => self.queue_turn(session.sid)?,
         };
-        let message_id = new_id(self.now);
-        self.run(
-            "INSERT INTO messages (id, key, sid, tid, client_id, digest, text, at) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
-            params![
-                message_id,
-                a.key,
-                session.sid,
-                tid,
-                a.client_id,
-                a.client_id.as_ref().map(|_| digest(&a.original)),
-                a.text,
-                self.now
-            ],
-        )?;
+        let message_id = self.keep_message(a, session.sid, tid)?;
         self.run("UPDATE sessions SET messages=messages+1, active_at=?2 WHERE sid=?1", params![session.sid, self.now])?;
         let interrupt = if placement.interrupt { self.ask_cancel(session.sid, "interrupt")? } else { None };
         let notice = resolution.notice();
         if let Some((code, text)) = notice {
             self.emit(EventKind::Notice, &a.key, &session.id, Some(&turn_id), &json!({ "code": code, "text": text }))?;
         }
-        Ok(Accepted {
+        let accepted = Accepted {
             sid: session.sid,
             session_id: session.id,
             turn_id,
@@ -233,7 +235,77 @@ impl Tx<'_> {
             notice: notice.map(|(c, t)| (c.to_owned(), t.to_owned())),
             interrupt,
             retired,
-        })
+        };
+        Ok((accepted, None))
+    }
+
+    /// Whether the turn of a message to this session, in which nothing waits or runs, can begin at once: the activation is
+    /// the current one, turns start now, and nothing is to be taken up or watched.
+    fn may_begin(&self, s: &SessionRow, epoch: i64) -> Result<bool, Error> {
+        let plain = s.mark_reason.is_none() && s.cut_turn.is_none() && s.unclean == 0;
+        Ok(plain
+            && self.admission() == Admission::Open
+            && self.open_activation_of(s.sid)?.is_some_and(|a| a.epoch == epoch))
+    }
+
+    /// Accepts a message and begins its turn: the rows are those of both, a turn that is never queued.
+    fn begin_accepted(&mut self, a: &Accept, s: SessionRow, epoch: i64) -> Result<(Accepted, Option<Begun>), Error> {
+        crate::failpoint::hit("begin_turn", "before");
+        let turn_id = new_id(self.now);
+        let data = json!({ "continues": null, "resumed": false });
+        let seq = self.emit(EventKind::TurnStart, &s.key, &s.id, Some(&turn_id), &data)?;
+        self.run(
+            "INSERT INTO turns (id, sid, state, messages, epoch, created_at, started_at, sealed)
+             VALUES (?1, ?2, 'running', 1, ?3, ?4, ?4, ?5)",
+            params![turn_id, s.sid, epoch, self.now, seq],
+        )?;
+        let tid = self.conn.last_insert_rowid();
+        let message_id = self.keep_message(a, s.sid, tid)?;
+        let mid = self.conn.last_insert_rowid();
+        self.run(
+            "UPDATE sessions SET messages=messages+1, turns=turns+1, active_at=?2 WHERE sid=?1",
+            params![s.sid, self.now],
+        )?;
+        self.run(
+            "INSERT INTO entries (sid, tid, role, mid, at) VALUES (?1, ?2, 'user', ?3, ?4)",
+            params![s.sid, tid, mid, self.now],
+        )?;
+        crate::failpoint::hit("begin_turn", "inside");
+        let begun = Begun {
+            turn: TurnRef { sid: s.sid, epoch, tid },
+            turn_id: turn_id.clone(),
+            prompt: a.text.clone(),
+            continues: None,
+            first: s.turns == 0,
+            turns: s.turns,
+            alone: false,
+        };
+        let accepted = Accepted {
+            sid: s.sid,
+            session_id: s.id,
+            turn_id,
+            message_id,
+            duplicate: false,
+            continued_by: None,
+            over: false,
+            deferred: false,
+            queued: 0,
+            notice: None,
+            interrupt: None,
+            retired: None,
+        };
+        Ok((accepted, Some(begun)))
+    }
+
+    /// A message's own row. Its id.
+    fn keep_message(&mut self, a: &Accept, sid: i64, tid: i64) -> Result<String, Error> {
+        let id = new_id(self.now);
+        let digest = a.client_id.as_ref().map(|_| digest(&a.original));
+        self.run(
+            "INSERT INTO messages (id, key, sid, tid, client_id, digest, text, at) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
+            params![id, a.key, sid, tid, a.client_id, digest, a.text, self.now],
+        )?;
+        Ok(id)
     }
 
     /// A message to a session by its id is answered by that one or not at all.

@@ -636,14 +636,22 @@ fn event(r: &rusqlite::Row<'_>) -> rusqlite::Result<EventRow> {
     Ok(EventRow { seq: r.get(0)?, kind: r.get(1)?, session_id, turn_id, data })
 }
 
+/// What every event has.
+#[derive(serde::Serialize)]
+struct Common<'e> {
+    key: &'e str,
+    session_id: &'e str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    turn_id: Option<&'e str>,
+    at: &'e str,
+}
+
 /// An event's JSON: what all have, then its own fields, which are spliced in as they were written.
 fn whole(key: &str, session_id: &str, turn_id: Option<&str>, at: Millis, own: &str) -> String {
-    let mut data = json!({ "key": key, "session_id": session_id });
-    if let Some(turn) = turn_id {
-        data["turn_id"] = turn.into();
-    }
-    data["at"] = clock::rfc3339(at).into();
-    let mut text = data.to_string();
+    let at = clock::rfc3339(at);
+    let common = Common { key, session_id, turn_id, at: &at };
+    // Texts alone: there is nothing in it that could not be written as JSON.
+    let mut text = serde_json::to_string(&common).unwrap_or_default();
     match own.strip_prefix('{') {
         Some("}") | None => {}
         Some(fields) => {

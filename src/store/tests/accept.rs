@@ -254,3 +254,68 @@ fn in_a_stop_messages_are_kept_for_the_next_boot() {
     rig.store.set_admission(Admission::Held);
     assert!(!rig.say(KEY, "m").deferred, "a hold is no stop");
 }
+
+#[test]
+fn a_message_for_a_worker_that_is_ready_begins_its_turn_at_once() {
+    let rig = Rig::new();
+    let (a, first) = rig.running(KEY, "one");
+    rig.finish(first.turn, Outcome::Completed);
+    let seen = rig.newest();
+    let (two, begun) = rig.store.accept_and_begin(rig.accept(KEY, "two"), (a.sid, first.turn.epoch)).unwrap();
+    let begun = begun.unwrap();
+    assert_eq!((two.sid, two.queued, two.deferred), (a.sid, 0, false));
+    assert_eq!((&begun.turn_id, begun.prompt.as_str(), begun.first, begun.turns), (&two.turn_id, "two", false, 1));
+    assert_eq!(rig.events(KEY, seen), ["turn_start"]);
+    assert_eq!(rig.state(&two.turn_id), "running");
+    assert_eq!(rig.number("SELECT queued FROM sessions") + rig.number("SELECT value FROM meta WHERE name='queued'"), 0);
+    // A worker that never heard of it is given the same turn.
+    let again = rig.begin(a.sid, first.turn.epoch);
+    assert_eq!((again.turn, again.prompt.as_str(), again.turns), (begun.turn, "two", 1));
+    // While it runs, the next one waits, whoever is said to be ready.
+    let (three, none) = rig.store.accept_and_begin(rig.accept(KEY, "three"), (a.sid, first.turn.epoch)).unwrap();
+    assert_eq!((none, rig.state(&three.turn_id).as_str()), (None, "queued"));
+    assert!(rig.finish(begun.turn, Outcome::Completed).more);
+    assert_eq!(rig.transcript(&a.session_id), ["user: one", "user: two"]);
+    let third = rig.begin(a.sid, first.turn.epoch);
+    assert_eq!((third.prompt.as_str(), third.turns), ("three", 2));
+    assert_eq!(rig.number("SELECT messages*10+turns FROM sessions"), 33);
+}
+
+#[test]
+fn a_message_waits_where_its_turn_cannot_begin_at_once() {
+    let waits = |prepare: &dyn Fn(&Rig, i64, i64), ready: (i64, i64)| {
+        let rig = Rig::new();
+        let (a, b) = rig.running(KEY, "one");
+        rig.finish(b.turn, Outcome::Completed);
+        prepare(&rig, a.sid, b.turn.epoch);
+        let ready = (a.sid + ready.0, b.turn.epoch + ready.1);
+        let (two, begun) = rig.store.accept_and_begin(rig.accept(KEY, "two"), ready).unwrap();
+        begun.is_none() && rig.state(&two.turn_id) == "queued"
+    };
+    let set = |what: &'static str| move |rig: &Rig, _: i64, _: i64| rig.exec(&format!("UPDATE sessions SET {what}"));
+    assert!(!waits(&|_, _, _| (), (0, 0)));
+    assert!(waits(&|_, _, _| (), (1, 0)), "another session's worker");
+    assert!(waits(&|_, _, _| (), (0, 1)), "another activation");
+    assert!(waits(&|rig, _, _| rig.store.set_admission(Admission::Held), (0, 0)), "held");
+    assert!(waits(&|rig, _, _| rig.store.set_admission(Admission::Stopping), (0, 0)), "stopping");
+    assert!(waits(&set("mark_reason='crash', marked_at=1800000000000"), (0, 0)), "marked");
+    assert!(waits(&set("unclean=1"), (0, 0)), "watched");
+    assert!(waits(&set("cut_turn=1"), (0, 0)), "with something to take up");
+    let parked = |rig: &Rig, sid, epoch| {
+        assert!(rig.store.close_activation(sid, epoch, crate::model::event::EndReason::Parked, Actor::Policy).unwrap());
+    };
+    assert!(waits(&parked, (0, 0)), "parked meanwhile");
+    assert!(waits(&|rig, _, _| drop(rig.say(KEY, "before it")), (0, 0)), "behind another");
+}
+
+#[test]
+fn a_duplicate_or_refused_message_begins_nothing() {
+    let rig = Rig::new();
+    let (a, b) = rig.running(KEY, "one");
+    rig.finish(b.turn, Outcome::Completed);
+    let ready = (a.sid, b.turn.epoch);
+    rig.store.accept_message(with_id(&rig, "two", "x")).unwrap();
+    let (known, none) = rig.store.accept_and_begin(with_id(&rig, "two", "x"), ready).unwrap();
+    assert!(known.duplicate && none.is_none());
+    assert_eq!(refused(rig.store.accept_and_begin(with_id(&rig, "other", "x"), ready)), Refusal::IdReused);
+}

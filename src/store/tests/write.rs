@@ -488,3 +488,15 @@ fn what_is_committed_after_the_file_was_opened_anew_is_there_for_everybody() {
         assert_eq!(kept(&threaded(&copy, None)).len(), 2 * round, "after a death");
     }
 }
+
+#[test]
+fn a_caller_that_may_commits_by_itself_where_the_writer_is_free() {
+    let (_dir, path) = file();
+    let store = threaded(&path, None);
+    let me = std::thread::current().id();
+    let who = |_: &mut Tx<'_>| Ok(std::thread::current().id());
+    assert_eq!(store.write_here("who", who).unwrap(), me);
+    assert_ne!(store.write("who", who).unwrap(), me);
+    store.close(std::time::Instant::now() + Duration::from_secs(10)).unwrap();
+    assert!(matches!(store.write_here("who", who), Err(Error::Unavailable(_))), "closed for it too");
+}

@@ -43,9 +43,13 @@ impl House {
             },
             session_id: None,
         };
-        let accepted = self.call(|s| s.accept_message(accept));
+        let ready = self.ready();
+        let accepted = match ready {
+            None => self.call(|s| s.accept_message(accept)).map(|a| (a, None)),
+            Some(ready) => self.call(|s| s.accept_and_begin(accept, ready)),
+        };
         match accepted {
-            Ok(a) => {
+            Ok((a, begun)) => {
                 assert!(!other, "an id was taken with another text");
                 let ids = (a.session_id.clone(), a.turn_id.clone(), a.message_id.clone());
                 if let Some(before) = &sent.acked {
@@ -59,15 +63,38 @@ impl House {
                 if let Some(tid) = a.interrupt {
                     self.cancel_turn(a.sid, tid);
                 }
-                if !a.deferred && !a.over {
-                    self.want(a.sid, false);
+                match begun {
+                    Some(begun) => {
+                        assert_eq!((begun.turn.sid, &begun.turn_id), (a.sid, &a.turn_id), "what began is what came");
+                        assert_eq!(begun.prompt, sent.text, "and it alone");
+                        let mut w = self.daemon.workers.remove(&a.sid).expect("the worker that was ready");
+                        self.begun(&mut w, begun);
+                        self.daemon.workers.insert(a.sid, w);
+                    }
+                    None if !a.deferred && !a.over => self.want(a.sid, false),
+                    None => {}
                 }
             }
             Err(Out::Refused(Refusal::IdReused)) => assert!(other, "its own text"),
             Err(Out::Refused(Refusal::QueueFull)) => assert!(sent.acked.is_none(), "a duplicate meets no limit"),
             Err(Out::Refused(r)) => panic!("refused: {r}"),
-            Err(Out::Doubt | Out::Dead) => {}
+            Err(Out::Doubt | Out::Dead) => {
+                // The worker that was set aside looks for itself.
+                if let Some(w) = ready.and_then(|(sid, _)| self.daemon.workers.get_mut(&sid)) {
+                    w.work = true;
+                }
+            }
         }
+    }
+
+    /// One of the workers that rest with nothing to do: row and epoch.
+    fn ready(&self) -> Option<(i64, i64)> {
+        let rests = |w: &&Worker| {
+            matches!(w.at, At::Idle) && !(w.work || w.asked || w.killed) && w.close.is_none() && w.interrupt.is_none()
+        };
+        let all: Vec<_> = self.daemon.workers.values().filter(rests).map(|w| (w.sid, w.epoch)).collect();
+        let any = usize::try_from(self.steps).unwrap_or(0) % all.len().max(1);
+        all.get(any).copied().filter(|_| !self.daemon.held_back)
     }
 
     pub(super) fn people(&mut self) {
