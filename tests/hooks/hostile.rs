@@ -9,8 +9,8 @@ mod bodies;
 
 /// Messages whose latency is taken, before and meanwhile.
 const MESSAGES: usize = 200;
-/// A message that waits as long as this was held up by something.
-const HELD_UP: Duration = Duration::from_secs(10);
+/// A message that waits as long as this was held up by something; how long they wait is printed, for whoever measures.
+const HELD_UP: Duration = PATIENCE;
 
 /// A well-behaved script beside the hostile ones: it is asked about each message.
 const GOOD: &str = "ostler.on('message', function(ev) return { text = ev.text .. '!' } end, { on_error = 'refuse' })\n";
