@@ -277,6 +277,21 @@ mod tests {
     }
 
     #[test]
+    fn texts() {
+        let longest = "x".repeat(4 << 20);
+        for (text, fault) in [
+            ("", Some("is empty")),
+            (" \n\t", Some("is empty")),
+            ("a\0b", Some("has a NUL")),
+            (&format!("{longest}x"), Some("is longer than 4 MiB")),
+            (&longest, None),
+            ("a", None),
+        ] {
+            assert_eq!(text_fault(text), fault, "{} bytes", text.len());
+        }
+    }
+
+    #[test]
     fn the_least_recently_used_idle_session_gives_way() {
         let live = [
             (1, Cached { running: true, used: 1 }),

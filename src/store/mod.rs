@@ -214,7 +214,7 @@ impl Store {
     /// # Errors
     /// As there.
     pub fn open_in(path: &Path, world: World) -> Result<Self, Error> {
-        let conn = schema::open(path, world.durable)?;
+        let conn = if world.memory { schema::open_memory(path)? } else { schema::open(path, world.durable)? };
         let readers = read::Readers::new(path, world.readers);
         Self::with(path, world, conn, readers)
     }

@@ -33,6 +33,18 @@ pub fn open(path: &Path, durable: bool) -> Result<Connection, Error> {
     if !path.exists() {
         create(path).map_err(|e| Error::Open { path: path.into(), why: e.to_string() })?;
     }
+    connect(path, durable)
+}
+
+/// Opens a database in memory by its URI: no file is there to inspect or to make.
+///
+/// # Errors
+/// SQLite says no.
+pub fn open_memory(uri: &Path) -> Result<Connection, Error> {
+    connect(uri, false)
+}
+
+fn connect(path: &Path, durable: bool) -> Result<Connection, Error> {
     let mut conn = Connection::open(path).map_err(|e| Error::open(path, &e))?;
     configure(&conn, durable).map_err(|e| Error::open(path, &e))?;
     migrate(&mut conn).map_err(|e| Error::open(path, &e))?;
