@@ -333,10 +333,12 @@ fn a_bad_reload_changes_nothing() {
         Daemon::new().hook("10-m.lua", "ostler.on('message', function(ev) return { text = 'old' } end)\n").start();
     d.write_hook("10-m.lua", "ostler.on('message', function(ev) return { text = 'new' } end)\n");
     d.write_hook("20-bad.lua", "\nthis is not lua\n");
+    // Good by itself, and not taken without the scripts.
+    d.write_config("[agent.default]\nkind = \"exec\"\ncommand = [\"/bin/cat\"]\n");
     let from = d.log.count();
     d.signal(Signal::HUP);
     d.log.find(from, "the line", |l| l.contains("20-bad.lua:2"));
-    assert_eq!(d.send("local:a", "x"), "echo: old");
+    assert_eq!(d.send("local:new", "x"), "echo: old");
     let e = d.client().post("/v1/reload", None).unwrap_err();
     assert_eq!((e.status, e.code.as_str()), (422, "invalid_config"));
     assert!(e.message.contains("20-bad.lua:2"), "{e}");
