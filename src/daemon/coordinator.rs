@@ -304,8 +304,13 @@ impl Coordinator {
             let mailbox = Arc::new(Mailbox::default());
             let registry = &self.house.registry;
             if self.retry_at.is_some()
-                || registry.room(&wish, &agent.name, config.sessions.max_live, agent.max_processes, &mailbox)
-                    == Room::Wait
+                || registry.room(
+                    &wish,
+                    (&agent.name, is_light(agent.kind)),
+                    config.sessions.max_live,
+                    agent.max_processes,
+                    &mailbox,
+                ) == Room::Wait
             {
                 waiting.push_back(wish);
                 continue;
@@ -694,6 +699,14 @@ impl Coordinator {
         if let Err(e) = thread::spawn("close", thread::IO_STACK, body) {
             log::error!("stop: no thread to close the store: {e}");
         }
+    }
+}
+
+/// Whether an agent of this kind holds nothing between two turns that would have to be closed.
+const fn is_light(kind: AgentKind) -> bool {
+    match kind {
+        AgentKind::Echo | AgentKind::Exec | AgentKind::Openai => true,
+        AgentKind::Acp | AgentKind::Lua => false,
     }
 }
 

@@ -58,6 +58,8 @@ pub struct Asked {
 struct Entry {
     key: String,
     agent: String,
+    /// At rest it holds nothing that must be closed: no process, no state of an agent's.
+    light: bool,
     mailbox: Arc<Mailbox>,
     doing: Doing,
     used: u64,
@@ -275,11 +277,12 @@ impl Registry {
         !self.lock().wishes.is_empty()
     }
 
-    /// Looks for room, and makes the newcomer's entry or asks the least recently used idle session to give way.
+    /// Looks for room, and makes the newcomer's entry or asks the least recently used idle session to give way. `light`: its
+    /// agent holds nothing while at rest.
     pub fn room(
         &self,
         wish: &Wish,
-        agent: &str,
+        (agent, light): (&str, bool),
         max_live: usize,
         max_processes: usize,
         mailbox: &Arc<Mailbox>,
@@ -298,6 +301,7 @@ impl Registry {
                 Entry {
                     key: wish.key.clone(),
                     agent: agent.to_owned(),
+                    light,
                     mailbox: mailbox.clone(),
                     doing: Doing::Starting,
                     used,
@@ -508,11 +512,14 @@ impl Registry {
         mailbox.post(|l| l.close = Some(Close::Retire));
     }
 
-    /// No newcomers from now on; every worker is told to close.
+    /// No newcomers from now on; every worker is told to close. Those at rest that hold nothing are let go as they are:
+    /// waking ten thousand threads to say that there is nothing to do takes longer than all the rest of a stop. Their
+    /// threads sleep until the process ends; their activations are rows, and closed with all others.
     pub fn close_all(&self) {
         let mut inner = self.lock();
         inner.closed = true;
         inner.wishes.clear();
+        inner.live.retain(|_, e| !e.light || e.doing != Doing::Idle || e.mailbox.has_work());
         let all: Vec<_> = inner.live.values().map(|e| e.mailbox.clone()).collect();
         drop(inner);
         for mailbox in all {

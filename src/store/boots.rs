@@ -48,7 +48,7 @@ pub struct StopNote {
 
 /// How many activations one transaction closes, so that a boot or a stop of ten thousand holds the writer up in pieces
 /// that other writers can come between.
-const BATCH: i64 = 4096;
+const BATCH: i64 = 1024;
 
 impl Store {
     /// Opens this boot's row and closes what dead boots left: every open activation gets its end, running turns become
@@ -276,9 +276,10 @@ impl Tx<'_> {
         let cancel = self.row("SELECT cancel FROM turns WHERE sid=?1 AND state='running'", [s.sid], |row| {
             row.get::<_, Option<String>>(0)
         })?;
-        let abandoned = self
-            .row("SELECT 1 FROM activations WHERE sid=?1 AND closed_at IS NULL AND abandoned=1", [s.sid], |_| Ok(()))?
-            .is_some();
+        let abandoned = cancel.is_some()
+            && self
+                .row("SELECT 1 FROM activations WHERE sid=?1 AND closed_at IS NULL AND abandoned=1", [s.sid], |_| Ok(()))?
+                .is_some();
         let facts = Left {
             running: cancel.is_some(),
             cancelled: matches!(cancel, Some(Some(_))),
@@ -291,7 +292,7 @@ impl Tx<'_> {
             self.end_running(&s, outcome, verdict.mark, None)?;
             self.run("UPDATE sessions SET unclean=?2 WHERE sid=?1", params![s.sid, verdict.unclean])?;
         }
-        let s = self.session(s.sid)?.unwrap_or(s);
+        let s = if verdict.turn.is_some() { self.session(s.sid)?.unwrap_or(s) } else { s };
         self.close_activation(&s, verdict.end, verdict.actor, None)?;
         if verdict.suspend {
             log::warn!(key = s.key, session_id = s.id; "session suspended: the daemon died {} times in a row while it ran", verdict.unclean);
