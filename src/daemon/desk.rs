@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::sync::mpsc::{Receiver, sync_channel};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -20,7 +21,7 @@ use crate::clock;
 use crate::config::{self, PermissionPolicy};
 use crate::hooks::{Event, Verdict};
 use crate::model::event::{EventKind, HookEvent};
-use crate::store::{Batch, Begun, Error, Item, Refusal, TurnRef, Unkept};
+use crate::store::{Batch, Begun, Error, Item, PATIENCE, Refusal, TurnRef, Unkept};
 
 /// Text is committed at the latest after this.
 const FLUSH: Duration = Duration::from_millis(100);
@@ -42,6 +43,13 @@ struct Open {
     until: Option<Instant>,
 }
 
+/// An append under way: how much it is, and where its outcome comes. The agent is listened to meanwhile, so that what it
+/// says does not wait behind a commit.
+struct Sent {
+    size: usize,
+    outcome: Receiver<Result<(), Error>>,
+}
+
 /// What is known of the running turn.
 pub struct Running {
     /// Whom to write for.
@@ -57,6 +65,7 @@ pub struct Running {
     unkept: Unkept,
     unwritten: usize,
     flush_at: Option<Instant>,
+    sent: Option<Sent>,
     deadline: Option<Instant>,
     heard: Instant,
     offsets: [usize; 2],
@@ -193,6 +202,7 @@ impl Desk {
             unkept: Unkept::default(),
             unwritten: 0,
             flush_at: None,
+            sent: None,
             deadline: self.agent.turn_timeout.map(|t| now + t),
             heard: now,
             offsets: [0; 2],
@@ -237,7 +247,7 @@ impl Desk {
     fn act_on_time(&mut self) -> bool {
         let now = Instant::now();
         if self.running.as_ref().is_some_and(|r| r.flush_at.is_some_and(|at| at <= now)) {
-            self.flush();
+            self.send_off();
         }
         let Some(r) = self.running.as_ref() else { return false };
         let late: Vec<String> =
@@ -265,25 +275,46 @@ impl Desk {
 
     /// Commits what was said so far. Kept for another try if the store fails.
     fn flush(&mut self) {
-        let Some(r) = self.running.as_mut() else { return };
-        if r.unkept.is_empty() || r.stale {
-            r.flush_at = None;
+        self.send_off();
+        self.await_sent();
+    }
+
+    /// Sends what was said so far to the store, and waits for the commit of what was sent before, but not for this one.
+    fn send_off(&mut self) {
+        if !self.await_sent() {
             return;
         }
-        match self.house.store.append(r.turn, r.unkept.send()) {
+        let Some(r) = self.running.as_mut() else { return };
+        r.flush_at = None;
+        if r.unkept.is_empty() || r.stale {
+            return;
+        }
+        let (tell, outcome) = sync_channel(1);
+        self.house.store.append_then(r.turn, r.unkept.send(), move |kept| drop(tell.send(kept)));
+        r.sent = Some(Sent { size: std::mem::take(&mut r.unwritten), outcome });
+    }
+
+    /// Waits for what is under way. `false`: it is not known to be kept, and is sent again later.
+    fn await_sent(&mut self) -> bool {
+        let Some(r) = self.running.as_mut() else { return true };
+        let Some(sent) = r.sent.take() else { return true };
+        let outcome = sent.outcome.recv_timeout(PATIENCE);
+        match outcome.unwrap_or_else(|e| Err(Error::Unavailable(format!("append: the disk did not answer: {e}")))) {
             Ok(()) => {
                 r.unkept.kept();
-                r.unwritten = 0;
-                r.flush_at = None;
+                true
             }
             Err(Error::Refused(Refusal::Stale)) => {
                 r.stale = true;
                 r.unkept.forget();
                 r.flush_at = None;
+                true
             }
             Err(e) => {
                 log::error!(key = self.identity.key, turn_id = r.turn_id; "what the agent says cannot be written yet: {e}");
+                r.unwritten += sent.size;
                 r.flush_at = Some(Instant::now() + AGAIN);
+                false
             }
         }
     }
@@ -301,13 +332,15 @@ impl Desk {
         r.unwritten += size;
         r.unkept.push(item);
         let now = Instant::now();
-        if at_once || r.unwritten >= PIECE && r.flush_at.is_none_or(|at| at <= now + FLUSH) {
+        if at_once {
             self.flush();
+        } else if r.unwritten >= PIECE && r.flush_at.is_none_or(|at| at <= now + FLUSH) {
+            self.send_off();
         } else if r.flush_at.is_none() {
             r.flush_at = Some(now + FLUSH);
         } else if r.flush_at.is_some_and(|at| at <= now) {
             // The agent never pauses for a wait: its text is committed all the same.
-            self.flush();
+            self.send_off();
         }
         // Too much that the disk does not take: the agent waits for it, as for any slow reader.
         while self.running.as_ref().is_some_and(|r| r.unwritten > UNWRITTEN && !r.stale) && self.interrupt.is_none() {

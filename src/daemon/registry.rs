@@ -519,7 +519,7 @@ impl Registry {
         let mut inner = self.lock();
         inner.closed = true;
         inner.wishes.clear();
-        inner.live.retain(|_, e| !e.light || e.doing != Doing::Idle || e.mailbox.has_work());
+        inner.live.retain(|_, e| !e.light || e.doing != Doing::Idle || e.mailbox.has_letters());
         let all: Vec<_> = inner.live.values().map(|e| e.mailbox.clone()).collect();
         drop(inner);
         for mailbox in all {

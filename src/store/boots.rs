@@ -278,7 +278,9 @@ impl Tx<'_> {
         })?;
         let abandoned = cancel.is_some()
             && self
-                .row("SELECT 1 FROM activations WHERE sid=?1 AND closed_at IS NULL AND abandoned=1", [s.sid], |_| Ok(()))?
+                .row("SELECT 1 FROM activations WHERE sid=?1 AND closed_at IS NULL AND abandoned=1", [s.sid], |_| {
+                    Ok(())
+                })?
                 .is_some();
         let facts = Left {
             running: cancel.is_some(),

@@ -151,10 +151,17 @@ impl Store {
     /// # Errors
     /// [`Refusal::Stale`]: the turn has its outcome already.
     pub fn append(&self, turn: TurnRef, batches: Vec<Batch>) -> Result<(), Error> {
-        self.write("append", move |tx| {
-            let (s, live) = tx.current_turn(turn)?;
-            tx.add_new(&s, turn.tid, &live.id, &batches)
-        })
+        self.write("append", move |tx| tx.append(turn, &batches))
+    }
+
+    /// As [`Store::append`]; `done` is told on the writer's thread, after the commit, and must not block.
+    pub fn append_then(
+        &self,
+        turn: TurnRef,
+        batches: Vec<Batch>,
+        done: impl FnOnce(Result<(), Error>) + Send + 'static,
+    ) {
+        self.write_then("append", move |tx| tx.append(turn, &batches), done);
     }
 
     /// Ends a running turn with its last words, and what is in doubt of those before.
@@ -221,6 +228,11 @@ impl Store {
 }
 
 impl Tx<'_> {
+    fn append(&mut self, turn: TurnRef, batches: &[Batch]) -> Result<(), Error> {
+        let (s, live) = self.current_turn(turn)?;
+        self.add_new(&s, turn.tid, &live.id, batches)
+    }
+
     fn begin(&mut self, b: &Begin) -> Result<Option<Begun>, Error> {
         let s = self.current_activation(b.sid, b.epoch)?;
         // A worker has one turn at a time. One that runs already is its own, begun by a commit of whose fate it never heard.

@@ -37,6 +37,31 @@ fn an_id_is_accepted_once() {
     assert_eq!(runs, 1);
 }
 
+/// A 202 follows its commit: whoever has one finds the message in the file, whatever the daemon does from then on.
+#[test]
+fn a_202_follows_its_commit() {
+    let mut d = Daemon::new().start();
+    let file = d.db();
+    std::thread::scope(|scope| {
+        for client in 0..4 {
+            let (d, path) = (&d, file.path().unwrap().to_owned());
+            scope.spawn(move || {
+                let file = rusqlite::Connection::open(path).unwrap();
+                let mut look = file.prepare("SELECT count(*) FROM messages WHERE id=?1").unwrap();
+                for n in 0..50 {
+                    let accepted = d.post(&format!("local:{client}"), &n.to_string());
+                    let id = accepted["message_id"].as_str().unwrap();
+                    assert_eq!(look.query_row([id], |r| r.get::<_, i64>(0)).unwrap(), 1, "{accepted}");
+                }
+            });
+        }
+    });
+    assert_eq!(file.query_row("PRAGMA journal_mode", [], |r| r.get::<_, String>(0)).unwrap(), "wal");
+    drop(file);
+    d.kill9();
+    assert_eq!(d.sql::<i64>("SELECT count(*) FROM messages"), 200);
+}
+
 /// A client that follows a duplicate is given what the turn said, from its beginning.
 #[test]
 fn a_duplicate_can_be_followed() {
