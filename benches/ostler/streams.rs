@@ -29,10 +29,10 @@ const WARM: usize = 10;
 /// One stream, and a hundred.
 pub fn delta(scale: Scale, table: &mut Table) {
     for shape in [
-        Shape { streams: 1, pieces: scale.of(1000, 40), pause: 5 },
+        Shape { streams: 1, pieces: scale.of(800, 40), pause: 5 },
         Shape { streams: scale.of(100, 5), pieces: scale.of(100, 40), pause: 50 },
     ] {
-        let mut rounds: Vec<[f64; 4]> = (0..scale.of(5, 1))
+        let mut rounds: Vec<[f64; 4]> = (0..scale.of(3, 1))
             .map(|_| {
                 let (mut ours, mut bare) = (streamed(shape), relayed(shape));
                 [
