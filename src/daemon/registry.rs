@@ -705,7 +705,7 @@ mod tests {
     fn live(registry: &Registry, ready: Option<i64>) -> Arc<Mailbox> {
         let mailbox = Arc::new(Mailbox::default());
         let wish = Wish { sid: 7, key: "x:a".into(), asked: false };
-        assert_eq!(registry.room(&wish, "agent", 9, 9, &mailbox), Room::Granted);
+        assert_eq!(registry.room(&wish, ("agent", false), 9, 9, &mailbox), Room::Granted);
         assert_eq!(registry.rest(7, ready), Some(true));
         mailbox
     }
@@ -736,6 +736,31 @@ mod tests {
         assert_eq!((registry.rest(7, Some(3)), registry.numbers().running), (Some(true), 0));
         registry.close_all();
         assert!(registry.reserve("x:a").is_none(), "a stop");
+    }
+
+    #[test]
+    fn a_stop_lets_go_who_rests_and_holds_nothing() {
+        let registry = Registry::default();
+        let mailboxes: Vec<_> = [(1, true, true), (2, false, true), (3, true, false), (4, true, true)]
+            .into_iter()
+            .map(|(sid, light, rests)| {
+                let (wish, mailbox) =
+                    (Wish { sid, key: format!("x:{sid}"), asked: false }, Arc::new(Mailbox::default()));
+                assert_eq!(registry.room(&wish, ("agent", light), 9, 9, &mailbox), Room::Granted);
+                let doing = if rests { Doing::Idle } else { Doing::Starting };
+                assert_eq!(registry.set(sid, doing), Some(()));
+                mailbox
+            })
+            .collect();
+        mailboxes[3].post(|l| l.work = true);
+        registry.close_all();
+        assert_eq!(
+            registry.live().into_keys().collect::<Vec<_>>(),
+            [2, 3, 4],
+            "with an agent, starting, with a letter"
+        );
+        let told: Vec<_> = mailboxes.iter().map(|m| m.take().close.is_some()).collect();
+        assert_eq!(told, [false, true, true, true]);
     }
 
     #[test]
