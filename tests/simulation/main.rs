@@ -16,7 +16,7 @@ use std::time::Instant;
 use house::{House, Room};
 
 /// As many as take less than a minute on two cores.
-const SEEDS: u64 = 4000;
+const SEEDS: u64 = 10_000;
 /// What happens before everything is let come to its end.
 const STEPS: u64 = 120;
 /// Seeds that fail before the rest is given up.
