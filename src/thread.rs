@@ -27,6 +27,15 @@ pub fn limit() -> usize {
     LIMIT.load(Ordering::Relaxed)
 }
 
+/// Prepares the kernel for as many threads at rest as there may be live sessions: one chain each, up to a megabyte of them.
+///
+/// To be called before the first thread is made: the kernel waits for 30 ms to change the table of a process that has more
+/// than one, longer than all the rest of a start.
+pub fn expect_sleepers(live: usize) {
+    // Refused by a kernel that has one table for the threads of all: that one is large enough.
+    let _ = crate::sys::spread_sleepers(live.clamp(256, 16_384).next_power_of_two());
+}
+
 /// How many threads made here live now.
 #[must_use]
 pub fn count() -> usize {

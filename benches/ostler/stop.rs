@@ -18,16 +18,22 @@ use crate::table::{Goal, Scale, Table, median};
 pub fn exit(scale: Scale, table: &mut Table) {
     for n in [scale.of(2_000, 50), scale.of(10_000, 100)] {
         let mut parts = [0.0; 3];
+        let mut least = i64::MAX;
         let pairs = (0..scale.of(3, 1))
             .map(|_| {
                 let copy = tempfile::tempdir().expect("a directory");
-                let ours = stopped(n, copy.path());
+                let (ours, delivered) = stopped(n, copy.path());
+                least = least.min(delivered);
                 parts = bare_stop(n, &bare::open(&copy.path().join("copy.db")));
                 (ours, parts.iter().sum())
             })
             .collect();
         let (ours, bare) = median(pairs);
         table.row(&format!("{n} idle live sessions, SIGTERM to exit"), "ms", ours, Some(bare), Goal::Times(1.5));
+        if least < n as i64 {
+            // A machine that is too busy: the rest is owed to the next boot, and the stop took its whole budget for it.
+            table.note(&format!("in one round {least} of {n} ends were delivered within the hooks' budget"));
+        }
         let [threads, lua, commits] = parts;
         table.note(&format!(
             "bare, last round: threads woken and joined {threads:.0} ms, Lua calls {lua:.0} ms, two commits {commits:.0} ms"
@@ -35,8 +41,8 @@ pub fn exit(scale: Scale, table: &mut Table) {
     }
 }
 
-/// Milliseconds; leaves a copy of the database from just before the signal.
-fn stopped(n: usize, copy: &Path) -> f64 {
+/// Milliseconds, and the ends delivered; leaves a copy of the database from just before the signal.
+fn stopped(n: usize, copy: &Path) -> (f64, i64) {
     let place = Place::new(&rig::config(ECHO), Some(ENDS));
     let daemon = place.start();
     daemon.message_all(0..n);
@@ -47,10 +53,9 @@ fn stopped(n: usize, copy: &Path) -> f64 {
     let (took, status) = daemon.stop();
     assert!(status.success(), "{status}");
     let conn = Connection::open(place.database()).expect("a database");
-    let delivered: i64 =
+    let delivered =
         conn.query_row("SELECT count(*) FROM deliveries WHERE state='delivered'", [], |r| r.get(0)).expect("a count");
-    assert_eq!(delivered, n as i64, "every end was delivered");
-    took.as_secs_f64() * 1e3
+    (took.as_secs_f64() * 1e3, delivered)
 }
 
 /// Threads woken and joined, Lua calls, two commits: milliseconds each.

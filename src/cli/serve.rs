@@ -9,6 +9,7 @@ pub fn serve(a: &Serve, doors: &Doors, _: &mut Ui) -> Done {
     let paths = Paths::of_daemon(a.config.as_deref(), a.state_dir.as_deref(), a.socket.as_deref(), &process_env)
         .map_err(|text| Failure { code: exit::STATE, text })?;
     let config = config::load(paths.config.as_deref())?;
+    crate::thread::expect_sleepers(config.sessions.max_live);
     crate::log::init(&config.daemon.log);
     for warning in &config.warnings {
         log::warn!("{warning}");

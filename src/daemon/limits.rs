@@ -34,14 +34,6 @@ pub fn threads() -> (usize, String) {
     (usize::try_from(least * 4 / 5).unwrap_or(usize::MAX).max(16), by)
 }
 
-/// Prepares the kernel for as many threads at rest as there may be live sessions: one chain each, up to a megabyte of them.
-pub fn expect_sleepers(live: usize) {
-    let chains = live.clamp(256, 16_384).next_power_of_two();
-    if !crate::sys::spread_sleepers(chains) {
-        log::debug!("the kernel has one table for the sleeping threads of all");
-    }
-}
-
 /// The least `pids.max` of our control group and those above it.
 fn cgroup_pids() -> Option<u64> {
     let groups = std::fs::read_to_string("/proc/self/cgroup").ok()?;

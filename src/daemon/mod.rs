@@ -100,7 +100,6 @@ fn start(mut options: ServeOptions) -> Result<i32, NoStart> {
     options.config.hooks.dir = config::paths::hooks_dir(&options.config);
     let (safe, by) = limits::threads();
     thread::set_limit(safe);
-    limits::expect_sleepers(options.config.sessions.max_live.min(safe));
     let descriptors = limits::raise_descriptors();
     log::info!("ostler {}; at most {safe} threads (by {by}), {descriptors} descriptors", env!("CARGO_PKG_VERSION"));
     if descriptors < limits::LEAST_DESCRIPTORS {
