@@ -303,17 +303,18 @@ impl Coordinator {
             let agent = config.route(&wish.key).clone();
             let mailbox = Arc::new(Mailbox::default());
             let registry = &self.house.registry;
-            if self.retry_at.is_some()
-                || registry.room(
-                    &wish,
-                    (&agent.name, is_light(agent.kind)),
-                    config.sessions.max_live,
-                    agent.max_processes,
-                    &mailbox,
-                ) == Room::Wait
-            {
+            if self.retry_at.is_some() {
                 waiting.push_back(wish);
                 continue;
+            }
+            let of = (agent.name.as_str(), is_light(agent.kind));
+            match registry.room(&wish, of, config.sessions.max_live, agent.max_processes, &mailbox) {
+                Room::Granted => {}
+                Room::Live => continue,
+                Room::Wait => {
+                    waiting.push_back(wish);
+                    continue;
+                }
             }
             let stack = if agent.kind == AgentKind::Lua { thread::DEEP_STACK } else { thread::IO_STACK };
             let (house, news, seat) = (self.house.clone(), self.news.0.clone(), wish.clone());

@@ -102,6 +102,8 @@ pub enum Room {
     Granted,
     /// A session was asked to give way, or all run: it waits.
     Wait,
+    /// The session has its worker already, who was told.
+    Live,
 }
 
 /// A running turn, as a stop shows it.
@@ -288,7 +290,13 @@ impl Registry {
         mailbox: &Arc<Mailbox>,
     ) -> Room {
         let mut inner = self.lock();
-        if inner.closed || inner.searching || inner.live.contains_key(&wish.sid) || inner.haunted.contains(&wish.sid) {
+        if inner.live.contains_key(&wish.sid) {
+            // It came while an earlier wish of the same session was being granted: its worker is told, or the next one.
+            drop(inner);
+            self.want(wish.clone());
+            return Room::Live;
+        }
+        if inner.closed || inner.searching || inner.haunted.contains(&wish.sid) {
             return Room::Wait;
         }
         let of_agent = inner.by_agent.get(agent).copied().unwrap_or(0);
@@ -714,6 +722,22 @@ mod tests {
         let turn = TurnRef { sid: 7, epoch: 3, tid: 5 };
         let (turn_id, prompt) = ("t".into(), "p".into());
         Box::new(Begun { turn, turn_id, prompt, continues: None, first: true, turns: 0, alone: false })
+    }
+
+    /// Two messages to a parked session may each leave a wish, the second while the first is being granted.
+    #[test]
+    fn a_wish_of_a_session_that_is_live_by_now_does_not_wait() {
+        let registry = Registry::default();
+        let wish = Wish { sid: 7, key: "x:a".into(), asked: false };
+        registry.want(wish.clone());
+        let taken = registry.take_wishes();
+        registry.want(wish);
+        let mailbox = Arc::new(Mailbox::default());
+        assert_eq!(registry.room(&taken[0], ("agent", false), 9, 9, &mailbox), Room::Granted);
+        let again = registry.take_wishes();
+        assert_eq!(registry.room(&again[0], ("agent", false), 9, 9, &Arc::default()), Room::Live);
+        assert!(mailbox.has_work(), "its worker is told");
+        assert_eq!(registry.numbers().waiting, 0);
     }
 
     #[test]
