@@ -34,6 +34,7 @@ pub mod registry;
 mod reload;
 pub mod report;
 pub mod signals;
+mod sweep;
 mod watchdog;
 pub mod worker;
 
@@ -196,7 +197,7 @@ fn run(
         // One that waits already says the same.
         let _ = doubt.try_send(());
     }));
-    sweep(&house);
+    sweep::start(&house);
     crate::failpoint::hit("boot", "swept");
 
     let courier = house.clone();
@@ -281,58 +282,6 @@ fn take_lock(dir: &Path, replace: bool, deadline: Duration) -> Result<lock::Lock
         lock::Held::Owned { .. } => NoStart(exit::OWNED, e.to_string()),
         lock::Held::Io { .. } => NoStart(exit::STATE, e.to_string()),
     })
-}
-
-/// Looks for what agents of earlier boots left running, and ends it, on a thread of its own: messages are accepted
-/// meanwhile, but no session starts until it is known whose processes are there, and those sessions wait for their end.
-fn sweep(house: &Arc<House>) {
-    house.registry.search();
-    let sweeper = house.clone();
-    if let Err(e) = thread::spawn("sweep", thread::IO_STACK, move || sweep_now(&sweeper)) {
-        log::warn!("no thread to look for earlier agents, so everybody waits for it: {e}");
-        sweep_now(house);
-    }
-}
-
-fn sweep_now(house: &House) {
-    // Another daemon's agents carry such a marker too: only those of our own sessions are ours to end.
-    let mut left: Vec<(i64, process::Leftover)> = process::find_marked(None, Some(&house.boot_id))
-        .into_iter()
-        .filter_map(|l| {
-            l.session_id.as_deref().and_then(|id| house.store.sid_of(id).ok().flatten()).map(|sid| (sid, l))
-        })
-        .collect();
-    crate::failpoint::hit("boot", "looked");
-    house.registry.haunt(left.iter().map(|(sid, _)| *sid));
-    if left.is_empty() {
-        return;
-    }
-    log::warn!("{} processes of earlier agents are still there; they are ended first", left.len());
-    for round in 0u32.. {
-        let all: Vec<process::Leftover> = left.iter().map(|(_, l)| l.clone()).collect();
-        let stuck = process::end_leftovers(&all, Instant::now() + Duration::from_secs(10));
-        let mut freed = Vec::new();
-        left.retain(|(sid, l)| {
-            let keep = stuck.iter().any(|s| s.pid == l.pid && s.start == l.start);
-            if !keep {
-                freed.push(*sid);
-            }
-            keep
-        });
-        for sid in freed {
-            if !left.iter().any(|(s, _)| *s == sid) {
-                house.registry.exorcise(sid);
-            }
-        }
-        if left.is_empty() || house.board().stop.is_some() {
-            return;
-        }
-        if round == 0 {
-            for (_, l) in &left {
-                log::error!(session_id = l.session_id.as_deref().unwrap_or_default(); "process {} ({}) cannot be ended; its session waits", l.pid, l.name);
-            }
-        }
-    }
 }
 
 /// The API's listeners: those that a service manager passed, else our own socket, and TCP where configured.

@@ -666,6 +666,15 @@ impl Registry {
         self.nudge();
     }
 
+    /// Nobody knows what is left, and nobody waits for it.
+    pub fn exorcise_all(&self) {
+        let mut inner = self.lock();
+        inner.searching = false;
+        inner.haunted.clear();
+        drop(inner);
+        self.nudge();
+    }
+
     /// A turn runs alone from now on.
     pub fn alone_begun(&self, sid: i64) {
         self.lock().alone = Some((sid, Instant::now()));

@@ -112,3 +112,25 @@ fn what_a_dead_boot_left_is_ended() {
     }
     assert_eq!(d.stop(), 0);
 }
+
+/// A fault of ours in looking for what a dead boot left, or in ending it, holds up nobody: sessions start.
+#[test]
+fn a_search_that_fails_holds_up_nobody() {
+    for point in ["sweep.begun", "sweep.round"] {
+        let mut d = boot_ready(Daemon::new().config(&fake(&["--ignore-term", "--ignore-eof"], "")), "");
+        let mut events = d.events("local:a");
+        let turn = d.post("local:a", "pid; hang-hard");
+        events.until("text");
+        d.kill9();
+        let mut d = boot_ready(d, &format!("{point}=panic:1"));
+        assert_eq!(d.send("local:b", "say here"), "here", "{point}");
+        let mut events = d.events("local:a");
+        events.until_where("the continuation", |e| e.event == "turn_start" && e.data["continues"] == turn["turn_id"]);
+        // What was not ended is still there.
+        d.end_leftovers();
+        events.until_where("the end of the continuation", |e| {
+            e.event == "turn_end" && e.data["turn_id"] != turn["turn_id"]
+        });
+        assert_eq!(d.stop(), 0, "{point}");
+    }
+}

@@ -1,0 +1,156 @@
+//! Looking for what the agents of earlier boots left running, and ending it before their sessions go on.
+//!
+//! On a thread of its own: messages are accepted meanwhile, but no session starts until it is known whose processes are
+//! there, and those sessions wait for the end of theirs.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::house::House;
+use crate::agent::process::{self, Leftover};
+use crate::thread;
+
+/// How long one try to end them takes at most.
+const ROUND: Duration = Duration::from_secs(10);
+
+/// The pause after the store could not say whose a process is.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// Starts looking.
+pub fn start(house: &Arc<House>) {
+    house.registry.search();
+    let sweeper = house.clone();
+    if let Err(e) = thread::spawn("sweep", thread::IO_STACK, move || sweep(&sweeper)) {
+        log::warn!("no thread to look for earlier agents, so everybody waits for it: {e}");
+        sweep(house);
+    }
+}
+
+/// While this lives sessions may be waiting for the search. Should it end too early by a fault of ours, nobody waits for
+/// ever: an old process beside a new one is the lesser harm.
+struct Search<'h>(&'h House);
+
+impl Drop for Search<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            log::error!("the search for what earlier agents left running failed; sessions start without it");
+            self.0.registry.exorcise_all();
+        }
+    }
+}
+
+fn sweep(house: &House) {
+    let _search = Search(house);
+    crate::failpoint::hit("sweep", "begun");
+    let stops = || house.board().stop.is_some();
+    let found = process::find_marked(None, Some(&house.boot_id));
+    let mut left = ours(
+        found,
+        |id| house.store.sid_of(id),
+        || {
+            // Nobody wakes this thread: it is a pause.
+            std::thread::park_timeout(PAUSE);
+            !stops()
+        },
+    );
+    crate::failpoint::hit("boot", "looked");
+    house.registry.haunt(left.iter().map(|(sid, _)| *sid));
+    if left.is_empty() {
+        return;
+    }
+    log::warn!("{} processes of earlier agents are still there; they are ended first", left.len());
+    for round in 0u32.. {
+        let all: Vec<Leftover> = left.iter().map(|(_, l)| l.clone()).collect();
+        let stuck = process::end_leftovers(&all, Instant::now() + ROUND);
+        let mut freed = Vec::new();
+        left.retain(|(sid, l)| {
+            let keep = stuck.iter().any(|s| s.pid == l.pid && s.start == l.start);
+            if !keep {
+                freed.push(*sid);
+            }
+            keep
+        });
+        for sid in freed {
+            if !left.iter().any(|(s, _)| *s == sid) {
+                house.registry.exorcise(sid);
+            }
+        }
+        crate::failpoint::hit("sweep", "round");
+        if left.is_empty() || stops() {
+            return;
+        }
+        if round == 0 {
+            for (_, l) in &left {
+                log::error!(session_id = l.session_id.as_deref().unwrap_or_default(); "process {} ({}) cannot be ended; its session waits", l.pid, l.name);
+            }
+        }
+    }
+}
+
+/// Those of our own sessions, with the sessions' rows: another daemon's agents carry such a marker too, and are not ours to
+/// end. Where the store cannot say whose a process is it is asked again, for as long as `wait` says: to take the process
+/// for a stranger's would let its session run beside it.
+fn ours<E: std::fmt::Display>(
+    found: Vec<Leftover>,
+    sid_of: impl Fn(&str) -> Result<Option<i64>, E>,
+    wait: impl Fn() -> bool,
+) -> Vec<(i64, Leftover)> {
+    let mut ours = Vec::new();
+    let mut told = false;
+    for leftover in found {
+        let Some(id) = leftover.session_id.as_deref() else { continue };
+        let sid = loop {
+            match sid_of(id) {
+                Ok(sid) => break sid,
+                Err(e) => {
+                    if !told {
+                        told = true;
+                        log::error!(session_id = id; "whose {leftover} is cannot be said, no session starts before: {e}");
+                    }
+                    if !wait() {
+                        // A stop: no session starts any more.
+                        return ours;
+                    }
+                }
+            }
+        };
+        ours.extend(sid.map(|sid| (sid, leftover)));
+    }
+    ours
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+
+    fn leftover(pid: u32, session_id: Option<&str>) -> Leftover {
+        Leftover {
+            pid,
+            start: 1,
+            session_id: session_id.map(str::to_owned),
+            boot_id: "old".to_owned(),
+            name: "agent".to_owned(),
+        }
+    }
+
+    #[test]
+    fn a_store_that_fails_is_asked_again() {
+        let found =
+            || vec![leftover(10, Some("a")), leftover(11, None), leftover(12, Some("b")), leftover(13, Some("?"))];
+        let fails = Cell::new(3);
+        let sid_of = |id: &str| {
+            if fails.get() > 0 {
+                fails.set(fails.get() - 1);
+                return Err("disk I/O error");
+            }
+            Ok([("a", 1), ("b", 2)].iter().find(|(known, _)| *known == id).map(|(_, sid)| *sid))
+        };
+        let ours_of = |found| ours(found, sid_of, || true).iter().map(|(sid, l)| (*sid, l.pid)).collect::<Vec<_>>();
+        assert_eq!(ours_of(found()), [(1, 10), (2, 12)]);
+        assert_eq!(fails.get(), 0);
+        fails.set(1);
+        assert_eq!(ours(found(), sid_of, || false), [], "a stop");
+    }
+}
