@@ -168,8 +168,12 @@ impl Daemon<'_> {
     /// Waits until the status says what is wanted.
     pub fn until(&self, what: &str, holds: impl Fn(&serde_json::Value) -> bool) {
         let began = Instant::now();
-        while !holds(&self.status()) {
-            assert!(began.elapsed() < Duration::from_secs(120), "not within two minutes: {what}");
+        loop {
+            let status = self.status();
+            if holds(&status) {
+                return;
+            }
+            assert!(began.elapsed() < Duration::from_secs(120), "not within two minutes: {what}: {status:#}");
             pause();
         }
     }

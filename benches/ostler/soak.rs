@@ -12,8 +12,11 @@ use crate::table::{Scale, Table};
 
 /// Clients at once.
 const CLIENTS: usize = 16;
-/// Every so many turns of a client a session is reset.
-const RESET: usize = 10;
+/// Every so many turns of its own a session is reset.
+const RESET: usize = 12;
+
+/// From one pair of keys to the next: prime, so that a lap meets them all.
+const STRIDE: usize = 7919;
 
 /// The daemon's size at some moment.
 struct Size {
@@ -52,7 +55,7 @@ fn soak(table: &mut Table, name: &str, retention: &str, turns: usize, keys: usiz
     let daemon = place.start();
     let began = Instant::now();
     table.note(&format!(
-        "soak, {name}: {turns} turns over {keys} keys, at most {live} live, a reset every {RESET} turns"
+        "soak, {name}: {turns} turns over {keys} keys, at most {live} live, each reset every {RESET} turns of its own"
     ));
     let mut last = (0, size(&daemon, &place).used);
     for slice in 1..=slices {
@@ -91,10 +94,12 @@ fn work(daemon: &Daemon<'_>, turns: std::ops::Range<usize>, keys: usize) {
                     if n >= turns.end {
                         return;
                     }
-                    // Runs of a few turns a key, so that some find their session live and others parked.
-                    let key = (n / 4 * 7919 + n % 2) % keys;
+                    // Two turns of a pair of keys after each other, so that some find their session live and others
+                    // parked; in a lap, four turns a key, each is once the first of its pair.
+                    let key = (n / 4 * STRIDE + n % 2) % keys;
                     client.turn_or_cancel(key);
-                    if n.is_multiple_of(RESET) {
+                    let lap = n / (4 * keys);
+                    if n.is_multiple_of(4) && (lap + key).is_multiple_of(RESET / 4) {
                         let (status, text) = client.post(&format!("/v1/sessions/bench:{key}/reset"), "");
                         assert!(status == 200 || status == 404, "{text}");
                     }

@@ -183,22 +183,7 @@ impl Tx<'_> {
         }
         // What waits in a session that gives way comes along, so it counts either way.
         self.check_limits(&a.limits, waits)?;
-        let (session, retired) = match (resolution, current) {
-            (Resolution::Same, Some(s)) => (s, None),
-            (Resolution::Same, None) => return Err(Refusal::SessionNotFound.into()),
-            (Resolution::New { start, end }, current) => {
-                let new = self.new_session(&a.key, start, &a.agent, current.as_ref().map(|c| c.id.as_str()))?;
-                let retired = match (end, current) {
-                    (Some(reason), Some(old)) => {
-                        self.move_queue(&old, &new)?;
-                        self.end_session(&old, reason, Actor::Policy, Some(&new.id))?;
-                        Some(old.sid)
-                    }
-                    _ => None,
-                };
-                (new, retired)
-            }
-        };
+        let (session, retired) = self.answering(a, resolution, current)?;
         if let Some((sid, epoch)) = ready
             && (sid, waits, running) == (session.sid, 0, false)
             && self.may_begin(&session, epoch)?
@@ -237,6 +222,31 @@ impl Tx<'_> {
             retired,
         };
         Ok((accepted, None))
+    }
+
+    /// The session that answers, made if it must be; and the row of the one that gives way to it.
+    fn answering(
+        &mut self,
+        a: &Accept,
+        resolution: Resolution,
+        current: Option<SessionRow>,
+    ) -> Result<(SessionRow, Option<i64>), Error> {
+        Ok(match (resolution, current) {
+            (Resolution::Same, Some(s)) => (s, None),
+            (Resolution::Same, None) => return Err(Refusal::SessionNotFound.into()),
+            (Resolution::New { start, end }, current) => {
+                let new = self.new_session(&a.key, start, &a.agent, current.as_ref().map(|c| c.id.as_str()))?;
+                let retired = match (end, current) {
+                    (Some(reason), Some(old)) => {
+                        self.move_queue(&old, &new)?;
+                        self.end_session(&old, reason, Actor::Policy, Some(&new.id))?;
+                        Some(old.sid)
+                    }
+                    _ => None,
+                };
+                (new, retired)
+            }
+        })
     }
 
     /// Whether the turn of a message to this session, in which nothing waits or runs, can begin at once: the activation is

@@ -16,32 +16,35 @@ use crate::model::event::{HandlerId, HookEvent};
 mod accept;
 mod activations;
 mod boots;
+mod due;
 mod journal;
 mod kv;
 mod lane;
 mod read;
+mod readers;
 mod retention;
 mod schema;
 mod sessions;
 mod turns;
 mod tx;
 mod unkept;
+mod words;
 mod world;
 mod writer;
 
 pub use accept::{Accept, Accepted, Limits};
 pub use activations::{Opened, OpenedSession};
 pub use boots::{BootInfo, Recovered, StopNote};
+pub use due::{Overlooked, StopOutcome, Wanted};
 pub use journal::{FailedEvent, JournalCounts, Owed, Settled, Tally};
-pub use read::{
-    Counts, EventRow, Overlooked, Page, SessionFilter, SessionView, StopOutcome, TranscriptEntry, TurnView, Wanted,
-};
+pub use read::{Counts, EventRow, Page, SessionFilter, SessionView, TranscriptEntry, TurnView};
 pub use retention::Pruned;
 pub use schema::{Exam, examine, knows_session, version as schema_version};
 pub use sessions::{Acted, Target};
-pub use turns::{Begin, Begun, Cut, Ended, Item, TurnRef};
+pub use turns::{Begin, Begun, Cut, Ended, TurnRef};
 pub use tx::{Commit, Published, Tx};
 pub use unkept::{Batch, Unkept};
+pub use words::Item;
 pub use world::{Faults, Step, World};
 
 /// Why a transaction was not done.
@@ -185,7 +188,7 @@ type Doubt = Arc<dyn Fn() + Send + Sync>;
 pub struct Store {
     shared: Arc<Shared>,
     jobs: lane::Lane,
-    readers: read::Readers,
+    readers: readers::Readers,
     patience: Duration,
 }
 
@@ -215,7 +218,7 @@ impl Store {
     /// As there.
     pub fn open_in(path: &Path, world: World) -> Result<Self, Error> {
         let conn = if world.memory { schema::open_memory(path)? } else { schema::open(path, world.durable)? };
-        let readers = read::Readers::new(path, world.readers);
+        let readers = readers::Readers::new(path, world.readers);
         Self::with(path, world, conn, readers)
     }
 
@@ -229,7 +232,7 @@ impl Store {
         Self::with(&self.shared.path, world, conn, self.readers.clone())
     }
 
-    fn with(path: &Path, world: World, conn: rusqlite::Connection, readers: read::Readers) -> Result<Self, Error> {
+    fn with(path: &Path, world: World, conn: rusqlite::Connection, readers: readers::Readers) -> Result<Self, Error> {
         let inline = world.inline;
         let shared = Arc::new(Shared {
             path: path.into(),

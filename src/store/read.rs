@@ -1,112 +1,13 @@
-//! Reading: connections of their own, so that no reader waits for the writer; never a long read transaction, which would
-//! hold up the checkpoint.
-
-use std::path::{Path, PathBuf};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+//! Reading: sessions, transcripts, events, turns and reports, as the API shows them.
 
 use rusqlite::{Connection, OptionalExtension as _, params};
 use serde_json::{Value, json};
 
 use super::sessions::{Target, mark_json};
 use super::tx::{Published, SESSION_COLUMNS, SessionRow, time};
-use super::{Error, PATIENCE, Refusal, Store, closed, schema};
+use super::{Error, Refusal, Store};
 use crate::clock::{self, Millis};
 use crate::model::event::{Entry, Role};
-
-/// The pool: so many may read at once. A connection is opened by the first who needs one more, so that a start does not
-/// pay for it; the one used last is used first.
-#[derive(Clone)]
-pub(super) struct Readers(Arc<Pool>);
-
-struct Pool {
-    path: PathBuf,
-    state: Mutex<State>,
-    returned: Condvar,
-}
-
-struct State {
-    free: Vec<Connection>,
-    /// Not open yet.
-    unopened: usize,
-    /// In use.
-    lent: usize,
-    closed: bool,
-}
-
-impl Readers {
-    pub(super) fn new(path: &Path, readers: usize) -> Self {
-        let state = State { free: Vec::new(), unopened: readers, lent: 0, closed: false };
-        Self(Arc::new(Pool { path: path.into(), state: Mutex::new(state), returned: Condvar::new() }))
-    }
-
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Closes the connections, those in use when they come back, until the instant: one that stays open keeps the log's
-    /// file from being removed.
-    pub(super) fn close(&self, until: Instant) {
-        let mut state = self.lock();
-        state.closed = true;
-        state.free.clear();
-        self.0.returned.notify_all();
-        while state.lent > 0 {
-            let left = until.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return;
-            }
-            state = self.0.returned.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
-        }
-    }
-
-    fn take(&self) -> Result<Lent, Error> {
-        let busy = |s: &mut State| !s.closed && s.free.is_empty() && s.unopened == 0;
-        let waited = self.0.returned.wait_timeout_while(self.lock(), PATIENCE, busy);
-        let mut state = waited.unwrap_or_else(PoisonError::into_inner).0;
-        if state.closed {
-            return Err(closed());
-        }
-        let conn = state.free.pop();
-        if conn.is_none() {
-            if state.unopened == 0 {
-                return Err(Error::Unavailable("all readers are busy".into()));
-            }
-            state.unopened -= 1;
-        }
-        state.lent += 1;
-        drop(state);
-        // From here on the place is given back whatever comes.
-        let mut lent = Lent { readers: self.clone(), conn };
-        if lent.conn.is_none() {
-            lent.conn = Some(schema::open_reader(&self.0.path)?);
-        }
-        Ok(lent)
-    }
-}
-
-/// A connection in use; given back when dropped, opened or not.
-struct Lent {
-    readers: Readers,
-    conn: Option<Connection>,
-}
-
-impl Drop for Lent {
-    fn drop(&mut self) {
-        let mut state = self.readers.lock();
-        state.lent -= 1;
-        match self.conn.take() {
-            // Closed under the lock: whoever waits for the last one finds it closed.
-            conn if state.closed => {
-                drop(conn);
-                return self.readers.0.returned.notify_all();
-            }
-            Some(conn) => state.free.push(conn),
-            None => state.unopened += 1,
-        }
-        self.readers.0.returned.notify_one();
-    }
-}
 
 /// One session, as the API shows it.
 #[derive(Clone, Debug, PartialEq)]
@@ -190,13 +91,6 @@ pub struct Counts {
 }
 
 impl Store {
-    /// Runs a read on a connection of its own.
-    pub(super) fn read<T>(&self, run: impl FnOnce(&Connection) -> rusqlite::Result<T>) -> Result<T, Error> {
-        let lent = self.readers.take()?;
-        let conn = lent.conn.as_ref().ok_or_else(closed)?;
-        Ok(run(conn)?)
-    }
-
     /// The session that is meant.
     ///
     /// # Errors
@@ -473,89 +367,6 @@ impl Store {
         })
     }
 
-    /// Sessions in which something waits to run: messages, or an interrupted turn under a mark not older than `since`.
-    ///
-    /// # Errors
-    /// The store fails.
-    pub fn wanted(&self, after: i64, limit: usize, marked_since: Option<Millis>) -> Result<Vec<Wanted>, Error> {
-        self.read(|conn| {
-            conn.prepare_cached(
-                "SELECT s.sid, s.key, s.agent, s.unclean,
-                   EXISTS (SELECT 1 FROM turns t WHERE t.sid=s.sid AND t.state='queued')
-                 FROM (SELECT sid FROM turns WHERE state='queued' AND sid>?1
-                       UNION SELECT sid FROM sessions
-                       WHERE mark_reason IS NOT NULL AND sid>?1 AND cut_turn IS NOT NULL AND marked_at>=?3) w
-                 CROSS JOIN sessions s ON s.sid=w.sid WHERE s.status='open' ORDER BY s.sid LIMIT ?2",
-            )?
-            .query_map(params![after, limit as i64, marked_since.unwrap_or(i64::MAX)], |r| {
-                Ok(Wanted { sid: r.get(0)?, key: r.get(1)?, agent: r.get(2)?, unclean: r.get(3)?, queued: r.get(4)? })
-            })?
-            .collect()
-        })
-    }
-
-    /// What workers may not have been told of, because its commit was in doubt. `live`: the sessions that have one.
-    ///
-    /// # Errors
-    /// The store fails.
-    pub fn overlooked(&self, live: &[i64]) -> Result<Overlooked, Error> {
-        self.read(|conn| {
-            let mut open = conn.prepare_cached("SELECT 1 FROM sessions WHERE sid=?1 AND status='open' AND hidden=0")?;
-            let mut cancelled =
-                conn.prepare_cached("SELECT tid FROM turns WHERE sid=?1 AND state='running' AND cancel IS NOT NULL")?;
-            let mut found = Overlooked::default();
-            for sid in live {
-                if !open.exists([sid])? {
-                    found.gone.push(*sid);
-                } else if let Some(tid) = cancelled.query_row([sid], |r| r.get(0)).optional()? {
-                    found.cancelled.push((*sid, tid));
-                }
-            }
-            Ok(found)
-        })
-    }
-
-    /// The row of a session by its id, deleted ones too.
-    ///
-    /// # Errors
-    /// The store fails.
-    pub fn sid_of(&self, session_id: &str) -> Result<Option<i64>, Error> {
-        self.read(|conn| {
-            conn.prepare_cached("SELECT sid FROM sessions WHERE id=?1")?
-                .query_row([session_id], |r| r.get(0))
-                .optional()
-        })
-    }
-
-    /// What became of sessions that a stop found live: each with the turn that ran in it then, if one did.
-    ///
-    /// # Errors
-    /// The store fails.
-    pub fn stop_outcomes(&self, live: &[(i64, Option<String>)]) -> Result<Vec<StopOutcome>, Error> {
-        self.read(|conn| {
-            let mut statement = conn.prepare_cached(
-                "SELECT s.key, s.id, s.mark_reason, (SELECT state FROM turns WHERE id=?2),
-                   EXISTS (SELECT 1 FROM journal j JOIN deliveries d ON d.jid=j.jid WHERE j.sid=s.sid AND d.state='pending')
-                 FROM sessions s WHERE s.sid=?1",
-            )?;
-            let mut outcomes = Vec::with_capacity(live.len());
-            for (sid, turn) in live {
-                let found = statement.query_row(params![sid, turn], |r| {
-                    Ok(StopOutcome {
-                        sid: *sid,
-                        key: r.get(0)?,
-                        session_id: r.get(1)?,
-                        mark: r.get(2)?,
-                        turn: r.get(3)?,
-                        end_pending: r.get(4)?,
-                    })
-                });
-                outcomes.extend(found.optional()?);
-            }
-            Ok(outcomes)
-        })
-    }
-
     /// The stored reports, newest first; or one of them.
     ///
     /// # Errors
@@ -573,47 +384,6 @@ impl Store {
         }
         Ok(rows.iter().filter_map(|t| serde_json::from_str(t).ok()).collect())
     }
-}
-
-/// What became of one session in a stop.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct StopOutcome {
-    /// Its row.
-    pub sid: i64,
-    /// Its key.
-    pub key: String,
-    /// Its id.
-    pub session_id: String,
-    /// The mark that it carries now.
-    pub mark: Option<String>,
-    /// The state of the turn that ended in the stop.
-    pub turn: Option<String>,
-    /// Its end is still owed to a handler.
-    pub end_pending: bool,
-}
-
-/// What a commit in doubt did after all.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Overlooked {
-    /// Sessions that are over or suspended: their workers are to go.
-    pub gone: Vec<i64>,
-    /// Running turns, with their sessions, of which a cancel was asked for.
-    pub cancelled: Vec<(i64, i64)>,
-}
-
-/// A session in which something waits to run.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Wanted {
-    /// Its row.
-    pub sid: i64,
-    /// Its key.
-    pub key: String,
-    /// The agent that answered it last.
-    pub agent: String,
-    /// Unclean deaths in a row.
-    pub unclean: i64,
-    /// A message waits.
-    pub queued: bool,
 }
 
 const ENTRY: &str = "SELECT e.seq, t.id, e.role, coalesce(e.text, m.text, ''), e.at FROM entries e

@@ -3,7 +3,7 @@
 //! Owns the numbers under which a turn's words are written. A batch that was sent once is sent again as it was and under
 //! its number, so that one whose commit was in doubt is kept exactly once. It must not know how it is written.
 
-use super::turns::Item;
+use super::words::Item;
 
 /// What a turn adds at once. The batches of a turn are numbered from 1.
 #[derive(Clone, Debug, PartialEq)]

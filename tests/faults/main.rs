@@ -5,7 +5,7 @@
 #![allow(clippy::unwrap_used, missing_docs)]
 
 #[allow(dead_code)] // Shared with the tests from outside.
-#[path = "../it/daemon.rs"]
+#[path = "../it/daemon/mod.rs"]
 mod daemon;
 #[path = "../it/invariants.rs"]
 mod invariants;

@@ -1,0 +1,149 @@
+//! Permissions that an agent asks for: shown to hooks, then to the client, settled once, and told.
+
+use std::time::Instant;
+
+use serde_json::{Value, json};
+
+use super::{Desk, Open, hook_event};
+use crate::agent::{PermissionOption, PermissionOutcome, PermissionRequest};
+use crate::daemon::registry::{Answered, Asked};
+use crate::hooks::Verdict;
+use crate::model::event::{EventKind, HookEvent};
+use crate::store::Item;
+
+impl Desk {
+    /// Hands a permission request to hooks or to the client.
+    pub(super) fn ask(&mut self, request: PermissionRequest) {
+        let now = Instant::now();
+        let until = self.agent.permission_timeout.map(|t| now + t);
+        let hooked = self.house.hooked(HookEvent::Permission);
+        if let Some(r) = self.running.as_mut() {
+            r.open.push(Open { request: request.clone(), since: now, until });
+        }
+        if !hooked {
+            self.open_to_client(&request);
+            return;
+        }
+        let detail = |name: &str| request.tool.detail.as_ref().map_or(Value::Null, |d| d[name].clone());
+        let options: Vec<Value> = request.options.iter().map(option_json).collect();
+        let fields = json!({
+            "session_id": self.identity.session_id, "turn_id": self.running.as_ref().map(|r| &r.turn_id),
+            "request_id": request.request_id, "tool": request.tool.id, "title": request.tool.title, "kind": request.tool.kind,
+            "input": detail("rawInput"), "locations": detail("locations"), "options": options,
+        });
+        let upto = self.house.store.newest_entry(self.sid).unwrap_or(0);
+        let stood = (self.identity.session_id.clone(), upto);
+        let event = hook_event(HookEvent::Permission, &self.identity.key, fields, Some(stood));
+        let (mailbox, id) = (self.mailbox.clone(), request.request_id);
+        self.house.hooks.ask(event, Box::new(move |verdict| mailbox.post(|l| l.verdicts.push((id, verdict)))));
+    }
+
+    fn open_to_client(&mut self, request: &PermissionRequest) {
+        self.house.registry.open_permission(
+            self.sid,
+            Asked { request_id: request.request_id.clone(), options: request.options.clone() },
+        );
+        let data = json!({
+            "request_id": request.request_id, "state": "open", "options": request.options.iter().map(option_json).collect::<Vec<_>>(),
+            "tool_call_id": request.tool.id, "title": request.tool.title, "kind": request.tool.kind,
+        });
+        self.push(Item::Event(EventKind::Permission, data), true);
+    }
+
+    /// What hooks made of a permission. `true`: it is settled.
+    pub(super) fn judged(&mut self, id: &str, verdict: Verdict) -> bool {
+        let Some(request) = self.running.as_ref().and_then(|r| r.open.iter().find(|o| o.request.request_id == id))
+        else {
+            return false;
+        };
+        let request = request.request.clone();
+        let choice = match verdict {
+            Verdict::Pass(None) => {
+                self.open_to_client(&request);
+                return false;
+            }
+            Verdict::Pass(Some(word)) => word,
+            Verdict::Refuse(why) | Verdict::HookFailed(why) => {
+                log::warn!(key = self.identity.key; "permission denied, its hook failed: {why}");
+                "deny".to_owned()
+            }
+        };
+        let outcome = match choice.as_str() {
+            "allow" => allow(&request.options),
+            "deny" => deny(&request.options),
+            id if request.options.iter().any(|o| o.option_id == id) => PermissionOutcome::Selected(id.to_owned()),
+            other => {
+                log::warn!(key = self.identity.key; "permission: a hook chose {other:?}, which the agent does not offer; denied");
+                deny(&request.options)
+            }
+        };
+        self.settle(id, outcome, "hook");
+        true
+    }
+
+    /// Denied without an answer.
+    pub(super) fn deny(&mut self, id: &str, by: &'static str) {
+        let Some(open) = self.running.as_ref().and_then(|r| r.open.iter().find(|o| o.request.request_id == id)) else {
+            return;
+        };
+        let outcome = deny(&open.request.options);
+        let option = match &outcome {
+            PermissionOutcome::Selected(id) => Some(id.clone()),
+            PermissionOutcome::Cancelled => None,
+        };
+        // Through the registry, so that a client that answers in this moment is either first or told that it is late.
+        if self.house.registry.answer_permission(self.sid, id, option.as_deref(), by) == Answered::Settled {
+            self.collect();
+        } else {
+            self.settle(id, outcome, by);
+        }
+    }
+
+    /// A permission has its outcome.
+    pub(super) fn settle(&mut self, id: &str, outcome: PermissionOutcome, by: &'static str) {
+        let Some(r) = self.running.as_mut() else { return };
+        let Some(at) = r.open.iter().position(|o| o.request.request_id == id) else { return };
+        let open = r.open.remove(at);
+        // The wait does not count against the turn.
+        let waited = open.since.elapsed();
+        r.deadline = r.deadline.map(|d| d + waited);
+        r.heard = Instant::now();
+        self.settled.push((id.to_owned(), outcome.clone()));
+        self.tell_outcome(&open.request, &outcome, by);
+    }
+
+    /// The outcome goes into the stream.
+    pub(super) fn tell_outcome(&mut self, request: &PermissionRequest, outcome: &PermissionOutcome, by: &str) {
+        let outcome = match outcome {
+            PermissionOutcome::Selected(id) => id.as_str(),
+            PermissionOutcome::Cancelled => "cancelled",
+        };
+        let data = json!({
+            "request_id": request.request_id, "state": "resolved", "outcome": outcome, "by": by,
+            "tool_call_id": request.tool.id, "title": request.tool.title,
+        });
+        self.push(Item::Event(EventKind::Permission, data), true);
+    }
+}
+
+fn option_json(o: &PermissionOption) -> Value {
+    json!({ "option_id": o.option_id, "name": o.name, "kind": o.kind })
+}
+
+/// The option that means yes: an offered `allow_once`, else another that allows, else none.
+pub(super) fn allow(options: &[PermissionOption]) -> PermissionOutcome {
+    choose(options, "allow_once", "allow")
+}
+
+/// The option that means no: an offered `reject_once`, else another that rejects, else the request is withdrawn.
+pub(super) fn deny(options: &[PermissionOption]) -> PermissionOutcome {
+    choose(options, "reject_once", "reject")
+}
+
+fn choose(options: &[PermissionOption], kind: &str, prefix: &str) -> PermissionOutcome {
+    options
+        .iter()
+        .find(|o| o.kind == kind)
+        .or_else(|| options.iter().find(|o| o.kind.starts_with(prefix)))
+        .map_or(PermissionOutcome::Cancelled, |o| PermissionOutcome::Selected(o.option_id.clone()))
+}

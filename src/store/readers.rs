@@ -1,0 +1,113 @@
+//! Connections to read with, so that no reader waits for the writer; never a long read transaction, which would hold up the
+//! checkpoint.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use rusqlite::Connection;
+
+use super::{Error, PATIENCE, Store, closed, schema};
+
+/// The pool: so many may read at once. A connection is opened by the first who needs one more, so that a start does not
+/// pay for it; the one used last is used first.
+#[derive(Clone)]
+pub(super) struct Readers(Arc<Pool>);
+
+struct Pool {
+    path: PathBuf,
+    state: Mutex<State>,
+    returned: Condvar,
+}
+
+struct State {
+    free: Vec<Connection>,
+    /// Not open yet.
+    unopened: usize,
+    /// In use.
+    lent: usize,
+    closed: bool,
+}
+
+impl Readers {
+    pub(super) fn new(path: &Path, readers: usize) -> Self {
+        let state = State { free: Vec::new(), unopened: readers, lent: 0, closed: false };
+        Self(Arc::new(Pool { path: path.into(), state: Mutex::new(state), returned: Condvar::new() }))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Closes the connections, those in use when they come back, until the instant: one that stays open keeps the log's
+    /// file from being removed.
+    pub(super) fn close(&self, until: Instant) {
+        let mut state = self.lock();
+        state.closed = true;
+        state.free.clear();
+        self.0.returned.notify_all();
+        while state.lent > 0 {
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return;
+            }
+            state = self.0.returned.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    fn take(&self) -> Result<Lent, Error> {
+        let busy = |s: &mut State| !s.closed && s.free.is_empty() && s.unopened == 0;
+        let waited = self.0.returned.wait_timeout_while(self.lock(), PATIENCE, busy);
+        let mut state = waited.unwrap_or_else(PoisonError::into_inner).0;
+        if state.closed {
+            return Err(closed());
+        }
+        let conn = state.free.pop();
+        if conn.is_none() {
+            if state.unopened == 0 {
+                return Err(Error::Unavailable("all readers are busy".into()));
+            }
+            state.unopened -= 1;
+        }
+        state.lent += 1;
+        drop(state);
+        // From here on the place is given back whatever comes.
+        let mut lent = Lent { readers: self.clone(), conn };
+        if lent.conn.is_none() {
+            lent.conn = Some(schema::open_reader(&self.0.path)?);
+        }
+        Ok(lent)
+    }
+}
+
+/// A connection in use; given back when dropped, opened or not.
+struct Lent {
+    readers: Readers,
+    conn: Option<Connection>,
+}
+
+impl Drop for Lent {
+    fn drop(&mut self) {
+        let mut state = self.readers.lock();
+        state.lent -= 1;
+        match self.conn.take() {
+            // Closed under the lock: whoever waits for the last one finds it closed.
+            conn if state.closed => {
+                drop(conn);
+                return self.readers.0.returned.notify_all();
+            }
+            Some(conn) => state.free.push(conn),
+            None => state.unopened += 1,
+        }
+        self.readers.0.returned.notify_one();
+    }
+}
+
+impl Store {
+    /// Runs a read on a connection of its own.
+    pub(super) fn read<T>(&self, run: impl FnOnce(&Connection) -> rusqlite::Result<T>) -> Result<T, Error> {
+        let lent = self.readers.take()?;
+        let conn = lent.conn.as_ref().ok_or_else(closed)?;
+        Ok(run(conn)?)
+    }
+}
