@@ -61,13 +61,15 @@ fn soak(table: &mut Table, name: &str, retention: &str, turns: usize, keys: usiz
     for slice in 1..=slices {
         let done = turns * (slice - 1) / slices;
         let upto = turns * slice / slices;
+        let since = Instant::now();
         work(&daemon, done..upto, keys);
+        let speed = (upto - done) as f64 / since.elapsed().as_secs_f64();
         // What an hour would have pruned by itself is pruned now: a reload looks for it at once.
         daemon.signal(Signal::HUP);
         pruned(&place, retention);
         let now = size(&daemon, &place);
         table.note(&format!(
-            "{upto:>9} turns, {:>5.0} s: {:>7.1} MiB anonymous, {:>5} threads, {:>5} descriptors, database {:>8.1} MiB, {:>8.1} in use, {:>6.0} bytes a turn",
+            "{upto:>9} turns, {:>5.0} s, {speed:>5.0} a second: {:>7.1} MiB anonymous, {:>5} threads, {:>5} descriptors, database {:>8.1} MiB, {:>8.1} in use, {:>6.0} bytes a turn",
             began.elapsed().as_secs_f64(),
             now.anonymous / 1024.0,
             now.threads,

@@ -204,11 +204,17 @@ impl Feed {
         let Some(key) = self.key.clone() else { return Ok(false) };
         // Its state first: if it has its outcome by now, every event of it can be read by now.
         let turn = self.house.store.turn(turn_id)?;
-        let mut at = self.house.store.first_event_of(&key, turn_id)?.map_or(self.after, |first| first - 1);
+        let mut at = turn.events_after;
+        // Where some of its events may be gone, its last one need not be there to be found.
+        let pruned = self.house.store.event_bounds()?.1 > at;
+        let past = |event: &EventRow| pruned && turn.ended_at.is_some_and(|ended| event.at > ended);
         let only = Only::Turn { id: turn_id.to_owned(), replay: true };
-        loop {
+        'pages: loop {
             let page = self.house.store.events(Some(&key), at, PAGE)?;
             for event in &page {
+                if past(event) {
+                    break 'pages;
+                }
                 at = event.seq;
                 if write(event, &only, buf) {
                     return Ok(true);

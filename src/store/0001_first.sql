@@ -47,6 +47,7 @@ CREATE TABLE sessions (
 ) STRICT;
 CREATE INDEX sessions_key ON sessions(key, sid);
 CREATE INDEX sessions_marked ON sessions(sid) WHERE mark_reason IS NOT NULL;
+CREATE INDEX sessions_here ON sessions(sid) WHERE status <> 'ended';
 CREATE INDEX sessions_suspended ON sessions(sid) WHERE status = 'suspended';
 CREATE INDEX sessions_over ON sessions(sid) WHERE status = 'ended';
 CREATE INDEX sessions_ended ON sessions(ended_at) WHERE ended_at IS NOT NULL AND purged = 0;
@@ -91,7 +92,8 @@ CREATE TABLE turns (
   continues INTEGER,                  -- tid
   continued_by INTEGER,               -- tid
   pieces INTEGER NOT NULL DEFAULT 0,  -- how many appends it has had
-  sealed INTEGER NOT NULL DEFAULT 0   -- the text events up to this one are in the transcript
+  sealed INTEGER NOT NULL DEFAULT 0,  -- the text events up to this one are in the transcript
+  events_after INTEGER NOT NULL DEFAULT 0 -- no event of it is older than this one
 ) STRICT;
 CREATE INDEX turns_queued ON turns(sid, tid, messages) WHERE state = 'queued';
 CREATE UNIQUE INDEX turns_running ON turns(sid) WHERE state = 'running';
@@ -124,6 +126,7 @@ CREATE TABLE entries (
   at INTEGER NOT NULL
 ) STRICT;
 CREATE INDEX entries_session ON entries(sid, seq);
+CREATE INDEX entries_tools ON entries(tid, json_extract(detail, '$.tool_call_id')) WHERE role = 'tool';
 
 -- The durable event stream.
 CREATE TABLE events (
@@ -167,6 +170,7 @@ CREATE TABLE deliveries (
 ) STRICT;
 CREATE INDEX deliveries_pending ON deliveries(did) WHERE state = 'pending';
 CREATE INDEX deliveries_failed ON deliveries(did) WHERE state = 'failed';
+CREATE INDEX deliveries_orphaned ON deliveries(did) WHERE state = 'orphaned';
 CREATE INDEX deliveries_settled ON deliveries(settled_at) WHERE settled_at IS NOT NULL;
 
 CREATE TABLE kv (

@@ -265,8 +265,8 @@ impl Tx<'_> {
         let data = json!({ "continues": null, "resumed": false });
         let seq = self.emit(EventKind::TurnStart, &s.key, &s.id, Some(&turn_id), &data)?;
         self.run(
-            "INSERT INTO turns (id, sid, state, messages, epoch, created_at, started_at, sealed)
-             VALUES (?1, ?2, 'running', 1, ?3, ?4, ?4, ?5)",
+            "INSERT INTO turns (id, sid, state, messages, epoch, created_at, started_at, sealed, events_after)
+             VALUES (?1, ?2, 'running', 1, ?3, ?4, ?4, ?5, ?5-1)",
             params![turn_id, s.sid, epoch, self.now, seq],
         )?;
         let tid = self.conn.last_insert_rowid();
@@ -391,11 +391,17 @@ impl Tx<'_> {
 
     fn queue_turn(&mut self, sid: i64) -> Result<(i64, String), Error> {
         let id = new_id(self.now);
+        Ok((self.new_turn(&id, sid, 1)?, id))
+    }
+
+    /// A turn that waits. Its row.
+    pub(super) fn new_turn(&mut self, id: &str, sid: i64, messages: i64) -> Result<i64, Error> {
         self.run(
-            "INSERT INTO turns (id, sid, state, messages, created_at) VALUES (?1, ?2, 'queued', 1, ?3)",
-            params![id, sid, self.now],
+            "INSERT INTO turns (id, sid, state, messages, created_at, events_after)
+             VALUES (?1, ?2, 'queued', ?4, ?3, (SELECT coalesce(max(seq), 0) FROM events))",
+            params![id, sid, self.now, messages],
         )?;
-        Ok((self.conn.last_insert_rowid(), id))
+        Ok(self.conn.last_insert_rowid())
     }
 
     /// Notes that the running turn is to be cancelled, so that a crash does not continue it. Which one runs, if one does.

@@ -195,7 +195,7 @@ impl Store {
             move |tx| {
                 tx.run(
                     "UPDATE deliveries SET uncalled=1 WHERE state='pending' AND attempts=0
-                     AND jid IN (SELECT jid FROM journal WHERE bid=?1)",
+                     AND EXISTS (SELECT 1 FROM journal j WHERE j.jid=deliveries.jid AND j.bid=?1)",
                     [tx.bid],
                 )?;
                 for did in &called {
@@ -259,7 +259,10 @@ impl Store {
         self.read(|conn| {
             let mut statement = conn.prepare_cached(
                 "SELECT j.event_id, j.event, j.key, j.session_id, d.script, d.name, d.state, d.attempts, d.error, j.at, j.fields
-                 FROM deliveries d JOIN journal j ON j.jid=d.jid WHERE d.state IN ('failed', 'orphaned')
+                 FROM (SELECT * FROM (SELECT did FROM deliveries WHERE state='failed' ORDER BY did DESC LIMIT ?1)
+                       UNION ALL
+                       SELECT * FROM (SELECT did FROM deliveries WHERE state='orphaned' ORDER BY did DESC LIMIT ?1)) f
+                 CROSS JOIN deliveries d ON d.did=f.did CROSS JOIN journal j ON j.jid=d.jid
                  ORDER BY d.state='orphaned', d.did DESC LIMIT ?1",
             )?;
             let rows = statement.query_map([limit as i64], |r| {

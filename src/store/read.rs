@@ -31,6 +31,10 @@ pub struct TurnView {
     pub continued_by: Option<String>,
     /// Its error.
     pub error: Option<(String, String)>,
+    /// No event of it is older than this one.
+    pub events_after: i64,
+    /// When it got its outcome.
+    pub ended_at: Option<Millis>,
 }
 
 /// Which sessions to list.
@@ -69,6 +73,8 @@ pub struct EventRow {
     pub session_id: String,
     /// Its turn.
     pub turn_id: Option<String>,
+    /// When it was journalled.
+    pub at: Millis,
     /// The JSON, whole.
     pub data: String,
 }
@@ -122,12 +128,13 @@ impl Store {
     /// The store fails.
     pub fn sessions(&self, filter: &SessionFilter) -> Result<Page<SessionView>, Error> {
         let limit = filter.limit.clamp(1, 1000);
-        let condition = condition(&filter.states);
-        let under = if filter.key.is_some() { "key=?3" } else { "?3 IS NULL" };
+        let (source, meant) = listing(filter);
+        let row = if source.starts_with("sessions") { "s.sid" } else { "o.sid" };
+        let columns = SESSION_COLUMNS.split(", ").map(|c| format!("s.{c}")).collect::<Vec<_>>().join(", ");
         self.read(|conn| {
             let sql = format!(
-                "SELECT {SESSION_COLUMNS} FROM sessions s WHERE hidden=0 AND sid<?1 AND {under} AND ({condition})
-                 ORDER BY sid DESC LIMIT ?2"
+                "SELECT {columns} FROM {source} WHERE hidden=0 AND {row}<?1 AND (?3 IS NULL OR key=?3) AND {meant}
+                 ORDER BY {row} DESC LIMIT ?2"
             );
             let rows: Vec<SessionRow> = conn
                 .prepare_cached(&sql)?
@@ -276,18 +283,6 @@ impl Store {
         })
     }
 
-    /// The first event of a turn that is still kept.
-    ///
-    /// # Errors
-    /// The store fails.
-    pub fn first_event_of(&self, key: &str, turn_id: &str) -> Result<Option<i64>, Error> {
-        self.read(|conn| {
-            conn.prepare_cached("SELECT seq FROM events WHERE key=?1 AND turn_id=?2 ORDER BY seq LIMIT 1")?
-                .query_row([key, turn_id], |r| r.get(0))
-                .optional()
-        })
-    }
-
     /// The newest event's number, and the newest that retention removed.
     ///
     /// # Errors
@@ -332,13 +327,19 @@ impl Store {
     pub fn turn(&self, turn_id: &str) -> Result<TurnView, Error> {
         self.read(|conn| {
             conn.prepare_cached(
-                "SELECT t.state, n.id, t.error_code, t.error_text FROM turns t LEFT JOIN turns n ON n.tid=t.continued_by
+                "SELECT t.state, n.id, t.error_code, t.error_text, t.events_after, t.ended_at FROM turns t LEFT JOIN turns n ON n.tid=t.continued_by
                  WHERE t.id=?1",
             )?
             .query_row([turn_id], |r| {
                 let code: Option<String> = r.get(2)?;
                 let text: Option<String> = r.get(3)?;
-                Ok(TurnView { state: r.get(0)?, continued_by: r.get(1)?, error: code.zip(text) })
+                Ok(TurnView {
+                    state: r.get(0)?,
+                    continued_by: r.get(1)?,
+                    error: code.zip(text),
+                    events_after: r.get(4)?,
+                    ended_at: r.get(5)?,
+                })
             })
             .optional()
         })?
@@ -403,7 +404,7 @@ fn event(r: &rusqlite::Row<'_>) -> rusqlite::Result<EventRow> {
     let (session_id, turn_id): (String, Option<String>) = (r.get(2)?, r.get(3)?);
     let (own, at, key): (String, Millis, String) = (r.get(4)?, r.get(5)?, r.get(6)?);
     let data = whole(&key, &session_id, turn_id.as_deref(), at, &own);
-    Ok(EventRow { seq: r.get(0)?, kind: r.get(1)?, session_id, turn_id, data })
+    Ok(EventRow { seq: r.get(0)?, kind: r.get(1)?, session_id, turn_id, at, data })
 }
 
 /// What every event has.
@@ -440,26 +441,45 @@ impl From<&Published> for EventRow {
             kind: p.kind.as_str().to_owned(),
             session_id: p.session_id.clone(),
             turn_id: p.turn_id.clone(),
+            at: p.at,
             data: whole(&p.key, &p.session_id, p.turn_id.as_deref(), p.at, &p.data),
         }
     }
 }
 
-fn condition(states: &[String]) -> String {
-    const LIVE: &str = "sid IN (SELECT sid FROM activations WHERE closed_at IS NULL)";
-    if states.is_empty() {
-        return "status<>'ended'".into();
-    }
-    let one = |state: &String| match state.as_str() {
-        "live" => LIVE.into(),
-        "parked" => format!("status='open' AND NOT {LIVE}"),
-        "suspended" => "status='suspended'".into(),
-        "ended" => "status='ended'".into(),
-        "running" => "sid IN (SELECT sid FROM turns WHERE state='running')".into(),
-        "resume_pending" => "mark_reason IS NOT NULL".into(),
+/// Where a listing looks, and what it looks for: so that it meets few sessions that are not meant.
+fn listing(filter: &SessionFilter) -> (&'static str, String) {
+    const LIVE: &str = "EXISTS (SELECT 1 FROM activations a WHERE a.sid=s.sid AND a.closed_at IS NULL)";
+    const RUNNING: &str = "EXISTS (SELECT 1 FROM turns t WHERE t.sid=s.sid AND t.state='running')";
+    let states: Vec<&str> = filter.states.iter().map(String::as_str).collect();
+    let sort = |state: &&str| match *state {
+        "live" => LIVE.to_owned(),
+        "parked" => format!("(status='open' AND NOT {LIVE})"),
+        "suspended" => "status='suspended'".to_owned(),
+        "ended" => "status='ended'".to_owned(),
+        "running" => RUNNING.to_owned(),
+        "resume_pending" => "mark_reason IS NOT NULL".to_owned(),
         _ => "0".to_owned(),
     };
-    states.iter().map(|s| format!("({})", one(s))).collect::<Vec<_>>().join(" OR ")
+    let any = if states.is_empty() { "1".to_owned() } else { states.iter().map(sort).collect::<Vec<_>>().join(" OR ") };
+    let here = format!("status<>'ended' AND ({any})");
+    match (filter.key.is_some(), states.as_slice()) {
+        (true, all) if all.contains(&"ended") => ("sessions s INDEXED BY sessions_key", format!("key=?3 AND ({any})")),
+        (true, _) => ("sessions s INDEXED BY sessions_key", format!("key=?3 AND {here}")),
+        // These are few beside those that are here.
+        (false, ["live"]) => (
+            "activations o INDEXED BY activations_open CROSS JOIN sessions s ON s.sid=o.sid",
+            "o.closed_at IS NULL".to_owned(),
+        ),
+        (false, ["running"]) => {
+            ("turns o INDEXED BY turns_running CROSS JOIN sessions s ON s.sid=o.sid", "o.state='running'".to_owned())
+        }
+        (false, ["suspended"]) => ("sessions s INDEXED BY sessions_suspended", any),
+        (false, ["resume_pending"]) => ("sessions s INDEXED BY sessions_marked", any),
+        (false, ["ended"]) => ("sessions s INDEXED BY sessions_over", any),
+        (false, all) if all.contains(&"ended") => ("sessions s", format!("({any})")),
+        (false, _) => ("sessions s INDEXED BY sessions_here", here),
+    }
 }
 
 fn find(conn: &Connection, target: &Target) -> rusqlite::Result<Option<SessionRow>> {
@@ -489,10 +509,11 @@ fn view(conn: &Connection, s: &SessionRow) -> rusqlite::Result<SessionView> {
     let turn = conn
         .prepare_cached(
             "SELECT t.id, t.state, t.started_at, c.id,
-               (SELECT e.text FROM entries e WHERE e.sid=t.sid AND e.tid=t.tid AND e.role='tool'
+               (SELECT e.text FROM entries e WHERE e.tid=t.tid AND e.role='tool'
                 AND json_extract(e.detail, '$.status') IN ('pending', 'in_progress') ORDER BY e.seq DESC LIMIT 1)
              FROM turns t LEFT JOIN turns c ON c.tid=t.continues
-             WHERE t.sid=?1 AND t.state IN ('running', 'queued') ORDER BY t.state='running' DESC, t.tid LIMIT 1",
+             WHERE t.tid=coalesce((SELECT tid FROM turns WHERE sid=?1 AND state='running'),
+                                  (SELECT tid FROM turns WHERE sid=?1 AND state='queued' ORDER BY tid LIMIT 1))",
         )?
         .query_row([s.sid], |r| {
             Ok(json!({

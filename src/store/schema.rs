@@ -48,6 +48,8 @@ fn connect(path: &Path, durable: bool) -> Result<Connection, Error> {
     let mut conn = Connection::open(path).map_err(|e| Error::open(path, &e))?;
     configure(&conn, durable).map_err(|e| Error::open(path, &e))?;
     migrate(&mut conn).map_err(|e| Error::open(path, &e))?;
+    #[cfg(test)]
+    let conn = super::tests::cost::watched(conn);
     Ok(conn)
 }
 
@@ -71,6 +73,8 @@ pub fn open_reader(path: &Path) -> Result<Connection, Error> {
         .and_then(|()| keep_plans(&conn))
         .map_err(|e| Error::open(path, &e))?;
     conn.set_prepared_statement_cache_capacity(64);
+    #[cfg(test)]
+    let conn = super::tests::cost::watched(conn);
     Ok(conn)
 }
 

@@ -15,6 +15,7 @@ use crate::model::session::Policy;
 
 mod accept;
 mod boots;
+pub(super) mod cost;
 mod journal;
 mod keep;
 mod people;

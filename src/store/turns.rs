@@ -237,11 +237,7 @@ impl Tx<'_> {
         let (tid, turn_id) = match (plan, queued) {
             (Continuation::Note | Continuation::Rerun, _) => {
                 let id = b.fresh_id.clone();
-                self.run(
-                    "INSERT INTO turns (id, sid, state, messages, created_at) VALUES (?1, ?2, 'queued', 0, ?3)",
-                    params![id, s.sid, self.now],
-                )?;
-                (self.conn.last_insert_rowid(), id)
+                (self.new_turn(&id, s.sid, 0)?, id)
             }
             (Continuation::Carried | Continuation::Wait, Some(queued)) => queued,
             (Continuation::Carried | Continuation::Wait, None) => return Ok(None),
@@ -334,24 +330,35 @@ impl Tx<'_> {
             return Ok((told, Some(Cut { turn_id, rerun: true }), None));
         }
         let tools = self.rows(
-            "SELECT text FROM entries WHERE sid=?1 AND tid=?2 AND role='tool'
+            "SELECT text FROM entries WHERE tid=?1 AND role='tool'
              AND json_extract(detail, '$.status') IN ('pending', 'in_progress') ORDER BY seq",
-            params![s.sid, cut],
+            [cut],
             |r| r.get::<_, String>(0),
         )?;
-        let answered = self
-            .row(
-                "SELECT 1 FROM entries WHERE sid=?1 AND tid=?2 AND role IN ('agent', 'tool')",
-                params![s.sid, cut],
-                |_| Ok(()),
-            )?
-            .is_some();
+        let answered = self.has_answered(s.sid, cut)?;
         let reason = s.mark_reason.as_deref().and_then(MarkReason::parse).unwrap_or(MarkReason::Crash);
         let ago = age(s.marked_at.unwrap_or(self.now), self.now);
         let facts = CutOff { reason, age: ago, message: &told, tools: &tools, answered };
         let alone = note(&facts, None);
         let prompt = if own.is_empty() { alone.clone() } else { note(&facts, Some(own)) };
         Ok((prompt, Some(Cut { turn_id, rerun: false }), Some(alone)))
+    }
+
+    /// Whether a turn said anything: looked for from the newest entry on, as far as entries are the turn's own.
+    fn has_answered(&self, sid: i64, tid: i64) -> Result<bool, Error> {
+        let mut statement = self.conn.prepare_cached("SELECT tid, role FROM entries WHERE sid=?1 ORDER BY seq DESC")?;
+        let mut rows = statement.query([sid])?;
+        while let Some(row) = rows.next()? {
+            let (of, role): (Option<i64>, String) = (row.get(0)?, row.get(1)?);
+            if of == Some(tid) && (role == Role::Agent.as_str() || role == Role::Tool.as_str()) {
+                return Ok(true);
+            }
+            // A turn before it.
+            if of.is_some_and(|of| of < tid) {
+                break;
+            }
+        }
+        Ok(false)
     }
 
     /// Fails the oldest turn that waits in a session, if one does.

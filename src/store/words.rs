@@ -101,9 +101,9 @@ impl Tx<'_> {
                         "tool_call_id": id, "title": title, "kind": kind, "status": status, "detail": detail
                     });
                     let known = self.run(
-                        "UPDATE entries SET text=?4, detail=?5 WHERE sid=?1 AND tid=?2 AND role='tool'
-                         AND json_extract(detail, '$.tool_call_id')=?3",
-                        params![s.sid, tid, id, title, whole.to_string()],
+                        "UPDATE entries SET text=?3, detail=?4 WHERE tid=?1 AND role='tool'
+                         AND json_extract(detail, '$.tool_call_id')=?2",
+                        params![tid, id, title, whole.to_string()],
                     )?;
                     if known == 0 {
                         self.entry(s.sid, Some(tid), Role::Tool, title, Some(&whole))?;

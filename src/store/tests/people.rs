@@ -318,3 +318,78 @@ fn a_worker_that_died_fails_its_turn_and_ends_its_activation() {
     assert_eq!(lives(&rig, 0), ["session_start:new", "session_end:crash"]);
     assert_eq!((rig.mark(a.sid).as_str(), rig.status(a.sid).as_str()), ("", "open"));
 }
+
+/// Each sort of listing looks in a place of its own; what it finds is what a look at every session finds.
+#[test]
+fn a_listing_finds_what_is_meant_and_nothing_else() {
+    let mut rig = Rig::new();
+    let mut keys = Vec::new();
+    for n in 0..18 {
+        // Three keys, each with sessions in a row.
+        let key = format!("local:{}", n % 3);
+        keys.push(key.clone());
+        let target = Target::Key(key.clone());
+        let (a, b) = rig.running(&key, "one");
+        match n % 6 {
+            0 => {}
+            1 => drop(rig.finish(b.turn, Outcome::Completed)),
+            2 => {
+                rig.finish(b.turn, Outcome::Completed);
+                rig.store.close_activation(a.sid, b.turn.epoch, EndReason::Parked, ACTOR).unwrap();
+            }
+            3 => drop(rig.store.suspend(target, "agent".into(), ACTOR).unwrap()),
+            4 => drop(rig.finish(b.turn, Outcome::Interrupted)),
+            _ => drop(rig.store.reset(target, "agent".into(), ACTOR).unwrap()),
+        }
+        if n % 6 != 3 && n < 15 {
+            rig.store.reset(Target::Key(key), "agent".into(), ACTOR).unwrap();
+        }
+        if n == 8 {
+            rig.crash();
+        }
+    }
+    rig.say("local:9", "waits");
+    let all = ["live", "parked", "suspended", "ended", "running", "resume_pending"];
+    let list = |states: &[&str], key: Option<&str>| {
+        let states = states.iter().map(|s| (*s).to_owned()).collect();
+        let filter = SessionFilter { states, key: key.map(str::to_owned), limit: 1000, before: None };
+        rig.store.sessions(&filter).unwrap().items
+    };
+    let every = list(&all, None);
+    assert!(every.len() > 18, "{}", every.len());
+    let mut found = 0;
+    for chosen in 0..1 << all.len() {
+        let states: Vec<&str> = (0..all.len()).filter(|n| chosen >> n & 1 == 1).map(|n| all[n]).collect();
+        for key in [None, Some("local:0"), Some("local:1"), Some("local:8")] {
+            let meant = |s: &&SessionView| {
+                let is = |state: &&str| match *state {
+                    "running" => s.json["turn"]["state"] == "running",
+                    "resume_pending" => !s.json["resume_pending"].is_null(),
+                    state => s.json["state"] == state,
+                };
+                let sort = if states.is_empty() { s.json["state"] != "ended" } else { states.iter().any(is) };
+                sort && key.is_none_or(|k| s.key == k)
+            };
+            let expected: Vec<i64> = every.iter().filter(meant).map(|s| s.sid).collect();
+            let got: Vec<i64> = list(&states, key).iter().map(|s| s.sid).collect();
+            assert_eq!(got, expected, "{states:?} {key:?}");
+            found += got.len();
+        }
+    }
+    assert!(found > 500, "{found}");
+    // Page by page it is the same.
+    let page = |before| {
+        let filter = SessionFilter { states: vec!["live".into()], key: None, limit: 1, before };
+        rig.store.sessions(&filter).unwrap()
+    };
+    let (mut before, mut paged) = (None, Vec::new());
+    loop {
+        let page = page(before);
+        paged.extend(page.items.iter().map(|s| s.sid));
+        before = page.next;
+        if before.is_none() {
+            break;
+        }
+    }
+    assert_eq!(paged, list(&["live"], None).iter().map(|s| s.sid).collect::<Vec<_>>());
+}
