@@ -38,7 +38,7 @@ use trace::{CALLS, Op, Told, Trace};
 const STATE: &str = "deep/state";
 
 fn config() -> String {
-    "[sessions]\nstuck_threshold = 0\nqueue_limit = 1000\n[shutdown]\ndrain = \"20ms\"\n\
+    "[sessions]\nstuck_threshold = 0\nqueue_limit = 1000\n[shutdown]\ndrain = \"20ms\"\nclose = \"30s\"\n\
      [agent.echo]\nkind = \"echo\"\n\
      [agent.fake]\nkind = \"acp\"\ncommand = [\"@FAKE@\"]\nenv = { FAKE_AGENT_STATE = \"@DIR@/agent\" }\n\
      [[route]]\nmatch = \"local:f*\"\nagent = \"fake\"\n[[route]]\nmatch = \"*\"\nagent = \"echo\"\n"
