@@ -176,18 +176,30 @@ pub fn age(at: Millis, now: Millis) -> Duration {
     Duration::from_millis(u64::try_from(now.saturating_sub(at)).unwrap_or(0))
 }
 
-/// A live session, as the cache sees it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Cached {
-    /// Whether a turn runs in it or is about to.
-    pub running: bool,
-    /// Rises with each use; the least is the least recently used.
-    pub used: u64,
+/// How an agent's sessions stand while some wait for a worker.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Crowd {
+    /// They wait.
+    pub waiting: usize,
+    /// So many more the agent itself may have.
+    pub free: usize,
+    /// On their way out.
+    pub closing: usize,
+    /// Live and at rest.
+    pub resting: usize,
 }
 
-/// Which live session gives way to a newcomer: the least recently used idle one, `None` when all run.
-pub fn victim<K: Copy>(live: impl Iterator<Item = (K, Cached)>) -> Option<K> {
-    live.filter(|(_, c)| !c.running).min_by_key(|(_, c)| c.used).map(|(k, _)| k)
+/// How many that rest give way so that those that wait get workers: of each agent by itself, and of all agents whoever rests
+/// longest. `free`: so many more there may be in all. One that is closing already makes room, so no other goes for it, and
+/// nobody goes for those whom their own agent's limit keeps out whatever others do.
+#[must_use]
+pub fn give_way(crowds: &[Crowd], free: usize) -> (Vec<usize>, usize) {
+    let own = |c: &Crowd| c.waiting.saturating_sub(c.free + c.closing).min(c.resting);
+    let own: Vec<usize> = crowds.iter().map(own).collect();
+    let places = |(c, own): (&Crowd, &usize)| c.waiting.min(c.free + c.closing + own);
+    let wanted: usize = crowds.iter().zip(&own).map(places).sum();
+    let coming: usize = crowds.iter().map(|c| c.closing).sum::<usize>() + own.iter().sum::<usize>();
+    (own, wanted.saturating_sub(free + coming))
 }
 
 #[cfg(test)]
@@ -292,13 +304,35 @@ mod tests {
     }
 
     #[test]
-    fn the_least_recently_used_idle_session_gives_way() {
-        let live = [
-            (1, Cached { running: true, used: 1 }),
-            (2, Cached { running: false, used: 9 }),
-            (3, Cached { running: false, used: 4 }),
-        ];
-        assert_eq!(victim(live.into_iter()), Some(3));
-        assert_eq!(victim(live[..1].iter().copied()), None);
+    fn so_many_give_way_as_are_needed() {
+        let crowd = |waiting, free, closing, resting| Crowd { waiting, free, closing, resting };
+        for (what, crowds, free, own, any) in [
+            ("nobody waits", vec![crowd(0, 5, 0, 9)], 0, vec![0], 0),
+            ("there is room", vec![crowd(3, 5, 0, 9)], 3, vec![0], 0),
+            ("the house is full", vec![crowd(3, 5, 0, 9)], 1, vec![0], 2),
+            ("some are on their way out", vec![crowd(3, 5, 2, 9)], 0, vec![0], 1),
+            ("all are", vec![crowd(3, 5, 3, 9)], 0, vec![0], 0),
+            ("the agent is full", vec![crowd(3, 0, 0, 9)], 7, vec![3], 0),
+            ("the agent is full and one closes", vec![crowd(3, 0, 1, 9)], 7, vec![2], 0),
+            ("the agent is full and all of its run", vec![crowd(3, 0, 0, 0), crowd(0, 9, 0, 9)], 7, vec![0, 0], 0),
+            (
+                "no other gives way to those of a full agent",
+                vec![crowd(3, 0, 0, 0), crowd(0, 9, 0, 9)],
+                0,
+                vec![0, 0],
+                0,
+            ),
+            ("both are full: its own make room in both", vec![crowd(3, 0, 0, 9)], 0, vec![3], 0),
+            (
+                "another agent's closing counts for the house",
+                vec![crowd(3, 5, 0, 9), crowd(0, 9, 2, 0)],
+                0,
+                vec![0, 0],
+                1,
+            ),
+            ("two agents wait", vec![crowd(2, 1, 0, 4), crowd(2, 9, 0, 0)], 1, vec![1, 0], 2),
+        ] {
+            assert_eq!(give_way(&crowds, free), (own, any), "{what}");
+        }
     }
 }

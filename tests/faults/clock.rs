@@ -48,8 +48,9 @@ fn the_wall_clock_jumps() {
         let took = since.elapsed();
         assert!((Duration::from_millis(400)..Duration::from_secs(9)).contains(&took), "{case}: {took:?}");
         let report: Value = serde_json::from_str(&d.sql::<String>("SELECT report FROM boots")).unwrap();
+        // The report counts from a moment after the deadline was set, in whole milliseconds.
         let drained = report["phases"][0]["took_ms"].as_i64().unwrap();
-        assert!((400..9000).contains(&drained), "{case}: {report}");
+        assert!((350..9000).contains(&drained), "{case}: {report}");
         gate.open();
         let from = d.log.count();
         let mut d = boot_ready(d, &format!("clock.wall=set:{next}"));

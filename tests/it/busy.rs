@@ -258,9 +258,14 @@ fn a_message_to_a_suspended_key() {
 /// idle_reset: the next message after it begins a new session, and its sender is told.
 #[test]
 fn an_idle_session_gives_way() {
-    let mut d = Daemon::new().config("[sessions]\nidle_reset = \"1ms\"\n").start();
+    let mut d = Daemon::new().config("[sessions]\nidle_reset = \"1h\"\n").start();
     let a = d.turn("local:a", "1");
-    // The stream's own time stamps show that the clock has moved on.
+    assert_eq!(d.stop(), 0);
+    // What was said, was said two hours ago.
+    let db = rusqlite::Connection::open(d.path("state/ostler.db")).unwrap();
+    db.execute("UPDATE sessions SET active_at=active_at-7200000", []).unwrap();
+    drop(db);
+    d.boot();
     let b = d.turn("local:a", "2");
     assert_ne!(a.session(), b.session());
     assert!(b.accepted["notice"]["code"].is_string(), "{}", b.accepted);
@@ -270,6 +275,23 @@ fn an_idle_session_gives_way() {
         (&d.show(a.session())["end_reason"], &d.show(a.session())["next_id"]),
         (&json!("idle"), &json!(b.session()))
     );
+    assert_eq!(d.stop(), 0);
+}
+
+/// It gives way while it is live, too: its end says why.
+#[test]
+fn an_idle_session_gives_way_while_it_is_live() {
+    let mut d = Daemon::new().config("[sessions]\nidle_reset = \"100ms\"\n").start();
+    let first = d.turn("local:a", "1");
+    // Others' time stamps show that the clock has moved on.
+    let at = |d: &Daemon, key: &str| d.sql::<i64>(&format!("SELECT active_at FROM sessions WHERE key='{key}'"));
+    let since = at(&d, "local:a");
+    d.turn("local:b", "1");
+    while at(&d, "local:b") - since < 200 {
+        d.turn("local:b", "1");
+    }
+    let second = d.turn("local:a", "2");
+    assert_ne!(first.session(), second.session());
     assert_eq!(d.stop(), 0);
     assert_eq!(d.sql::<String>("SELECT end_reason FROM activations ORDER BY aid LIMIT 1"), "idle");
 }

@@ -12,8 +12,7 @@ use crossbeam_channel::{Receiver, Sender, never, select};
 
 use super::delivery::{Delivery, Message};
 use super::house::{House, RETIRE, Reloaded, Request};
-use super::mailbox::Mailbox;
-use super::registry::{Room, Wish};
+use super::registry::Wish;
 use super::report::Report;
 use super::signals::Signal;
 use super::{desk, notify, prune, reload, worker};
@@ -293,55 +292,40 @@ impl Coordinator {
 
     /// Gives workers to the sessions that want one, as far as there is room.
     fn seat(&mut self, now: Instant) {
-        let wishes = self.house.registry.take_wishes();
-        if wishes.is_empty() {
+        if self.retry_at.is_some_and(|at| at > now) {
             return;
         }
-        let config = self.house.config();
-        let mut waiting = VecDeque::new();
         self.retry_at = None;
-        for wish in wishes {
-            let agent = config.route(&wish.key).clone();
-            let mailbox = Arc::new(Mailbox::default());
-            let registry = &self.house.registry;
-            if self.retry_at.is_some() {
-                waiting.push_back(wish);
-                continue;
-            }
-            let of = (agent.name.as_str(), is_light(agent.kind));
-            match registry.room(&wish, of, config.sessions.max_live, agent.max_processes, &mailbox) {
-                Room::Granted => {}
-                Room::Live => continue,
-                Room::Wait => {
-                    waiting.push_back(wish);
-                    continue;
-                }
-            }
+        let config = self.house.config();
+        let mut newcomers = VecDeque::from(self.house.registry.seat(&config, is_light));
+        while let Some(newcomer) = newcomers.pop_front() {
+            let agent = config.route(&newcomer.of.wish.key).clone();
             let stack = if agent.kind == AgentKind::Lua { thread::DEEP_STACK } else { thread::IO_STACK };
-            let (house, news, seat) = (self.house.clone(), self.news.0.clone(), wish.clone());
-            let started = thread::spawn(format!("s{}", wish.sid), stack, move || {
-                worker::run(&house, &seat, agent, &mailbox);
-                let _ = news.send(News::WorkerEnded(seat.sid));
+            let (house, news) = (self.house.clone(), self.news.0.clone());
+            let (wish, mailbox) = (newcomer.of.wish.clone(), newcomer.mailbox.clone());
+            let sid = wish.sid;
+            let started = thread::spawn(format!("s{sid}"), stack, move || {
+                worker::run(&house, &wish, agent, &mailbox);
+                let _ = news.send(News::WorkerEnded(sid));
             });
             match started {
-                Ok(join) => registry.started(wish.sid, join),
+                Ok(join) => self.house.registry.started(sid, join),
+                Err(e) if self.house.registry.numbers().live > newcomers.len() + 1 => {
+                    // A worker that ends gives one back.
+                    self.retry_at = Some(now + NO_THREAD);
+                    newcomers.push_front(newcomer);
+                    newcomers.into_iter().for_each(|n| self.house.registry.unseat(n));
+                    return log::warn!("no thread for another session, tried again in a second: {e}");
+                }
                 Err(e) => {
-                    let _ = registry.remove(wish.sid);
-                    if registry.numbers().live == 0 {
-                        log::error!(key = wish.key; "no thread for the session: {e}");
-                        let _ = self.house.store.fail_waiting(
-                            wish.sid,
-                            "overloaded",
-                            format!("no thread for the session: {e}"),
-                        );
-                    } else {
-                        self.retry_at = Some(now + NO_THREAD);
-                        waiting.push_back(wish);
-                    }
+                    let wish = newcomer.of.wish;
+                    log::error!(key = wish.key; "no thread for the session: {e}");
+                    let _ = self.house.registry.remove(wish.sid);
+                    let why = format!("no thread for the session: {e}");
+                    let _ = self.house.store.fail_waiting(wish.sid, "overloaded", why);
                 }
             }
         }
-        self.house.registry.return_wishes(waiting);
     }
 
     fn signal(&mut self, signal: Signal) {
@@ -418,6 +402,7 @@ impl Coordinator {
                 self.delivery.tell(Message::Go);
             }
             News::WorkerEnded(sid) => {
+                self.retry_at = None;
                 self.ended.insert(sid);
                 if let Some((join, again)) = self.house.registry.remove(sid) {
                     // The thread has said its last word: the join is a matter of microseconds.

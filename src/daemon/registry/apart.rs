@@ -22,7 +22,10 @@ impl Registry {
 
     /// A session's old processes are gone.
     pub fn exorcise(&self, sid: i64) {
-        self.lock().haunted.remove(&sid);
+        let mut inner = self.lock();
+        inner.haunted.remove(&sid);
+        inner.wishes.return_aside();
+        drop(inner);
         // Its wish has been waiting, and nothing else may happen for long.
         self.nudge();
     }
@@ -32,6 +35,7 @@ impl Registry {
         let mut inner = self.lock();
         inner.searching = false;
         inner.haunted.clear();
+        inner.wishes.return_aside();
         drop(inner);
         self.nudge();
     }

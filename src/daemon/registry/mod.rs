@@ -3,7 +3,7 @@
 //! An entry owns the mailbox, the turn and the timestamps together, so that they cannot drift apart. Its lock is held for
 //! moments and never across I/O. Which session gives way is decided by the model; who is woken, here.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Instant;
@@ -12,12 +12,17 @@ use crossbeam_channel::Sender;
 
 use super::mailbox::{Close, Mailbox, Why};
 use crate::agent::{Interrupt, PermissionOption, PermissionOutcome};
-use crate::model::session::{Cached, victim};
 
 mod apart;
 mod reserve;
+mod seats;
+mod wishes;
 
 pub use reserve::Reserved;
+pub use seats::Newcomer;
+use seats::OfAgent;
+pub use wishes::Numbered;
+use wishes::Wishes;
 
 /// A session that wants a worker.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -48,6 +53,26 @@ pub enum Doing {
     },
     /// It is closing.
     Closing,
+}
+
+/// [`Doing`] without what belongs to it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Sort {
+    Starting,
+    Resting,
+    Running,
+    Closing,
+}
+
+impl Doing {
+    const fn sort(&self) -> Sort {
+        match self {
+            Self::Starting => Sort::Starting,
+            Self::Idle => Sort::Resting,
+            Self::Running { .. } => Sort::Running,
+            Self::Closing => Sort::Closing,
+        }
+    }
 }
 
 /// A permission that is open.
@@ -83,8 +108,8 @@ struct Inner {
     live: HashMap<i64, Entry>,
     /// The newest live session under each key.
     by_key: HashMap<String, i64>,
-    wishes: VecDeque<Wish>,
-    by_agent: HashMap<String, usize>,
+    wishes: Wishes,
+    by_agent: HashMap<String, OfAgent>,
     running: usize,
     clock: u64,
     closed: bool,
@@ -97,17 +122,6 @@ struct Inner {
     searching: bool,
     /// Sessions whose last activation's processes are still being ended.
     haunted: std::collections::HashSet<i64>,
-}
-
-/// Room for a newcomer, or who is asked to make it.
-#[derive(Debug, PartialEq, Eq)]
-pub enum Room {
-    /// There is room: its entry is made, its worker may be started with this mailbox.
-    Granted,
-    /// A session was asked to give way, or all run: it waits.
-    Wait,
-    /// The session has its worker already, who was told.
-    Live,
 }
 
 /// A running turn, as a stop shows it.
@@ -180,117 +194,21 @@ impl Registry {
     /// Something waits in a session: wakes its worker, or remembers that it wants one.
     pub fn want(&self, wish: Wish) {
         let mut inner = self.lock();
-        inner.clock += 1;
-        let clock = inner.clock;
-        if let Some(entry) = inner.live.get_mut(&wish.sid) {
-            entry.used = clock;
-            if entry.doing == Doing::Closing {
-                let asked = wish.asked || entry.again.as_ref().is_some_and(|w| w.asked);
-                entry.again = Some(Wish { asked, ..wish });
-            } else {
-                let mailbox = entry.mailbox.clone();
-                drop(inner);
-                mailbox.post(|l| {
-                    l.work = true;
-                    l.asked |= wish.asked;
-                });
-            }
+        if let Some(tell) = inner.tell(&wish) {
+            drop(inner);
+            tell();
             return;
         }
         if inner.closed {
             return;
         }
-        match inner.wishes.iter_mut().find(|w| w.sid == wish.sid) {
-            Some(known) => known.asked |= wish.asked,
-            None => inner.wishes.push_back(wish),
-        }
+        inner.wishes.add(wish);
         self.nudge();
-    }
-
-    /// The sessions that want a worker, taken out; the coordinator gives back those for which there is no room.
-    pub fn take_wishes(&self) -> VecDeque<Wish> {
-        std::mem::take(&mut self.lock().wishes)
-    }
-
-    /// Gives back wishes that must wait, before those that came since.
-    pub fn return_wishes(&self, waiting: VecDeque<Wish>) {
-        let mut inner = self.lock();
-        for wish in waiting.into_iter().rev() {
-            if !inner.wishes.iter().any(|w| w.sid == wish.sid) {
-                inner.wishes.push_front(wish);
-            }
-        }
     }
 
     /// Whether anybody waits for room.
     pub fn has_wishes(&self) -> bool {
         !self.lock().wishes.is_empty()
-    }
-
-    /// Looks for room, and makes the newcomer's entry or asks the least recently used idle session to give way. `light`: its
-    /// agent holds nothing while at rest.
-    pub fn room(
-        &self,
-        wish: &Wish,
-        (agent, light): (&str, bool),
-        max_live: usize,
-        max_processes: usize,
-        mailbox: &Arc<Mailbox>,
-    ) -> Room {
-        let mut inner = self.lock();
-        if inner.live.contains_key(&wish.sid) {
-            // It came while an earlier wish of the same session was being granted: its worker is told, or the next one.
-            drop(inner);
-            self.want(wish.clone());
-            return Room::Live;
-        }
-        if inner.closed || inner.searching || inner.haunted.contains(&wish.sid) {
-            return Room::Wait;
-        }
-        let of_agent = inner.by_agent.get(agent).copied().unwrap_or(0);
-        if inner.live.len() < max_live && of_agent < max_processes {
-            inner.clock += 1;
-            let used = inner.clock;
-            *inner.by_agent.entry(agent.to_owned()).or_default() += 1;
-            inner.live.insert(
-                wish.sid,
-                Entry {
-                    key: wish.key.clone(),
-                    agent: agent.to_owned(),
-                    light,
-                    mailbox: mailbox.clone(),
-                    doing: Doing::Starting,
-                    used,
-                    join: None,
-                    again: None,
-                    permissions: Vec::new(),
-                    abandoned: false,
-                    ready: None,
-                    reserved: None,
-                },
-            );
-            inner.by_key.insert(wish.key.clone(), wish.sid);
-            return Room::Granted;
-        }
-        // One that is closing already makes room soon; another need not go as well.
-        let full = of_agent >= max_processes;
-        let mine = |e: &Entry| !full || e.agent == agent;
-        let closing = inner.live.values().filter(|e| e.doing == Doing::Closing && mine(e)).count();
-        let wishing = inner.wishes.len() + 1;
-        if closing < wishing {
-            let idle = inner.live.iter().filter(|(_, e)| mine(e) && e.doing != Doing::Closing).map(|(sid, e)| {
-                (*sid, Cached { running: e.doing != Doing::Idle || e.mailbox.has_work(), used: e.used })
-            });
-            if let Some(sid) = victim(idle)
-                && let Some(entry) = inner.live.get_mut(&sid)
-            {
-                entry.doing = Doing::Closing;
-                let mailbox = entry.mailbox.clone();
-                drop(inner);
-                mailbox.post(|l| l.close = l.close.max(Some(Close::Park)));
-            }
-        }
-        Room::Wait
     }
 
     /// The worker's thread was started.
@@ -320,27 +238,27 @@ impl Registry {
             entry.permissions.clear();
             return Some(());
         }
-        entry.reserved = None;
-        if doing != Doing::Idle {
-            entry.ready = None;
-        }
-        let was = matches!(entry.doing, Doing::Running { .. });
-        let is = matches!(doing, Doing::Running { .. });
-        let closing = entry.doing == Doing::Closing;
-        if closing && is {
-            return None;
-        }
-        if !closing {
-            entry.doing = doing;
-        }
-        if was && !is {
-            inner.running -= 1;
-            entry.permissions.clear();
-        } else if is && !was {
-            inner.running += 1;
-        }
-        inner.clock += 1;
-        entry.used = inner.clock;
+        let (was, is) = (entry.doing.sort() == Sort::Running, doing.sort() == Sort::Running);
+        let used = inner.tick();
+        let set = inner.change(sid, |entry| {
+            entry.reserved = None;
+            if doing != Doing::Idle {
+                entry.ready = None;
+            }
+            let closing = entry.doing == Doing::Closing;
+            if closing && is {
+                return None;
+            }
+            if !closing {
+                entry.doing = doing;
+            }
+            if was && !is {
+                entry.permissions.clear();
+            }
+            entry.used = used;
+            Some(())
+        })?;
+        set?;
         let look = inner.running == 0 && was != is || (!inner.wishes.is_empty() && !is);
         if look {
             self.nudge();
@@ -357,14 +275,14 @@ impl Registry {
 
     /// An idle worker wants to park: allowed unless something came for it.
     pub fn may_park(&self, sid: i64) -> bool {
-        let mut inner = self.lock();
-        match inner.live.get_mut(&sid) {
-            Some(entry) if entry.doing == Doing::Idle && !entry.mailbox.has_work() => {
+        let park = |entry: &mut Entry| {
+            let may = entry.doing == Doing::Idle && !entry.mailbox.has_work();
+            if may {
                 entry.doing = Doing::Closing;
-                true
             }
-            _ => false,
-        }
+            may
+        };
+        self.lock().change(sid, park).unwrap_or(false)
     }
 
     /// A worker has ended: its entry goes, with its thread's handle, and the wish that came while it closed.
@@ -374,12 +292,11 @@ impl Registry {
         if inner.by_key.get(&entry.key) == Some(&sid) {
             inner.by_key.remove(&entry.key);
         }
-        if let Some(n) = inner.by_agent.get_mut(&entry.agent) {
-            *n -= 1;
+        if let Some(of) = inner.by_agent.get_mut(&entry.agent) {
+            of.live -= 1;
+            of.count_out(entry.doing.sort(), entry.used);
         }
-        if matches!(entry.doing, Doing::Running { .. }) {
-            inner.running -= 1;
-        }
+        inner.running -= usize::from(entry.doing.sort() == Sort::Running);
         self.nudge();
         Some((entry.join, entry.again))
     }
@@ -397,7 +314,7 @@ impl Registry {
     /// A session gave way: its worker ends, its turn is cut off.
     pub fn retire(&self, sid: i64, by: Instant) {
         let mut inner = self.lock();
-        inner.wishes.retain(|w| w.sid != sid);
+        inner.wishes.forget(sid);
         let Some(entry) = inner.live.get_mut(&sid) else { return };
         let mailbox = entry.mailbox.clone();
         drop(inner);
@@ -412,7 +329,15 @@ impl Registry {
         let mut inner = self.lock();
         inner.closed = true;
         inner.wishes.clear();
-        inner.live.retain(|_, e| !e.light || e.doing != Doing::Idle || e.mailbox.has_letters());
+        let Inner { live, by_agent, .. } = &mut *inner;
+        live.retain(|_, e| {
+            let stays = !e.light || e.doing != Doing::Idle || e.mailbox.has_letters();
+            if let Some(of) = by_agent.get_mut(&e.agent).filter(|_| !stays) {
+                of.live -= 1;
+                of.count_out(e.doing.sort(), e.used);
+            }
+            stays
+        });
         let all: Vec<_> = inner.live.values().map(|e| e.mailbox.clone()).collect();
         drop(inner);
         for mailbox in all {

@@ -5,7 +5,7 @@
 
 use std::time::Instant;
 
-use super::{Doing, Registry, Wish};
+use super::{Doing, Entry, Registry, Wish};
 use crate::store::Begun;
 
 /// A session that is set aside by [`Registry::reserve`]. Its worker hears what came of it in any case.
@@ -48,16 +48,13 @@ impl Drop for Reserved<'_> {
             return;
         }
         let mut inner = self.registry.lock();
-        let Some(entry) = inner.live.get_mut(&self.sid) else { return };
-        let Some(doing) = entry.reserved.take() else { return };
-        let mailbox = entry.mailbox.clone();
-        let over = !matches!(doing, Doing::Running { .. });
-        entry.doing = doing;
-        if over {
-            inner.running -= 1;
-            if inner.running == 0 || !inner.wishes.is_empty() {
-                self.registry.nudge();
-            }
+        let back = |entry: &mut Entry| {
+            entry.doing = entry.reserved.take()?;
+            Some(entry.mailbox.clone())
+        };
+        let Some(mailbox) = inner.change(self.sid, back).flatten() else { return };
+        if inner.running == 0 || !inner.wishes.is_empty() {
+            self.registry.nudge();
         }
         drop(inner);
         mailbox.post(|l| l.work = true);
@@ -116,15 +113,13 @@ impl Registry {
         if !free || entry.abandoned || entry.mailbox.has_letters() {
             return None;
         }
-        let running = Doing::Running { turn_id: None, since: Instant::now(), tool: None };
-        let was = std::mem::replace(&mut entry.doing, running);
-        if was == Doing::Idle {
-            inner.running += 1;
-        }
-        entry.reserved = Some(was);
-        entry.ready = None;
-        inner.clock += 1;
-        entry.used = inner.clock;
+        let used = inner.tick();
+        inner.change(sid, |entry| {
+            let running = Doing::Running { turn_id: None, since: Instant::now(), tool: None };
+            entry.reserved = Some(std::mem::replace(&mut entry.doing, running));
+            entry.ready = None;
+            entry.used = used;
+        })?;
         Some(Reserved { registry: self, sid, epoch, key: key.to_owned(), over: false })
     }
 }
