@@ -64,6 +64,8 @@ fn soak(table: &mut Table, name: &str, retention: &str, turns: usize, keys: usiz
         let since = Instant::now();
         work(&daemon, done..upto, keys);
         let speed = (upto - done) as f64 / since.elapsed().as_secs_f64();
+        // An hour has pauses in which what is owed is delivered.
+        daemon.until("nothing owed", |s| s["hooks"]["pending"] == 0);
         // What an hour would have pruned by itself is pruned now: a reload looks for it at once.
         daemon.signal(Signal::HUP);
         pruned(&place, retention);

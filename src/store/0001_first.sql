@@ -155,7 +155,7 @@ CREATE TABLE journal (
 ) STRICT;
 CREATE INDEX journal_session ON journal(sid);
 CREATE TABLE deliveries (
-  did INTEGER PRIMARY KEY,
+  did INTEGER PRIMARY KEY AUTOINCREMENT,
   jid INTEGER NOT NULL,
   script TEXT NOT NULL,
   name TEXT NOT NULL,

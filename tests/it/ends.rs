@@ -374,3 +374,25 @@ fn one_that_fails_for_all_keys_holds_up_nobody_else() {
     assert_eq!(d.status()["hooks"]["failed"], 0, "the others are still being tried");
     assert_eq!(d.stop(), 0);
 }
+
+/// When retention has emptied the journal, what comes next is delivered as before: numbers of deliveries are not given twice.
+#[test]
+fn what_comes_after_an_emptied_journal_is_delivered() {
+    let config = "[retention]\njournal = \"1ms\"\n";
+    let mut d = Daemon::new().config(config).hook("10-record.lua", RECORD).start();
+    for key in ["local:a", "local:b"] {
+        let from = d.log.count();
+        for _ in 0..3 {
+            let session = d.turn(key, "x").session().to_owned();
+            d.act(key, "reset");
+            let closed = |r: &Value| r["event"] == "session_closed" && r["session_id"] == session.as_str();
+            d.log.find(from, "its end", |l| parse(l).is_some_and(|r| closed(&r)));
+        }
+        // A reload looks for what is to be pruned.
+        while d.sql::<i64>("SELECT count(*) FROM deliveries") > 0 {
+            reload(&d, config);
+        }
+        assert_eq!(d.sql::<i64>("SELECT count(*) FROM journal"), 0);
+    }
+    assert_eq!(d.stop(), 0);
+}
