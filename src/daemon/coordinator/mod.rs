@@ -91,7 +91,6 @@ pub struct Coordinator {
     deadline_guard: Option<Sender<()>>,
     continuations: VecDeque<Wish>,
     next_continuation: Option<Instant>,
-    ended: BTreeSet<i64>,
     alive_at: Instant,
     prune_at: Instant,
     retry_at: Option<Instant>,
@@ -123,7 +122,6 @@ impl Coordinator {
             deadline_guard: None,
             continuations: VecDeque::new(),
             next_continuation: None,
-            ended: BTreeSet::new(),
             alive_at: now + ALIVE,
             prune_at: now + PRUNE,
             retry_at: None,
@@ -403,7 +401,6 @@ impl Coordinator {
             }
             News::WorkerEnded(sid) => {
                 self.retry_at = None;
-                self.ended.insert(sid);
                 if let Some((join, again)) = self.house.registry.remove(sid) {
                     // The thread has said its last word: the join is a matter of microseconds.
                     if let Some(join) = join
