@@ -8,7 +8,7 @@ use crate::plot::{Line, svg};
 use crate::rig::{self, Daemon, ECHO, Place};
 use crate::table::{Goal, Scale, Table, quantile};
 
-/// The median time of a turn (POST to its end) of one client, and the daemon's CPU a turn, in microseconds.
+/// The time of a turn (POST to its end) and the daemon's CPU a turn, in microseconds.
 struct Cost {
     p50: f64,
     cpu: f64,
@@ -29,10 +29,11 @@ fn cost(daemon: &Daemon<'_>, turns: usize, key: impl Fn(usize) -> usize) -> Cost
     Cost { p50: quantile(&mut times, 0.5), cpu }
 }
 
-/// Both plots.
+/// The plots.
 pub fn run(scale: Scale, table: &mut Table) {
     messages(scale, table);
     sessions(scale, table);
+    crowd(scale, table);
 }
 
 /// From one stored message to a million, half of them in the session that is asked.
@@ -93,6 +94,37 @@ fn sessions(scale: Scale, table: &mut Table) {
     );
 }
 
+/// From a hundred keys to ten thousand that want a worker at once, where there is room for a hundred.
+fn crowd(scale: Scale, table: &mut Table) {
+    const ROOM: usize = 100;
+    let mut points = Vec::new();
+    for size in [100, 1_000, 10_000] {
+        if scale.short && size > 200 {
+            break;
+        }
+        let config = rig::config(ECHO).replace("max_live = 20000", &format!("max_live = {ROOM}"));
+        let place = Place::new(&config, None);
+        let daemon = place.start();
+        let before = rig::cpu(daemon.pid());
+        let began = Instant::now();
+        daemon.message_all(0..size);
+        daemon.settle();
+        let each = |seconds: f64| seconds * 1e6 / size as f64;
+        let cost = Cost { p50: each(began.elapsed().as_secs_f64()), cpu: each(rig::cpu(daemon.pid()) - before) };
+        daemon.stop();
+        table.row(&format!("a turn of {size} keys at once, room for {ROOM}"), "µs", cost.p50, None, Goal::Shown);
+        table.note(&format!("the daemon's CPU: {:.0} µs a turn", cost.cpu));
+        points.push((size as f64, cost));
+    }
+    plot(
+        scale,
+        "growth-crowd",
+        "Cost of a turn by sessions that want a worker",
+        "keys with a message at once, room for a hundred of them",
+        &points,
+    );
+}
+
 fn told(table: &mut Table, figure: &str, cost: &Cost) {
     table.row(&format!("{figure}, p50"), "µs", cost.p50, None, Goal::Shown);
     table.note(&format!("the daemon's CPU: {:.0} µs a turn", cost.cpu));
@@ -103,7 +135,7 @@ fn plot(scale: Scale, name: &str, title: &str, across: &str, points: &[(f64, Cos
         name: name.to_owned(),
         points: points.iter().map(|(x, cost)| (*x, of(cost))).collect(),
     };
-    let lines = [line("POST to the turn's end, p50", |c| c.p50), line("the daemon's CPU", |c| c.cpu)];
+    let lines = [line("time, one client's median or a crowd's mean", |c| c.p50), line("the daemon's CPU", |c| c.cpu)];
     let text = svg(title, across, "µs a turn", &lines);
     let dir: PathBuf =
         if scale.short { std::env::temp_dir() } else { Path::new(env!("CARGO_MANIFEST_DIR")).join("docs") };

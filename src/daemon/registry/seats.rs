@@ -36,9 +36,10 @@ impl Inner {
         let result = how(entry);
         let (is, now) = (entry.doing.sort(), entry.used);
         if (was, used) != (is, now) {
-            let of = self.by_agent.entry(entry.agent.clone()).or_default();
-            of.count_out(was, used);
-            of.count_in(is, now, sid);
+            if let Some(of) = self.by_agent.get_mut(&entry.agent) {
+                of.count_out(was, used);
+                of.count_in(is, now, sid);
+            }
             self.running = self.running + usize::from(is == Sort::Running) - usize::from(was == Sort::Running);
         }
         Some(result)
