@@ -39,7 +39,6 @@ struct State {
     /// It sleeps, and nobody has woken it yet.
     asleep: bool,
     deltas: VecDeque<Arc<str>>,
-    wants_deltas: bool,
     closed: bool,
 }
 
@@ -47,6 +46,7 @@ struct State {
 #[derive(Debug)]
 pub struct Listener {
     key: Option<String>,
+    wants_deltas: bool,
     state: Mutex<State>,
     arrived: Condvar,
 }
@@ -122,7 +122,8 @@ impl Hub {
     pub fn listen(self: &Arc<Self>, key: Option<&str>, deltas: bool) -> Listening {
         let listener = Arc::new(Listener {
             key: key.map(str::to_owned),
-            state: Mutex::new(State { wants_deltas: deltas, ..State::default() }),
+            wants_deltas: deltas,
+            state: Mutex::default(),
             arrived: Condvar::new(),
         });
         match key {
@@ -168,22 +169,20 @@ impl Hub {
         self.newest.load(Ordering::SeqCst)
     }
 
-    /// Whether a preview for this key would reach anybody.
-    pub fn wants_deltas(&self, key: &str) -> bool {
+    /// A preview, the moment the agent speaks; made only if it reaches anybody.
+    pub fn delta(&self, key: &str, json: impl FnOnce() -> Arc<str>) {
         if self.listeners.load(Ordering::SeqCst) == 0 {
-            return false;
+            return;
         }
         let map = self.by_key.read().unwrap_or_else(PoisonError::into_inner);
-        map.get(key).is_some_and(|all| all.iter().any(|l| l.lock().wants_deltas))
-    }
-
-    /// A preview, the moment the agent speaks.
-    pub fn delta(&self, key: &str, json: &Arc<str>) {
-        let map = self.by_key.read().unwrap_or_else(PoisonError::into_inner);
-        for listener in map.get(key).into_iter().flatten() {
+        let mut wanting = map.get(key).into_iter().flatten().filter(|l| l.wants_deltas).peekable();
+        if wanting.peek().is_none() {
+            return;
+        }
+        let json = json();
+        for listener in wanting {
             listener.tell(|s| {
-                if !s.wants_deltas {
-                } else if s.deltas.len() < DELTAS {
+                if s.deltas.len() < DELTAS {
                     s.deltas.push_back(json.clone());
                 } else {
                     self.lost_deltas.fetch_add(1, Ordering::Relaxed);
@@ -337,10 +336,12 @@ mod tests {
     fn previews_are_bounded_and_counted() {
         let hub = Arc::new(Hub::default());
         let a = hub.listen(Some("x:a"), true);
-        assert!(hub.wants_deltas("x:a") && !hub.wants_deltas("x:b"));
+        let deaf = hub.listen(Some("x:b"), false);
+        hub.delta("x:b", || panic!("nobody wants it"));
         for _ in 0..DELTAS + 3 {
-            hub.delta("x:a", &"{}".into());
+            hub.delta("x:a", || "{}".into());
         }
+        assert!(deaf.wait(0, Instant::now()).deltas.is_empty());
         assert_eq!((a.wait(0, Instant::now()).deltas.len(), hub.lost_deltas()), (DELTAS, 3));
     }
 

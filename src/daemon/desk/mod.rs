@@ -38,6 +38,17 @@ const TOOLS: usize = 4096;
 /// The most of an answer that `turn_end` handlers are shown.
 const SHOWN: usize = 1 << 20;
 
+/// A preview of what is not durable yet, as clients get it.
+#[derive(serde::Serialize)]
+struct Delta<'a> {
+    key: &'a str,
+    session_id: &'a str,
+    turn_id: &'a str,
+    kind: EventKind,
+    offset: usize,
+    text: &'a str,
+}
+
 /// A permission that waits for its answer.
 struct Open {
     request: PermissionRequest,
@@ -364,13 +375,11 @@ impl Desk {
         let so_far = &mut r.offsets[usize::from(kind == EventKind::Thought)];
         let offset = *so_far;
         *so_far += text.len();
-        if self.house.hub.wants_deltas(&self.identity.key) {
-            let delta = json!({
-                "key": self.identity.key, "session_id": self.identity.session_id, "turn_id": r.turn_id, "kind": kind,
-                "offset": offset, "text": text,
-            });
-            self.house.hub.delta(&self.identity.key, &delta.to_string().into());
-        }
+        let id = &self.identity;
+        self.house.hub.delta(&id.key, || {
+            let (key, session_id, turn_id, text) = (&id.key, &id.session_id, &r.turn_id, &text);
+            serde_json::to_string(&Delta { key, session_id, turn_id, kind, offset, text }).unwrap_or_default().into()
+        });
         self.push(if kind == EventKind::Text { Item::Text(text) } else { Item::Thought(text) }, false);
     }
 
