@@ -35,8 +35,12 @@ ok "stopped" quiet eventually not in_ pgrep -u ostler
 ok "the state is kept" in_ test -s /var/lib/ostler/ostler.db
 ok "the configuration too" in_ grep -q '^# mine$' /etc/ostler/ostler.toml
 in_ rm -f /etc/credstore/ostler.token /etc/ostler/hooks.d/10-audit.lua
+# As on a machine whose conversations have a disk of their own.
+in_ mount --bind /var/lib/ostler /var/lib/ostler
 in_ apt-get purge -y ostler >"$WORK/purge.log" 2>&1
-ok "purged" [ $? = 0 ]
+ok "purged, with the state on a mount point" [ $? = 0 ]
+ok "which is empty now" [ -z "$(in_ ls -A /var/lib/ostler)" ]
+in_ umount /var/lib/ostler && in_ rmdir /var/lib/ostler
 left=$(in_ find /etc /usr /var/lib /var/cache /run -xdev -name '*ostler*' ! -name ostler-test-image)
 ok "nothing is left behind: ${left:-nothing}" [ -z "$left" ]
 ok "no unit is left" not quiet in_ systemctl cat ostler.service
