@@ -100,7 +100,7 @@ pub enum Command {
     /// Stop the daemon, and wait until it is gone
     Stop(Stop),
     /// Stop the daemon so that its supervisor starts it again, and wait for it
-    Restart(Plain),
+    Restart(Restart),
     /// Read configuration and hooks again
     Reload(Plain),
     /// Show how a stop went
@@ -261,7 +261,7 @@ pub struct Delete {
 pub struct Status {
     #[command(flatten)]
     pub plain: Plain,
-    /// Go on showing it until the daemon is gone
+    /// Go on showing it until the daemon is gone; with --json one line per change, at most one per second
     #[arg(long, short)]
     pub watch: bool,
 }
@@ -277,6 +277,16 @@ pub struct Stop {
     /// Kill agents, close the store and leave
     #[arg(long)]
     pub now: bool,
+}
+
+#[allow(missing_docs)]
+#[derive(Debug, Args)]
+pub struct Restart {
+    #[command(flatten)]
+    pub plain: Plain,
+    /// Stop it even if it has no supervisor, so that nothing starts it again
+    #[arg(long)]
+    pub force: bool,
 }
 
 #[allow(missing_docs)]

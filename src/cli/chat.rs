@@ -181,15 +181,15 @@ impl Conversation<'_> {
             Err(e) if e.status == 404 => "a new session".to_owned(),
             Err(e) => return Err(Failure::api(key, &e)),
         };
-        let line = format!("{} ({about}); /help for commands", bold(self.ui.color, key));
-        self.ui.say(line)?;
+        let line = format!("{} ({about}); /help for commands", bold(self.ui.color, &clean(key)));
+        self.ui.styled(line)?;
         Ok(())
     }
 
     /// An error of a command ends the command, not the conversation.
     fn act(&mut self, rest: &str, done: &str) -> Result<(), Failure> {
         match self.client.post(&session_path(&self.key, rest), None) {
-            Ok(_) => self.ui.say(dim(self.ui.color, &format!("[{done}]")))?,
+            Ok(_) => self.ui.styled(dim(self.ui.color, &format!("[{done}]")))?,
             Err(e) => self.ui.note(Failure::api(&self.key, &e).text),
         }
         Ok(())
@@ -282,7 +282,7 @@ impl Show<'_, '_> {
         let options = request.get("options").and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
         let title = ["/title", "/tool/title", "/tool"].iter().map(|p| text(request, p)).find(|t| !t.is_empty());
         screen.end_line(ui)?;
-        ui.say(bold(ui.color, &format!("The agent asks for leave: {}", clean(&title.unwrap_or_default()))))?;
+        ui.styled(bold(ui.color, &format!("The agent asks for leave: {}", clean(&title.unwrap_or_default()))))?;
         for (n, option) in options.iter().enumerate() {
             ui.say(format!("  {}. {}", n + 1, clean(&text(option, "/name"))))?;
         }

@@ -19,8 +19,8 @@ const RELOAD: Duration = Duration::from_secs(120);
 
 /// `status`
 pub fn status(client: &Client, a: &Status, ui: &mut Ui) -> Done {
-    if a.watch && !a.plain.json {
-        return stop::watch(client, ui);
+    if a.watch {
+        return stop::watch(client, a.plain.json, ui);
     }
     let status = client.get("/v1/status").map_err(|e| Failure::api("status", &e))?;
     print_status(&status, a.plain.json, ui)
@@ -80,7 +80,7 @@ fn print_status(s: &Value, json: bool, ui: &mut Ui) -> Done {
     };
     let supervised = if s["supervised"] == true { "yes" } else { "no: nothing starts it again" };
     let held = if s["held"] == true { ", held: no turn starts (ostler release)" } else { "" };
-    let title = bold(ui.color, &format!("{}{held}", text(s, "/phase")));
+    let title = bold(ui.color, &format!("{}{held}", clean(&text(s, "/phase"))));
     let rows = [
         ("version", text(s, "/version")),
         ("pid", text(s, "/pid")),
@@ -94,7 +94,7 @@ fn print_status(s: &Value, json: bool, ui: &mut Ui) -> Done {
         ("removed", removed(s)),
         ("log", dropped),
     ];
-    ui.say(title)?;
+    ui.styled(title)?;
     ui.say(fields(&rows))?;
     if s["stop"].is_object() {
         ui.say(format!(

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value, json};
 
 use super::args::Doctor;
-use super::render::{bold, number, text};
+use super::render::{bold, clean, number, text};
 use super::{Done, Doors, Failure, Ui, client};
 use crate::client::{Client, ClientError};
 use crate::config::{self, AgentKind, Config, Paths, paths};
@@ -154,7 +154,7 @@ fn print(checks: &[Check], json: bool, ui: &mut Ui) -> Done {
     for c in checks {
         let word =
             if c.verdict == Verdict::Good { c.verdict.word().to_owned() } else { bold(ui.color, c.verdict.word()) };
-        ui.say(format!("{word}: {}: {}", c.name, c.found))?;
+        ui.styled(format!("{word}: {}: {}", clean(&c.name), clean(&c.found)))?;
         if !c.remedy.is_empty() {
             ui.say(format!("      {}", c.remedy))?;
         }

@@ -138,6 +138,8 @@ pub struct Ui {
     err_tty: bool,
     /// Colour is welcome on stdout.
     color: bool,
+    /// Columns of the terminal on stdout; `None`: as many as a line needs.
+    width: Option<u16>,
 }
 
 impl Ui {
@@ -151,11 +153,20 @@ impl Ui {
             out_tty,
             err_tty: io::stderr().is_terminal(),
             color: out_tty && !plain,
+            width: if out_tty { columns() } else { None },
         }
     }
 
-    /// A line on stdout.
+    /// A line on stdout. On a terminal it loses what would command it: no text is trusted here, whoever wrote it.
     fn say(&mut self, line: impl std::fmt::Display) -> io::Result<()> {
+        if self.out_tty {
+            return writeln!(self.out, "{}", render::clean(&line.to_string()));
+        }
+        writeln!(self.out, "{line}")
+    }
+
+    /// A line with colours of ours; everything else in it is clean already.
+    fn styled(&mut self, line: impl std::fmt::Display) -> io::Result<()> {
         writeln!(self.out, "{line}")
     }
 
@@ -166,8 +177,31 @@ impl Ui {
 
     /// JSON on stdout.
     fn json(&mut self, value: &Value) -> io::Result<()> {
-        writeln!(self.out, "{value:#}")
+        self.json_text(format!("{value:#}"))
     }
+
+    /// JSON on one line of stdout.
+    fn json_line(&mut self, value: &Value) -> io::Result<()> {
+        self.json_text(value.to_string())
+    }
+
+    fn json_text(&mut self, text: String) -> io::Result<()> {
+        let text = if self.out_tty { render::json_for_terminal(&text) } else { text };
+        writeln!(self.out, "{text}")
+    }
+}
+
+/// The terminal's width. Some have none to tell (0 columns), which means that nobody cuts the lines.
+fn columns() -> Option<u16> {
+    let size = rustix::termios::tcgetwinsize(io::stdout()).ok()?;
+    usable_width(size.ws_col)
+}
+
+/// Tables narrower than this would be a column of letters.
+const NARROWEST: u16 = 80;
+
+fn usable_width(columns: u16) -> Option<u16> {
+    (columns > 0).then_some(columns.max(NARROWEST))
 }
 
 /// The program, but for what it is made of.
@@ -233,7 +267,7 @@ fn run(command: Command, doors: &Doors, ui: &mut Ui) -> Done {
         Command::Release(a) => control::hold(&client(&a.to)?, &a, false, ui),
         Command::Status(a) => control::status(&client(&a.plain.to)?, &a, ui),
         Command::Stop(a) => stop::stop(&client(&a.plain.to)?, &a, ui),
-        Command::Restart(a) => stop::restart(&client(&a.to)?, &a, ui),
+        Command::Restart(a) => stop::restart(&client(&a.plain.to)?, &a, ui),
         Command::Reload(a) => control::reload(&client(&a.to)?, &a, ui),
         Command::Report(a) => report::report(&client(&a.plain.to)?, &a, ui),
         Command::Hooks(a) => hooks::hooks(&a, doors, ui),

@@ -9,8 +9,11 @@ use crate::clock::{self, Millis};
 /// A table without lines; `-` where there is nothing.
 pub fn table(ui: &Ui, headers: &[&str], rows: Vec<Vec<String>>) -> String {
     let mut table = Table::new();
-    let fit = if ui.out_tty { ContentArrangement::Dynamic } else { ContentArrangement::Disabled };
+    let fit = if ui.width.is_some() { ContentArrangement::Dynamic } else { ContentArrangement::Disabled };
     table.load_style(presets::NOTHING).set_content_arrangement(fit);
+    if let Some(width) = ui.width {
+        table.set_width(width);
+    }
     table.set_header(headers.iter().map(|h| h.to_uppercase()));
     for row in rows {
         table.add_row(row.into_iter().map(|c| if c.is_empty() { "-".to_owned() } else { clean(&c) }));
@@ -101,6 +104,19 @@ pub fn count(n: i64, what: &str) -> String {
 /// Text of agents and users without control characters, which would otherwise command the reader's terminal.
 pub fn clean(text: &str) -> String {
     text.chars().filter(|c| !c.is_control() || matches!(c, '\n' | '\t')).collect()
+}
+
+/// JSON whose strings cannot command a terminal: JSON itself only escapes U+0000 to U+001F.
+pub fn json_for_terminal(json: &str) -> String {
+    let mut out = String::with_capacity(json.len());
+    for c in json.chars() {
+        match c {
+            // Outside of strings JSON has no such character, and its own line ends are wanted.
+            '\u{7f}'..='\u{9f}' => out += &format!("\\u{:04x}", u32::from(c)),
+            c => out.push(c),
+        }
+    }
+    out
 }
 
 /// Dim text, where colour is welcome.

@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use super::args::Report;
-use super::render::{ago_now, bold, items, millis, number, table, text};
+use super::render::{ago_now, bold, clean, items, millis, number, table, text};
 use super::{Done, Failure, Ui};
 use crate::client::{Client, segment};
 
@@ -66,7 +66,7 @@ pub fn print(r: &Value, json: bool, ui: &mut Ui) -> Done {
         return Ok(0);
     }
     let head = format!("{} ({}), {}", text(r, "/reason"), text(r, "/urgency"), clean_word(r));
-    ui.say(bold(ui.color, &head))?;
+    ui.styled(bold(ui.color, &clean(&head)))?;
     ui.say(format!("boot {}, {} to {}\n", text(r, "/boot_id"), text(r, "/started_at"), text(r, "/ended_at")))?;
     let phase = |p: &Value| vec![text(p, "/phase"), millis(number(p, "/took_ms")), millis(number(p, "/planned_ms"))];
     let list = |name: &str| r.get(name).and_then(Value::as_array).map_or(&[][..], Vec::as_slice);

@@ -92,7 +92,7 @@ impl Screen {
             ui.out.write_all(b"\x1b[1A\x1b[2K")?;
         }
         let line = dim(ui.color, &line);
-        ui.say(line)?;
+        ui.styled(line)?;
         ui.out.flush()?;
         self.at = At::Tool(id);
         Ok(())
@@ -102,7 +102,7 @@ impl Screen {
     pub fn note(&mut self, ui: &mut Ui, line: &str) -> Result<(), Failure> {
         self.end_line(ui)?;
         let line = dim(ui.color, &format!("[{}]", clean(line)));
-        ui.say(line)?;
+        ui.styled(line)?;
         ui.out.flush()?;
         Ok(())
     }

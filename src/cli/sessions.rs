@@ -5,7 +5,7 @@ use std::num::NonZeroUsize;
 use serde_json::Value;
 
 use super::args::{Delete, One, Sessions};
-use super::render::{ago_now, bold, fields, items, number, table, text};
+use super::render::{ago_now, bold, clean, fields, items, number, table, text};
 use super::{Done, Failure, Ui};
 use crate::client::{Client, name_to_key, segment, session_path};
 
@@ -125,7 +125,7 @@ pub fn print(s: &Value, json: bool, ui: &mut Ui) -> Done {
         reason => format!("{reason}, {}", at("/ended_at")),
     };
     let unclean = if number(s, "/unclean") > 0 { text(s, "/unclean") } else { String::new() };
-    let title = bold(ui.color, &text(s, "/key"));
+    let title = bold(ui.color, &clean(&text(s, "/key")));
     let rows = [
         ("id", text(s, "/id")),
         ("state", text(s, "/state")),
@@ -143,7 +143,7 @@ pub fn print(s: &Value, json: bool, ui: &mut Ui) -> Done {
         ("previous", text(s, "/previous_id")),
         ("next", text(s, "/next_id")),
     ];
-    ui.say(title)?;
+    ui.styled(title)?;
     ui.say(fields(&rows))?;
     Ok(0)
 }

@@ -8,7 +8,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::{Value, json};
 use ureq::http::Method;
 
-use super::args::{Plain, Stop};
+use super::args::{Restart, Stop};
 use super::control::blocking;
 use super::render::{count, millis, number, text};
 use super::{Done, Failure, Ui, report};
@@ -19,6 +19,8 @@ use crate::thread;
 
 /// The status is asked for this often; that the process is gone is noticed at once.
 const LOOK: Duration = Duration::from_millis(250);
+/// Changes are told in JSON this often at the most.
+const CHANGE: Duration = Duration::from_secs(1);
 /// One look.
 const ANSWER: Duration = Duration::from_secs(3);
 /// What a stop may run past its deadline before it is called hung.
@@ -40,10 +42,17 @@ pub fn stop(client: &Client, a: &Stop, ui: &mut Ui) -> Done {
 }
 
 /// `restart`
-pub fn restart(client: &Client, a: &Plain, ui: &mut Ui) -> Done {
+pub fn restart(client: &Client, a: &Restart, ui: &mut Ui) -> Done {
+    if !a.force {
+        let before = client.get("/v1/status").map_err(|e| Failure::api("restart", &e))?;
+        if before["supervised"] != true {
+            let why = "the daemon has no supervisor, so nothing starts it again; it goes on (--force stops it)";
+            return Err(Failure::new("restart", why));
+        }
+    }
     let mut gone = bring_down(client, StopReason::Restart, Urgency::Graceful, ui)?;
     if !gone.supervised {
-        let done = verdict(&gone, "stopped", a.json, ui);
+        let done = verdict(&gone, "stopped", a.plain.json, ui);
         ui.note("restart: the daemon has no supervisor, so nothing starts it again: start it with `ostler serve`");
         return done;
     }
@@ -52,7 +61,7 @@ pub fn restart(client: &Client, a: &Plain, ui: &mut Ui) -> Done {
         gone.report = client.get(&format!("/v1/reports/{}", gone.boot)).ok();
     }
     gone.took = gone.since.elapsed();
-    verdict(&gone, &format!("restarted (boot {ready})"), a.json, ui)
+    verdict(&gone, &format!("restarted (boot {ready})"), a.plain.json, ui)
 }
 
 /// A daemon that is no more.
@@ -158,10 +167,14 @@ fn next_boot(client: &Client, old: &str) -> Result<String, Failure> {
     }
 }
 
-/// `status --watch`
-pub fn watch(client: &Client, ui: &mut Ui) -> Done {
+/// `status --watch`: for people a moving line, else a line of JSON for each change.
+pub fn watch(client: &Client, json: bool, ui: &mut Ui) -> Done {
     let first = client.get("/v1/status").map_err(|e| Failure::api("status", &e))?;
     let mut look = Look::at(client, &first);
+    if json {
+        watch_json(&mut look, first, ui)?;
+        return Ok(0);
+    }
     let mut progress = Progress::new(ui);
     progress.show(&first, ui);
     loop {
@@ -174,6 +187,24 @@ pub fn watch(client: &Client, ui: &mut Ui) -> Done {
     progress.clear();
     ui.note("status: the daemon is gone");
     Ok(0)
+}
+
+fn watch_json(look: &mut Look<'_>, first: Value, ui: &mut Ui) -> Result<(), Failure> {
+    let mut last = first;
+    ui.json_line(&last)?;
+    loop {
+        // Whoever reads it as it comes must not wait for a buffer to fill.
+        ui.out.flush()?;
+        match look.next(CHANGE) {
+            Step::Gone => return Ok(()),
+            Step::Silent => {}
+            Step::Status(status) if status == last => {}
+            Step::Status(status) => {
+                ui.json_line(&status)?;
+                last = status;
+            }
+        }
+    }
 }
 
 enum Step {

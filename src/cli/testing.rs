@@ -32,7 +32,14 @@ impl Write for Caught {
 /// A place for output that is no terminal, or claims to be one.
 pub fn ui(tty: bool) -> (Ui, Caught, Caught) {
     let (out, err) = (Caught::default(), Caught::default());
-    let ui = Ui { out: Box::new(out.clone()), err: Box::new(err.clone()), out_tty: tty, err_tty: false, color: false };
+    let ui = Ui {
+        out: Box::new(out.clone()),
+        err: Box::new(err.clone()),
+        out_tty: tty,
+        err_tty: false,
+        color: false,
+        width: None,
+    };
     (ui, out, err)
 }
 
@@ -71,7 +78,13 @@ pub fn ostler(args: &[&str]) -> Ran {
 
 /// The same, with stdout a terminal or not.
 pub fn ostler_on(tty: bool, args: &[&str]) -> Ran {
+    ostler_wide(tty, None, args)
+}
+
+/// The same, with the columns of the terminal.
+pub fn ostler_wide(tty: bool, width: Option<u16>, args: &[&str]) -> Ran {
     let (mut ui, out, err) = ui(tty);
+    ui.width = width;
     let cli = Cli::try_parse_from(std::iter::once(&"ostler").chain(args)).unwrap();
     let code = match run(cli.command, &DOORS, &mut ui) {
         Ok(code) => code,

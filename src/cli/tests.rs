@@ -5,3 +5,4 @@ mod commands;
 mod following;
 mod packaging;
 mod talking;
+mod terminal;

@@ -62,7 +62,7 @@ pub fn print(client: &Client, a: &Transcript, ui: &mut Ui) -> Done {
     let color = ui.color;
     entries(client, &key, a.after, a.limit.map(NonZeroUsize::get), |e| {
         let head = format!("[{}] {} {}", text(e, "/seq"), text(e, "/role"), text(e, "/at"));
-        ui.say(dim(color, &head))?;
+        ui.styled(dim(color, &clean(&head)))?;
         ui.say(clean(&said(e)))?;
         ui.say("")?;
         Ok(())
@@ -88,7 +88,7 @@ fn said(entry: &Value) -> String {
 pub fn export(client: &Client, a: &One, ui: &mut Ui) -> Done {
     let key = name_to_key(&a.key);
     if a.json {
-        entries(client, &key, None, None, |e| Ok(ui.say(e)?))?;
+        entries(client, &key, None, None, |e| Ok(ui.json_line(e)?))?;
         return Ok(0);
     }
     let session = client.get(&session_path(&key, "")).map_err(|e| Failure::api(&key, &e))?;
@@ -134,12 +134,11 @@ pub fn events(client: &Client, a: &Events, ui: &mut Ui) -> Done {
 }
 
 fn tell(event: &SseEvent, json: bool, ui: &mut Ui) -> Result<(), Failure> {
-    let line = if json {
-        serde_json::json!({ "id": event.id, "event": event.event, "data": event.data }).to_string()
+    if json {
+        ui.json_line(&serde_json::json!({ "id": event.id, "event": event.event, "data": event.data }))?;
     } else {
-        line(event)
-    };
-    ui.say(line)?;
+        ui.say(line(event))?;
+    }
     ui.out.flush()?;
     Ok(())
 }

@@ -303,7 +303,7 @@ fn a_stop_shows_what_blocks_and_reports_how_it_went() {
         _ => refusal(409, "conflict"),
     });
     let ran = at(&socket, &["restart"]);
-    assert_eq!((ran.code, ran.err.as_str()), (1, "ostler: restart: because of conflict (conflict)\n"));
+    assert_eq!((ran.code, ran.err.as_str()), (1, "ostler: restart: because of conflict (conflict)\n"), "{ran:?}");
 }
 
 #[test]
@@ -314,8 +314,12 @@ fn a_restart_waits_for_the_next_boot_if_there_will_be_one() {
     let ran = at(&socket, &["restart"]);
     assert!(ran.code == 0 && ran.out.starts_with("restarted (boot new) after "), "{ran:?}");
     drop(fake);
-    let _fake = stopping(&dir, false, None);
+    let fake = stopping(&dir, false, None);
     let ran = at(&socket, &["restart"]);
+    assert_eq!((ran.code, ran.out.as_str()), (1, ""), "{ran:?}");
+    assert!(ran.err.contains("nothing starts it again") && ran.err.contains("--force"), "{ran:?}");
+    assert!(fake.seen().is_empty(), "it was not stopped: {:?}", fake.seen());
+    let ran = at(&socket, &["restart", "--force"]);
     assert!(ran.code == 0 && ran.out.starts_with("stopped after "), "{ran:?}");
     assert!(ran.err.contains("nothing starts it again"), "{ran:?}");
 }
