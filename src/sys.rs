@@ -2,7 +2,7 @@
 
 use std::io;
 use std::net::TcpListener;
-use std::os::fd::{AsFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd};
 use std::os::unix::net::UnixListener;
 
 use rustix::net::{AddressFamily, SocketType, sockopt};
@@ -87,4 +87,95 @@ pub fn passed_listeners() -> io::Result<Vec<Listener>> {
         });
     }
     Ok(listeners)
+}
+
+/// Who connected a unix socket, as the kernel noted it then.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PeerCred {
+    /// Its user.
+    pub uid: u32,
+    /// Its group, the first of them.
+    pub gid: u32,
+    /// Its process; `None` when it has no number in this pid namespace.
+    pub pid: Option<i32>,
+}
+
+/// The most supplementary groups that a process can have.
+const MOST_GROUPS: usize = 65_536;
+
+/// Who is on the other side of a connected unix socket. The numbers are the kernel's and cannot be chosen by the peer.
+///
+/// # Errors
+/// It is no unix socket.
+#[allow(unsafe_code)]
+pub fn peer_cred(socket: impl AsFd) -> io::Result<PeerCred> {
+    let mut cred = libc::ucred { pid: 0, uid: 0, gid: 0 };
+    let mut length = libc::socklen_t::try_from(size_of::<libc::ucred>()).map_err(io::Error::other)?;
+    // SAFETY: the descriptor is borrowed and so open; the kernel writes at most `length` bytes into `cred`, which is that
+    // long, lives through the call and is three plain integers, of which any value is valid.
+    let answer = unsafe {
+        let fd = socket.as_fd().as_raw_fd();
+        libc::getsockopt(fd, libc::SOL_SOCKET, libc::SO_PEERCRED, (&raw mut cred).cast(), &raw mut length)
+    };
+    if answer != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // A peer of another pid namespace has no number here, which the kernel tells as 0.
+    Ok(PeerCred { uid: cred.uid, gid: cred.gid, pid: (cred.pid > 0).then_some(cred.pid) })
+}
+
+/// The supplementary groups of whoever connected a unix socket (`SO_PEERGROUPS`); its first group is in [`peer_cred`].
+///
+/// # Errors
+/// It is no connected unix socket, or the kernel is older than 4.13.
+#[allow(unsafe_code)]
+pub fn peer_groups(socket: impl AsFd) -> io::Result<Vec<u32>> {
+    let mut groups: Vec<libc::gid_t> = vec![0; 64];
+    loop {
+        let room = size_of_val(groups.as_slice());
+        let mut length = libc::socklen_t::try_from(room).map_err(io::Error::other)?;
+        // SAFETY: the descriptor is borrowed and so open; the kernel writes at most `length` bytes, which is the size of
+        // the vector's initialized elements, integers of which any value is valid; the vector lives through the call.
+        let answer = unsafe {
+            let fd = socket.as_fd().as_raw_fd();
+            libc::getsockopt(fd, libc::SOL_SOCKET, libc::SO_PEERGROUPS, groups.as_mut_ptr().cast(), &raw mut length)
+        };
+        // With too little room the kernel says how much it takes.
+        let number = usize::try_from(length).map_err(io::Error::other)? / size_of::<libc::gid_t>();
+        if answer == 0 {
+            groups.truncate(number);
+            return Ok(groups);
+        }
+        let error = io::Error::last_os_error();
+        if error.raw_os_error() != Some(libc::ERANGE) || number <= groups.len() || number > MOST_GROUPS {
+            return Err(error);
+        }
+        groups.resize(number, 0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn a_peer_is_who_the_kernel_says() {
+        let (one, _other) = std::os::unix::net::UnixStream::pair().unwrap();
+        let cred = peer_cred(&one).unwrap();
+        let me = rustix::process::getpid().as_raw_nonzero().get();
+        assert_eq!((cred.uid, cred.gid), (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw()));
+        assert_eq!(cred.pid, Some(me));
+        let mut groups = peer_groups(&one).unwrap();
+        let mut mine: Vec<u32> = rustix::process::getgroups().unwrap().iter().map(|g| g.as_raw()).collect();
+        groups.sort_unstable();
+        mine.sort_unstable();
+        assert_eq!(groups, mine);
+    }
+
+    #[test]
+    fn what_is_no_unix_socket_has_no_peer() {
+        let file = std::fs::File::open("/dev/null").unwrap();
+        assert!(peer_cred(&file).is_err() && peer_groups(&file).is_err());
+    }
 }

@@ -74,10 +74,8 @@ impl Socket {
     pub(super) fn prepare(&self) -> io::Result<Peer> {
         match &self.kind {
             Kind::Unix(s) => {
-                let cred = rustix::net::sockopt::socket_peercred(s)?;
-                // A peer of another pid namespace has no number here, which the kernel tells as 0.
-                let pid = rustix::process::Pid::as_raw(Some(cred.pid));
-                Ok(Peer::Unix { uid: cred.uid.as_raw(), gid: cred.gid.as_raw(), pid: (pid > 0).then_some(pid) })
+                let cred = crate::sys::peer_cred(s)?;
+                Ok(Peer::Unix { uid: cred.uid, gid: cred.gid, pid: cred.pid })
             }
             Kind::Tcp(s) => {
                 s.set_nodelay(true)?;

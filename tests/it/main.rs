@@ -12,6 +12,7 @@ mod ends;
 mod hooks;
 mod invariants;
 mod kill;
+mod leftovers;
 mod manager;
 mod marks;
 mod operator;
