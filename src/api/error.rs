@@ -36,10 +36,9 @@ impl ApiError {
         Self::new(401, "unauthorized", "a valid bearer token is needed")
     }
 
-    /// 403 for a web page.
-    #[must_use]
-    pub fn origin() -> Self {
-        Self::new(403, "forbidden_origin", "requests of web pages are not served")
+    /// 403 for what a web page sent, or may have.
+    pub fn origin(why: impl Into<String>) -> Self {
+        Self::new(403, "forbidden_origin", why)
     }
 
     /// 404 for a path.

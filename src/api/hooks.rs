@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use super::{Api, ApiError, body};
+use super::{Api, ApiError, bodies};
 use crate::daemon::delivery::Message;
 use crate::hooks::{self, Delivered};
 use crate::http::{Request, Response};
@@ -36,13 +36,13 @@ pub fn discard(api: &Api, id: &str) -> Answer {
 
 /// Sends a sample event to each of its handlers; never journalled.
 pub fn fire(api: &Api, request: &Request) -> Answer {
-    let body = body(request)?;
-    let name = body["event"].as_str().unwrap_or_default();
-    let Some(kind) = HookEvent::parse(name) else {
+    let body: bodies::Fire = bodies::read(&request.body)?;
+    let name = body.event.optional("event")?.unwrap_or_default();
+    let Some(kind) = HookEvent::parse(&name) else {
         let known: Vec<&str> = HookEvent::ALL.iter().map(|e| e.as_str()).collect();
         return Err(ApiError::parameter(format!("event: {name:?}: one of {}", known.join(", "))));
     };
-    let mut event = hooks::sample_with(kind, body["fields"].as_object().unwrap_or(&serde_json::Map::new()));
+    let mut event = hooks::sample_with(kind, &body.fields.unwrap_or_default());
     event.test = true;
     let mut results = Vec::new();
     for handler in api.house.hooks.handlers(kind) {

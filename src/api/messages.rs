@@ -5,11 +5,11 @@ use std::io;
 use std::sync::atomic::Ordering;
 
 use serde::Serialize;
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::events::{Feed, Only};
 use super::route::Query;
-use super::{Api, ApiError, body};
+use super::{Api, ApiError, bodies};
 use crate::daemon::{self, desk};
 use crate::hooks::Verdict;
 use crate::http::{Peer, Request, Responder, Response};
@@ -56,22 +56,17 @@ struct Message {
 }
 
 fn read(api: &Api, request: &Request, to: Target) -> Result<Message, ApiError> {
-    let body = body(request)?;
-    let text = match &body["text"] {
-        Value::String(text) => match text_fault(text) {
-            None => text.clone(),
-            Some(fault) => return Err(ApiError::new(400, "invalid_text", format!("the text {fault}"))),
-        },
-        _ => return Err(ApiError::new(400, "invalid_text", "text: a text is needed")),
+    let body: bodies::Message = bodies::read(&request.body)?;
+    let bodies::Field::Text(text) = body.text else {
+        return Err(ApiError::new(400, "invalid_text", "text: a text is needed"));
     };
-    let id = match &body["id"] {
-        Value::Null => None,
-        Value::String(id) => match id_fault(id) {
-            None => Some(id.clone()),
-            Some(fault) => return Err(ApiError::parameter(format!("id: {fault}"))),
-        },
-        _ => return Err(ApiError::parameter("id: a text is needed")),
-    };
+    if let Some(fault) = text_fault(&text) {
+        return Err(ApiError::new(400, "invalid_text", format!("the text {fault}")));
+    }
+    let id = body.id.optional("id")?;
+    if let Some(fault) = id.as_deref().and_then(id_fault) {
+        return Err(ApiError::parameter(format!("id: {fault}")));
+    }
     let (key, session_id) = match to {
         Target::Key(key) => (key, None),
         Target::Id(id) => (api.house.store.key_of(&id)?, Some(id)),

@@ -4,7 +4,7 @@
 use std::io;
 use std::sync::{Arc, OnceLock};
 
-use serde_json::{Value, json};
+use serde_json::json;
 use subtle::ConstantTimeEq as _;
 
 use crate::config::{self, Config};
@@ -12,6 +12,8 @@ use crate::daemon::delivery::Delivery;
 use crate::daemon::house::House;
 use crate::http::{Handler, Head, Peer, Request, Responder, Response, Server};
 
+mod access;
+mod bodies;
 mod error;
 mod events;
 mod hooks;
@@ -21,7 +23,13 @@ mod route;
 mod sessions;
 mod status;
 
+use access::{Caller, Marks};
 pub use error::ApiError;
+
+/// A token of fewer bytes is soon guessed by whoever can reach the listener: it is refused.
+const LEAST_TOKEN: usize = 8;
+/// One of fewer bytes is taken, for the sake of those that are in use, and warned of.
+const SAFE_TOKEN: usize = 16;
 
 /// The bearer token of the TCP listener.
 #[derive(Clone)]
@@ -36,7 +44,7 @@ impl std::fmt::Debug for Token {
 /// Reads the token's file, where one is configured.
 ///
 /// # Errors
-/// It cannot be read, or is empty: a text that names the file.
+/// It cannot be read, is empty or far too short: a text that names the file.
 pub fn token(config: &Config) -> Result<Option<Token>, String> {
     let Some(file) = config.http.as_ref().and_then(|h| h.token_file.as_ref()) else { return Ok(None) };
     let file = config::paths::secret_file(file, config, &config::paths::process_env);
@@ -44,6 +52,16 @@ pub fn token(config: &Config) -> Result<Option<Token>, String> {
     let text = text.trim();
     if text.is_empty() {
         return Err(format!("http.token_file: {}: it is empty", file.display()));
+    }
+    if text.len() < LEAST_TOKEN {
+        let why = format!("a token of {} bytes is soon guessed; at least {LEAST_TOKEN} are needed", text.len());
+        return Err(format!("http.token_file: {}: {why}, better {SAFE_TOKEN}", file.display()));
+    }
+    if text.len() < SAFE_TOKEN {
+        log::warn!(
+            "http.token_file: {}: the token is short; one of at least {SAFE_TOKEN} bytes is better",
+            file.display()
+        );
     }
     Ok(Some(Token(text.as_bytes().to_vec())))
 }
@@ -77,47 +95,40 @@ impl Api {
         let _ = self.server.set(Arc::downgrade(server));
     }
 
-    fn admit(&self, head: &Head, peer: &Peer) -> Result<(), ApiError> {
-        match peer {
-            Peer::Unix { uid, .. } => {
+    /// Who asks.
+    fn caller(&self, head: &Head, peer: &Peer) -> Caller {
+        match (peer, &self.token) {
+            (Peer::Unix { uid, .. }, _) => {
                 let own = rustix::process::geteuid().as_raw();
-                if self.group || *uid == 0 || *uid == own {
-                    Ok(())
-                } else {
-                    Err(ApiError::refused("this socket is its owner's"))
-                }
+                if self.group || *uid == 0 || *uid == own { Caller::Member } else { Caller::Stranger }
             }
-            Peer::Tcp(_) => {
-                self.admit_page(head)?;
-                let Some(token) = &self.token else { return Ok(()) };
-                let given = head.header("authorization").and_then(|a| a.strip_prefix("Bearer ")).unwrap_or_default();
-                if bool::from(given.as_bytes().ct_eq(&token.0)) { Ok(()) } else { Err(ApiError::unauthorized()) }
+            (Peer::Tcp(_), None) => Caller::Local,
+            (Peer::Tcp(_), Some(token)) => {
+                let given = head.header("authorization").and_then(access::bearer).unwrap_or_default();
+                if bool::from(given.as_bytes().ct_eq(&token.0)) { Caller::Bearer } else { Caller::Nobody }
             }
         }
     }
 
-    /// A web page must not drive the daemon: neither by its origin, nor by a name that it made point here.
-    fn admit_page(&self, head: &Head) -> Result<(), ApiError> {
-        let host = head.header("host").unwrap_or_default();
-        if let Some(origin) = head.header("origin")
-            && origin.strip_prefix("http://") != Some(host)
-        {
-            return Err(ApiError::origin());
-        }
-        if self.token.is_some() {
-            return Ok(());
-        }
-        let name =
-            host.rsplit_once(':').filter(|(_, port)| port.bytes().all(|b| b.is_ascii_digit())).map_or(host, |(n, _)| n);
-        let local = name.eq_ignore_ascii_case("localhost")
-            || name.trim_matches(['[', ']']).parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback());
-        if local { Ok(()) } else { Err(ApiError::origin()) }
+    fn admit(&self, head: &Head, peer: &Peer) -> Result<(), ApiError> {
+        let (host, origin, site) = (head.header("host"), head.header("origin"), head.header("sec-fetch-site"));
+        access::judge(self.caller(head, peer), &head.path, &Marks { host, origin, site })
     }
 }
 
 impl Handler for Api {
     fn gate(&self, head: &Head, peer: &Peer) -> Option<Response> {
-        self.admit(head, peer).err().map(|e| e.response())
+        if let Err(e) = self.admit(head, peer) {
+            return Some(e.response());
+        }
+        // Nobody's body is read for a path that is not there; without one the connection may go on after the answer.
+        let has_body =
+            head.header("content-length").is_some_and(|n| n != "0") || head.header("transfer-encoding").is_some();
+        if has_body { route::unknown(head) } else { None }
+    }
+
+    fn body_limit(&self, head: &Head) -> u64 {
+        bodies::limit(&head.path)
     }
 
     fn handle(&self, request: Request, out: Responder<'_>) -> io::Result<()> {
@@ -133,17 +144,5 @@ impl Handler for Api {
             _ => "invalid_parameter",
         };
         Response::json(status, &json!({ "error": { "code": code, "message": what } }))
-    }
-}
-
-/// A JSON object from a body.
-fn body(request: &Request) -> Result<Value, ApiError> {
-    if request.body.is_empty() {
-        return Ok(json!({}));
-    }
-    match serde_json::from_slice(&request.body) {
-        Ok(value @ Value::Object(_)) => Ok(value),
-        Ok(_) => Err(ApiError::new(400, "invalid_json", "the body is not a JSON object")),
-        Err(e) => Err(ApiError::new(400, "invalid_json", format!("the body is not JSON: {e}"))),
     }
 }

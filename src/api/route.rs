@@ -5,7 +5,7 @@ use std::io;
 use percent_encoding::percent_decode_str;
 
 use super::{Api, ApiError, events, hooks, messages, metrics, sessions, status};
-use crate::http::{Request, Responder, Response};
+use crate::http::{Head, Request, Responder, Response};
 use crate::model::session::key_fault;
 use crate::store::Target;
 
@@ -141,15 +141,26 @@ fn answer(api: &Api, method: &str, parts: &[&str], request: &Request, query: &Qu
         ("POST", ["v1", "sessions", key, "suspend"]) => sessions::suspend(api, target(key)?),
         ("POST", ["v1", "sessions", key, "resume"]) => sessions::resume(api, target(key)?),
         ("POST", ["v1", "sessions", key, "permission"]) => sessions::permission(api, target(key)?, request),
-        (_, parts) => Err(match allowed(parts) {
-            Some(methods) => {
-                return Ok(ApiError::new(405, "method_not_allowed", format!("this takes {methods}"))
-                    .response()
-                    .header("Allow", methods));
-            }
-            None => ApiError::not_found(),
-        }),
+        (_, parts) => Ok(no_such(parts)),
     }
+}
+
+/// The answer to a path that is not there, or that does not take the method.
+fn no_such(parts: &[&str]) -> Response {
+    match allowed(parts) {
+        Some(methods) => {
+            let e = ApiError::new(405, "method_not_allowed", format!("this takes {methods}"));
+            e.response().header("Allow", methods)
+        }
+        None => ApiError::not_found().response(),
+    }
+}
+
+/// The same, told by the head alone; `None` for a request that somebody answers.
+pub fn unknown(head: &Head) -> Option<Response> {
+    let parts: Vec<&str> = head.path.strip_prefix('/').unwrap_or_default().split('/').collect();
+    let takes = allowed(&parts).is_some_and(|methods| methods.split(", ").any(|m| m == head.method));
+    (!takes).then(|| no_such(&parts))
 }
 
 /// The methods of a path that exists.

@@ -3,7 +3,7 @@
 use serde_json::json;
 
 use super::route::Query;
-use super::{Api, ApiError, body};
+use super::{Api, ApiError, bodies};
 use crate::daemon::registry::Answered;
 use crate::daemon::worker::working_dir;
 use crate::http::{Request, Response};
@@ -135,11 +135,10 @@ pub fn delete(api: &Api, target: Target, query: &Query) -> Answer {
 }
 
 pub fn permission(api: &Api, target: Target, request: &Request) -> Answer {
-    let body = body(request)?;
-    let text = |name: &str| body[name].as_str().ok_or_else(|| ApiError::parameter(format!("{name}: a text is needed")));
-    let (request_id, option_id) = (text("request_id")?, text("option_id")?);
+    let body: bodies::Permission = bodies::read(&request.body)?;
+    let (request_id, option_id) = (body.request_id.needed("request_id")?, body.option_id.needed("option_id")?);
     let session = api.house.store.session(&target)?;
-    match api.house.registry.answer_permission(session.sid, request_id, Some(option_id), "client") {
+    match api.house.registry.answer_permission(session.sid, &request_id, Some(&option_id), "client") {
         Answered::Settled => show(api, Target::Id(session.id)),
         Answered::Resolved => Err(ApiError::new(409, "resolved", "this permission is not open (any more)")),
         Answered::NotOffered => Err(ApiError::parameter(format!("option_id: {option_id:?} was not offered"))),

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use super::route::Query;
-use super::{Api, ApiError, body};
+use super::{Api, ApiError, bodies};
 use crate::clock;
 use crate::daemon::house::Request as Ask;
 use crate::http::{Request, Response};
@@ -84,19 +84,14 @@ pub fn readiness(api: &Api) -> Answer {
 }
 
 pub fn stop(api: &Api, request: &Request) -> Answer {
-    let body = body(request)?;
-    let word = |name: &str| match &body[name] {
-        Value::Null => Ok(None),
-        Value::String(word) => Ok(Some(word.clone())),
-        _ => Err(ApiError::parameter(format!("{name}: a text is needed"))),
-    };
-    let reason = match word("reason")? {
+    let body: bodies::Stop = bodies::read(&request.body)?;
+    let reason = match body.reason.optional("reason")? {
         None => StopReason::Shutdown,
         Some(w) => {
             StopReason::parse(&w).ok_or_else(|| ApiError::parameter(format!("reason: {w:?}: shutdown or restart")))?
         }
     };
-    let urgency = match word("urgency")? {
+    let urgency = match body.urgency.optional("urgency")? {
         None => Urgency::Graceful,
         Some(w) => {
             Urgency::parse(&w).ok_or_else(|| ApiError::parameter(format!("urgency: {w:?}: graceful, fast or now")))?
@@ -140,8 +135,9 @@ pub fn hold(api: &Api, hold: bool) -> Answer {
 }
 
 pub fn backup(api: &Api, request: &Request) -> Answer {
-    let body = body(request)?;
-    let Some(path) = body["path"].as_str().map(std::path::Path::new).filter(|p| p.is_absolute()) else {
+    let body: bodies::Backup = bodies::read(&request.body)?;
+    let path = body.path.needed("path")?;
+    let Some(path) = Some(std::path::Path::new(&path)).filter(|p| p.is_absolute()) else {
         return Err(ApiError::parameter("path: an absolute path is needed"));
     };
     if path.exists() {

@@ -175,7 +175,7 @@ fn next_head(shared: &Shared, input: &mut Input<'_>, first: bool) -> Result<Opti
             let here = input.bytes();
             let end = scan.end(here)?;
             if end.unwrap_or(here.len()) > limits.head_bytes {
-                return Err(too_long(&scan).into());
+                return Err(too_long(here, limits.head_bytes).into());
             }
             if let Some(end) = end {
                 let parsed = head::parse(&here[..end], limits.headers)?;
@@ -195,8 +195,9 @@ fn next_head(shared: &Shared, input: &mut Input<'_>, first: bool) -> Result<Opti
     }
 }
 
-fn too_long(scan: &Scan) -> Refusal {
-    if scan.in_request_line() {
+/// What is too long: the request line on its own, however much came with it, or all of it.
+fn too_long(here: &[u8], limit: usize) -> Refusal {
+    if here.iter().position(|b| *b == b'\n').unwrap_or(here.len()) > limit {
         Refusal::new(414, "request line: too long")
     } else {
         Refusal::new(431, "head: too long")

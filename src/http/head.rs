@@ -85,11 +85,6 @@ impl Scan {
         }
         Ok(None)
     }
-
-    /// No line has ended so far: what is too long is the request line.
-    pub(super) fn in_request_line(&self) -> bool {
-        self.line == 0
-    }
 }
 
 /// Reads a head, from its first byte to the end of its empty line.

@@ -37,7 +37,13 @@ pub fn key_fault(key: &str) -> Option<&'static str> {
 /// What is wrong with an idempotency id, or `None`.
 #[must_use]
 pub fn id_fault(id: &str) -> Option<&'static str> {
-    (id.is_empty() || id.len() > ID_BYTES).then_some("an id has 1 to 128 bytes")
+    if id.is_empty() || id.len() > ID_BYTES {
+        Some("an id has 1 to 128 bytes")
+    } else if id.chars().any(char::is_control) {
+        Some("an id has no control characters")
+    } else {
+        None
+    }
 }
 
 /// The longest message, in bytes.
@@ -285,6 +291,7 @@ mod tests {
             assert!(key_fault(bad).is_some(), "{bad:?}");
         }
         assert!(id_fault("").is_some() && id_fault(&"x".repeat(129)).is_some());
+        assert!(id_fault("a\nb").is_some() && id_fault("a\u{85}").is_some() && id_fault("ä b").is_none());
         assert!(id_fault("x").is_none() && id_fault(&"x".repeat(128)).is_none());
     }
 

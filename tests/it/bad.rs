@@ -49,6 +49,8 @@ fn bad_messages() {
         (b"{\"text\": [\"x\"]}", "invalid_text"),
         (b"{\"text\": \"x\", \"id\": 7}", "invalid_parameter"),
         (b"{\"text\": \"x\", \"id\": \"\"}", "invalid_parameter"),
+        (b"{\"text\": \"x\", \"id\": \"a\\nb\"}", "invalid_parameter"),
+        (b"{\"text\": \"x\", \"id\": \"a\\u001b[2J\"}", "invalid_parameter"),
     ] {
         let (status, answer) = raw(&d, post, body);
         assert_eq!(status, 400, "{}: {answer}", String::from_utf8_lossy(body));
@@ -162,14 +164,14 @@ fn half_requests() {
     let mut d = Daemon::new().start();
     let answer = d.raw_request(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03 hello\r\n\r\n");
     assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 400"), "{answer:?}");
-    let long = format!("GET /{} HTTP/1.1\r\nHost: x\r\n\r\n", "x".repeat(64 << 10));
+    let long = format!("GET /{} HTTP/1.1\r\nHost: localhost\r\n\r\n", "x".repeat(64 << 10));
     assert!(d.raw_request(long.as_bytes()).starts_with("HTTP/1.1 414"));
-    let both = b"POST /v1/hold HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n";
+    let both = b"POST /v1/hold HTTP/1.1\r\nHost: localhost\r\nContent-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n";
     assert!(d.raw_request(both).starts_with("HTTP/1.1 400"));
     let half: Vec<_> = (0..50)
         .map(|n| {
             let mut s = d.raw();
-            let text = "POST /v1/sessions/local%3Aa/messages HTTP/1.1\r\nHost: x\r\nContent-Length: 50\r\n\r\n{\"text\": \"never\"";
+            let text = "POST /v1/sessions/local%3Aa/messages HTTP/1.1\r\nHost: localhost\r\nContent-Length: 50\r\n\r\n{\"text\": \"never\"";
             s.write_all(&text.as_bytes()[..text.len() - n]).unwrap();
             s
         })
@@ -180,7 +182,7 @@ fn half_requests() {
     let mut late = d.raw();
     late.write_all(b"GET /v1/status HT").unwrap();
     assert_eq!(d.send("local:a", "y"), "echo: y");
-    late.write_all(b"TP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
+    late.write_all(b"TP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").unwrap();
     let mut answer = String::new();
     late.read_to_string(&mut answer).unwrap();
     assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
@@ -190,7 +192,7 @@ fn half_requests() {
 }
 
 /// A port that was free a moment ago.
-fn port() -> u16 {
+pub fn port() -> u16 {
     std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 

@@ -268,7 +268,7 @@ fn a_text_that_is_gone_is_no_empty_transcript() {
 }
 
 fn metrics(d: &Daemon) -> String {
-    d.raw_request(b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+    d.raw_request(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
 }
 
 /// Until nothing is owed to any handler: no event tells of a delivery that is settled, so the daemon is asked.

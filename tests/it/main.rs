@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, missing_docs)]
 
 mod accept;
+mod access;
 mod agents;
 mod bad;
 mod busy;

@@ -234,13 +234,15 @@ fn clients_do_not_delay_a_stop() {
     use std::io::Write as _;
     let mut d = Daemon::new().config(&fake(&[], "")).start();
     let mut half = d.raw();
-    half.write_all(b"POST /v1/sessions/local%3Aa/messages HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{\"te")
-        .unwrap();
+    half.write_all(
+        b"POST /v1/sessions/local%3Aa/messages HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{\"te",
+    )
+    .unwrap();
     let mut head = d.raw();
     head.write_all(b"GET /v1/sta").unwrap();
     let idle = d.raw();
     let mut deaf = d.raw();
-    deaf.write_all(b"GET /v1/events?after=0&deltas=1 HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
+    deaf.write_all(b"GET /v1/events?after=0&deltas=1 HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap();
     let mut streams: Vec<Events> = (0..5).map(|_| d.events("local:a")).collect();
     // More than a socket holds.
     assert_eq!(d.turn("local:a", "flood 8000").outcome(), "completed");

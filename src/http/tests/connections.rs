@@ -129,6 +129,10 @@ fn an_endless_head_is_refused() {
         c.send(format!("GET / HTTP/1.1\r\nHost: h\r\nX: {}\r\n\r\n", "a".repeat(fill)));
         assert_eq!(c.answer().status, status);
     }
+    // A line that alone is too long, come at once with all that follows it.
+    let mut c = f.unix();
+    c.send(format!("GET /{} HTTP/1.1\r\nHost: h\r\n\r\n", "a".repeat(16 * 1024)));
+    assert_eq!(c.answer().status, 414);
 }
 
 #[test]

@@ -1,0 +1,161 @@
+//! Who may come in, and at whose cost.
+
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
+
+use serde_json::{Value, json};
+
+use crate::bad::port;
+use crate::daemon::{Daemon, PATIENCE};
+
+/// Status and body of a raw answer.
+fn answer(text: &str) -> (u16, Value) {
+    let status = text.split(' ').nth(1).and_then(|s| s.parse().ok()).unwrap_or_else(|| panic!("{text:?}"));
+    let body = text.split_once("\r\n\r\n").map(|(_, body)| body).unwrap_or_default();
+    (status, serde_json::from_str(body).unwrap_or_default())
+}
+
+/// A request on the unix socket, with these header fields and no others.
+fn ask(d: &Daemon, line: &str, headers: &str, body: &str) -> (u16, Value) {
+    let length = if body.is_empty() { String::new() } else { format!("Content-Length: {}\r\n", body.len()) };
+    answer(&d.raw_request(format!("{line} HTTP/1.1\r\n{headers}{length}Connection: close\r\n\r\n{body}").as_bytes()))
+}
+
+fn ask_tcp(port: u16, line: &str, headers: &str) -> (u16, Value) {
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    write!(stream, "{line} HTTP/1.1\r\n{headers}Connection: close\r\n\r\n").unwrap();
+    let mut text = String::new();
+    let _ = stream.read_to_string(&mut text);
+    answer(&text)
+}
+
+fn code(answer: &(u16, Value)) -> (u16, &str) {
+    (answer.0, answer.1["error"]["code"].as_str().unwrap_or_default())
+}
+
+/// The most memory that a process had since it was last asked to forget.
+fn most_memory(pid: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:")).unwrap();
+    line.trim().trim_end_matches(" kB").trim().parse::<u64>().unwrap() * 1024
+}
+
+/// A body costs a few times its own bytes, whatever stands in it beside what is asked for, and however many come at once.
+#[test]
+fn a_body_costs_what_it_is_long() {
+    const AT_ONCE: usize = 6;
+    let mut d = Daemon::new().start();
+    d.send("local:a", "warm");
+    let mut body = String::from("{\"text\":\"hi\",\"x\":[1");
+    while body.len() < (4 << 20) - 16 {
+        body.push_str(",1");
+    }
+    body.push_str("]}");
+    let pid = d.pid();
+    if std::fs::write(format!("/proc/{pid}/clear_refs"), "5").is_err() {
+        eprintln!("SKIPPED: the most memory that a process had cannot be reset here");
+        return;
+    }
+    let before = most_memory(pid);
+    std::thread::scope(|scope| {
+        for n in 0..AT_ONCE {
+            let (d, body) = (&d, &body);
+            scope.spawn(move || {
+                let line = format!("POST /v1/sessions/local%3A{n}/messages");
+                let told = ask(d, &line, "Host: localhost\r\n", body);
+                assert_eq!(told.0, 202, "{told:?}");
+            });
+        }
+    });
+    let cost = most_memory(pid).saturating_sub(before);
+    let most = (8 * body.len() * AT_ONCE) as u64;
+    assert!(cost <= most, "{} MiB for {AT_ONCE} bodies of 4 MiB", cost >> 20);
+    assert_eq!(d.stop(), 0);
+}
+
+/// A web page drives the daemon through no listener: the unix socket, which may be forwarded to a port, has the rule of
+/// the TCP listener. Nothing of what it asks for is done.
+#[test]
+fn no_page_comes_in_by_any_door() {
+    let port = port();
+    let d = Daemon::new().config(&format!("[http]\nlisten = \"127.0.0.1:{port}\"\n")).start();
+    let line = "POST /v1/sessions/local%3Aa/messages";
+    let foreign = ["Host: any-name\r\n", "Host: localhost.evil.example\r\n", "Host: 10.1.2.3:7411\r\n"];
+    let pages = [
+        "Host: localhost\r\nOrigin: http://evil.example\r\nContent-Type: text/plain\r\n",
+        "Host: localhost\r\nOrigin: null\r\n",
+        "Host: localhost\r\nOrigin: http://localhost\r\n",
+        "Host: localhost\r\nSec-Fetch-Site: cross-site\r\n",
+    ];
+    for headers in foreign.iter().chain(&pages) {
+        let told = ask(&d, line, headers, "{\"text\":\"never\"}");
+        assert_eq!(code(&told), (403, "forbidden_origin"), "{headers}: {told:?}");
+        let told = ask_tcp(port, "GET /v1/status", headers);
+        assert_eq!(code(&told), (403, "forbidden_origin"), "{headers}: {told:?}");
+    }
+    // Who is refused for a name is told which, and what to do.
+    let told = ask(&d, "GET /v1/status", foreign[0], "");
+    let message = told.1["error"]["message"].as_str().unwrap();
+    assert!(message.contains("any-name") && message.contains("http://localhost/"), "{message}");
+    // What is no page's goes on as it was.
+    for host in ["localhost", "localhost:80", "127.0.0.1:7411", "[::1]"] {
+        assert_eq!(ask(&d, "GET /v1/status", &format!("Host: {host}\r\n"), "").0, 200, "{host}");
+    }
+    // Probes are asked under whatever name a machine has.
+    for path in ["/healthz", "/readyz"] {
+        assert_eq!(ask(&d, &format!("GET {path}"), "Host: pod-7\r\n", "").0, 200);
+        assert_eq!(ask_tcp(port, &format!("GET {path}"), "Host: 10.1.2.3:7411\r\n").0, 200);
+    }
+    assert_eq!(d.get("/v1/sessions")["sessions"], json!([]));
+}
+
+/// The token opens the door under any name, whatever the scheme's case; without it a name makes no difference. One that is
+/// as good as none is refused at the start.
+#[test]
+fn a_token_and_names() {
+    let port = port();
+    let d = Daemon::new().config(&format!("[http]\nlisten = \"127.0.0.1:{port}\"\ntoken_file = \"@DIR@/token\"\n"));
+    for short in ["x", "1234567"] {
+        std::fs::write(d.path("token"), short).unwrap();
+        let ran = d.refuses();
+        assert_eq!(ran.code, 78, "{ran:?}");
+        assert!(ran.err.contains("http.token_file") && ran.err.contains("at least 8"), "{ran:?}");
+    }
+    std::fs::write(d.path("token"), "a-token-long-enough\n").unwrap();
+    let _d = d.start();
+    for scheme in ["Bearer", "bearer", "BEARER", "Bearer "] {
+        for host in ["localhost", "ostler.example", "10.1.2.3:7411"] {
+            let headers = format!("Host: {host}\r\nAuthorization: {scheme} a-token-long-enough\r\n");
+            assert_eq!(ask_tcp(port, "GET /v1/status", &headers).0, 200, "{headers}");
+        }
+    }
+    for headers in ["Host: ostler.example\r\n", "Host: ostler.example\r\nAuthorization: Basic a-token-long-enough\r\n"]
+    {
+        let told = ask_tcp(port, "GET /v1/status", headers);
+        assert_eq!(code(&told), (401, "unauthorized"), "{headers}");
+    }
+}
+
+/// A body is not waited for where nobody would read it.
+#[test]
+fn an_unknown_path_is_told_before_its_body() {
+    let d = Daemon::new().start();
+    for (line, wanted) in [
+        ("POST /v1/nothing", (404, "not_found")),
+        ("POST /v1/sessions/local%3Aa/nothing", (404, "not_found")),
+        ("PUT /v1/sessions/local%3Aa/messages", (405, "method_not_allowed")),
+    ] {
+        let mut stream = d.raw();
+        write!(stream, "{line} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 4000000\r\n\r\n").unwrap();
+        let mut told = Vec::new();
+        let mut byte = [0; 512];
+        while !told.ends_with(b"}}\n") {
+            let n = stream.read(&mut byte).unwrap();
+            assert!(n > 0, "{line}: {}", String::from_utf8_lossy(&told));
+            told.extend_from_slice(&byte[..n]);
+        }
+        let told = answer(&String::from_utf8(told).unwrap());
+        assert_eq!(code(&told), wanted, "{line}");
+    }
+}
