@@ -68,7 +68,7 @@ pub fn spread_sleepers(chains: usize) -> bool {
 /// The listening sockets that a service manager passed (`LISTEN_FDS`); none without one. Called once, at start.
 ///
 /// # Errors
-/// What was passed is no listening stream socket.
+/// What was passed is no listening stream socket, or of a kind that is not served.
 #[allow(unsafe_code)]
 pub fn passed_listeners() -> io::Result<Vec<Listener>> {
     let mut listeners = Vec::new();
@@ -83,7 +83,8 @@ pub fn passed_listeners() -> io::Result<Vec<Listener>> {
         }
         listeners.push(match sockopt::socket_domain(fd.as_fd())? {
             AddressFamily::UNIX => Listener::Unix(UnixListener::from(fd)),
-            _ => Listener::Tcp(TcpListener::from(fd)),
+            AddressFamily::INET | AddressFamily::INET6 => Listener::Tcp(TcpListener::from(fd)),
+            _ => return Err(io::Error::new(io::ErrorKind::InvalidInput, "a passed socket is neither unix nor TCP")),
         });
     }
     Ok(listeners)

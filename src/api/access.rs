@@ -62,6 +62,14 @@ pub fn judge(caller: Caller, path: &str, marks: &Marks<'_>) -> Result<(), ApiErr
     }
 }
 
+/// Whether a process may use a unix socket: root, the daemon's own user, and whoever is in the group that may write to the
+/// socket's file (`None`: there is no such group). The file's mode alone does not say it: a service manager opens a socket
+/// for everybody unless it is told otherwise.
+#[must_use]
+pub fn may_connect(uid: u32, gid: u32, groups: &[u32], own: u32, group: Option<u32>) -> bool {
+    uid == 0 || uid == own || group.is_some_and(|g| gid == g || groups.contains(&g))
+}
+
 /// A header's value as an error shows it.
 fn shown(value: &str) -> String {
     value.chars().take(100).collect()
@@ -135,6 +143,21 @@ mod tests {
         let marks = Marks { host: Some("any-name:80"), origin: None, site: None };
         let told = judge(Caller::Member, "/v1/status", &marks).unwrap_err().to_string();
         assert!(told.contains("any-name:80") && told.contains("localhost") && told.contains("token_file"), "{told}");
+    }
+
+    #[test]
+    fn a_socket_is_for_its_owner_and_its_group() {
+        for (uid, gid, groups, group, wanted) in [
+            (0, 9, &[][..], None, true),
+            (7, 9, &[], None, true),
+            (8, 9, &[], None, false),
+            (8, 9, &[5, 6], None, false),
+            (8, 9, &[5, 6], Some(4), false),
+            (8, 9, &[5, 6], Some(9), true),
+            (8, 9, &[5, 6], Some(6), true),
+        ] {
+            assert_eq!(may_connect(uid, gid, groups, 7, group), wanted, "{uid} {gid} {groups:?} {group:?}");
+        }
     }
 
     #[test]

@@ -2,7 +2,9 @@
 //! about sessions, and holds no truth.
 
 use std::io;
-use std::sync::{Arc, OnceLock};
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use serde_json::json;
 use subtle::ConstantTimeEq as _;
@@ -10,7 +12,7 @@ use subtle::ConstantTimeEq as _;
 use crate::config::{self, Config};
 use crate::daemon::delivery::Delivery;
 use crate::daemon::house::House;
-use crate::http::{Handler, Head, Peer, Request, Responder, Response, Server};
+use crate::http::{Handler, Head, Listener, Peer, Request, Responder, Response, Server};
 
 mod access;
 mod bodies;
@@ -66,12 +68,43 @@ pub fn token(config: &Config) -> Result<Option<Token>, String> {
     Ok(Some(Token(text.as_bytes().to_vec())))
 }
 
+/// A unix socket, and which group it is for.
+#[derive(Debug)]
+struct Socket {
+    /// Its file; `None` for a TCP listener, and for a socket that has none.
+    path: Option<PathBuf>,
+    /// The group when its file was last seen.
+    group: Mutex<Option<u32>>,
+}
+
+impl Socket {
+    fn of(listener: &Listener) -> Self {
+        let path = match listener {
+            Listener::Unix(unix) => unix.local_addr().ok().and_then(|a| a.as_pathname().map(Path::to_path_buf)),
+            Listener::Tcp(_) => None,
+        };
+        let socket = Self { path, group: Mutex::default() };
+        let _seen = socket.group();
+        socket
+    }
+
+    /// The group that may write to its file, as it is now; as it was when the file is gone.
+    fn group(&self) -> Option<u32> {
+        let mut known = self.group.lock().unwrap_or_else(PoisonError::into_inner);
+        let meta = self.path.as_ref().and_then(|p| std::fs::metadata(p).ok()).filter(|m| m.file_type().is_socket());
+        if let Some(meta) = meta {
+            *known = (meta.mode() & 0o020 != 0).then(|| meta.gid());
+        }
+        *known
+    }
+}
+
 /// The API.
 pub struct Api {
     house: Arc<House>,
     token: Option<Token>,
     delivery: Delivery,
-    group: bool,
+    sockets: Vec<Socket>,
     server: OnceLock<std::sync::Weak<Server>>,
 }
 
@@ -82,12 +115,11 @@ impl std::fmt::Debug for Api {
 }
 
 impl Api {
-    /// Over a house.
+    /// Over a house, behind these listeners.
     #[must_use]
-    pub fn new(house: Arc<House>, token: Option<Token>, delivery: Delivery) -> Self {
-        // As a service, the socket's group decides; elsewhere only its owner and root come in.
-        let group = std::env::var_os("RUNTIME_DIRECTORY").is_some() || std::env::var_os("LISTEN_FDS").is_some();
-        Self { house, token, delivery, group, server: OnceLock::new() }
+    pub fn new(house: Arc<House>, token: Option<Token>, delivery: Delivery, listeners: &[Listener]) -> Self {
+        let sockets = listeners.iter().map(Socket::of).collect();
+        Self { house, token, delivery, sockets, server: OnceLock::new() }
     }
 
     /// The server stands; its numbers can be shown.
@@ -98,9 +130,15 @@ impl Api {
     /// Who asks.
     fn caller(&self, head: &Head, peer: &Peer) -> Caller {
         match (peer, &self.token) {
-            (Peer::Unix { uid, .. }, _) => {
+            (Peer::Unix { uid, gid, groups, listener, .. }, _) => {
                 let own = rustix::process::geteuid().as_raw();
-                if self.group || *uid == 0 || *uid == own { Caller::Member } else { Caller::Stranger }
+                let simple = access::may_connect(*uid, *gid, groups, own, None);
+                let group = || self.sockets.get(*listener).and_then(Socket::group);
+                if simple || access::may_connect(*uid, *gid, groups, own, group()) {
+                    Caller::Member
+                } else {
+                    Caller::Stranger
+                }
             }
             (Peer::Tcp(_), None) => Caller::Local,
             (Peer::Tcp(_), Some(token)) => {

@@ -4,8 +4,7 @@
 //! [`coordinator`]'s loop until the machine says leave.
 
 use std::fs;
-use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
-use std::os::unix::net::UnixListener;
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -13,7 +12,7 @@ use std::time::{Duration, Instant};
 use crate::agent::process;
 use crate::config::{self, Config};
 use crate::hooks::{self, Event, Hooks, Verdict};
-use crate::http::{Limits, Listener, Server};
+use crate::http::{Limits, Server};
 use crate::model::event::{HookEvent, StopReason};
 use crate::store::{Accept, Accepted, Admission, BootInfo, Error, Store};
 use crate::{api, thread};
@@ -34,6 +33,7 @@ pub mod registry;
 mod reload;
 pub mod report;
 pub mod signals;
+mod socket;
 mod sweep;
 mod watchdog;
 pub mod worker;
@@ -172,7 +172,7 @@ fn run(
     home.enter(&house);
 
     // Before the boot is noted: one that cannot be reached, because another one sits on its socket, was none.
-    let listeners = listen(&options.socket, http.as_ref())?;
+    let opened = socket::listen(&options.socket, http.as_ref(), token.is_some())?;
     let recovered = store
         .open_boot(BootInfo { boot_id, pid: std::process::id(), threshold })
         .map_err(|e| NoStart(exit::STATE, format!("recovery: {e}")))?;
@@ -204,9 +204,9 @@ fn run(
     let me = delivery.clone();
     thread::spawn("delivery", thread::IO_STACK, move || delivery::run(courier, me, &delivery_inbox))
         .map_err(internal)?;
-    let service = Arc::new(api::Api::new(house.clone(), token, delivery.clone()));
+    let service = Arc::new(api::Api::new(house.clone(), token, delivery.clone(), &opened.listeners));
     let limits = Limits { stack: 512 * 1024, ..Limits::default() };
-    let server = Arc::new(Server::start(listeners, limits, service.clone()).map_err(internal)?);
+    let server = Arc::new(Server::start(opened.listeners, limits, service.clone()).map_err(internal)?);
     service.enter(&server);
     let _fed = notify::watchdog(requests, store);
     crate::failpoint::hit("boot", "listening");
@@ -225,8 +225,8 @@ fn run(
             log::error!("what an agent left behind could not be ended: {left}");
         }
     }
-    if std::env::var_os("LISTEN_FDS").is_none() {
-        let _ = fs::remove_file(&options.socket);
+    if let Some(own) = opened.own {
+        own.remove();
     }
     log::info!("stopped{}", if ending.clean { "" } else { ", uncleanly" });
     Ok(match (ending.reason, ending.clean) {
@@ -282,48 +282,6 @@ fn take_lock(dir: &Path, replace: bool, deadline: Duration) -> Result<lock::Lock
         lock::Held::Owned { .. } => NoStart(exit::OWNED, e.to_string()),
         lock::Held::Io { .. } => NoStart(exit::STATE, e.to_string()),
     })
-}
-
-/// The API's listeners: those that a service manager passed, else our own socket, and TCP where configured.
-fn listen(socket: &Path, http: Option<&config::Http>) -> Result<Vec<Listener>, NoStart> {
-    let mut listeners =
-        crate::sys::passed_listeners().map_err(|e| NoStart(exit::INTERNAL, format!("LISTEN_FDS: {e}")))?;
-    if listeners.is_empty() {
-        let no = |e: std::io::Error| NoStart(exit::STATE, format!("{}: {e}", socket.display()));
-        if let Some(dir) = socket.parent() {
-            fs::create_dir_all(dir).map_err(no)?;
-        }
-        // We hold the lock, so a socket that is there belongs to nobody; but never remove another kind of file, nor the
-        // socket of a daemon with another state directory.
-        if std::os::unix::net::UnixStream::connect(socket).is_ok() {
-            return Err(NoStart(exit::OWNED, format!("{}: another daemon answers there", socket.display())));
-        }
-        match fs::symlink_metadata(socket) {
-            Ok(m) if std::os::unix::fs::FileTypeExt::is_socket(&m.file_type()) => {
-                fs::remove_file(socket).map_err(no)?
-            }
-            Ok(_) => return Err(NoStart(exit::STATE, format!("{}: not a socket, and in the way", socket.display()))),
-            Err(_) => {}
-        }
-        let listener = UnixListener::bind(socket).map_err(|e| match config::paths::socket_too_long(socket) {
-            Some(why) => NoStart(exit::STATE, format!("{}: {why}; choose another with --socket", socket.display())),
-            None => no(e),
-        })?;
-        // As a service the group may talk to it; elsewhere the user alone.
-        let mode = if std::env::var_os("RUNTIME_DIRECTORY").is_some() { 0o660 } else { 0o600 };
-        fs::set_permissions(socket, fs::Permissions::from_mode(mode)).map_err(no)?;
-        listeners.push(Listener::Unix(listener));
-        log::info!("listening on {}", socket.display());
-    } else {
-        log::info!("listening on what the service manager passed");
-    }
-    if let Some(http) = http {
-        let tcp = std::net::TcpListener::bind(http.listen)
-            .map_err(|e| NoStart(exit::STATE, format!("[http] listen = {:?}: {e}", http.listen.to_string())))?;
-        listeners.push(Listener::Tcp(tcp));
-        log::info!("listening on http://{}", http.listen);
-    }
-    Ok(listeners)
 }
 
 /// Accepts a message, and wakes who is to answer it: the one way in, for every channel.

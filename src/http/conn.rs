@@ -119,7 +119,7 @@ enum Next {
 
 /// Serves a connection to its end.
 pub(super) fn serve(shared: &Arc<Shared>, conn: &Arc<Conn>) {
-    let Ok(peer) = conn.socket.prepare() else { return };
+    let Ok(peer) = conn.socket.prepare(conn.listener) else { return };
     let mut out = Exchange::new(Arc::clone(shared), Arc::clone(conn));
     let mut input = Input::new(&conn.socket);
     let mut first = true;

@@ -57,8 +57,12 @@ pub enum Peer {
         uid: u32,
         /// Its effective group.
         gid: u32,
+        /// Its other groups.
+        groups: Vec<u32>,
         /// Its process id, if it is visible from here. For logs alone: it may have ended and been given anew.
         pid: Option<i32>,
+        /// The socket that it came to: its place among the listeners that the server was started with.
+        listener: usize,
     },
     /// An address, which proves nothing.
     Tcp(SocketAddr),

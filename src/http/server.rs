@@ -71,6 +71,8 @@ pub struct Stats {
 #[derive(Debug)]
 pub(super) struct Conn {
     pub(super) socket: Socket,
+    /// Which listener it came to.
+    pub(super) listener: usize,
     /// A request's head is complete, and its answer is not.
     busy: AtomicBool,
 }
@@ -208,14 +210,14 @@ impl Server {
             wake: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
         });
         let server = Self { shared, accepting: Mutex::default() };
-        for listener in listeners {
+        for (place, listener) in listeners.into_iter().enumerate() {
             // The client may be gone between poll and accept, which must not block the thread.
             match &listener {
                 Listener::Unix(l) => l.set_nonblocking(true)?,
                 Listener::Tcp(l) => l.set_nonblocking(true)?,
             }
             let shared = Arc::clone(&server.shared);
-            let thread = thread::spawn("http-accept", thread::IO_STACK, move || accept_all(&shared, &listener))?;
+            let thread = thread::spawn("http-accept", thread::IO_STACK, move || accept_all(&shared, &listener, place))?;
             server.accept_threads().push(thread);
         }
         Ok(server)
@@ -321,13 +323,13 @@ impl Listener {
 
 /// The accept thread. It waits for the listener or the wake, and for nothing else but a breath when the system is out
 /// of descriptors.
-fn accept_all(shared: &Arc<Shared>, listener: &Listener) {
+fn accept_all(shared: &Arc<Shared>, listener: &Listener, place: usize) {
     let mut starved = false;
     loop {
         let mut fds = [PollFd::new(listener, PollFlags::IN), PollFd::new(&shared.wake, PollFlags::IN)];
         let error = match poll(&mut fds, None) {
             Ok(_) if !fds[1].revents().is_empty() => return,
-            Ok(_) => listener.accept().map(|socket| admit(shared, socket)).err(),
+            Ok(_) => listener.accept().map(|socket| admit(shared, socket, place)).err(),
             Err(e) => Some(e.into()),
         };
         match error {
@@ -364,8 +366,8 @@ fn concerns_one_client(e: &io::Error) -> bool {
     Errno::from_io_error(e).is_some_and(|e| PASSING.contains(&e))
 }
 
-fn admit(shared: &Arc<Shared>, socket: Socket) {
-    let conn = Arc::new(Conn { socket, busy: AtomicBool::new(false) });
+fn admit(shared: &Arc<Shared>, socket: Socket, listener: usize) {
+    let conn = Arc::new(Conn { socket, listener, busy: AtomicBool::new(false) });
     let Some(entry) = shared.enter(&conn) else {
         return shared.turn_away(&conn, format!("{} connections are the most", shared.limits.max_connections));
     };

@@ -67,15 +67,17 @@ fn timed_out(what: &'static str) -> io::Error {
 }
 
 impl Socket {
-    /// Who is on the other side; and for TCP the options that streams of small chunks need.
+    /// Who is on the other side of a connection to that listener; and for TCP the options that streams of small chunks need.
     ///
     /// # Errors
     /// The connection is already gone.
-    pub(super) fn prepare(&self) -> io::Result<Peer> {
+    pub(super) fn prepare(&self, listener: usize) -> io::Result<Peer> {
         match &self.kind {
             Kind::Unix(s) => {
                 let cred = crate::sys::peer_cred(s)?;
-                Ok(Peer::Unix { uid: cred.uid, gid: cred.gid, pid: cred.pid })
+                // A kernel that cannot tell them leaves the one group above.
+                let groups = crate::sys::peer_groups(s).unwrap_or_default();
+                Ok(Peer::Unix { uid: cred.uid, gid: cred.gid, groups, pid: cred.pid, listener })
             }
             Kind::Tcp(s) => {
                 s.set_nodelay(true)?;

@@ -1,7 +1,10 @@
 //! Who may come in, and at whose cost.
 
 use std::io::{Read as _, Write as _};
-use std::net::TcpStream;
+use std::net::{TcpListener, TcpStream};
+use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
 
 use serde_json::{Value, json};
 
@@ -134,6 +137,92 @@ fn a_token_and_names() {
     {
         let told = ask_tcp(port, "GET /v1/status", headers);
         assert_eq!(code(&told), (401, "unauthorized"), "{headers}");
+    }
+}
+
+/// A TCP socket that is passed follows the rule of the configured one: what the network reaches needs the token.
+#[test]
+fn a_passed_tcp_socket_needs_a_token() {
+    let reachable = TcpListener::bind("0.0.0.0:0").unwrap();
+    let port = reachable.local_addr().unwrap().port();
+    let mut d = Daemon::new();
+    d.pass(reachable);
+    d.spawn();
+    assert_eq!(d.ended().code(), Some(78));
+    let said = d.wait_log("LISTEN_FDS: ");
+    assert!(said.contains(&format!("0.0.0.0:{port}")) && said.contains("token_file"), "{said}");
+    // With one it is served, to whoever has it.
+    std::fs::write(d.path("token"), "a-token-long-enough\n").unwrap();
+    d.write_config("[http]\nlisten = \"127.0.0.1:0\"\ntoken_file = \"@DIR@/token\"\n");
+    let mut d = d.start();
+    let told = ask_tcp(port, "POST /v1/stop", "Host: localhost\r\n");
+    assert_eq!(code(&told), (401, "unauthorized"));
+    let headers = "Host: localhost\r\nAuthorization: Bearer a-token-long-enough\r\n";
+    assert_eq!(ask_tcp(port, "GET /v1/status", headers).0, 200);
+    d.kill9();
+    // This machine's own users may use one without; it is told.
+    let own = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = own.local_addr().unwrap().port();
+    let mut d = Daemon::new();
+    d.pass(own);
+    let d = d.start();
+    assert_eq!(ask_tcp(port, "GET /v1/status", "Host: localhost\r\n").0, 200);
+    d.wait_log(&format!("http://127.0.0.1:{port} has no token"));
+}
+
+/// `GET /v1/status` by a thread that is somebody else: status and code.
+fn ask_as(socket: &Path, uid: u32, gid: u32, groups: &[u32]) -> (u16, String) {
+    use rustix::process::{Gid, Uid};
+    std::thread::scope(|scope| {
+        let asking = scope.spawn(|| {
+            let groups: Vec<Gid> = groups.iter().map(|g| Gid::from_raw(*g)).collect();
+            rustix::thread::set_thread_groups(&groups).unwrap();
+            rustix::thread::set_thread_gid(Gid::from_raw(gid)).unwrap();
+            rustix::thread::set_thread_uid(Uid::from_raw(uid)).unwrap();
+            let mut stream = UnixStream::connect(socket).unwrap();
+            stream.set_read_timeout(Some(PATIENCE)).unwrap();
+            let request = b"GET /v1/status HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
+            stream.write_all(request).unwrap();
+            let mut text = String::new();
+            let _ = stream.read_to_string(&mut text);
+            let told = answer(&text);
+            (told.0, code(&told).1.to_owned())
+        });
+        asking.join().unwrap()
+    })
+}
+
+/// The unix socket is for root, the daemon's user and the group of its file, however the daemon came by it.
+#[test]
+fn a_socket_is_for_its_group() {
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("SKIPPED: to come as another user takes root");
+        return;
+    }
+    const GROUP: u32 = 54_321;
+    let served = (200, String::new());
+    let refused = (403, "refused".to_owned());
+    let mode = |path: &Path, mode| std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+    for passed in [true, false] {
+        let mut d = Daemon::new().env("RUNTIME_DIRECTORY", "/run/ostler");
+        mode(&d.path(""), 0o755);
+        if passed {
+            // As systemd makes one that says nothing of modes.
+            let listener = UnixListener::bind(d.socket()).unwrap();
+            mode(&d.socket(), 0o666);
+            d.pass(listener);
+        }
+        let d = d.start();
+        if passed {
+            d.wait_log("every user may connect to it (mode 666)");
+        }
+        std::os::unix::fs::chown(d.socket(), None, Some(GROUP)).unwrap();
+        mode(&d.socket(), 0o666);
+        assert_eq!(ask_as(&d.socket(), 65_534, 65_534, &[]), refused);
+        assert_eq!(ask_as(&d.socket(), 65_534, 65_534, &[1, 2]), refused);
+        assert_eq!(ask_as(&d.socket(), 65_534, 65_534, &[1, GROUP]), served);
+        assert_eq!(ask_as(&d.socket(), 65_534, GROUP, &[]), served);
+        assert_eq!(ask_as(&d.socket(), 0, 0, &[]), served);
     }
 }
 

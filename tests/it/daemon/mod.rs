@@ -52,7 +52,7 @@ pub struct Daemon {
     /// Its state directory, below the test's.
     state: String,
     /// A socket that the service manager keeps for it, passed by LISTEN_FDS.
-    listener: Option<UnixListener>,
+    listener: Option<OwnedFd>,
     proc: Option<Proc>,
     pub log: Arc<Lines>,
     /// What was said to the service manager.
@@ -147,7 +147,12 @@ impl Daemon {
 
     /// From now on the socket is the service manager's: it outlives the daemon, to which it is passed.
     pub fn keep_socket(&mut self) {
-        self.listener = Some(UnixListener::bind(self.socket()).unwrap());
+        self.pass(UnixListener::bind(self.socket()).unwrap());
+    }
+
+    /// From now on it is passed this listening socket, which is the service manager's.
+    pub fn pass(&mut self, listener: impl Into<OwnedFd>) {
+        self.listener = Some(listener.into());
         // A child can be given a descriptor of that number only by itself.
         let script = "exec 3<&0 0</dev/null; export LISTEN_FDS=1 LISTEN_PID=$$; exec \"$@\"";
         self.set_wrapper(&["sh", "-c", script, "sh"]);
@@ -233,7 +238,7 @@ impl Daemon {
         assert!(self.proc.is_none(), "it runs already");
         let mut command = self.serve_command();
         command.env("NOTIFY_SOCKET", self.path("notify")).stdout(Stdio::null());
-        command.stdin(self.listener.as_ref().map_or(Stdio::null(), |l| OwnedFd::from(l.try_clone().unwrap()).into()));
+        command.stdin(self.listener.as_ref().map_or(Stdio::null(), |l| l.try_clone().unwrap().into()));
         command.stderr(Stdio::piped()).process_group(0);
         let mut proc = Proc::spawn(&mut command);
         let stderr = BufReader::new(proc.child.stderr.take().unwrap());
