@@ -86,6 +86,7 @@ impl From<Error> for ApiError {
                 Refusal::Overloaded => Self::new(503, "overloaded", text),
                 Refusal::Closed | Refusal::Apart => Self::new(503, "stopping", text),
             },
+            Error::Overloaded => Self::new(503, "overloaded", text),
             Error::Sql(_)
             | Error::Unavailable(_)
             | Error::Open { .. }

@@ -68,7 +68,7 @@ pub fn health(api: &Api) -> Answer {
     let until = Instant::now() + PATIENCE;
     let coordinator =
         api.house.requests.send_deadline(Ask::Ping(send), until).is_ok() && receive.recv_deadline(until).is_ok();
-    let store = api.house.store.answers(PATIENCE);
+    let store = api.house.store.is_alive(PATIENCE);
     if coordinator && store {
         Ok(Response::json(200, &json!({ "ok": true })))
     } else {
@@ -76,11 +76,20 @@ pub fn health(api: &Api) -> Answer {
     }
 }
 
-/// Readiness: not while starting or stopping.
+/// How long the store may take before it counts as not ready.
+const READY: Duration = Duration::from_secs(2);
+
+/// Readiness: not while starting or stopping, nor while the store refuses messages; then with the reason.
 pub fn readiness(api: &Api) -> Answer {
     let board = api.house.board();
-    let ready = board.phase == "running" && board.stop.is_none();
-    Ok(Response::json(if ready { 200 } else { 503 }, &json!({ "ready": ready, "phase": board.phase })))
+    let running = board.phase == "running" && board.stop.is_none();
+    let reason = if running { api.house.store.trouble(READY) } else { None };
+    let ready = running && reason.is_none();
+    let mut answer = json!({ "ready": ready, "phase": board.phase });
+    if let Some(reason) = reason {
+        answer["reason"] = json!(reason);
+    }
+    Ok(Response::json(if ready { 200 } else { 503 }, &answer))
 }
 
 pub fn stop(api: &Api, request: &Request) -> Answer {

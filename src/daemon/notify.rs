@@ -58,7 +58,7 @@ pub fn watchdog(coordinator: Sender<Request>, store: Store) -> Option<Sender<()>
             let coordinator_lives = coordinator.send_deadline(Request::Ping(answer), until).is_ok()
                 && answered.recv_deadline(until).is_ok();
             // A stalled disk is shown, not cured by a kill.
-            let store_lives = store.answers(every / 2) || store.is_working();
+            let store_lives = store.is_alive(every / 2);
             if coordinator_lives && store_lives {
                 send(&[NotifyState::Watchdog]);
             } else {

@@ -14,6 +14,31 @@ use rusqlite::Connection;
 use super::writer::{Job, Writer};
 use super::{Error, closed};
 
+/// A job that was not taken.
+pub(super) enum NotTaken {
+    /// No room came free in time.
+    Full(Job),
+    /// Nobody is there to take it.
+    Over(Job),
+}
+
+impl NotTaken {
+    /// Why it was not taken.
+    pub(super) fn why(&self) -> Error {
+        match self {
+            Self::Full(_) => Error::Overloaded,
+            Self::Over(_) => closed(),
+        }
+    }
+
+    /// Tells the caller that it was not done.
+    pub(super) fn tell(self) {
+        let why = self.why();
+        let (Self::Full(job) | Self::Over(job)) = self;
+        job.refuse(&why);
+    }
+}
+
 /// What waits for the writer's thread.
 pub(super) struct Queue {
     state: Mutex<State>,
@@ -58,19 +83,19 @@ impl Queue {
     }
 
     /// Puts a job at the end; gives it back when there was no room by the instant, or nobody is there to take it.
-    fn push(&self, job: Job, until: Instant) -> Result<(), Job> {
+    fn push(&self, job: Job, until: Instant) -> Result<(), NotTaken> {
         let mut state = self.lock();
         while state.jobs.len() >= self.bound && !state.over {
             let left = until.saturating_duration_since(Instant::now());
             if left.is_zero() {
-                return Err(job);
+                return Err(NotTaken::Full(job));
             }
             state.crowd += 1;
             state = self.room.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
             state.crowd -= 1;
         }
         if state.over {
-            return Err(job);
+            return Err(NotTaken::Over(job));
         }
         state.jobs.push_back(job);
         let asleep = std::mem::take(&mut state.asleep);
@@ -182,7 +207,7 @@ impl Lane {
     }
 
     /// Sends a job; gives it back when it was not taken by the instant, or nobody is there to take it.
-    pub(super) fn send(&self, job: Job, until: Instant) -> Result<(), Job> {
+    pub(super) fn send(&self, job: Job, until: Instant) -> Result<(), NotTaken> {
         match self {
             Self::Thread(door, _) => door.0.push(job, until),
             Self::Inline(writer) => writer.lock().unwrap_or_else(PoisonError::into_inner).perform(job),
@@ -191,7 +216,7 @@ impl Lane {
 
     /// As [`Lane::send`], for a thread that may wait for the disk itself: where nobody writes and nothing waits, the job
     /// is done here and now.
-    pub(super) fn lead(&self, job: Job, until: Instant) -> Result<(), Job> {
+    pub(super) fn lead(&self, job: Job, until: Instant) -> Result<(), NotTaken> {
         if let Self::Thread(door, writer) = self
             && door.0.is_calm()
         {

@@ -16,6 +16,7 @@ use crate::model::event::{HandlerId, HookEvent};
 mod accept;
 mod activations;
 mod boots;
+mod condition;
 mod due;
 mod journal;
 mod kv;
@@ -59,6 +60,9 @@ pub enum Error {
     /// The commit failed or did not come in time: it may or may not have been kept.
     #[error("store: {0}")]
     Unavailable(String),
+    /// No room in the writer's queue came free in time; nothing was changed.
+    #[error("store: too many operations wait for the disk")]
+    Overloaded,
     /// The file cannot be opened.
     #[error("{}: {why}", path.display())]
     Open {
@@ -173,6 +177,7 @@ struct Shared {
     admission: AtomicU8,
     boot: AtomicI64,
     working: AtomicBool,
+    condition: condition::Condition,
     tally: Mutex<Tally>,
     owed: RwLock<OwedTo>,
     observer: RwLock<Observer>,
@@ -240,6 +245,7 @@ impl Store {
             admission: AtomicU8::new(0),
             boot: AtomicI64::new(0),
             working: AtomicBool::new(false),
+            condition: condition::Condition::default(),
             tally: Mutex::default(),
             owed: RwLock::new(Arc::new(|_| Vec::new())),
             observer: RwLock::new(Arc::new(|_| ())),
@@ -318,14 +324,14 @@ impl Store {
 
     fn write_by<T: Send + 'static>(
         &self,
-        way: fn(&lane::Lane, writer::Job, Instant) -> Result<(), writer::Job>,
+        way: fn(&lane::Lane, writer::Job, Instant) -> Result<(), lane::NotTaken>,
         name: &'static str,
         run: impl FnMut(&mut Tx<'_>) -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Error> {
         let until = Instant::now() + self.patience;
         let (answer, reply) = lane::reply();
         if let Err(refused) = way(&self.jobs, writer::Job::work(name, run, move |result| answer.give(result)), until) {
-            refused.refuse(&closed());
+            refused.tell();
         }
         match reply.wait(until) {
             Some(result) => result,
@@ -345,13 +351,25 @@ impl Store {
     ) {
         let job = writer::Job::work(name, run, done);
         if let Err(refused) = self.jobs.send(job, Instant::now() + self.patience) {
-            refused.refuse(&closed());
+            refused.tell();
         }
     }
 
-    /// Answers once everything before it was committed: whether the writer is alive.
+    /// Answers once everything before it was committed: whether the writer can begin a transaction.
     #[must_use]
     pub fn answers(&self, within: Duration) -> bool {
+        self.ping(within).is_some_and(|well| well)
+    }
+
+    /// Whether the writer is alive: it answers, with whatever, or is inside SQLite. A disk that is full or stalled is no
+    /// reason to kill the daemon.
+    #[must_use]
+    pub fn is_alive(&self, within: Duration) -> bool {
+        self.ping(within).is_some() || self.is_working()
+    }
+
+    /// What the writer says to a transaction that does nothing; `None`: it says nothing in time.
+    fn ping(&self, within: Duration) -> Option<bool> {
         let (send, receive) = crossbeam_channel::bounded(1);
         let job = writer::Job::work(
             "ping",
@@ -361,7 +379,20 @@ impl Store {
             },
         );
         let until = Instant::now() + within;
-        self.jobs.send(job, until).is_ok() && receive.recv_deadline(until).unwrap_or(false)
+        self.jobs.send(job, until).ok()?;
+        receive.recv_deadline(until).ok()
+    }
+
+    /// Why nothing that is sent to it is kept just now; `None` when all is well. After a refusal a write that takes no more
+    /// than `within` tries whether that is over.
+    #[must_use]
+    pub fn trouble(&self, within: Duration) -> Option<String> {
+        if self.shared.condition.trouble().is_none() {
+            let late = || format!("the disk did not answer within {} s", within.as_secs());
+            return if self.answers(within) { None } else { self.shared.condition.trouble().or_else(|| Some(late())) };
+        }
+        let hurried = self.until(Instant::now() + within);
+        hurried.note_alive().err().map(|e| self.shared.condition.trouble().unwrap_or_else(|| e.to_string()))
     }
 
     /// Whether the writer is inside SQLite now: a stalled disk keeps it there, and is no reason to kill the daemon.
@@ -380,7 +411,7 @@ impl Store {
             self.readers.close(Instant::now() + until.saturating_duration_since(Instant::now()) / 2);
         }
         let (send, receive) = crossbeam_channel::bounded(1);
-        self.jobs.send(writer::Job::Close(send), until).map_err(|_| closed())?;
+        self.jobs.send(writer::Job::Close(send), until).map_err(|refused| refused.why())?;
         receive.recv_deadline(until).map_err(|_| Error::Unavailable("close: the disk did not answer in time".into()))?
     }
 
@@ -416,7 +447,22 @@ fn copy(from: &rusqlite::Connection, to: &Path) -> Result<(), Error> {
     }
 }
 
+/// While it lives, the writer counts as being inside SQLite.
+struct Working<'a>(&'a AtomicBool);
+
+impl Drop for Working<'_> {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::SeqCst);
+    }
+}
+
 impl Shared {
+    /// The writer is about to call SQLite. Guards do not nest: one thread alone has the writer.
+    fn working(&self) -> Working<'_> {
+        self.working.store(true, Ordering::SeqCst);
+        Working(&self.working)
+    }
+
     fn doubted(&self) {
         let doubt = self.doubt.read().unwrap_or_else(PoisonError::into_inner).clone();
         doubt();

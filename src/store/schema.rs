@@ -4,6 +4,7 @@
 
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
+use std::time::Duration;
 
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags};
@@ -13,6 +14,9 @@ use crate::failpoint;
 
 /// `application_id` of our files: "ostl".
 const APPLICATION_ID: i32 = 0x6f73_746c;
+
+/// How long a transaction waits for a lock that another process holds.
+pub(super) const BUSY: Duration = Duration::from_secs(5);
 
 /// Every migration, in order; the schema's version is how many have run.
 const MIGRATIONS: &[&str] = &[include_str!("0001_first.sql")];
@@ -62,14 +66,15 @@ pub fn create(path: &Path) -> std::io::Result<()> {
     std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).map(drop)
 }
 
-/// Opens a reading connection to a file that [`open`] has made ready.
+/// Opens a reading connection to a file that [`open`] has made ready. It maps no page: a sector that cannot be read, or a
+/// file that became shorter, is then a read that fails, and no signal that ends the process.
 ///
 /// # Errors
 /// The file cannot be opened.
 pub fn open_reader(path: &Path) -> Result<Connection, Error> {
     let conn = Connection::open(path).map_err(|e| Error::open(path, &e))?;
-    conn.execute_batch("PRAGMA query_only=ON; PRAGMA cache_size=-1024; PRAGMA mmap_size=268435456;")
-        .and_then(|()| conn.busy_timeout(std::time::Duration::from_secs(5)))
+    conn.execute_batch("PRAGMA query_only=ON; PRAGMA cache_size=-2048; PRAGMA mmap_size=0;")
+        .and_then(|()| conn.busy_timeout(BUSY))
         .and_then(|()| keep_plans(&conn))
         .map_err(|e| Error::open(path, &e))?;
     conn.set_prepared_statement_cache_capacity(64);
@@ -198,7 +203,7 @@ fn inspect(path: &Path) -> Result<(), Error> {
 
 /// The settings of the one writing connection. Durable at each commit: `synchronous=FULL`.
 fn configure(conn: &Connection, durable: bool) -> rusqlite::Result<()> {
-    conn.busy_timeout(std::time::Duration::from_secs(5))?;
+    conn.busy_timeout(BUSY)?;
     conn.execute_batch(
         "PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; PRAGMA foreign_keys=OFF; PRAGMA wal_autocheckpoint=4000;
          PRAGMA journal_size_limit=16777216; PRAGMA cache_size=-8192; PRAGMA temp_store=MEMORY;",

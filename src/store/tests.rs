@@ -16,6 +16,7 @@ use crate::model::session::Policy;
 mod accept;
 mod boots;
 pub(super) mod cost;
+mod disk;
 mod journal;
 mod keep;
 mod people;

@@ -14,6 +14,8 @@ pub enum Step {
     Before,
     /// After its last statement.
     Inside,
+    /// Before the COMMIT of its group, for which there may be no room on the disk.
+    Room,
     /// Just before the COMMIT of its group.
     Commit,
     /// After that COMMIT, before anybody is answered.
@@ -21,7 +23,7 @@ pub enum Step {
 }
 
 /// Asked at each step of each named transaction. `true` at [`Step::Commit`] or [`Step::Committed`]: the COMMIT counts as
-/// failed (the second time although it was kept). It may also unwind, which is a death.
+/// failed (the second time although it was kept); at [`Step::Room`]: the disk is full. It may also unwind, which is a death.
 pub type Faults = Arc<dyn Fn(&'static str, Step) -> bool + Send + Sync>;
 
 /// The world of a store.

@@ -1,20 +1,23 @@
 //! The writer thread: group commit.
 //!
 //! Whatever waits is run in one transaction, a savepoint each, so that a refused member sinks alone; one COMMIT makes all
-//! of them durable, and only then is anybody answered. After an error SQLite is asked whether the transaction still
-//! stands, because a full disk rolls all of it back: its members are then run again, one by one. A COMMIT that fails
-//! acknowledges nobody, and the connection is opened anew before anything else is accepted: after a failed fsync the
-//! cached pages are not to be trusted.
+//! of them durable, and only then is anybody answered. A full disk rolls all of it back, in a statement or at the COMMIT:
+//! its members are then run again, one by one, and nothing is in doubt. Any other COMMIT that fails acknowledges nobody,
+//! and the connection is opened anew before anything else is accepted: after a failed fsync the cached pages are not to
+//! be trusted.
+//!
+//! Nobody outside can hold it up: a checkpoint waits for no reader, it is tried again at the next quiet.
 
 use std::collections::VecDeque;
+use std::panic::AssertUnwindSafe;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::Sender;
-use rusqlite::Connection;
+use rusqlite::{Connection, ErrorCode};
 
-use super::lane::{Queue, Woken};
+use super::lane::{NotTaken, Queue, Woken};
 use super::tx::{Commit, Tx};
 use super::world::Step;
 use super::{Error, Shared, closed, schema};
@@ -24,6 +27,8 @@ use crate::failpoint;
 const GROUP: usize = 512;
 /// After this long without work the log is folded into the file.
 const QUIET: Duration = Duration::from_secs(2);
+/// A fold that a reader kept from its end is tried again after a pause that doubles up to this.
+const LONGEST_PAUSE: Duration = Duration::from_secs(64);
 
 /// One operation on its way.
 pub(super) enum Job {
@@ -98,29 +103,33 @@ where
 pub(super) struct Writer {
     shared: Arc<Shared>,
     conn: Option<Connection>,
-    /// Something was committed since the log was folded in, the last of it at that instant.
-    dirty: Option<Instant>,
+    /// When the log is to be folded in; none where nothing was written since it was.
+    fold_at: Option<Instant>,
+    /// How long to wait before the next fold, after one that a reader kept from its end.
+    pause: Duration,
     over: bool,
 }
 
 /// What became of a group.
 enum Fate {
-    /// Committed; the outcome of each member.
-    Committed(Vec<Result<(), Error>>, Commit),
-    /// Rolled back whole before the COMMIT: run the members one by one.
+    /// Committed; the outcome of each member, and whether anything was written.
+    Committed(Vec<Result<(), Error>>, Commit, bool),
+    /// Rolled back whole, for want of room on the disk: run the members one by one.
     Lost,
+    /// It could not begin: nothing was kept.
+    Refused(Error),
     /// The COMMIT failed.
     Broken(Error),
 }
 
 impl Writer {
     pub(super) fn new(shared: Arc<Shared>, conn: Connection) -> Self {
-        Self { shared, conn: Some(conn), dirty: Some(Instant::now()), over: false }
+        Self { shared, conn: Some(conn), fold_at: Some(Instant::now() + QUIET), pause: QUIET, over: false }
     }
 
-    /// Nothing was committed since the log was folded in.
+    /// Nothing was written since the log was folded in.
     pub(super) fn is_folded(&self) -> bool {
-        self.dirty.is_none()
+        self.fold_at.is_none()
     }
 
     /// The connection as a death leaves it: what was not committed is undone.
@@ -130,9 +139,9 @@ impl Writer {
     }
 
     /// One job, alone.
-    pub(super) fn perform(&mut self, job: Job) -> Result<(), Job> {
+    pub(super) fn perform(&mut self, job: Job) -> Result<(), NotTaken> {
         match job {
-            job if self.over => return Err(job),
+            job if self.over => return Err(NotTaken::Over(job)),
             Job::Work(work) => self.commit(vec![work]),
             Job::Close(answer) => {
                 let _ = answer.send(self.close());
@@ -149,7 +158,7 @@ impl Writer {
         loop {
             match queue.wait(patience) {
                 Woken::Over => return,
-                Woken::Stirred => patience = Some(QUIET),
+                Woken::Stirred => patience = lock().until_fold(),
                 Woken::Quiet => patience = lock().fold_when_quiet(),
                 Woken::Work => {
                     let mut writer = lock();
@@ -157,7 +166,8 @@ impl Writer {
                     if writer.serve(queue.take(GROUP)) {
                         return;
                     }
-                    patience = Some(QUIET);
+                    // Whoever only asks whether somebody is there, however often, puts no fold off.
+                    patience = writer.until_fold();
                 }
             }
         }
@@ -187,53 +197,92 @@ impl Writer {
         if group.is_empty() {
             return;
         }
-        self.shared.working.store(true, Ordering::SeqCst);
-        let fate = if self.shared.world.inline {
-            self.attempt(&mut group)
-        } else {
-            // A transaction that panics must not take the writer with it: it fails as one whose commit failed.
-            let attempt = std::panic::AssertUnwindSafe(|| self.attempt(&mut group));
-            std::panic::catch_unwind(attempt)
-                .unwrap_or_else(|_| Fate::Broken(Error::Unavailable("a transaction panicked".into())))
-        };
-        self.shared.working.store(false, Ordering::SeqCst);
-        match fate {
-            Fate::Committed(outcomes, commit) => self.answer(group, outcomes, &commit),
-            Fate::Broken(error) => self.broken(group, &error),
-            Fate::Lost => {
-                for work in group {
-                    let mut one = vec![work];
-                    match self.attempt(&mut one) {
-                        Fate::Committed(outcomes, commit) => self.answer(one, outcomes, &commit),
-                        Fate::Broken(error) => self.broken(one, &error),
-                        Fate::Lost => one.into_iter().for_each(|mut w| w.done(Err(disk_full()))),
-                    }
-                }
+        let fate = self.shielded_attempt(&mut group);
+        if matches!(fate, Fate::Lost) && group.len() > 1 {
+            for work in group {
+                let mut one = vec![work];
+                let fate = self.shielded_attempt(&mut one);
+                self.conclude(one, fate);
             }
+        } else {
+            self.conclude(group, fate);
+        }
+    }
+
+    /// A transaction that panics must not take the writer with it: it fails as one whose commit failed.
+    fn shielded_attempt(&mut self, group: &mut [Box<dyn Work>]) -> Fate {
+        let shared = self.shared.clone();
+        let _working = shared.working();
+        if shared.world.inline {
+            return self.attempt(group);
+        }
+        std::panic::catch_unwind(AssertUnwindSafe(|| self.attempt(group)))
+            .unwrap_or_else(|_| Fate::Broken(Error::Unavailable("a transaction panicked".into())))
+    }
+
+    fn conclude(&mut self, group: Vec<Box<dyn Work>>, fate: Fate) {
+        match fate {
+            Fate::Committed(outcomes, commit, wrote) => {
+                match outcomes.iter().find_map(|o| o.as_ref().err().filter(|e| is_full(e))) {
+                    Some(full) => self.shared.condition.failed(&full.to_string()),
+                    // A full disk has room for nothing.
+                    None if wrote => self.shared.condition.well(),
+                    None => {}
+                }
+                self.answer(group, outcomes, &commit);
+            }
+            Fate::Lost => self.refuse(group, &disk_full()),
+            Fate::Refused(error) => {
+                self.refuse(group, &Error::Unavailable(format!("nothing was kept of this: {error}")));
+            }
+            Fate::Broken(error) => self.broken(group, &error),
         }
     }
 
     fn answer(&self, group: Vec<Box<dyn Work>>, outcomes: Vec<Result<(), Error>>, commit: &Commit) {
         *self.shared.tally.lock().unwrap_or_else(PoisonError::into_inner) += commit.tally;
         if !commit.is_empty() {
-            let observer = self.shared.observer.read().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
-            observer(commit);
+            let observer = self.shared.observer.read().unwrap_or_else(PoisonError::into_inner).clone();
+            self.shielded("who is told of commits", || observer(commit));
         }
         for (mut work, outcome) in group.into_iter().zip(outcomes) {
-            work.done(outcome);
+            self.shielded(work.name(), || work.done(outcome));
+        }
+    }
+
+    /// Tells somebody something. A fault in what it does with that is not the end of the writer, nor of those who are told
+    /// next. A world whose deaths unwind gets its own.
+    fn shielded(&self, whom: &str, tell: impl FnOnce()) {
+        if self.shared.world.inline {
+            return tell();
+        }
+        if std::panic::catch_unwind(AssertUnwindSafe(tell)).is_err() {
+            log::error!("store: {whom}: panicked when it was told what was kept");
+        }
+    }
+
+    /// Nobody of a group is acknowledged.
+    fn refuse(&self, group: Vec<Box<dyn Work>>, error: &Error) {
+        self.shared.condition.failed(&error.to_string());
+        for mut work in group {
+            self.shielded(work.name(), || work.done(Err(error.clone())));
         }
     }
 
     /// A failed COMMIT: nobody is acknowledged, and the connection is opened anew.
     fn broken(&mut self, group: Vec<Box<dyn Work>>, error: &Error) {
         log::error!("store: commit: {error}; the database is opened anew");
+        self.give_up_connection();
+        let error = Error::Unavailable(format!("the commit failed, it may or may not have been kept: {error}"));
+        self.refuse(group, &error);
+        self.shielded("who is told of doubts", || self.shared.doubted());
+    }
+
+    fn give_up_connection(&mut self) {
         if !self.shared.world.memory {
+            let _working = self.shared.working();
             self.conn = None;
         }
-        for mut work in group {
-            work.done(Err(Error::Unavailable(format!("the commit failed, it may or may not have been kept: {error}"))));
-        }
-        self.shared.doubted();
     }
 
     /// The connection, opened anew if the last commit failed.
@@ -245,17 +294,22 @@ impl Writer {
         self.conn.as_ref().ok_or_else(closed)
     }
 
-    fn attempt(&mut self, group: &mut [Box<dyn Work>]) -> Fate {
-        self.dirty = Some(Instant::now());
-        let shared = self.shared.clone();
-        let conn = match self.ready() {
-            Ok(conn) => conn,
-            Err(e) => return Fate::Broken(e),
-        };
-        if let Err(e) = quick(conn, "BEGIN IMMEDIATE") {
-            return Fate::Broken(e.into());
+    /// Begins a transaction. A lock that another process holds, or a full disk, is no fault of the connection.
+    fn begin(&mut self) -> Result<(), Error> {
+        let begun = quick(self.ready()?, "BEGIN IMMEDIATE").map_err(Error::from);
+        if begun.as_ref().is_err_and(|e| !is_full(e) && !is_busy(e)) && !self.shared.world.memory {
+            self.conn = None;
         }
-        let alone = group.len() == 1;
+        begun
+    }
+
+    fn attempt(&mut self, group: &mut [Box<dyn Work>]) -> Fate {
+        let shared = self.shared.clone();
+        if let Err(e) = self.begin() {
+            return Fate::Refused(e);
+        }
+        let Some(conn) = &self.conn else { return Fate::Refused(closed()) };
+        let (alone, before) = (group.len() == 1, conn.total_changes());
         let mut outcomes = Vec::with_capacity(group.len());
         let mut tx = Tx {
             conn,
@@ -275,17 +329,24 @@ impl Writer {
             shared.world.strikes(work.name(), Step::Inside);
         }
         let commit = tx.out;
+        let wrote = conn.total_changes() != before;
+        if wrote {
+            self.fold_at = Some(Instant::now() + QUIET);
+            self.pause = QUIET;
+        }
         let strikes = |step| group.iter().any(|work| shared.world.strikes(work.name(), step));
-        let committed = if strikes(Step::Commit) {
-            Err(rusqlite::Error::SqliteFailure(rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_IOERR_FSYNC), None))
+        let committed = if strikes(Step::Room) {
+            Err(failure(rusqlite::ffi::SQLITE_FULL))
+        } else if strikes(Step::Commit) {
+            Err(failure(rusqlite::ffi::SQLITE_IOERR_FSYNC))
         } else {
             quick(conn, "COMMIT")
         };
         if let Err(e) = committed {
-            if !conn.is_autocommit() {
-                let _ = conn.execute_batch("ROLLBACK");
-            }
-            return Fate::Broken(e.into());
+            rollback(conn);
+            let e = Error::from(e);
+            // Where there was no room for a page the last of the transaction was not written: no log holds it.
+            return if is_full(&e) { Fate::Lost } else { Fate::Broken(e) };
         }
         for work in group.iter() {
             failpoint::hit(work.name(), "committed");
@@ -293,22 +354,36 @@ impl Writer {
         if strikes(Step::Committed) {
             return Fate::Broken(Error::Unavailable("the answer of the disk was lost".into()));
         }
-        Fate::Committed(outcomes, commit)
+        Fate::Committed(outcomes, commit, wrote)
     }
 
-    /// Folds the log into the file, if nobody has written for a while; else, how much of that while is left.
+    /// How long until the log is to be folded in.
+    fn until_fold(&self) -> Option<Duration> {
+        self.fold_at.map(|at| at.saturating_duration_since(Instant::now()))
+    }
+
+    /// Folds the log into the file, if nobody has written for a while; else, how much of that while is left. A fold that a
+    /// reader keeps from its end is tried again later.
     fn fold_when_quiet(&mut self) -> Option<Duration> {
-        let left = QUIET.saturating_sub(self.dirty?.elapsed());
+        let left = self.until_fold()?;
         if !left.is_zero() {
             return Some(left);
         }
-        self.dirty = None;
-        if let Some(conn) = &self.conn
-            && let Err(e) = conn.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))
-        {
+        let folded = {
+            let _working = self.shared.working();
+            self.conn.as_ref().map_or(Ok(true), fold)
+        };
+        if let Ok(true) = folded {
+            self.fold_at = None;
+            self.pause = QUIET;
+            return None;
+        }
+        if let Err(e) = folded {
             log::debug!("store: checkpoint: {e}");
         }
-        None
+        self.fold_at = Some(Instant::now() + self.pause);
+        self.pause = (self.pause * 2).min(LONGEST_PAUSE);
+        self.until_fold()
     }
 
     fn close(&mut self) -> Result<(), Error> {
@@ -317,13 +392,42 @@ impl Writer {
             return Ok(());
         }
         let Some(conn) = self.conn.take() else { return Ok(()) };
-        let busy: i64 = conn.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |r| r.get(0))?;
+        let _working = self.shared.working();
+        let folded = fold(&conn)?;
         conn.close().map_err(|(conn, e)| {
             drop(conn);
             Error::from(e)
         })?;
-        if busy == 0 { Ok(()) } else { Err(Error::Unavailable("close: a reader held up the checkpoint".into())) }
+        if !folded {
+            // What was committed is on the disk, and the next who opens the file reads it from the log.
+            let path = self.shared.path.display();
+            log::warn!("store: {path}: somebody reads the database: its write-ahead log stays beside it");
+        }
+        Ok(())
     }
+}
+
+/// Moves the log into the file and empties it, without waiting for anybody. `false`: somebody who reads or writes kept it
+/// from its end.
+pub(super) fn fold(conn: &Connection) -> rusqlite::Result<bool> {
+    log::debug!("store: the write-ahead log is folded into the file");
+    failpoint::hit("fold", "before");
+    let step = |sql: &str| -> rusqlite::Result<bool> {
+        let moved = conn.query_row(sql, [], |r| Ok((r.get::<_, i64>(0)?, r.get::<_, i64>(1)?, r.get::<_, i64>(2)?)));
+        match moved {
+            Ok((busy, log, moved)) => Ok(busy == 0 && log == moved),
+            Err(e) if is_busy_code(&e) => Ok(false),
+            Err(e) => Err(e),
+        }
+    };
+    conn.busy_timeout(Duration::ZERO)?;
+    let folded = match step("PRAGMA wal_checkpoint(PASSIVE)") {
+        // Only a log of which all is moved can be emptied; and whoever reads at its end is not waited for either.
+        Ok(true) => step("PRAGMA wal_checkpoint(TRUNCATE)"),
+        other => other,
+    };
+    conn.busy_timeout(schema::BUSY)?;
+    folded
 }
 
 /// The thread is gone, by whatever way: who waits for it hears so.
@@ -378,6 +482,22 @@ fn rollback(conn: &Connection) {
     if !conn.is_autocommit() {
         let _ = conn.execute_batch("ROLLBACK");
     }
+}
+
+fn failure(code: i32) -> rusqlite::Error {
+    rusqlite::Error::SqliteFailure(rusqlite::ffi::Error::new(code), None)
+}
+
+fn is_full(error: &Error) -> bool {
+    matches!(error, Error::Sql(e) if e.sqlite_error_code() == Some(ErrorCode::DiskFull))
+}
+
+fn is_busy(error: &Error) -> bool {
+    matches!(error, Error::Sql(e) if is_busy_code(e))
+}
+
+fn is_busy_code(error: &rusqlite::Error) -> bool {
+    matches!(error.sqlite_error_code(), Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked))
 }
 
 fn disk_full() -> Error {

@@ -96,6 +96,15 @@ fn a_slow_store() {
     assert_eq!(d.sql::<i64>("SELECT count(*) FROM turns WHERE state='interrupted'"), 1);
 }
 
+/// Why it is not ready.
+fn not_ready(d: &Daemon) -> String {
+    let mut answer = d.raw_request(b"GET /readyz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+    assert!(answer.starts_with("HTTP/1.1 503"), "{answer}");
+    let told: Value = serde_json::from_str(&answer.split_off(answer.find('{').unwrap())).unwrap();
+    assert_eq!((&told["ready"], &told["phase"]), (&Value::Bool(false), &Value::from("running")), "{told}");
+    told["reason"].as_str().unwrap().to_owned()
+}
+
 /// Promise 4: another process holds the database's write lock: senders are told, what a turn says and its outcome are kept
 /// for when it lets go, and a stop meanwhile is bounded, unclean, and loses nothing.
 #[test]
@@ -111,8 +120,12 @@ fn a_busy_store() {
     let e = d.try_post("local:b", "say hello", Some("hello")).unwrap_err();
     assert_eq!((e.status, e.code.as_str()), (503, "store_unavailable"), "{e}");
     assert_eq!(d.get("/v1/sessions")["sessions"].as_array().unwrap().len(), 1, "readers are not held up");
+    let reason = not_ready(&d);
+    assert!(reason.contains("locked"), "{reason}");
+    assert_eq!(d.get("/healthz")["ok"], true);
     gate.open();
     other.execute_batch("ROLLBACK").unwrap();
+    assert_eq!(d.get("/readyz")["ready"], true);
     assert_eq!(events.end_of(&turn).0, "completed");
     assert!(d.said("local:a").contains(&"agent: begundone".to_owned()));
     let kept = d.post_id("local:b", "say hello", "hello");
@@ -220,13 +233,15 @@ fn a_full_disk() {
         }
     }
     let refused = refused.expect("a full disk refuses");
+    // Whoever balances load is told why; a restart would free no room.
+    let reason = not_ready(&d);
+    assert!(reason.contains("full"), "{reason}");
+    assert_eq!(d.get("/healthz")["ok"], true);
     gate.open();
     d.get("/v1/status");
     small.free();
+    assert_eq!(d.get("/readyz")["ready"], true, "though nobody sent a message since");
     let again = d.try_post("local:a", &format!("say {refused} {}", "x".repeat(20_000)), Some(&refused));
-    // The store is opened anew first: one more refusal is allowed, none after it.
-    let again =
-        again.or_else(|_| d.try_post("local:a", &format!("say {refused} {}", "x".repeat(20_000)), Some(&refused)));
     kept.push((refused, again.unwrap()));
     for (id, accepted) in &kept {
         let (outcome, _) = settled(&mut events, accepted["turn_id"].as_str().unwrap());

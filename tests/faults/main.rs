@@ -12,6 +12,7 @@ mod invariants;
 
 mod clock;
 mod delivery;
+mod disk;
 mod faults;
 mod load;
 mod power;

@@ -77,7 +77,7 @@ impl Plan {
         let due = match step {
             Step::Commit => 1,
             Step::Committed => 2,
-            Step::Before | Step::Inside => return false,
+            Step::Before | Step::Inside | Step::Room => return false,
         };
         self.commit.compare_exchange(due, 0, Ordering::Relaxed, Ordering::Relaxed).is_ok()
     }

@@ -7,18 +7,18 @@ use super::*;
 use crate::model::event::EventKind;
 
 /// A store as the daemon opens it, with its writer's thread, failing where it is told.
-fn threaded(path: &std::path::Path, faults: Option<Faults>) -> Store {
+pub(super) fn threaded(path: &std::path::Path, faults: Option<Faults>) -> Store {
     Store::open_in(path, World { faults, ..World::default() }).unwrap()
 }
 
-fn file() -> (tempfile::TempDir, PathBuf) {
+pub(super) fn file() -> (tempfile::TempDir, PathBuf) {
     let dir = directory();
     let path = dir.path().join("ostler.db");
     (dir, path)
 }
 
 /// Holds the writer's thread, so that what is sent meanwhile becomes one group.
-fn hold(store: &Store) -> mpsc::Sender<()> {
+pub(super) fn hold(store: &Store) -> mpsc::Sender<()> {
     let (go, wait) = mpsc::channel::<()>();
     let (entered, inside) = mpsc::channel();
     store.write_then(
@@ -34,13 +34,13 @@ fn hold(store: &Store) -> mpsc::Sender<()> {
     go
 }
 
-type Outcomes = Arc<Mutex<Vec<(usize, Result<i64, Error>)>>>;
+pub(super) type Outcomes = Arc<Mutex<Vec<(usize, Result<i64, Error>)>>>;
 
-type Member = Box<dyn Fn(&mut Tx<'_>) -> Result<(), Error> + Send>;
+pub(super) type Member = Box<dyn Fn(&mut Tx<'_>) -> Result<(), Error> + Send>;
 
 /// Sends `members`, each writing one event and then what it is told to, as one group; returns their outcomes in the order
 /// in which they were answered.
-fn group(store: &Store, members: Vec<Member>) -> Vec<(usize, Result<i64, Error>)> {
+pub(super) fn group(store: &Store, members: Vec<Member>) -> Vec<(usize, Result<i64, Error>)> {
     let go = hold(store);
     let outcomes = Outcomes::default();
     let (done, all) = mpsc::channel();
@@ -68,11 +68,11 @@ fn group(store: &Store, members: Vec<Member>) -> Vec<(usize, Result<i64, Error>)
     std::mem::take(&mut *all)
 }
 
-fn well(_: &mut Tx<'_>) -> Result<(), Error> {
+pub(super) fn well(_: &mut Tx<'_>) -> Result<(), Error> {
     Ok(())
 }
 
-fn kept(store: &Store) -> Vec<i64> {
+pub(super) fn kept(store: &Store) -> Vec<i64> {
     store.events(Some(KEY), 0, 1000).unwrap().iter().map(|e| e.seq).collect()
 }
 
