@@ -33,7 +33,7 @@ const SEGMENT: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'
 pub struct ClientError {
     /// The API's word (`session_not_found`), or one of ours: `unreachable` (nobody listens), `disconnected` (the answer
     /// did not come whole: it may or may not have been done), `timeout` (the same), `forbidden` (the socket is not ours
-    /// to open), `protocol` (the answer makes no sense).
+    /// to open), `protocol` (the answer makes no sense), `silent` (connections are accepted, nothing is answered).
     pub code: String,
     /// For people.
     pub message: String,
@@ -58,9 +58,14 @@ impl ClientError {
     /// carried out is not known, so only what has an id, or only reads, should be repeated.
     #[must_use]
     pub fn is_passing(&self) -> bool {
-        let code = self.code.as_str();
-        matches!(code, "unreachable" | "disconnected" | "timeout" | "stopping" | "store_unavailable")
+        is_passing(&self.code)
     }
+}
+
+/// See [`ClientError::is_passing`].
+#[must_use]
+pub fn is_passing(code: &str) -> bool {
+    matches!(code, "unreachable" | "disconnected" | "timeout" | "stopping" | "store_unavailable")
 }
 
 /// An answer: the status and the body (`null` when it is empty, a string when it is not JSON).
@@ -96,6 +101,14 @@ impl Client {
         }
     }
 
+    /// The daemon behind the first of these sockets, where none was found: all of them are named in what goes wrong.
+    #[must_use]
+    pub fn unix_of(looked_at: &[PathBuf]) -> Self {
+        let Some(last) = looked_at.last() else { return Self::unix(Path::new("")) };
+        let names: Vec<_> = looked_at.iter().map(|p| p.display().to_string()).collect();
+        Self { name: names.join(", "), ..Self::unix(last) }
+    }
+
     /// The daemon behind a URL such as `http://127.0.0.1:7411`, with a bearer token.
     ///
     /// # Errors
@@ -119,6 +132,30 @@ impl Client {
     #[must_use]
     pub fn socket(&self) -> Option<&Path> {
         self.socket.as_deref()
+    }
+
+    /// Whether the daemon answers at all: a process that was stopped, or hangs, still has its connections accepted by the
+    /// system. What else may be wrong, the request that follows will tell.
+    ///
+    /// # Errors
+    /// `silent`: nothing was answered within the time.
+    pub fn answers(&self, within: Duration) -> Result<(), ClientError> {
+        match self.request(http::Method::GET, "/readyz", None, within) {
+            Err(e) if e.code == "timeout" => {
+                let why = "the daemon accepts connections but does not answer; its log says why, and if it hangs, \
+                           its supervisor or SIGKILL ends it";
+                Err(ClientError::local("silent", format!("{}: {why} (waited {within:?})", self.name)))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// What the daemon says of itself, soon.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub fn status(&self, within: Duration) -> Result<Value, ClientError> {
+        self.request(http::Method::GET, "/v1/status", None, within).map(|r| r.body)
     }
 
     /// Asks for something.

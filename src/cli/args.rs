@@ -17,23 +17,30 @@ pub struct Cli {
     /// What to do.
     #[command(subcommand)]
     pub command: Command,
+    /// Which daemon, before the command or after it.
+    #[command(flatten)]
+    pub to: Connect,
 }
 
 const AFTER_HELP: &str = "\
 KEY is channel:conversation, such as telegram:4711. A name without a colon is local:NAME; a UUID is a session's id.
-Exit codes: 0 done, 1 failed, 2 wrong usage, 69 the daemon is not there, 78 configuration error.";
+Exit codes: 0 done, 1 failed, 2 wrong usage, 69 the daemon is not there or does not answer, 78 configuration error,
+124 `send` had no answer within --timeout.";
+
+/// `--json` stands below a command's own options.
+const JSON: usize = 900;
 
 /// How the daemon is reached.
 #[derive(Clone, Debug, Default, Args)]
 pub struct Connect {
-    /// The daemon's socket [default: $OSTLER_SOCKET, or the first there is of the user's and the service's]
-    #[arg(long, value_name = "FILE", conflicts_with = "url", help_heading = "Connection")]
+    /// The daemon's socket [default: $OSTLER_SOCKET, else the user's socket, else the service's]
+    #[arg(long, global = true, value_name = "FILE", conflicts_with = "url", help_heading = "Connection")]
     pub socket: Option<PathBuf>,
-    /// The daemon's URL, such as http://127.0.0.1:7411, instead of a socket
-    #[arg(long, value_name = "URL", help_heading = "Connection")]
+    /// The daemon's URL, such as http://127.0.0.1:7411, instead of a socket [default: $OSTLER_URL]
+    #[arg(long, global = true, value_name = "URL", help_heading = "Connection")]
     pub url: Option<String>,
-    /// File with the bearer token for --url
-    #[arg(long, value_name = "FILE", requires = "url", help_heading = "Connection")]
+    /// File with the bearer token for the URL [default: $OSTLER_TOKEN_FILE]
+    #[arg(long, global = true, value_name = "FILE", help_heading = "Connection")]
     pub token_file: Option<PathBuf>,
 }
 
@@ -43,22 +50,16 @@ pub struct One {
     /// Key or id of the session
     #[arg(value_name = "KEY")]
     pub key: String,
-    #[allow(missing_docs)]
-    #[command(flatten)]
-    pub to: Connect,
-    /// Print the API's JSON
-    #[arg(long)]
+    /// Print the API's JSON; errors too
+    #[arg(long, display_order = JSON)]
     pub json: bool,
 }
 
-/// No argument but the daemon.
+/// No argument of its own.
 #[derive(Clone, Debug, Args)]
 pub struct Plain {
-    #[allow(missing_docs)]
-    #[command(flatten)]
-    pub to: Connect,
-    /// Print the API's JSON
-    #[arg(long)]
+    /// Print the API's JSON; errors too
+    #[arg(long, display_order = JSON)]
     pub json: bool,
 }
 
@@ -66,57 +67,94 @@ pub struct Plain {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Run the daemon in the foreground; its log goes to stderr
+    #[command(after_help = "Examples:\n  ostler serve\n  ostler serve --config ostler.toml --state-dir /tmp/state")]
     Serve(Serve),
-    /// Talk to an agent; answers stream, and a restart of the daemon does not end the conversation
+    /// Talk to an agent; answers stream, and the conversation survives a restart of the daemon
+    #[command(after_help = "Examples:\n  ostler chat\n  ostler chat telegram:4711")]
     Chat(Chat),
     /// Send one message and print the answer, also when the daemon restarts in between
+    #[command(
+        after_help = "Examples:\n  ostler send alice \"How are you?\"\n  git diff | ostler send alice - --timeout 10m"
+    )]
     Send(Send),
     /// List sessions
+    #[command(
+        visible_alias = "ls",
+        after_help = "Examples:\n  ostler sessions --state running,suspended\n  ostler sessions -q --key alice"
+    )]
     Sessions(Sessions),
     /// Show a session
+    #[command(after_help = "Examples:\n  ostler show alice\n  ostler show telegram:4711 --json")]
     Show(One),
-    /// Print what was said in a session
+    /// Print the transcript of a session
+    #[command(
+        visible_alias = "logs",
+        after_help = "Examples:\n  ostler transcript alice -n 20\n  ostler transcript alice --follow"
+    )]
     Transcript(Transcript),
     /// Print the events of a session
+    #[command(after_help = "Examples:\n  ostler events alice -n 50\n  ostler events alice --follow --json")]
     Events(Events),
     /// Write a whole transcript as Markdown, or as JSON Lines with --json
+    #[command(after_help = "Examples:\n  ostler export alice > alice.md\n  ostler export alice --json > alice.jsonl")]
     Export(One),
     /// Cancel the running turn
+    #[command(after_help = "Examples:\n  ostler cancel alice\n  ostler cancel alice --queued")]
     Cancel(Cancel),
     /// End the session; the next message begins a new one
+    #[command(after_help = "Examples:\n  ostler reset alice\n  ostler reset telegram:4711")]
     Reset(One),
-    /// Quarantine a session: no turn runs in it, the next message begins a new one
+    /// Quarantine a session: it runs no more turns, and the next message begins a new session
+    #[command(after_help = "Examples:\n  ostler suspend alice\n  ostler suspend telegram:4711")]
     Suspend(One),
     /// Bring back a suspended session, or continue an interrupted one
+    #[command(after_help = "Examples:\n  ostler resume alice\n  ostler resume 0190a3c4-7b1e-7abc-8def-0123456789ab")]
     Resume(One),
     /// Delete a session and its transcript
+    #[command(
+        visible_alias = "rm",
+        after_help = "Examples:\n  ostler delete alice\n  ostler delete alice --all --files --yes"
+    )]
     Delete(Delete),
     /// Accept messages but start no turns, until `release`
+    #[command(after_help = "Examples:\n  ostler hold\n  ostler hold --json")]
     Hold(Plain),
     /// Start turns again after `hold`
+    #[command(after_help = "Examples:\n  ostler release\n  ostler release --json")]
     Release(Plain),
-    /// Show what the daemon does, and what blocks a stop
+    /// Show the daemon's status, and what a stop is waiting for
+    #[command(after_help = "Examples:\n  ostler status\n  ostler status --watch")]
     Status(Status),
-    /// Stop the daemon, and wait until it is gone
+    /// Stop the daemon and wait until it has exited
+    #[command(after_help = "Examples:\n  ostler stop\n  ostler stop --fast")]
     Stop(Stop),
-    /// Stop the daemon so that its supervisor starts it again, and wait for it
+    /// Stop the daemon, let its supervisor start it again, and wait until it is ready
+    #[command(after_help = "Examples:\n  ostler restart\n  ostler restart --force")]
     Restart(Restart),
-    /// Read configuration and hooks again
+    /// Reload configuration and hooks
+    #[command(after_help = "Examples:\n  ostler reload\n  ostler reload --json")]
     Reload(Plain),
-    /// Show how a stop went
+    /// Show the report of a stop
+    #[command(after_help = "Examples:\n  ostler report\n  ostler report --all")]
     Report(Report),
-    /// Look after hooks
+    /// Manage hooks
     #[command(subcommand)]
     Hooks(Hooks),
     /// Check a configuration file
+    #[command(after_help = "Examples:\n  ostler check-config\n  ostler check-config ostler.toml --show")]
     CheckConfig(CheckConfig),
-    /// Look for what will go wrong, each with its remedy
+    /// Check for problems and suggest fixes
+    #[command(after_help = "Examples:\n  ostler doctor\n  ostler doctor --config ostler.toml --state-dir /tmp/state")]
     Doctor(Doctor),
-    /// Copy the database, consistently, while the daemon runs
+    /// Make a consistent copy of the database while the daemon runs
+    #[command(after_help = "Examples:\n  ostler backup /var/backups/ostler.db\n  ostler backup copy.db --json")]
     Backup(Backup),
     /// Print shell completions
+    #[command(
+        after_help = "Examples:\n  ostler completions bash > ~/.local/share/bash-completion/completions/ostler\n  ostler completions fish > ~/.config/fish/completions/ostler.fish"
+    )]
     Completions {
-        /// For which shell
+        /// Shell
         shell: clap_complete::Shell,
     },
     /// Make files for packages
@@ -133,13 +171,13 @@ pub struct Serve {
     /// State directory [default: $STATE_DIRECTORY, $XDG_STATE_HOME/ostler]
     #[arg(long, value_name = "DIR")]
     pub state_dir: Option<PathBuf>,
-    /// Socket to make [default: $OSTLER_SOCKET, or by $RUNTIME_DIRECTORY, $XDG_RUNTIME_DIR, the state directory]
+    /// Socket to create [default: $OSTLER_SOCKET, or by $RUNTIME_DIRECTORY, $XDG_RUNTIME_DIR, the state directory]
     #[arg(long, value_name = "FILE")]
     pub socket: Option<PathBuf>,
-    /// Ask a daemon that holds the state to leave, and take its place
+    /// Replace the daemon that runs on this state directory
     #[arg(long)]
     pub replace: bool,
-    /// Continue nothing that was interrupted; for the first start of a restored backup
+    /// Do not resume interrupted turns (for the first start from a backup)
     #[arg(long)]
     pub no_resume: bool,
 }
@@ -150,8 +188,6 @@ pub struct Chat {
     /// Key of the session [default: local:$USER]
     #[arg(value_name = "KEY")]
     pub key: Option<String>,
-    #[command(flatten)]
-    pub to: Connect,
 }
 
 #[allow(missing_docs)]
@@ -166,14 +202,15 @@ pub struct Send {
     /// The message's id: sent again with the same id, it is not run again [default: a new one]
     #[arg(long)]
     pub id: Option<String>,
-    /// Only hand the message over, and print what the API says
+    /// Do not wait for the answer
     #[arg(long)]
     pub no_wait: bool,
     /// Wait this long for the answer; "never" waits for ever
     #[arg(long, value_name = "DURATION", default_value = "1h", value_parser = limit)]
     pub timeout: Limit,
-    #[command(flatten)]
-    pub to: Connect,
+    /// Print one JSON object with the outcome and the answer; with --no-wait the API's JSON. Errors too
+    #[arg(long, display_order = JSON)]
+    pub json: bool,
 }
 
 /// A duration or never; a type of its own because the parser takes a bare `Option` for an argument that may be missing.
@@ -187,23 +224,34 @@ fn limit(text: &str) -> Result<Limit, String> {
     }
 }
 
+fn at_least_one(text: &str) -> Result<NonZeroUsize, String> {
+    match text.parse::<usize>() {
+        Ok(n) => NonZeroUsize::new(n).ok_or_else(|| "must be at least 1".into()),
+        Err(_) => Err("must be a whole number, 1 or more".into()),
+    }
+}
+
 #[allow(missing_docs)]
 #[derive(Debug, Args)]
 pub struct Sessions {
-    /// Only these, with commas between: live, parked, suspended, ended, running, resume_pending [default: all but
+    /// Only sessions in these states: live, parked, suspended, ended, running, resume_pending [default: all but
     /// ended]
     #[arg(long, value_name = "STATE,..")]
     pub state: Option<String>,
-    /// Only those under this key, with --state ended the past ones
+    /// Only sessions under this key; with --state ended the past ones
     #[arg(long, value_name = "KEY")]
     pub key: Option<String>,
     /// At most this many
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = at_least_one)]
     pub limit: Option<NonZeroUsize>,
-    #[command(flatten)]
-    pub to: Connect,
-    /// Print the API's JSON
-    #[arg(long)]
+    /// Print ids only
+    #[arg(long, short, conflicts_with = "json")]
+    pub quiet: bool,
+    /// Print every column, however wide the terminal is
+    #[arg(long, short)]
+    pub wide: bool,
+    /// Print the API's JSON; errors too
+    #[arg(long, display_order = JSON)]
     pub json: bool,
 }
 
@@ -212,12 +260,18 @@ pub struct Sessions {
 pub struct Transcript {
     #[command(flatten)]
     pub one: One,
-    /// Only what follows this entry
+    /// Only entries after this one
     #[arg(long, value_name = "SEQ")]
     pub after: Option<i64>,
     /// At most this many entries
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = at_least_one)]
     pub limit: Option<NonZeroUsize>,
+    /// Only the last N entries
+    #[arg(short = 'n', long, value_name = "N", value_parser = at_least_one, conflicts_with_all = ["after", "limit"])]
+    pub tail: Option<NonZeroUsize>,
+    /// Keep printing new entries, also after a restart of the daemon; with --json one per line
+    #[arg(long, short, conflicts_with = "limit")]
+    pub follow: bool,
 }
 
 #[allow(missing_docs)]
@@ -225,12 +279,15 @@ pub struct Transcript {
 pub struct Events {
     #[command(flatten)]
     pub one: One,
-    /// Go on with what comes, over restarts of the daemon too
+    /// Keep printing new events, also after a restart of the daemon
     #[arg(long, short)]
     pub follow: bool,
-    /// Only what follows this event [default: the oldest kept; with --follow: from now on]
+    /// Only events after this one [default: the oldest kept; with --follow: from now on]
     #[arg(long, value_name = "SEQ")]
     pub after: Option<u64>,
+    /// Only the last N events; with --follow, begin with them
+    #[arg(short = 'n', long, value_name = "N", value_parser = at_least_one, conflicts_with = "after")]
+    pub tail: Option<NonZeroUsize>,
 }
 
 #[allow(missing_docs)]
@@ -238,7 +295,7 @@ pub struct Events {
 pub struct Cancel {
     #[command(flatten)]
     pub one: One,
-    /// What waits, instead of the turn that runs
+    /// Cancel the queued messages instead of the running turn
     #[arg(long)]
     pub queued: bool,
 }
@@ -248,12 +305,15 @@ pub struct Cancel {
 pub struct Delete {
     #[command(flatten)]
     pub one: One,
-    /// Every session that was ever under the key
+    /// Delete every session that was ever under the key
     #[arg(long)]
     pub all: bool,
-    /// The agent's working directory too
+    /// Delete the agent's working directory too
     #[arg(long)]
     pub files: bool,
+    /// Do not ask
+    #[arg(long, short)]
+    pub yes: bool,
 }
 
 #[allow(missing_docs)]
@@ -261,7 +321,7 @@ pub struct Delete {
 pub struct Status {
     #[command(flatten)]
     pub plain: Plain,
-    /// Go on showing it until the daemon is gone; with --json one line per change, at most one per second
+    /// Keep showing it until the daemon has exited; with --json one line per change, at most one per second
     #[arg(long, short)]
     pub watch: bool,
 }
@@ -271,10 +331,10 @@ pub struct Status {
 pub struct Stop {
     #[command(flatten)]
     pub plain: Plain,
-    /// Do not wait for running turns: interrupt them
+    /// Interrupt running turns instead of waiting for them
     #[arg(long, conflicts_with = "now")]
     pub fast: bool,
-    /// Kill agents, close the store and leave
+    /// Kill the agents, close the database and exit
     #[arg(long)]
     pub now: bool,
 }
@@ -284,7 +344,7 @@ pub struct Stop {
 pub struct Restart {
     #[command(flatten)]
     pub plain: Plain,
-    /// Stop it even if it has no supervisor, so that nothing starts it again
+    /// Stop the daemon even if no supervisor starts it again
     #[arg(long)]
     pub force: bool,
 }
@@ -305,9 +365,13 @@ pub struct Report {
 /// The commands about hooks.
 #[derive(Debug, Subcommand)]
 pub enum Hooks {
-    /// List registered handlers and how they fare
+    /// List registered handlers with their calls, failures and times
+    #[command(after_help = "Examples:\n  ostler hooks list\n  ostler hooks list --json")]
     List(Plain),
-    /// Load scripts as the daemon would, without a daemon
+    /// Load scripts as the daemon would; no daemon is needed
+    #[command(
+        after_help = "Examples:\n  ostler hooks check hooks.d/audit.lua\n  ostler hooks check hooks.d/a.lua hooks.d/b.lua --config ostler.toml"
+    )]
     Check {
         /// Lua files
         #[arg(value_name = "FILE", required = true)]
@@ -315,27 +379,41 @@ pub enum Hooks {
         /// Configuration file, for [hooks] and its limits
         #[arg(long, value_name = "FILE")]
         config: Option<PathBuf>,
+        /// Print JSON; errors too
+        #[arg(long, display_order = JSON)]
+        json: bool,
     },
-    /// Send handlers a sample event (ev.test = true), never journalled
+    /// Call the handlers with a sample event (ev.test = true), which is never journalled
     #[command(after_help = FIRE_HELP)]
     Fire(Fire),
-    /// List events that were set aside because a handler kept failing
+    /// List events that were set aside after repeated failures
+    #[command(after_help = "Examples:\n  ostler hooks failed\n  ostler hooks failed --json")]
     Failed(Plain),
-    /// Deliver what was set aside once more
+    /// Deliver events that were set aside again
+    #[command(
+        after_help = "Examples:\n  ostler hooks retry 0190a3c4-7b1e-7abc-8def-0123456789ab\n  ostler hooks retry --all"
+    )]
     Retry(Aside),
-    /// Give up on what was set aside
+    /// Discard events that were set aside
+    #[command(
+        after_help = "Examples:\n  ostler hooks discard 0190a3c4-7b1e-7abc-8def-0123456789ab\n  ostler hooks discard --all"
+    )]
     Discard(Aside),
 }
 
 const FIRE_HELP: &str = "\
---json is about what is printed, as everywhere; --fields is what is sent. Without it the event has sample values, which \
-the object's fields replace one by one: {\"key\": \"local:alice\", \"reason\": \"crash\"}. event_id, attempt and \
-redelivered may be given too; a session_id makes ev:transcript read that session.
+--fields sets the event's fields; --json only changes the output. Fields that are not set have sample values: \
+{\"key\": \"local:alice\", \"reason\": \"crash\"} sets two. event_id, attempt and redelivered can be set too; \
+with a session_id, ev:transcript reads that session.
 
-With --script no daemon is asked: what is kept and sent stays in memory and is shown, but files, programs and HTTP are \
-real where the configuration allows them.
+With --script no daemon is needed: what the script keeps and sends stays in memory and is printed, but files, programs \
+and HTTP are real where the configuration allows them.
 
-Exit codes: 0 all handlers returned, 1 one failed, 2 no such event, 78 the script or the configuration is wrong.";
+Exit codes: 0 all handlers returned, 1 a handler failed, 2 no such event, 78 the script or the configuration is wrong.
+
+Examples:
+  ostler hooks fire session_end
+  ostler hooks fire message --script hooks.d/audit.lua --fields fields.json";
 
 /// A sample event.
 #[derive(Debug, Args)]
@@ -346,7 +424,7 @@ pub struct Fire {
     /// A JSON object of fields that replace the sample's; - reads it from stdin
     #[arg(long, value_name = "FILE")]
     pub fields: Option<PathBuf>,
-    /// Try this script, without a daemon
+    /// Call this script; no daemon is needed
     #[arg(long, value_name = "FILE", conflicts_with_all = ["socket", "url"])]
     pub script: Option<PathBuf>,
     /// With --script: configuration file, for [hooks] and its limits
@@ -360,15 +438,24 @@ pub struct Fire {
 /// Events that were set aside.
 #[derive(Debug, Args)]
 pub struct Aside {
-    /// The event's id
-    #[arg(value_name = "ID", required_unless_present = "all")]
-    pub id: Option<String>,
-    /// All of them
-    #[arg(long, conflicts_with = "id")]
-    pub all: bool,
     #[allow(missing_docs)]
     #[command(flatten)]
-    pub to: Connect,
+    pub which: Which,
+    /// Print JSON; errors too
+    #[arg(long, display_order = JSON)]
+    pub json: bool,
+}
+
+/// One event that was set aside, or all of them.
+#[derive(Debug, Args)]
+#[group(required = true, multiple = false)]
+pub struct Which {
+    /// The event's id
+    #[arg(value_name = "ID")]
+    pub id: Option<String>,
+    /// All of them
+    #[arg(long)]
+    pub all: bool,
 }
 
 #[allow(missing_docs)]
@@ -377,6 +464,12 @@ pub struct CheckConfig {
     /// The file [default: the one that `serve` would use]
     #[arg(value_name = "FILE")]
     pub file: Option<PathBuf>,
+    /// Print the configuration in force, every key with its value; secrets are not shown
+    #[arg(long, conflicts_with = "json")]
+    pub show: bool,
+    /// Print JSON; errors too
+    #[arg(long, display_order = JSON)]
+    pub json: bool,
 }
 
 #[allow(missing_docs)]
@@ -395,11 +488,12 @@ pub struct Doctor {
 #[allow(missing_docs)]
 #[derive(Debug, Args)]
 pub struct Backup {
-    /// Where the copy is put; must not exist yet
+    /// File to create
     #[arg(value_name = "FILE")]
     pub file: PathBuf,
-    #[command(flatten)]
-    pub to: Connect,
+    /// Print the API's JSON; errors too
+    #[arg(long, display_order = JSON)]
+    pub json: bool,
 }
 
 /// Files for packages.

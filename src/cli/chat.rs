@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use rustyline::error::ReadlineError;
 use serde_json::{Value, json};
 
+use super::control::STATUS;
 use super::follow::{self, Ask, Listener, Seen};
 use super::render::{bold, clean, count, dim, number, text};
 use super::screen::Screen;
@@ -40,7 +41,7 @@ pub fn chat(client: &Client, key: Option<&str>, ui: &mut Ui) -> Done {
         None => {
             let user = ["USER", "LOGNAME"].iter().find_map(|v| std::env::var(v).ok()).filter(|u| !u.is_empty());
             let Some(user) = user else {
-                return Err(Failure { code: super::exit::USAGE, text: "chat: $USER is not set: name a key".into() });
+                return Err(Failure::usage("chat: $USER is not set: name a key"));
             };
             format!("local:{user}")
         }
@@ -156,7 +157,7 @@ impl Conversation<'_> {
                 "/quit" | "/exit" => return Ok(0),
                 "/help" => self.ui.say(HELP)?,
                 "/reset" => self.act("/reset", "the next message begins a new session")?,
-                "/cancel" => self.act("/cancel?queued=1", "cancelled")?,
+                "/cancel" => self.cancel()?,
                 "/status" => self.status()?,
                 _ if line.starts_with("//") => self.ask(&line[1..])?,
                 _ if line.starts_with('/') => self.ui.say(format!("no such command: {line}; /help lists them"))?,
@@ -166,7 +167,7 @@ impl Conversation<'_> {
     }
 
     fn greet(&mut self) -> Result<(), Failure> {
-        let status = self.client.get("/v1/status").map_err(|e| Failure::api("chat", &e))?;
+        let status = self.client.status(STATUS).map_err(|e| Failure::api("chat", &e))?;
         self.boot = Some(text(&status, "/boot_id")).filter(|b| !b.is_empty());
         let key = &self.key;
         let about = match self.client.get(&session_path(key, "")) {
@@ -193,6 +194,17 @@ impl Conversation<'_> {
             Err(e) => self.ui.note(Failure::api(&self.key, &e).text),
         }
         Ok(())
+    }
+
+    /// First what waits, so that nothing of it begins when the running turn ends.
+    fn cancel(&mut self) -> Result<(), Failure> {
+        match self.client.post(&session_path(&self.key, "/cancel?queued=1"), None) {
+            Ok(_) => self.act("/cancel", "cancelled"),
+            Err(e) => {
+                self.ui.note(Failure::api(&self.key, &e).text);
+                Ok(())
+            }
+        }
     }
 
     fn status(&mut self) -> Result<(), Failure> {
@@ -255,10 +267,10 @@ impl Show<'_, '_> {
             Seen::Text(piece) => screen.text(ui, piece),
             Seen::Thought(piece) => screen.thought(ui, piece),
             Seen::Tool(call) => screen.tool(ui, call),
-            Seen::Accepted { deferred: true } => {
+            Seen::Accepted { deferred: true, .. } => {
                 screen.note(ui, "the daemon is stopping: the message is kept and answered after its next start")
             }
-            Seen::Accepted { deferred: false } => Ok(()),
+            Seen::Accepted { deferred: false, .. } => Ok(()),
             Seen::Lost(e) => screen.note(ui, &format!("{}; waiting for the daemon", e.message)),
             Seen::Back { restarted: true } => screen.note(ui, "the daemon restarted; the conversation goes on"),
             Seen::Back { restarted: false } => screen.note(ui, "connected again"),

@@ -1,27 +1,48 @@
 //! `check-config`: a configuration file, as the daemon would read it.
 
-use std::path::Path;
+use serde_json::json;
 
+use super::args::CheckConfig;
 use super::{Done, Ui, doctor};
-use crate::config::{self, paths::process_env};
+use crate::config::{self, Config, paths::process_env};
 
 /// `check-config [FILE]`
-pub fn check_config(file: Option<&Path>, ui: &mut Ui) -> Done {
-    let file = config::find_file(file, &process_env);
+pub fn check_config(a: &CheckConfig, ui: &mut Ui) -> Done {
+    let file = config::find_file(a.file.as_deref(), &process_env);
     let config = config::load(file.as_deref())?;
-    for warning in &config.warnings {
+    let warnings = warnings(&config);
+    if a.json {
+        let file = file.map(|f| f.display().to_string());
+        ui.json(&json!({ "file": file, "valid": true, "warnings": warnings }))?;
+        return Ok(0);
+    }
+    for warning in &warnings {
         ui.note(format!("{warning} (warning)"));
     }
-    // What the file names may be made later, or stand on another machine: told, but no fault of the file.
-    for check in doctor::secrets(&config).into_iter().filter(|c| c.verdict != doctor::Verdict::Good) {
-        ui.note(format!("{}: {}; {} (warning)", check.name, check.found, check.remedy));
-    }
-    if let Some(dir) = config.hooks.dir.as_ref().filter(|d| !d.exists()) {
-        ui.note(format!("hooks.dir: {}: is not there (warning)", dir.display()));
+    if a.show {
+        match file {
+            Some(file) => ui.say(format!("# {}", file.display()))?,
+            None => ui.say("# no configuration file: the defaults")?,
+        }
+        ui.say(config::show(&config).trim_end())?;
+        return Ok(0);
     }
     match file {
         Some(file) => ui.say(format!("{}: valid", file.display()))?,
         None => ui.say("no configuration file: the defaults are valid")?,
     }
     Ok(0)
+}
+
+/// What is no error in the file, but will be missed or be a surprise.
+fn warnings(config: &Config) -> Vec<String> {
+    let mut out = config.warnings.clone();
+    // What the file names may be made later, or stand on another machine: told, but no fault of the file.
+    for check in doctor::secrets(config).into_iter().filter(|c| c.verdict != doctor::Verdict::Good) {
+        out.push(format!("{}: {}; {}", check.name, check.found, check.remedy));
+    }
+    if let Some(dir) = config.hooks.dir.as_ref().filter(|d| !d.exists()) {
+        out.push(format!("hooks.dir: {} does not exist", dir.display()));
+    }
+    out
 }

@@ -1,17 +1,18 @@
 //! The daemon as a whole: `status`, `hold`, `release`, `reload`, `backup`.
 
-use std::path::Path;
 use std::time::Duration;
 
 use serde_json::{Value, json};
 use ureq::http::Method;
 
-use super::args::{Plain, Status};
+use super::args::{Backup, Plain, Status};
 use super::render::{ago_now, bold, clean, count, fields, millis, number, text};
 use super::stop;
 use super::{Done, Failure, Ui};
 use crate::client::Client;
 
+/// The status is asked for when something is wrong: nobody waits long for it.
+pub const STATUS: Duration = Duration::from_secs(10);
 /// A large database on a slow disk takes its time.
 const BACKUP: Duration = Duration::from_secs(3600);
 /// Reading configuration and scripts, and checking both.
@@ -22,7 +23,7 @@ pub fn status(client: &Client, a: &Status, ui: &mut Ui) -> Done {
     if a.watch {
         return stop::watch(client, a.plain.json, ui);
     }
-    let status = client.get("/v1/status").map_err(|e| Failure::api("status", &e))?;
+    let status = client.status(STATUS).map_err(|e| Failure::api("status", &e))?;
     print_status(&status, a.plain.json, ui)
 }
 
@@ -159,17 +160,21 @@ pub fn reload(client: &Client, a: &Plain, ui: &mut Ui) -> Done {
 }
 
 /// `backup`: done by the daemon, which has the database open; so the path is made absolute here.
-pub fn backup(client: &Client, file: &Path, ui: &mut Ui) -> Done {
-    let what = file.display().to_string();
-    let path = std::path::absolute(file).map_err(|e| Failure::new(&what, e))?;
+pub fn backup(client: &Client, a: &Backup, ui: &mut Ui) -> Done {
+    let what = a.file.display().to_string();
+    let path = std::path::absolute(&a.file).map_err(|e| Failure::new(&what, e))?;
     let Some(name) = path.to_str() else { return Err(Failure::new(&what, "the path is not UTF-8 text")) };
     let answer = client.request(Method::POST, "/v1/backup", Some(&json!({ "path": name })), BACKUP).map_err(|e| {
         match e.code.as_str() {
             // It names the file, and in full.
-            "conflict" => Failure { code: 1, text: e.message },
+            "conflict" => Failure { text: e.message.clone(), ..Failure::api(&what, &e) },
             _ => Failure::api(&what, &e),
         }
     })?;
+    if a.json {
+        ui.json(&answer.body)?;
+        return Ok(0);
+    }
     let bytes = match answer.body.get("bytes").and_then(Value::as_u64) {
         Some(n) => format!(" ({})", bytesize::ByteSize(n)),
         None => String::new(),

@@ -9,8 +9,9 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value, json};
 
 use super::args::Doctor;
+use super::control::STATUS;
 use super::render::{bold, clean, number, text};
-use super::{Done, Doors, Failure, Ui, client};
+use super::{Done, Doors, Failure, PROBE, Ui};
 use crate::client::{Client, ClientError};
 use crate::config::{self, AgentKind, Config, Paths, paths};
 
@@ -89,10 +90,9 @@ pub struct Ground<'a> {
 }
 
 /// `doctor`
-pub fn doctor(a: &Doctor, doors: &Doors, ui: &mut Ui) -> Done {
-    let client = client(&a.plain.to)?;
-    let status = client.get("/v1/status");
-    let found = ground(a, status.as_ref().ok()).map_err(|why| Failure { code: 1, text: why })?;
+pub fn doctor(a: &Doctor, client: &Client, doors: &Doors, ui: &mut Ui) -> Done {
+    let status = client.answers(PROBE).and_then(|()| client.status(STATUS));
+    let found = ground(a, status.as_ref().ok()).map_err(|why| Failure::coded(1, why))?;
     let mut checks = Vec::new();
     let config = match config::load(found.config.as_deref()) {
         Ok(config) => {
@@ -110,12 +110,12 @@ pub fn doctor(a: &Doctor, doors: &Doors, ui: &mut Ui) -> Done {
     checks.extend(hooks_dir.as_deref().map(scripts).unwrap_or_default());
     checks.extend(agents(&config, hooks_dir.as_deref()));
     checks.extend(state(&found.state_dir));
-    checks.extend(daemon(&client, &status));
+    checks.extend(daemon(client, &status));
     let ground = Ground {
         config: &config,
         state_dir: &found.state_dir,
         hooks_dir: hooks_dir.as_deref(),
-        client: &client,
+        client,
         status: status.as_ref().ok(),
     };
     checks.extend((doors.checks)(&ground));

@@ -10,8 +10,9 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use ureq::http::Method;
 
-use super::Failure;
+use super::control::STATUS;
 use super::render::{error_text, text};
+use super::{Failure, exit};
 use crate::client::{Client, ClientError, EventStream, SseEvent, session_path};
 
 /// Between two attempts to connect, from and to.
@@ -41,6 +42,8 @@ pub enum Seen<'e> {
     Accepted {
         /// Answered after the next start.
         deferred: bool,
+        /// What the API said of it.
+        body: &'e Value,
     },
     /// The connection is lost; it will be tried again.
     Lost(&'e ClientError),
@@ -83,6 +86,8 @@ pub struct End {
     pub outcome: String,
     /// Why not completed.
     pub error: String,
+    /// The last turn of the chain.
+    pub turn: String,
 }
 
 /// Sends the message and follows it to its end. `boot` is the boot id last known, if any, and is kept up to date, so
@@ -96,7 +101,7 @@ pub fn ask(
     boot: &mut Option<String>,
     listener: &mut dyn Listener,
 ) -> Result<End, Failure> {
-    let now = boot_id(client);
+    let now = boot_id(client, ask.until);
     if boot.is_some() && now.is_some() && *boot != now {
         listener.on(Seen::Back { restarted: true })?;
     }
@@ -127,8 +132,14 @@ impl From<ClientError> for Broken {
     }
 }
 
-fn boot_id(client: &Client) -> Option<String> {
-    client.get("/v1/status").ok().map(|s| text(&s, "/boot_id")).filter(|b| !b.is_empty())
+/// What is left until then, at most so long as a status may take.
+fn soon(until: Option<Instant>) -> Duration {
+    let left = until.map_or(STATUS, |t| t.saturating_duration_since(Instant::now()));
+    left.clamp(Duration::from_millis(1), STATUS)
+}
+
+fn boot_id(client: &Client, until: Option<Instant>) -> Option<String> {
+    client.status(soon(until)).ok().map(|s| text(&s, "/boot_id")).filter(|b| !b.is_empty())
 }
 
 struct Follow<'a> {
@@ -214,7 +225,7 @@ impl Follow<'_> {
         } else {
             format!("no answer in time; whether the message is kept is not known: send it again with --id {id}")
         };
-        Err(Failure::new(key, why))
+        Err(Failure::coded(exit::TIMEOUT, format!("{key}: {why}")))
     }
 
     fn connect(&mut self) -> Result<EventStream, Broken> {
@@ -234,7 +245,7 @@ impl Follow<'_> {
 
     /// Connects after a break, and tells whether it is still the same daemon.
     fn again(&mut self, listener: &mut dyn Listener) -> Result<EventStream, Broken> {
-        let status = self.client.get("/v1/status")?;
+        let status = self.client.status(soon(self.ask.until))?;
         let boot = text(&status, "/boot_id");
         let stream = self.connect()?;
         let restarted = self.boot.as_ref().is_some_and(|b| *b != boot);
@@ -307,7 +318,7 @@ impl Follow<'_> {
         if !continued.is_empty() {
             self.turns.push(continued);
         }
-        listener.on(Seen::Accepted { deferred: body["deferred"] == true })?;
+        listener.on(Seen::Accepted { deferred: body["deferred"] == true, body })?;
         match &body["notice"] {
             Value::Null => Ok(()),
             Value::String(said) => listener.on(Seen::Notice("notice", said)),
@@ -354,7 +365,7 @@ impl Follow<'_> {
             return Ok(None);
         }
         let error = event.data.get("error").map(error_text).unwrap_or_default();
-        Ok(Some(End { outcome: outcome.to_owned(), error }))
+        Ok(Some(End { outcome: outcome.to_owned(), error, turn: event.text("turn_id").to_owned() }))
     }
 
     /// A session that is over, or suspended, continues nothing.
@@ -365,6 +376,7 @@ impl Follow<'_> {
         (over && waiting).then(|| End {
             outcome: "interrupted".into(),
             error: format!("the turn was cut off and will not be continued: session {reason}"),
+            turn: self.turns.last().cloned().unwrap_or_default(),
         })
     }
 }

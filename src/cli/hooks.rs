@@ -6,22 +6,22 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value, json};
 
-use super::args::{Aside, Fire, Hooks, Plain};
-use super::render::{ago_now, clean, items, table, text};
+use super::args::{Aside, Connect, Fire, Hooks, Plain};
+use super::render::{ago_now, clean, items, table, table_or_records, text};
 use super::{Done, Doors, Failure, Ui, client, exit};
 use crate::client::{Client, segment};
 use crate::config::{self, Config, paths::process_env};
 use crate::model::event::HookEvent;
 
 /// `hooks …`
-pub fn hooks(a: &Hooks, doors: &Doors, ui: &mut Ui) -> Done {
+pub fn hooks(a: &Hooks, to: &Connect, doors: &Doors, ui: &mut Ui) -> Done {
     match a {
-        Hooks::List(p) => list(&client(&p.to)?, p, ui),
-        Hooks::Check { files, config } => check(files, config.as_deref(), doors, ui),
-        Hooks::Fire(a) => fire(a, doors, ui),
-        Hooks::Failed(p) => failed(&client(&p.to)?, p, ui),
-        Hooks::Retry(a) => aside(&client(&a.to)?, a, true, ui),
-        Hooks::Discard(a) => aside(&client(&a.to)?, a, false, ui),
+        Hooks::List(p) => list(&client(to)?, p, ui),
+        Hooks::Check { files, config, json } => check(files, config.as_deref(), *json, doors, ui),
+        Hooks::Fire(a) => fire(a, to, doors, ui),
+        Hooks::Failed(p) => failed(&client(to)?, p, ui),
+        Hooks::Retry(a) => aside(&client(to)?, a, true, ui),
+        Hooks::Discard(a) => aside(&client(to)?, a, false, ui),
     }
 }
 
@@ -43,22 +43,31 @@ fn list(client: &Client, p: &Plain, ui: &mut Ui) -> Done {
 }
 
 /// Every file is looked at, so that one wrong script does not hide the next.
-fn check(files: &[PathBuf], config: Option<&Path>, doors: &Doors, ui: &mut Ui) -> Done {
+fn check(files: &[PathBuf], config: Option<&Path>, json: bool, doors: &Doors, ui: &mut Ui) -> Done {
     let config = settings(config)?;
     let mut code = 0;
+    let mut told = Vec::new();
     for file in files {
-        match (doors.check_script)(file, &config) {
+        let checked = (doors.check_script)(file, &config);
+        if checked.is_err() {
+            code = exit::CONFIG;
+        }
+        match checked {
+            checked if json => told.push(json!({
+                "file": file.display().to_string(), "valid": checked.is_ok(),
+                "warnings": checked.as_ref().ok().cloned().unwrap_or_default(), "error": checked.err(),
+            })),
             Ok(warnings) => {
                 for warning in &warnings {
                     ui.note(warning);
                 }
                 ui.say(format!("{}: valid", file.display()))?;
             }
-            Err(why) => {
-                ui.note(why);
-                code = exit::CONFIG;
-            }
+            Err(why) => ui.note(why),
         }
+    }
+    if json {
+        ui.json(&json!({ "scripts": told }))?;
     }
     Ok(code)
 }
@@ -95,7 +104,7 @@ fn fields(file: &Path) -> Result<Map<String, Value>, Failure> {
     }
 }
 
-fn fire(a: &Fire, doors: &Doors, ui: &mut Ui) -> Done {
+fn fire(a: &Fire, to: &Connect, doors: &Doors, ui: &mut Ui) -> Done {
     let (event, json) = (a.event.as_str(), a.plain.json);
     let fields = a.fields.as_deref().map(fields).transpose()?.unwrap_or_default();
     let answer = match &a.script {
@@ -103,14 +112,11 @@ fn fire(a: &Fire, doors: &Doors, ui: &mut Ui) -> Done {
             let config = settings(a.config.as_deref())?;
             let Some(kind) = HookEvent::parse(event) else {
                 let known: Vec<&str> = HookEvent::ALL.iter().map(|e| e.as_str()).collect();
-                return Err(Failure {
-                    code: exit::USAGE,
-                    text: format!("{event}: no such event: one of {}", known.join(", ")),
-                });
+                return Err(Failure::usage(format!("{event}: no such event: one of {}", known.join(", "))));
             };
-            (doors.fire_script)(script, kind, &fields, &config).map_err(|text| Failure { code: exit::CONFIG, text })?
+            (doors.fire_script)(script, kind, &fields, &config).map_err(|text| Failure::coded(exit::CONFIG, text))?
         }
-        None => client(&a.plain.to)?
+        None => client(to)?
             .post("/v1/hooks/fire", Some(&json!({ "event": event, "fields": fields })))
             .map_err(|e| Failure::api(event, &e))?,
     };
@@ -175,7 +181,7 @@ fn failed(client: &Client, p: &Plain, ui: &mut Ui) -> Done {
         ]
     };
     let headers = ["id", "event", "key", "handler", "state", "attempts", "when", "error"];
-    let text = table(ui, &headers, items(&all).iter().map(row).collect());
+    let text = table_or_records(ui, &headers, items(&all).iter().map(row).collect());
     ui.say(text)?;
     Ok(0)
 }
@@ -185,11 +191,18 @@ fn aside(client: &Client, a: &Aside, retry: bool, ui: &mut Ui) -> Done {
         let path = format!("/v1/hooks/failed/{}", segment(id));
         let done = if retry { client.post(&format!("{path}/retry"), None) } else { client.delete(&path) };
         done.map_err(|e| Failure::api(id, &e))?;
-        ui.say(format!("{id}: {}", if retry { "will be delivered again" } else { "discarded" }))?;
+        if !a.json {
+            ui.say(format!("{id}: {}", if retry { "will be delivered again" } else { "discarded" }))?;
+        }
         Ok(())
     };
-    if let Some(id) = &a.id {
+    let told = |ids: &[&String], ui: &mut Ui| {
+        let word = if retry { "retried" } else { "discarded" };
+        if a.json { ui.json(&json!({ word: ids })) } else { Ok(()) }
+    };
+    if let Some(id) = &a.which.id {
         act(id, ui)?;
+        told(&[id], ui)?;
         return Ok(0);
     }
     // One event may be set aside for several handlers: the API takes it by its id, once. What was retried may be set aside
@@ -207,8 +220,9 @@ fn aside(client: &Client, a: &Aside, retry: bool, ui: &mut Ui) -> Done {
         }
         taken.extend(ids);
     }
-    if taken.is_empty() {
+    if taken.is_empty() && !a.json {
         ui.say("nothing was set aside")?;
     }
+    told(&taken.iter().collect::<Vec<_>>(), ui)?;
     Ok(0)
 }

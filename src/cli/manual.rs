@@ -64,13 +64,18 @@ fn one(out: &mut String, before: &str, command: &Command) {
         let _ = if arg.is_required_set() { write!(line, " {name}{many}") } else { write!(line, " [{name}]{many}") };
     }
     let about = command.get_about().map(ToString::to_string).unwrap_or_default();
+    let aliases: Vec<_> = command.get_visible_aliases().collect();
+    let about = if aliases.is_empty() { about } else { format!("{about} (alias: {})", aliases.join(", ")) };
     let _ = write!(out, ".SS {}\n{line}\n.PP\n{}.\n", quoted(&format!("{before}{}", command.get_name())), roff(&about));
     for arg in positional.iter().chain(&options) {
         argument(out, arg);
     }
     if let Some(help) = command.get_after_help() {
         for paragraph in help.to_string().split("\n\n") {
-            let _ = write!(out, ".PP\n{}\n", roff(paragraph.trim_end()));
+            let _ = match paragraph.trim_end().strip_prefix("Examples:\n") {
+                Some(lines) => write!(out, ".PP\nExamples:\n.PP\n.EX\n{}\n.EE\n", roff(lines)),
+                None => write!(out, ".PP\n{}\n", roff(paragraph.trim_end())),
+            };
         }
     }
 }

@@ -6,11 +6,12 @@
 use std::io::{self, IsTerminal as _, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
-use clap::Parser as _;
+use clap::{CommandFactory as _, FromArgMatches as _};
 use serde_json::{Map, Value};
 
-use crate::client::{Client, ClientError};
+use crate::client::{self, Client, ClientError};
 use crate::config::{self, Config, ConfigError};
 use crate::model::event::HookEvent;
 
@@ -45,6 +46,8 @@ pub mod exit {
     pub const STATE: u8 = 74;
     /// Configuration wrong.
     pub const CONFIG: u8 = 78;
+    /// `send` had no answer in time; the word of timeout(1).
+    pub const TIMEOUT: u8 = 124;
 }
 
 /// What `serve` was asked for, looked up and read.
@@ -86,17 +89,44 @@ pub struct Failure {
     pub code: u8,
     /// `what: why`; empty when there is nobody left to tell.
     pub text: String,
+    /// The API's code, if it was the API that refused.
+    pub word: Option<String>,
 }
 
 impl Failure {
     fn new(what: impl std::fmt::Display, why: impl std::fmt::Display) -> Self {
-        Self { code: 1, text: format!("{what}: {why}") }
+        Self::coded(1, format!("{what}: {why}"))
+    }
+
+    fn coded(code: u8, text: impl Into<String>) -> Self {
+        Self { code, text: text.into(), word: None }
+    }
+
+    fn usage(text: impl Into<String>) -> Self {
+        Self::coded(exit::USAGE, text)
+    }
+
+    /// The daemon went away or asks to come back.
+    fn is_passing(&self) -> bool {
+        self.word.as_deref().is_some_and(client::is_passing)
+    }
+
+    /// What `--json` prints: the API's error object.
+    fn json(&self) -> Value {
+        let word = self.word.as_deref().unwrap_or(match self.code {
+            exit::USAGE => "usage",
+            exit::UNAVAILABLE => "unreachable",
+            exit::CONFIG => "invalid_config",
+            exit::TIMEOUT => "timeout",
+            _ => "failed",
+        });
+        serde_json::json!({ "error": { "code": word, "message": self.text } })
     }
 
     /// An error of the API about something, such as a key.
     fn api(what: impl std::fmt::Display, e: &ClientError) -> Self {
         let code = match e.code.as_str() {
-            "unreachable" => exit::UNAVAILABLE,
+            "unreachable" | "silent" => exit::UNAVAILABLE,
             "invalid_config" => exit::CONFIG,
             "invalid_key" | "invalid_parameter" | "invalid_text" => exit::USAGE,
             _ => 1,
@@ -107,7 +137,7 @@ impl Failure {
             (0, false) => e.message.clone(),
             _ => format!("{what}: {e}"),
         };
-        Self { code, text }
+        Self { code, text, word: Some(e.code.clone()) }
     }
 }
 
@@ -115,15 +145,18 @@ impl From<io::Error> for Failure {
     fn from(e: io::Error) -> Self {
         // Whoever read our output went away: it wants no more words either.
         let text = if e.kind() == io::ErrorKind::BrokenPipe { String::new() } else { format!("output: {e}") };
-        Self { code: 1, text }
+        Self::coded(1, text)
     }
 }
 
 impl From<ConfigError> for Failure {
     fn from(e: ConfigError) -> Self {
-        Self { code: exit::CONFIG, text: e.to_string() }
+        Self::coded(exit::CONFIG, e.to_string())
     }
 }
+
+/// A daemon that answers nothing for so long hangs, or was stopped.
+const PROBE: Duration = Duration::from_secs(5);
 
 /// A command's exit code, or why it failed.
 type Done = Result<u8, Failure>;
@@ -140,6 +173,17 @@ pub struct Ui {
     color: bool,
     /// Columns of the terminal on stdout; `None`: as many as a line needs.
     width: Option<u16>,
+    /// Reads a line that somebody types; `None`: nobody is there to be asked.
+    typed: Option<Typed>,
+}
+
+/// Reads a line.
+type Typed = Box<dyn FnMut() -> io::Result<String>>;
+
+/// A line of stdin.
+fn typed_line() -> io::Result<String> {
+    let mut line = String::new();
+    io::stdin().read_line(&mut line).map(|_| line)
 }
 
 impl Ui {
@@ -147,11 +191,14 @@ impl Ui {
         let out_tty = io::stdout().is_terminal();
         let plain = std::env::var_os("NO_COLOR").is_some_and(|v| !v.is_empty())
             || std::env::var_os("TERM").is_some_and(|t| t == "dumb");
+        let err_tty = io::stderr().is_terminal();
+        let asked = err_tty && io::stdin().is_terminal();
         Self {
             out: Box::new(io::stdout()),
             err: Box::new(io::stderr()),
             out_tty,
-            err_tty: io::stderr().is_terminal(),
+            err_tty,
+            typed: asked.then(|| Box::new(typed_line) as Typed),
             color: out_tty && !plain,
             width: if out_tty { columns() } else { None },
         }
@@ -173,6 +220,25 @@ impl Ui {
     /// A line on stderr, as `ostler: LINE`. That nobody can read it is no reason to fail.
     fn note(&mut self, line: impl std::fmt::Display) {
         let _ = writeln!(self.err, "ostler: {}", render::clean(&line.to_string()));
+    }
+
+    /// Whether what cannot be undone shall be done: asked on a terminal; a script has said so by running the command.
+    fn confirm(&mut self, question: &str) -> io::Result<bool> {
+        let Some(typed) = &mut self.typed else { return Ok(true) };
+        let _ = write!(self.err, "{} [y/N] ", render::clean(question));
+        let _ = self.err.flush();
+        Ok(matches!(typed()?.trim(), "y" | "Y" | "yes" | "Yes"))
+    }
+
+    /// Why a command failed, unless nobody is left to be told.
+    fn fail(&mut self, failure: &Failure, json: bool) {
+        if failure.text.is_empty() {
+        } else if json {
+            let text = render::json_for_terminal(&failure.json().to_string());
+            let _ = writeln!(self.err, "{text}");
+        } else {
+            self.note(&failure.text);
+        }
     }
 
     /// JSON on stdout.
@@ -207,37 +273,45 @@ fn usable_width(columns: u16) -> Option<u16> {
 /// The program, but for what it is made of.
 #[must_use]
 pub fn main(doors: &Doors) -> ExitCode {
-    let cli = match Cli::try_parse() {
-        Ok(cli) => cli,
+    let mut ui = Ui::terminal();
+    let args: Vec<_> = std::env::args_os().collect();
+    match parse(&args) {
+        Ok((cli, json)) => ExitCode::from(execute(cli, json, doors, &mut ui)),
         Err(e) => {
             // Help goes to stdout, an error to stderr; that either is closed changes nothing.
             match usage(&e) {
-                Some(text) => eprint_quietly(&text),
+                Some(text) if args.iter().any(|a| a == "--json") => ui.fail(&Failure::usage(text.trim_end()), true),
+                Some(text) => eprint_quietly(&format!("ostler: {text}")),
                 None => drop(e.print()),
             }
-            return ExitCode::from(u8::try_from(e.exit_code()).unwrap_or(exit::USAGE));
-        }
-    };
-    let mut ui = Ui::terminal();
-    let done = run(cli.command, doors, &mut ui).and_then(|code| {
-        ui.out.flush()?;
-        Ok(code)
-    });
-    match done {
-        Ok(code) => ExitCode::from(code),
-        Err(failure) => {
-            if !failure.text.is_empty() {
-                ui.note(&failure.text);
-            }
-            ExitCode::from(failure.code)
+            ExitCode::from(u8::try_from(e.exit_code()).unwrap_or(exit::USAGE))
         }
     }
 }
 
-/// Wrong usage in the words of every other error; `None`: help or the version, which is shown as it is.
+/// The command line, and whether its command is to print JSON.
+fn parse(args: &[std::ffi::OsString]) -> Result<(Cli, bool), clap::Error> {
+    fn json(m: &clap::ArgMatches) -> bool {
+        m.try_get_one::<bool>("json").ok().flatten() == Some(&true) || m.subcommand().is_some_and(|(_, m)| json(m))
+    }
+    let matches = Cli::command().try_get_matches_from(args)?;
+    Ok((Cli::from_arg_matches(&matches)?, json(&matches)))
+}
+
+fn execute(cli: Cli, json: bool, doors: &Doors, ui: &mut Ui) -> u8 {
+    let done = run(cli, doors, ui).and_then(|code| {
+        ui.out.flush()?;
+        Ok(code)
+    });
+    done.unwrap_or_else(|failure| {
+        ui.fail(&failure, json);
+        failure.code
+    })
+}
+
+/// What is wrong with the usage; `None`: help or the version, which is shown as it is.
 fn usage(e: &clap::Error) -> Option<String> {
-    let text = e.render().to_string();
-    text.strip_prefix("error: ").map(|why| format!("ostler: {why}"))
+    e.render().to_string().strip_prefix("error: ").map(str::to_owned)
 }
 
 /// To stderr, whoever reads it or not.
@@ -245,48 +319,72 @@ fn eprint_quietly(text: &str) {
     let _ = io::stderr().write_all(text.as_bytes());
 }
 
-fn run(command: Command, doors: &Doors, ui: &mut Ui) -> Done {
-    match command {
+fn run(cli: Cli, doors: &Doors, ui: &mut Ui) -> Done {
+    let to = &cli.to;
+    match cli.command {
         Command::Serve(a) => serve::serve(&a, doors, ui),
-        Command::Chat(a) => chat::chat(&client(&a.to)?, a.key.as_deref(), ui),
-        Command::Send(a) => send::send(&client(&a.to)?, &a, ui),
-        Command::Sessions(a) => sessions::list(&client(&a.to)?, &a, ui),
-        Command::Show(a) => sessions::show(&client(&a.to)?, &a, ui),
-        Command::Transcript(a) => transcript::print(&client(&a.one.to)?, &a, ui),
-        Command::Events(a) => transcript::events(&client(&a.one.to)?, &a, ui),
-        Command::Export(a) => transcript::export(&client(&a.to)?, &a, ui),
-        Command::Cancel(a) => {
-            let rest = if a.queued { "/cancel?queued=1" } else { "/cancel" };
-            sessions::act(&client(&a.one.to)?, &a.one, rest, "cancelled", ui)
-        }
-        Command::Reset(a) => sessions::act(&client(&a.to)?, &a, "/reset", "reset", ui),
-        Command::Suspend(a) => sessions::act(&client(&a.to)?, &a, "/suspend", "suspended", ui),
-        Command::Resume(a) => sessions::act(&client(&a.to)?, &a, "/resume", "resumed", ui),
-        Command::Delete(a) => sessions::delete(&client(&a.one.to)?, &a, ui),
-        Command::Hold(a) => control::hold(&client(&a.to)?, &a, true, ui),
-        Command::Release(a) => control::hold(&client(&a.to)?, &a, false, ui),
-        Command::Status(a) => control::status(&client(&a.plain.to)?, &a, ui),
-        Command::Stop(a) => stop::stop(&client(&a.plain.to)?, &a, ui),
-        Command::Restart(a) => stop::restart(&client(&a.plain.to)?, &a, ui),
-        Command::Reload(a) => control::reload(&client(&a.to)?, &a, ui),
-        Command::Report(a) => report::report(&client(&a.plain.to)?, &a, ui),
-        Command::Hooks(a) => hooks::hooks(&a, doors, ui),
-        Command::CheckConfig(a) => check::check_config(a.file.as_deref(), ui),
-        Command::Doctor(a) => doctor::doctor(&a, doors, ui),
-        Command::Backup(a) => control::backup(&client(&a.to)?, &a.file, ui),
+        Command::Chat(a) => chat::chat(&client(to)?, a.key.as_deref(), ui),
+        Command::Send(a) => send::send(&reach(to)?, &a, ui),
+        Command::Sessions(a) => sessions::list(&client(to)?, &a, ui),
+        Command::Show(a) => sessions::show(&client(to)?, &a, ui),
+        Command::Transcript(a) => transcript::print(&client(to)?, &a, ui),
+        Command::Events(a) => transcript::events(&client(to)?, &a, ui),
+        Command::Export(a) => transcript::export(&client(to)?, &a, ui),
+        Command::Cancel(a) => sessions::cancel(&client(to)?, &a, ui),
+        Command::Reset(a) => sessions::act(&client(to)?, &a, "/reset", "reset", ui),
+        Command::Suspend(a) => sessions::act(&client(to)?, &a, "/suspend", "suspended", ui),
+        Command::Resume(a) => sessions::resume(&client(to)?, &a, ui),
+        Command::Delete(a) => sessions::delete(&client(to)?, &a, ui),
+        Command::Hold(a) => control::hold(&client(to)?, &a, true, ui),
+        Command::Release(a) => control::hold(&client(to)?, &a, false, ui),
+        Command::Status(a) => control::status(&client(to)?, &a, ui),
+        Command::Stop(a) => stop::stop(&client(to)?, &a, ui),
+        Command::Restart(a) => stop::restart(&client(to)?, &a, ui),
+        Command::Reload(a) => control::reload(&client(to)?, &a, ui),
+        Command::Report(a) => report::report(&client(to)?, &a, ui),
+        Command::Hooks(a) => hooks::hooks(&a, to, doors, ui),
+        Command::CheckConfig(a) => check::check_config(&a, ui),
+        Command::Doctor(a) => doctor::doctor(&a, &reach(to)?, doors, ui),
+        Command::Backup(a) => control::backup(&client(to)?, &a, ui),
         Command::Completions { shell } => generate::completions(shell, ui),
         Command::Generate(a) => generate::generate(&a, ui),
     }
 }
 
-/// The daemon that the flags or the environment name.
+/// The daemon that the flags or the environment name, and that answers: nothing is asked of one that does not, because it
+/// would be done whenever it goes on.
 fn client(to: &Connect) -> Result<Client, Failure> {
-    let Some(url) = &to.url else {
-        return Ok(Client::unix(&config::paths::client_socket(to.socket.as_deref(), &config::paths::process_env)));
+    let client = reach(to)?;
+    client.answers(PROBE).map_err(|e| Failure::api("daemon", &e))?;
+    Ok(client)
+}
+
+/// The daemon that the flags or the environment name.
+fn reach(to: &Connect) -> Result<Client, Failure> {
+    reach_with(to, &config::paths::process_env)
+}
+
+fn reach_with(to: &Connect, env: config::paths::Env<'_>) -> Result<Client, Failure> {
+    let var = |name: &str| env(name).filter(|v| !v.is_empty());
+    let url = match (&to.socket, &to.url, var("OSTLER_URL")) {
+        (Some(_), Some(_), _) => return Err(Failure::usage("--socket and --url: give one of them")),
+        (Some(_), None, _) => None,
+        (None, Some(url), _) => Some(("--url", url.clone())),
+        (None, None, Some(_)) if var("OSTLER_SOCKET").is_some() => {
+            let why = "$OSTLER_SOCKET and $OSTLER_URL are both set: unset one, or give --socket or --url";
+            return Err(Failure::usage(why));
+        }
+        (None, None, url) => url.map(|url| ("$OSTLER_URL", url)),
     };
-    let token = match &to.token_file {
+    let Some((from, url)) = url else {
+        if to.token_file.is_some() {
+            return Err(Failure::usage("--token-file: is for --url; a socket needs no token"));
+        }
+        return Ok(Client::unix_of(&config::paths::client_sockets(to.socket.as_deref(), env)));
+    };
+    let token = match to.token_file.clone().or_else(|| var("OSTLER_TOKEN_FILE").map(PathBuf::from)) {
         Some(file) => {
-            let text = std::fs::read_to_string(file).map_err(|e| Failure::new(file.display(), e))?;
+            let text = std::fs::read_to_string(&file).map_err(|e| Failure::new(file.display(), e))?;
             let token = text.trim();
             if token.is_empty() || token.contains(char::is_whitespace) {
                 return Err(Failure::new(file.display(), "is not one token"));
@@ -295,7 +393,7 @@ fn client(to: &Connect) -> Result<Client, Failure> {
         }
         None => None,
     };
-    Client::url(url, token.as_deref()).map_err(|e| Failure { code: exit::USAGE, text: format!("--url: {}", e.message) })
+    Client::url(&url, token.as_deref()).map_err(|e| Failure::usage(format!("{from}: {}", e.message)))
 }
 
 #[cfg(test)]

@@ -6,17 +6,50 @@ use serde_json::Value;
 use super::Ui;
 use crate::clock::{self, Millis};
 
-/// A table without lines; `-` where there is nothing.
+/// A table without lines, as wide as the terminal; `-` where there is nothing.
 pub fn table(ui: &Ui, headers: &[&str], rows: Vec<Vec<String>>) -> String {
+    table_within(ui.width, headers, rows)
+}
+
+/// A table if it fits the terminal; else a block of names and values for each row, so that nothing that somebody wants to
+/// copy is broken in two.
+pub fn table_or_records(ui: &Ui, headers: &[&str], rows: Vec<Vec<String>>) -> String {
+    let whole = table_within(None, headers, rows.clone());
+    if fits(ui, &whole) {
+        return whole;
+    }
+    let block = |row: Vec<String>| fields(&headers.iter().copied().zip(row).collect::<Vec<_>>());
+    rows.into_iter().map(block).collect::<Vec<_>>().join("\n\n")
+}
+
+/// Whether no line is wider than the terminal.
+pub fn fits(ui: &Ui, text: &str) -> bool {
+    ui.width.is_none_or(|w| text.lines().all(|l| l.chars().count() <= usize::from(w)))
+}
+
+/// The beginning of a text, at most so many characters, the last of them `…` if there is more.
+pub fn cut(text: &str, most: usize) -> String {
+    if text.chars().count() <= most {
+        return text.to_owned();
+    }
+    text.chars().take(most.saturating_sub(1)).chain(['…']).collect()
+}
+
+/// A table as wide as its rows.
+pub fn whole_table(headers: &[&str], rows: Vec<Vec<String>>) -> String {
+    table_within(None, headers, rows)
+}
+
+fn table_within(width: Option<u16>, headers: &[&str], rows: Vec<Vec<String>>) -> String {
     let mut table = Table::new();
-    let fit = if ui.width.is_some() { ContentArrangement::Dynamic } else { ContentArrangement::Disabled };
+    let fit = if width.is_some() { ContentArrangement::Dynamic } else { ContentArrangement::Disabled };
     table.load_style(presets::NOTHING).set_content_arrangement(fit);
-    if let Some(width) = ui.width {
+    if let Some(width) = width {
         table.set_width(width);
     }
     table.set_header(headers.iter().map(|h| h.to_uppercase()));
     for row in rows {
-        table.add_row(row.into_iter().map(|c| if c.is_empty() { "-".to_owned() } else { clean(&c) }));
+        table.add_row(row.into_iter().map(|c| if c.is_empty() { "-".to_owned() } else { label(&c) }));
     }
     let text = table.to_string();
     let lines = text.lines().map(|l| l.strip_prefix(' ').unwrap_or(l).trim_end().to_owned());
@@ -27,7 +60,7 @@ pub fn table(ui: &Ui, headers: &[&str], rows: Vec<Vec<String>>) -> String {
 pub fn fields(rows: &[(&str, String)]) -> String {
     let rows: Vec<_> = rows.iter().filter(|(_, v)| !v.is_empty()).collect();
     let width = rows.iter().map(|(n, _)| n.len()).max().unwrap_or(0);
-    rows.iter().map(|(n, v)| format!("{n:width$}  {}\n", clean(v))).collect::<String>().trim_end().to_owned()
+    rows.iter().map(|(n, v)| format!("{n:width$}  {}\n", label(v))).collect::<String>().trim_end().to_owned()
 }
 
 /// A field's value as text: nothing for `null` and what is not there.
@@ -104,6 +137,24 @@ pub fn count(n: i64, what: &str) -> String {
 /// Text of agents and users without control characters, which would otherwise command the reader's terminal.
 pub fn clean(text: &str) -> String {
     text.chars().filter(|c| !c.is_control() || matches!(c, '\n' | '\t')).collect()
+}
+
+/// A name or a title within a line: no control character, no line end, and nothing that is not seen or turns round what
+/// stands beside it, so that two names that look the same are the same.
+pub fn label(text: &str) -> String {
+    text.chars()
+        .filter_map(|c| match c {
+            '\n' | '\t' | '\r' | '\u{2028}' | '\u{2029}' => Some(' '),
+            c if c.is_control() || is_unseen(c) => None,
+            c => Some(c),
+        })
+        .collect()
+}
+
+/// Characters of no width and those that change the direction of what follows.
+fn is_unseen(c: char) -> bool {
+    matches!(c, '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}'
+        | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}')
 }
 
 /// JSON whose strings cannot command a terminal: JSON itself only escapes U+0000 to U+001F.

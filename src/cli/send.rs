@@ -1,14 +1,15 @@
 //! `send`: one message, one answer.
 
 use std::io::{Read as _, Write as _};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use serde_json::json;
+use serde_json::{Value, json};
+use ureq::http::Method;
 
 use super::args::Send;
 use super::follow::{self, Ask, Listener, Seen};
-use super::render::{clean, text};
-use super::{Done, Failure, Ui, exit};
+use super::render::{clean, count, number, text};
+use super::{Done, Failure, PROBE, Ui, exit};
 use crate::client::{Client, name_to_key, session_path};
 
 /// `send`
@@ -16,25 +17,48 @@ pub fn send(client: &Client, a: &Send, ui: &mut Ui) -> Done {
     let key = name_to_key(&a.key);
     let message = if a.text == "-" { stdin()? } else { a.text.clone() };
     if message.is_empty() {
-        return Err(Failure { code: exit::USAGE, text: format!("{key}: an empty message cannot be sent") });
+        return Err(Failure::usage(format!("{key}: an empty message cannot be sent")));
     }
     let id = a.id.clone().unwrap_or_else(|| uuid::Uuid::now_v7().to_string());
+    let until = a.timeout.0.map(|d| Instant::now() + d);
+    let left = |most: Duration| a.timeout.0.map_or(most, |d| most.min(d));
+    client.answers(left(PROBE)).map_err(|e| match a.timeout.0 {
+        Some(d) if d < PROBE => Failure::coded(exit::TIMEOUT, format!("{}; the message was not sent", e.message)),
+        _ => Failure::api(&key, &e),
+    })?;
     if a.no_wait {
         let body = json!({ "text": message, "id": id });
-        let answer = client.post(&session_path(&key, "/messages"), Some(&body)).map_err(|e| {
+        let path = session_path(&key, "/messages");
+        let answer = client.request(Method::POST, &path, Some(&body), left(ACCEPT)).map_err(|e| {
             let mut failure = Failure::api(&key, &e);
             if e.is_passing() && !e.is_unreachable() {
                 failure.text += &format!("; whether the message is kept is not known: send it again with --id {id}");
             }
+            if e.code == "timeout" {
+                failure.code = exit::TIMEOUT;
+            }
             failure
         })?;
-        ui.json(&answer)?;
+        if a.json || !ui.out_tty {
+            ui.json(&answer.body)?;
+        } else {
+            ui.say(handed_over(&key, &answer.body))?;
+        }
         return Ok(0);
     }
-    let until = a.timeout.0.map(|d| Instant::now() + d);
-    let mut out = Answer { ui, held: String::new(), at_line_start: true };
+    let mut out = Answer { ui, held: String::new(), at_line_start: true, json: a.json, accepted: Value::Null };
     let ask = Ask { key: &key, text: &message, id: &id, deltas: false, patient: false, until };
     let end = follow::ask(client, &ask, &mut None, &mut out);
+    if a.json {
+        let end = end?;
+        let error = if end.error.is_empty() { Value::Null } else { json!(end.error) };
+        let body = json!({
+            "session_id": out.accepted["session_id"], "turn_id": end.turn, "message_id": out.accepted["message_id"],
+            "outcome": end.outcome, "error": error, "text": out.held,
+        });
+        out.ui.json(&body)?;
+        return Ok(u8::from(end.outcome != "completed"));
+    }
     out.finish()?;
     let end = end?;
     if end.outcome == "completed" {
@@ -42,6 +66,20 @@ pub fn send(client: &Client, a: &Send, ui: &mut Ui) -> Done {
     }
     let why = if end.error.is_empty() { String::new() } else { format!(": {}", end.error) };
     Err(Failure::new(&key, format!("turn {}{why}", end.outcome)))
+}
+
+/// For the daemon to accept a message.
+const ACCEPT: Duration = Duration::from_secs(60);
+
+/// The acceptance in a line.
+fn handed_over(key: &str, body: &Value) -> String {
+    let before = match number(body, "/queued") {
+        _ if body["duplicate"] == true => ", sent before".to_owned(),
+        _ if body["deferred"] == true => ", to be answered after the daemon's next start".to_owned(),
+        0 => String::new(),
+        n => format!(", after {}", count(n, "queued message")),
+    };
+    format!("{key}: accepted (turn {}{before})", text(body, "/turn_id"))
 }
 
 fn stdin() -> Result<String, Failure> {
@@ -55,10 +93,18 @@ struct Answer<'u> {
     ui: &'u mut Ui,
     held: String,
     at_line_start: bool,
+    /// The answer becomes a field.
+    json: bool,
+    /// What the API said of the message.
+    accepted: Value,
 }
 
 impl Answer<'_> {
     fn print(&mut self, piece: &str) -> Result<(), Failure> {
+        if self.json {
+            self.held.push_str(piece);
+            return Ok(());
+        }
         if self.ui.out_tty {
             let piece = clean(piece);
             self.ui.out.write_all(piece.as_bytes())?;
@@ -71,7 +117,7 @@ impl Answer<'_> {
     }
 
     fn end_line(&mut self) -> Result<(), Failure> {
-        if self.at_line_start { Ok(()) } else { self.print("\n") }
+        if self.json || self.at_line_start { Ok(()) } else { self.print("\n") }
     }
 
     fn finish(&mut self) -> Result<(), Failure> {
@@ -106,7 +152,11 @@ impl Listener for Answer<'_> {
                 }
                 Ok(())
             }
-            Seen::Accepted { deferred: true } => {
+            Seen::Accepted { deferred, body } => {
+                self.accepted = body.clone();
+                if !deferred {
+                    return Ok(());
+                }
                 self.note("the daemon is stopping: the message is kept and answered after its next start")
             }
             Seen::Lost(e) => self.note(&format!("{}; waiting for the daemon", e.message)),
@@ -122,7 +172,7 @@ impl Listener for Answer<'_> {
                 let title = title.unwrap_or_else(|| text(p, "/request_id"));
                 self.note(&format!("the agent waits for leave: {}", clean(&title)))
             }
-            Seen::Accepted { deferred: false } | Seen::Thought(_) | Seen::Tool(_) | Seen::Permission(_) => Ok(()),
+            Seen::Thought(_) | Seen::Tool(_) | Seen::Permission(_) => Ok(()),
         }
     }
 }

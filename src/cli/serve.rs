@@ -7,7 +7,7 @@ use crate::config::{self, Paths, paths::process_env};
 /// Runs the daemon; its exit code is ours.
 pub fn serve(a: &Serve, doors: &Doors, _: &mut Ui) -> Done {
     let paths = Paths::of_daemon(a.config.as_deref(), a.state_dir.as_deref(), a.socket.as_deref(), &process_env)
-        .map_err(|text| Failure { code: exit::STATE, text })?;
+        .map_err(|text| Failure::coded(exit::STATE, text))?;
     let config = config::load(paths.config.as_deref())?;
     crate::thread::expect_sleepers(config.sessions.max_live);
     crate::log::init(&config.daemon.log);

@@ -4,11 +4,13 @@ use std::num::NonZeroUsize;
 
 use serde_json::Value;
 
-use super::args::{Delete, One, Sessions};
-use super::render::{ago_now, bold, clean, fields, items, number, table, text};
+use super::args::{Cancel, Delete, One, Sessions};
+use super::render::{ago_now, bold, clean, count, cut, fields, fits, items, label, number, text, whole_table};
 use super::{Done, Failure, Ui};
-use crate::client::{Client, name_to_key, segment, session_path};
+use crate::client::{Client, ClientError, name_to_key, segment, session_path};
 
+/// A key is not cut below this many characters.
+const SHORTEST_KEY: usize = 8;
 /// Sessions asked for at a time.
 const PAGE: usize = 200;
 
@@ -45,10 +47,26 @@ pub fn list(client: &Client, a: &Sessions, ui: &mut Ui) -> Done {
         ui.json(&serde_json::json!({ "sessions": all, "next_cursor": cursor }))?;
         return Ok(0);
     }
+    if a.quiet {
+        for s in &all {
+            ui.say(text(s, "/id"))?;
+        }
+        return Ok(0);
+    }
     if all.is_empty() {
         ui.say("no sessions")?;
         return Ok(0);
     }
+    let listing = listing(ui, &all, a.wide);
+    ui.say(listing)?;
+    if !cursor.is_empty() {
+        ui.note("sessions: there are more (--limit)");
+    }
+    Ok(0)
+}
+
+/// Every column if they fit the terminal; else those by which a session is found, each id in one piece.
+fn listing(ui: &Ui, all: &[Value], wide: bool) -> String {
     let rows = all.iter().map(|s| {
         vec![
             text(s, "/key"),
@@ -60,9 +78,21 @@ pub fn list(client: &Client, a: &Sessions, ui: &mut Ui) -> Done {
             text(s, "/id"),
         ]
     });
-    let text = table(ui, &["key", "state", "agent", "turns", "queued", "updated", "id"], rows.collect());
-    ui.say(text)?;
-    Ok(0)
+    let whole = whole_table(&["key", "state", "agent", "turns", "queued", "updated", "id"], rows.collect());
+    if wide || fits(ui, &whole) {
+        return whole;
+    }
+    let narrow = |key: usize| {
+        let rows = all.iter().map(|s| {
+            vec![cut(&label(&text(s, "/key")), key), word(s), ago_now(&text(s, "/updated_at")), text(s, "/id")]
+        });
+        whole_table(&["key", "state", "updated", "id"], rows.collect())
+    };
+    let longest = all.iter().map(|s| label(&text(s, "/key")).chars().count()).max().unwrap_or(0);
+    let table = narrow(longest);
+    let widest = table.lines().map(|l| l.chars().count()).max().unwrap_or(0);
+    let over = widest.saturating_sub(ui.width.map_or(usize::MAX, usize::from));
+    if over == 0 { table } else { narrow(longest.saturating_sub(over).max(SHORTEST_KEY)) }
 }
 
 fn queued(s: &Value) -> String {
@@ -82,6 +112,15 @@ fn state(s: &Value) -> String {
         out += ", interrupted";
     }
     out
+}
+
+/// The same in one word.
+fn word(s: &Value) -> String {
+    match state(s) {
+        state if state.starts_with("running") => "running".into(),
+        state if state.ends_with("interrupted") => "interrupted".into(),
+        state => state,
+    }
 }
 
 /// `show`
@@ -148,10 +187,38 @@ pub fn print(s: &Value, json: bool, ui: &mut Ui) -> Done {
     Ok(0)
 }
 
-/// `cancel`, `reset`, `suspend`, `resume`: asked for, and said in a line.
+/// `reset`, `suspend`: asked for, and said in a line.
 pub fn act(client: &Client, a: &One, rest: &str, word: &str, ui: &mut Ui) -> Done {
     let key = name_to_key(&a.key);
     let session = client.post(&session_path(&key, rest), None).map_err(|e| Failure::api(&key, &e))?;
+    done(&key, &session, a.json, word, ui)
+}
+
+/// `cancel`
+pub fn cancel(client: &Client, a: &Cancel, ui: &mut Ui) -> Done {
+    let key = name_to_key(&a.one.key);
+    let fail = |e: ClientError| Failure::api(&key, &e);
+    let before = client.get(&session_path(&key, "")).map_err(fail)?;
+    let rest = if a.queued { "/cancel?queued=1" } else { "/cancel" };
+    let session = client.post(&session_path(&key, rest), None).map_err(fail)?;
+    let word = match (a.queued, number(&before, "/queued"), text(&before, "/turn/state").as_str()) {
+        (true, 0, _) => "no message was queued".to_owned(),
+        (true, n, _) => format!("cancelled {}", count(n, "queued message")),
+        (false, _, "running") => "cancelled".to_owned(),
+        (false, ..) => "no turn was running".to_owned(),
+    };
+    done(&key, &session, a.one.json, &word, ui)
+}
+
+/// `resume`
+pub fn resume(client: &Client, a: &One, ui: &mut Ui) -> Done {
+    let key = name_to_key(&a.key);
+    // What is suspended need not be the key's current session, and that may be missing.
+    let before = client.get(&session_path(&key, "")).unwrap_or_default();
+    let session = client.post(&session_path(&key, "/resume"), None).map_err(|e| Failure::api(&key, &e))?;
+    let marked = before["resume_pending"].is_object();
+    let as_before = before["id"] == session["id"] && !marked && before["state"] != "suspended";
+    let word = if as_before { "nothing to resume" } else { "resumed" };
     done(&key, &session, a.json, word, ui)
 }
 
@@ -160,6 +227,11 @@ pub fn delete(client: &Client, a: &Delete, ui: &mut Ui) -> Done {
     let key = name_to_key(&a.one.key);
     let query: Vec<_> =
         [(a.all, "all=1"), (a.files, "files=1")].iter().filter(|(on, _)| *on).map(|(_, q)| *q).collect();
+    let what = if a.all { format!("every session under {key}") } else { format!("session {key}") };
+    let files = if a.files { " and its files" } else { "" };
+    if !a.yes && !ui.confirm(&format!("Delete {what} with its transcript{files}?"))? {
+        return Err(Failure::new(&key, "not deleted"));
+    }
     let rest = if query.is_empty() { String::new() } else { format!("?{}", query.join("&")) };
     let session = client.delete(&session_path(&key, &rest)).map_err(|e| Failure::api(&key, &e))?;
     done(&key, &session, a.one.json, "deleted", ui)

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use ureq::http::Method;
 
 use super::args::{Restart, Stop};
-use super::control::blocking;
+use super::control::{STATUS, blocking};
 use super::render::{count, millis, number, text};
 use super::{Done, Failure, Ui, report};
 use crate::client::{Client, ClientError};
@@ -44,7 +44,7 @@ pub fn stop(client: &Client, a: &Stop, ui: &mut Ui) -> Done {
 /// `restart`
 pub fn restart(client: &Client, a: &Restart, ui: &mut Ui) -> Done {
     if !a.force {
-        let before = client.get("/v1/status").map_err(|e| Failure::api("restart", &e))?;
+        let before = client.status(STATUS).map_err(|e| Failure::api("restart", &e))?;
         if before["supervised"] != true {
             let why = "the daemon has no supervisor, so nothing starts it again; it goes on (--force stops it)";
             return Err(Failure::new("restart", why));
@@ -97,7 +97,7 @@ fn verdict(gone: &Gone, word: &str, json: bool, ui: &mut Ui) -> Done {
 /// Asks for a stop and waits until the process is gone.
 fn bring_down(client: &Client, reason: StopReason, urgency: Urgency, ui: &mut Ui) -> Result<Gone, Failure> {
     let fail = |e: &ClientError| Failure::api(if reason == StopReason::Restart { "restart" } else { "stop" }, e);
-    let before = client.get("/v1/status").map_err(|e| fail(&e))?;
+    let before = client.status(STATUS).map_err(|e| fail(&e))?;
     let mut look = Look::at(client, &before);
     let since = Instant::now();
     let body = json!({ "reason": reason.as_str(), "urgency": urgency.as_str() });
@@ -169,7 +169,7 @@ fn next_boot(client: &Client, old: &str) -> Result<String, Failure> {
 
 /// `status --watch`: for people a moving line, else a line of JSON for each change.
 pub fn watch(client: &Client, json: bool, ui: &mut Ui) -> Done {
-    let first = client.get("/v1/status").map_err(|e| Failure::api("status", &e))?;
+    let first = client.status(STATUS).map_err(|e| Failure::api("status", &e))?;
     let mut look = Look::at(client, &first);
     if json {
         watch_json(&mut look, first, ui)?;

@@ -5,10 +5,7 @@ use std::io::{self, Write};
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
-use clap::Parser as _;
-
-use super::args::Cli;
-use super::{Doors, Ui, run};
+use super::{Doors, Ui, execute, parse};
 
 #[derive(Clone, Default)]
 pub struct Caught(Arc<Mutex<Vec<u8>>>);
@@ -39,6 +36,7 @@ pub fn ui(tty: bool) -> (Ui, Caught, Caught) {
         err_tty: false,
         color: false,
         width: None,
+        typed: None,
     };
     (ui, out, err)
 }
@@ -85,14 +83,21 @@ pub fn ostler_on(tty: bool, args: &[&str]) -> Ran {
 pub fn ostler_wide(tty: bool, width: Option<u16>, args: &[&str]) -> Ran {
     let (mut ui, out, err) = ui(tty);
     ui.width = width;
-    let cli = Cli::try_parse_from(std::iter::once(&"ostler").chain(args)).unwrap();
-    let code = match run(cli.command, &DOORS, &mut ui) {
-        Ok(code) => code,
-        Err(failure) => {
-            ui.note(&failure.text);
-            failure.code
-        }
-    };
+    go(ui, &out, &err, args)
+}
+
+/// The same at a terminal at which somebody types.
+pub fn ostler_typed(typed: &str, args: &[&str]) -> Ran {
+    let (mut ui, out, err) = ui(false);
+    let mut lines: Vec<String> = typed.split_inclusive('\n').map(str::to_owned).rev().collect();
+    ui.typed = Some(Box::new(move || Ok(lines.pop().unwrap_or_default())));
+    go(ui, &out, &err, args)
+}
+
+fn go(mut ui: Ui, out: &Caught, err: &Caught, args: &[&str]) -> Ran {
+    let args: Vec<_> = std::iter::once("ostler").chain(args.iter().copied()).map(Into::into).collect();
+    let (cli, json) = parse(&args).unwrap();
+    let code = execute(cli, json, &DOORS, &mut ui);
     Ran { code, out: out.text(), err: err.text() }
 }
 

@@ -1,6 +1,7 @@
 //! What the commands promise, against a daemon's face that answers as it is told.
 #![allow(clippy::unwrap_used)]
 
+mod asked;
 mod commands;
 mod following;
 mod packaging;

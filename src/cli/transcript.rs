@@ -1,5 +1,6 @@
 //! `transcript`, `events`, `export`: what was said.
 
+use std::collections::VecDeque;
 use std::io::Write as _;
 use std::num::NonZeroUsize;
 use std::time::Duration;
@@ -8,7 +9,8 @@ use serde_json::Value;
 use ureq::http::Method;
 
 use super::args::{Events, One, Transcript};
-use super::render::{clean, dim, error_text, items, text};
+use super::control::STATUS;
+use super::render::{clean, dim, error_text, items, number, text};
 use super::{Done, Failure, Ui};
 use crate::client::{Client, ClientError, EventStream, SseEvent, name_to_key, session_path};
 
@@ -50,24 +52,139 @@ fn entries(
 /// `transcript`
 pub fn print(client: &Client, a: &Transcript, ui: &mut Ui) -> Done {
     let key = name_to_key(&a.one.key);
+    if a.follow {
+        return Reader { client, key: key.clone(), json: a.one.json, session: None, last: a.after }.run(a.tail, ui);
+    }
+    let read = |each: &mut dyn FnMut(&Value) -> Result<(), Failure>| match a.tail {
+        Some(n) => tail(client, &key, n.get())?.iter().try_for_each(each),
+        None => entries(client, &key, a.after, a.limit.map(NonZeroUsize::get), each),
+    };
     if a.one.json {
         let mut all = Vec::new();
-        entries(client, &key, a.after, a.limit.map(NonZeroUsize::get), |e| {
+        read(&mut |e| {
             all.push(e.clone());
             Ok(())
         })?;
         ui.json(&serde_json::json!({ "entries": all, "next": null }))?;
         return Ok(0);
     }
-    let color = ui.color;
-    entries(client, &key, a.after, a.limit.map(NonZeroUsize::get), |e| {
-        let head = format!("[{}] {} {}", text(e, "/seq"), text(e, "/role"), text(e, "/at"));
-        ui.styled(dim(color, &clean(&head)))?;
-        ui.say(clean(&said(e)))?;
-        ui.say("")?;
-        Ok(())
-    })?;
+    read(&mut |e| entry(e, false, ui))?;
     Ok(0)
+}
+
+/// An entry: a line of JSON, or a head and what was said.
+fn entry(e: &Value, json: bool, ui: &mut Ui) -> Result<(), Failure> {
+    if json {
+        ui.json_line(e)?;
+        return Ok(());
+    }
+    let head = format!("[{}] {} {}", text(e, "/seq"), text(e, "/role"), text(e, "/at"));
+    ui.styled(dim(ui.color, &clean(&head)))?;
+    ui.say(clean(&said(e)))?;
+    ui.say("")?;
+    Ok(())
+}
+
+/// The newest entries, without reading all: numbers rise, and are shared with other sessions, so the end is found by
+/// halving, and the beginning by looking further and further back.
+fn tail(client: &Client, key: &str, most: usize) -> Result<Vec<Value>, Failure> {
+    let after = |seq: i64| -> Result<Option<i64>, Failure> {
+        let page = client.get(&session_path(key, &format!("/transcript?limit=1&after={seq}")));
+        Ok(items(&page.map_err(|e| Failure::api(key, &e))?).first().map(|e| number(e, "/seq")))
+    };
+    // There is an entry at `known`, and none beyond `end`.
+    let (mut known, mut end) = (after(0)?.unwrap_or(0), i64::MAX);
+    let mut step = 1_i64;
+    while known < end {
+        let ahead = known.saturating_add(step).min(known + (end - known) / 2);
+        match after(ahead)? {
+            Some(seq) => (known, step) = (seq, step.saturating_mul(2)),
+            None => (end, step) = (ahead, (step / 2).max(1)),
+        }
+    }
+    let mut window = i64::try_from(most).unwrap_or(i64::MAX);
+    loop {
+        let from = known.saturating_sub(window).max(0);
+        let mut newest = VecDeque::new();
+        entries(client, key, Some(from), None, |e| {
+            newest.push_back(e.clone());
+            if newest.len() > most {
+                newest.pop_front();
+            }
+            Ok(())
+        })?;
+        if newest.len() == most || from == 0 {
+            return Ok(newest.into());
+        }
+        window = window.saturating_mul(4);
+    }
+}
+
+/// `transcript --follow`: entries as they become whole, that is with the end of their turn.
+struct Reader<'a> {
+    client: &'a Client,
+    key: String,
+    json: bool,
+    /// The session whose entries are printed; a key's may be another one tomorrow.
+    session: Option<String>,
+    /// The last entry printed.
+    last: Option<i64>,
+}
+
+impl Reader<'_> {
+    fn run(mut self, begin: Option<NonZeroUsize>, ui: &mut Ui) -> Done {
+        if let Some(n) = begin {
+            // What stands before the tail is passed over.
+            let newest = tail(self.client, &self.key, n.get())?;
+            self.last = newest.first().map(|e| number(e, "/seq") - 1);
+        }
+        let mut follower = Follower { client: self.client, key: self.key.clone(), boot: None, last: None };
+        follower.run(ui, &mut |event, ui| match event.map_or("", |e| e.event.as_str()) {
+            // Also when the stream (again) begins, for what came before.
+            "" | "turn_end" | "session_start" | "session_end" | "session_closed" => match self.catch_up(ui) {
+                // The stream will break too, and begin again.
+                Err(failure) if failure.is_passing() => Ok(()),
+                done => done,
+            },
+            _ => Ok(()),
+        })
+    }
+
+    /// Prints what is new, up to the first entry of a turn that still runs.
+    fn catch_up(&mut self, ui: &mut Ui) -> Result<(), Failure> {
+        let fail = |e: ClientError| Failure::api(&self.key, &e);
+        let shown = match self.client.get(&session_path(&self.key, "")) {
+            // Nothing was said under this key so far.
+            Err(e) if e.status == 404 => return Ok(()),
+            shown => shown.map_err(fail)?,
+        };
+        let session = text(&shown, "/id");
+        match self.session.replace(session.clone()) {
+            // What was said last in the session before; it may be deleted by now.
+            Some(old) if old != session => match self.print_new(&old, "", ui) {
+                Err(failure) if failure.word.as_deref() == Some("session_not_found") => {}
+                done => done?,
+            },
+            _ => {}
+        }
+        self.print_new(&session, &text(&shown, "/turn/id"), ui)
+    }
+
+    fn print_new(&mut self, session: &str, running: &str, ui: &mut Ui) -> Result<(), Failure> {
+        let (json, mut last, mut waits) = (self.json, self.last, false);
+        let done = entries(self.client, session, last, None, |e| {
+            waits |= !running.is_empty() && text(e, "/turn_id") == running;
+            if !waits {
+                entry(e, json, ui)?;
+                last = Some(number(e, "/seq"));
+            }
+            Ok(())
+        });
+        // What was printed is not printed again, whatever became of the rest.
+        self.last = last;
+        ui.out.flush()?;
+        done
+    }
 }
 
 /// What an entry says; a tool call may have no text but a title.
@@ -116,21 +233,42 @@ fn quoted(text: &str) -> String {
 /// `events`
 pub fn events(client: &Client, a: &Events, ui: &mut Ui) -> Done {
     let key = name_to_key(&a.one.key);
-    if a.follow {
-        return Follower { client, key, boot: None, last: a.after, json: a.one.json }.run(ui);
+    let json = a.one.json;
+    if a.follow && a.tail.is_none() {
+        return events_on(client, key, a.after, json, ui);
     }
     let fail = |e: ClientError| Failure::api(&key, &e);
     let path = session_path(&key, &format!("/events?after={}&follow=0", a.after.unwrap_or(0)));
-    let mut none = true;
+    let mut last = None;
+    let mut newest = VecDeque::new();
     for event in client.stream(&path, Method::GET, None, None).map_err(fail)? {
-        tell(&event.map_err(fail)?, a.one.json, ui)?;
-        none = false;
+        let event = event.map_err(fail)?;
+        last = event.id.or(last);
+        let Some(most) = a.tail else {
+            tell(&event, json, ui)?;
+            continue;
+        };
+        newest.push_back(event);
+        if newest.len() > most.get() {
+            newest.pop_front();
+        }
     }
-    if none {
+    for event in &newest {
+        tell(event, json, ui)?;
+    }
+    if a.follow {
+        return events_on(client, key, last.or(Some(0)), json, ui);
+    }
+    if last.is_none() {
         // A stream may be opened before there is anything; whoever asks for what was wants to know that there is nothing.
         client.get(&session_path(&key, "")).map_err(fail)?;
     }
     Ok(0)
+}
+
+/// `events --follow`
+fn events_on(client: &Client, key: String, last: Option<u64>, json: bool, ui: &mut Ui) -> Done {
+    Follower { client, key, boot: None, last }.run(ui, &mut |event, ui| event.map_or(Ok(()), |e| tell(e, json, ui)))
 }
 
 fn tell(event: &SseEvent, json: bool, ui: &mut Ui) -> Result<(), Failure> {
@@ -143,7 +281,7 @@ fn tell(event: &SseEvent, json: bool, ui: &mut Ui) -> Result<(), Failure> {
     Ok(())
 }
 
-/// `events --follow`: over restarts of the daemon too, each event once.
+/// The events of a key, over restarts of the daemon too, each event once.
 struct Follower<'a> {
     client: &'a Client,
     key: String,
@@ -151,11 +289,13 @@ struct Follower<'a> {
     boot: Option<String>,
     /// The last event told.
     last: Option<u64>,
-    json: bool,
 }
 
+/// Takes an event, or `None` when the stream begins.
+type Each<'e> = dyn FnMut(Option<&SseEvent>, &mut Ui) -> Result<(), Failure> + 'e;
+
 impl Follower<'_> {
-    fn run(mut self, ui: &mut Ui) -> Done {
+    fn run(&mut self, ui: &mut Ui, each: &mut Each<'_>) -> Done {
         let mut pause = PAUSE.0;
         let mut connected = false;
         let mut lost = false;
@@ -166,9 +306,10 @@ impl Follower<'_> {
                         ui.note(if restarted { "the daemon restarted" } else { "connected again" });
                     }
                     (connected, lost, pause) = (true, false, PAUSE.0);
+                    each(None, ui)?;
                     for event in stream.map_while(Result::ok) {
                         self.last = event.id.or(self.last);
-                        tell(&event, self.json, ui)?;
+                        each(Some(&event), ui)?;
                     }
                 }
                 Err(e) if !connected || !e.is_passing() => return Err(Failure::api(&self.key, &e)),
@@ -185,7 +326,7 @@ impl Follower<'_> {
 
     /// A stream from where the last one ended, and whether it is another daemon's.
     fn connect(&mut self) -> Result<(EventStream, bool), ClientError> {
-        let boot = text(&self.client.get("/v1/status")?, "/boot_id");
+        let boot = text(&self.client.status(STATUS)?, "/boot_id");
         let query = self.last.map(|id| format!("?after={id}")).unwrap_or_default();
         let stream =
             self.client.stream(&session_path(&self.key, &format!("/events{query}")), Method::GET, None, None)?;

@@ -153,3 +153,24 @@ fn a_bearer_token_goes_with_every_request_over_tcp() {
     assert!(client.get("/v1/status").unwrap_err().is_unreachable());
     assert!(Client::url("localhost:7411", None).is_err());
 }
+
+/// A server that is full answers before it has read, and closes: what it said is told, not that the connection broke.
+#[test]
+fn an_answer_that_comes_before_the_request_is_read_is_told() {
+    use std::io::Write as _;
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("s");
+    let listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+    let full = std::thread::spawn(move || {
+        let body = r#"{"error":{"code":"overloaded","message":"too many connections"}}"#;
+        let (mut stream, _) = listener.accept().unwrap();
+        write!(stream, "HTTP/1.1 503 X\r\nContent-Length: {}\r\n\r\n{body}", body.len()).unwrap();
+        stream.shutdown(std::net::Shutdown::Both).unwrap();
+    });
+    let client = Client::unix(&socket);
+    // Longer than what a socket takes in unread.
+    let body = serde_json::json!({ "text": "x".repeat(2 << 20) });
+    let e = client.post("/v1/x", Some(&body)).unwrap_err();
+    full.join().unwrap();
+    assert_eq!((e.status, e.code.as_str(), e.message.as_str()), (503, "overloaded", "too many connections"));
+}

@@ -34,9 +34,15 @@ impl<In: Transport> Connector<In> for UnixConnector {
         if let Some(chained) = chained {
             return Ok(Some(Either::A(chained)));
         }
-        let stream = connect(&self.socket, self.timeout)?;
+        // `timeout` is what is left of the whole request.
+        let timeout = if details.timeout.after.is_not_happening() {
+            self.timeout
+        } else {
+            self.timeout.min(*details.timeout.after).max(Duration::from_millis(1))
+        };
+        let stream = connect(&self.socket, timeout)?;
         let buffers = LazyBuffers::new(details.config.input_buffer_size(), details.config.output_buffer_size());
-        Ok(Some(Either::B(UnixTransport { stream, buffers })))
+        Ok(Some(Either::B(UnixTransport { stream, buffers, turned_away: false })))
     }
 }
 
@@ -60,6 +66,8 @@ fn connect(path: &Path, timeout: Duration) -> io::Result<UnixStream> {
 pub struct UnixTransport {
     stream: UnixStream,
     buffers: LazyBuffers,
+    /// The other side takes nothing any more.
+    turned_away: bool,
 }
 
 /// A timeout as the socket wants it, `None` for ever; an error when it has passed.
@@ -88,8 +96,19 @@ impl Transport for UnixTransport {
     fn transmit_output(&mut self, amount: usize, timeout: NextTimeout) -> Result<(), Error> {
         let timeout = timeout.for_write();
         self.stream.set_write_timeout(left(timeout)?)?;
+        if self.turned_away {
+            return Ok(());
+        }
         let output = &self.buffers.output()[..amount];
-        self.stream.write_all(output).map_err(|e| timed_out(e, timeout))
+        match self.stream.write_all(output) {
+            // A server that is full answers before it has read, and closes: what it said is still here to be read. If it
+            // said nothing, the reading fails.
+            Err(e) if matches!(e.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset) => {
+                self.turned_away = true;
+                Ok(())
+            }
+            other => other.map_err(|e| timed_out(e, timeout)),
+        }
     }
 
     fn await_input(&mut self, timeout: NextTimeout) -> Result<bool, Error> {

@@ -20,10 +20,12 @@ pub mod keys;
 mod locate;
 pub mod paths;
 mod read;
+mod show;
 
 pub use keys::{KEYS, KeyDoc, diff, needs_restart};
 pub use paths::{Paths, find_file};
 pub use read::{duration_text, parse_duration, parse_maybe};
+pub use show::show;
 
 /// A duration that may be "never".
 pub type Maybe = Option<Duration>;

@@ -97,21 +97,27 @@ pub fn daemon_socket(flag: Option<&Path>, state_dir: &Path, env: Env<'_>) -> Pat
 }
 
 /// Where a client finds the daemon: the flag, `$OSTLER_SOCKET`, and then the first that exists of
-/// `$XDG_RUNTIME_DIR/ostler.sock`, `STATE_DIR/ostler.sock` and the service's. When none does, the last is the answer:
-/// connecting to it says what is missing. What was named outright is never passed over for another daemon.
+/// `$XDG_RUNTIME_DIR/ostler.sock`, `STATE_DIR/ostler.sock` and the service's. When none does, all of them are the answer:
+/// connecting to the last says what is missing. What was named outright is never passed over for another daemon.
 #[must_use]
-pub fn client_socket(flag: Option<&Path>, env: Env<'_>) -> PathBuf {
-    client_socket_where(flag, env, &Path::exists)
+pub fn client_sockets(flag: Option<&Path>, env: Env<'_>) -> Vec<PathBuf> {
+    client_sockets_where(flag, env, &Path::exists)
 }
 
-fn client_socket_where(flag: Option<&Path>, env: Env<'_>, exists: &dyn Fn(&Path) -> bool) -> PathBuf {
+fn client_sockets_where(flag: Option<&Path>, env: Env<'_>, exists: &dyn Fn(&Path) -> bool) -> Vec<PathBuf> {
     if let Some(asked) = flag.map(Path::to_path_buf).or_else(|| set(env, "OSTLER_SOCKET").map(PathBuf::from)) {
-        return asked;
+        return vec![asked];
     }
     let service = first_dir(env, "RUNTIME_DIRECTORY").map(|d| d.join(SOCKET));
     let runtime = absolute(env, "XDG_RUNTIME_DIR").map(|d| d.join(SOCKET));
     let state = find_state_dir(None, env).ok().map(|d| d.join(SOCKET));
-    [service, runtime, state].into_iter().flatten().find(|p| exists(p)).unwrap_or_else(|| SERVICE_SOCKET.into())
+    let mut places: Vec<PathBuf> =
+        [service, runtime, state, Some(SERVICE_SOCKET.into())].into_iter().flatten().collect();
+    places.dedup();
+    match places.iter().position(|p| exists(p)) {
+        Some(found) => vec![places.swap_remove(found)],
+        None => places,
+    }
 }
 
 /// Why no socket can have this path, if that is so: the system has no room for a longer one.
@@ -223,15 +229,15 @@ mod tests {
     #[test]
     fn a_client_takes_the_first_socket_that_exists_but_never_passes_over_a_named_one() {
         let vars = [("XDG_RUNTIME_DIR", "/run/user/1"), HOME];
-        let find = |there: &'static str| client_socket_where(None, &env(&vars), &move |p| p == Path::new(there));
-        assert_eq!(find("/run/user/1/ostler.sock"), Path::new("/run/user/1/ostler.sock"));
-        assert_eq!(find("/home/a/.local/state/ostler/ostler.sock"), {
-            Path::new("/home/a/.local/state/ostler/ostler.sock")
-        });
-        assert_eq!(find("/nowhere"), Path::new(SERVICE_SOCKET));
+        let find = |there: &'static str| client_sockets_where(None, &env(&vars), &move |p| p == Path::new(there));
+        let (runtime, state) = ("/run/user/1/ostler.sock", "/home/a/.local/state/ostler/ostler.sock");
+        for there in [runtime, state, SERVICE_SOCKET] {
+            assert_eq!(find(there), [Path::new(there)]);
+        }
+        assert_eq!(find("/nowhere"), [runtime, state, SERVICE_SOCKET].map(PathBuf::from), "each that was looked for");
         let named = [("OSTLER_SOCKET", "/named.sock"), HOME];
         let all_but_named = |p: &Path| p != Path::new("/named.sock");
-        assert_eq!(client_socket_where(None, &env(&named), &all_but_named), Path::new("/named.sock"));
+        assert_eq!(client_sockets_where(None, &env(&named), &all_but_named), [Path::new("/named.sock")]);
     }
 
     #[test]

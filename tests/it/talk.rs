@@ -410,3 +410,31 @@ fn commands_without_a_daemon() {
     assert_eq!(ran.code, 78, "{ran:?}");
     assert!(ran.err.contains("a.lua:2") && ran.err.contains("no_such_event"), "{ran:?}");
 }
+
+/// A daemon that is stopped, or hangs, still has its connections accepted: no command waits for it, and none is carried out
+/// later, when it goes on.
+#[test]
+fn a_frozen_daemon_is_told_and_nothing_is_left_to_be_done() {
+    let mut d = Daemon::new().start();
+    d.send("local:a", "hello");
+    d.signal(rustix::process::Signal::STOP);
+    for (args, code) in [
+        (&["status"][..], 69),
+        (&["hold"], 69),
+        (&["sessions", "--json"], 69),
+        (&["send", "a", "x"], 69),
+        (&["send", "a", "x", "--timeout", "1s"], 124),
+        (&["send", "a", "x", "--timeout", "1s", "--no-wait"], 124),
+    ] {
+        let ran = d.cli(args);
+        assert_eq!((ran.code, ran.out.as_str()), (code, ""), "{args:?}: {ran:?}");
+        assert!(ran.err.contains("accepts connections but does not answer"), "{args:?}: {ran:?}");
+        assert!(ran.err.contains(d.socket().to_str().unwrap()), "{args:?}: {ran:?}");
+    }
+    let doctor = d.cli(&["doctor", "--config", "/dev/null", "--state-dir", "/nonexistent"]);
+    assert!(doctor.code == 1 && doctor.out.contains("does not answer"), "{doctor:?}");
+    d.signal(rustix::process::Signal::CONT);
+    assert_eq!(d.status()["held"], false, "a command that was given up is not carried out");
+    assert_eq!(d.said("local:a"), ["user: hello", "agent: echo: hello"]);
+    assert_eq!(d.stop(), 0);
+}

@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 
 use crate::cli::args::Cli;
 use crate::cli::testing::{Ran, at, ostler};
+use crate::cli::{parse, reach_with};
 use crate::client::testing::{Answer, Fake, Request, event, refusal};
 
 fn usage_error(args: &[&str]) -> String {
@@ -23,18 +24,30 @@ fn the_command_line_is_sound_and_wrong_usage_is_refused() {
     usage_error(&["dance"]);
     usage_error(&["stop", "--fast", "--now"]);
     usage_error(&["status", "--url", "http://h", "--socket", "/s"]);
-    usage_error(&["status", "--token-file", "/t"]);
     usage_error(&["hooks", "retry"]);
     usage_error(&["hooks", "retry", "id", "--all"]);
     usage_error(&["hooks", "check"]);
     assert!(usage_error(&["send", "a", "b", "--timeout", "soon"]).contains("not a duration"));
     usage_error(&["send", "a", "b", "--timeout", "0s"]);
+    for zero in [&["sessions", "--limit", "0"][..], &["transcript", "a", "--limit", "0"], &["events", "a", "-n", "0"]] {
+        assert!(usage_error(zero).contains("must be at least 1"), "{zero:?}");
+    }
+    assert!(usage_error(&["hooks", "retry"]).contains("<ID|--all>"));
+    usage_error(&["sessions", "--quiet", "--json"]);
+    usage_error(&["transcript", "a", "-n", "2", "--after", "1"]);
     for fine in [
         &["send", "a", "-"][..],
         &["send", "a", "-5 degrees"],
         &["send", "a", "b", "--timeout", "never", "--id", "x"],
         &["serve", "--replace", "--no-resume", "--state-dir", "/s"],
         &["stop", "--now", "--json"],
+        &["--socket", "/s", "status"],
+        &["--url", "http://h", "--token-file", "/t", "hooks", "list"],
+        &["hooks", "--socket", "/s", "failed"],
+        &["ls", "-q"],
+        &["rm", "a", "-y"],
+        &["logs", "a", "-f", "-n", "5"],
+        &["events", "a", "-f", "-n", "5"],
     ] {
         assert!(Cli::try_parse_from(std::iter::once(&"ostler").chain(fine)).is_ok(), "{fine:?}");
     }
@@ -69,11 +82,91 @@ fn every_command_says_when_the_daemon_is_not_there() {
         &["backup", "/tmp/x"],
         &["send", "a", "b"],
         &["send", "a", "b", "--no-wait"],
+        &["transcript", "a", "--follow"],
+        &["transcript", "a", "-n", "3"],
+        &["events", "a", "--follow"],
     ] {
         let Ran { code, out, err } = at(nowhere, args);
         assert_eq!((code, out.as_str()), (69, ""), "{args:?}");
         assert!(err.starts_with("ostler: /nonexistent/ostler.sock: the daemon is not there: "), "{args:?}: {err}");
     }
+    let Ran { code, out, err } = at(nowhere, &["status", "--json"]);
+    assert_eq!((code, out.as_str()), (69, ""));
+    let error: Value = serde_json::from_str(&err).unwrap();
+    assert_eq!(error["error"]["code"], "unreachable", "{err}");
+}
+
+/// Before the command or after it, from flags or the environment; what is given twice is refused.
+#[test]
+fn the_daemon_is_named_by_flags_or_the_environment() {
+    let dir = tempfile::tempdir().unwrap();
+    let token = dir.path().join("token");
+    std::fs::write(&token, "secret\n").unwrap();
+    let token = token.to_str().unwrap();
+    let reach = |args: &[&str], vars: &[(&str, &str)]| {
+        let args: Vec<_> = std::iter::once("ostler").chain(args.iter().copied()).map(Into::into).collect();
+        let (cli, _) = parse(&args).map_err(|e| e.to_string())?;
+        let env = |name: &str| vars.iter().find(|(n, _)| *n == name).map(|(_, v)| (*v).to_owned());
+        reach_with(&cli.to, &env).map(|c| c.name().to_owned()).map_err(|f| format!("{} {}", f.code, f.text))
+    };
+    let (url, socket) = (("OSTLER_URL", "http://env"), ("OSTLER_SOCKET", "/env.sock"));
+    for (args, vars, want) in [
+        (&["--socket", "/a", "status"][..], &[url, socket][..], Ok("/a")),
+        (&["status", "--socket", "/a"], &[url], Ok("/a")),
+        (&["hooks", "list", "--url", "http://a"], &[url, socket], Ok("http://a")),
+        (&["--url", "http://a", "hooks", "list"], &[], Ok("http://a")),
+        (&["status"], &[url], Ok("http://env")),
+        (&["status"], &[url, ("OSTLER_TOKEN_FILE", token)], Ok("http://env")),
+        (&["--token-file", token, "status"], &[url], Ok("http://env")),
+        (&["status"], &[socket, ("OSTLER_TOKEN_FILE", "/nonexistent")], Ok("/env.sock")),
+        (&["status"], &[url, socket], Err("2 $OSTLER_SOCKET and $OSTLER_URL are both set")),
+        (&["--socket", "/a", "status", "--url", "http://b"], &[], Err("2 --socket and --url")),
+        (&["status", "--token-file", token], &[], Err("2 --token-file: is for --url")),
+        (&["status"], &[url, ("OSTLER_TOKEN_FILE", "/nonexistent")], Err("1 /nonexistent: ")),
+        (&["status"], &[("OSTLER_URL", "ftp://h")], Err("2 $OSTLER_URL: ")),
+    ] {
+        match (reach(args, vars), want) {
+            (Ok(name), Ok(want)) => assert_eq!(name, want, "{args:?} {vars:?}"),
+            (Err(why), Err(want)) => assert!(why.starts_with(want), "{args:?} {vars:?}: {why}"),
+            (other, _) => panic!("{args:?} {vars:?}: {other:?}"),
+        }
+    }
+    // None is there: each place that was looked at is named, the user's own first.
+    let home = dir.path().to_str().unwrap();
+    let name = reach(&["status"], &[("HOME", home)]).unwrap();
+    assert!(name.starts_with(&format!("{home}/.local/state/ostler/ostler.sock, ")), "{name}");
+    assert!(name.ends_with(crate::config::paths::SERVICE_SOCKET), "{name}");
+}
+
+/// Each command shows two examples, and each of them is a command line that is taken.
+#[test]
+fn every_command_has_examples_that_work() {
+    let mut cli = Cli::command();
+    cli.build();
+    let mut examples = 0;
+    let mut leaves: Vec<clap::Command> = Vec::new();
+    for command in cli.get_subcommands().filter(|c| !c.is_hide_set() && c.get_name() != "help") {
+        let below: Vec<_> = command.get_subcommands().filter(|c| c.get_name() != "help").cloned().collect();
+        leaves.extend(if below.is_empty() { vec![command.clone()] } else { below });
+    }
+    for command in leaves {
+        let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+        let lines = help.split("Examples:\n").nth(1).unwrap_or_else(|| panic!("{}: no examples", command.get_name()));
+        let lines: Vec<_> = lines.lines().collect();
+        assert!(lines.len() >= 2, "{}: {help}", command.get_name());
+        for line in lines {
+            let line =
+                line.split(" > ").next().unwrap().split(" | ").last().unwrap().trim().replace("\"How are you?\"", "x");
+            if let Err(e) = Cli::try_parse_from(line.split_whitespace()) {
+                panic!("{line}: {e}");
+            }
+            assert!(line.split_whitespace().any(|w| w == command.get_name()), "{line}");
+            examples += 1;
+        }
+    }
+    assert!(examples > 50, "{examples}");
+    let help = Cli::try_parse_from(["ostler", "transcript", "--help"]).expect_err("help").to_string();
+    assert!(help.find("--after").unwrap() < help.find("--json").unwrap(), "own options come first: {help}");
 }
 
 fn session(key: &str, n: usize) -> Value {

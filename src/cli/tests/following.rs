@@ -207,8 +207,8 @@ fn nobody_waits_for_ever() {
     let hang = || Answer::After(never.clone(), Box::new(Answer::Gone));
     let fake = script(&dir, &["b"; 2], vec![hang()]);
     let socket = dir.path().join("s");
-    let ran = at(&socket, &["send", "alice", "hi", "--timeout", "300ms", "--id", "x1"]);
-    assert_eq!(ran.code, 1);
+    let ran = at(&socket, &["send", "alice", "hi", "--timeout", "3s", "--id", "x1"]);
+    assert_eq!(ran.code, 124, "not the code of a turn that failed: {ran:?}");
     assert!(ran.err.contains("no answer in time") && ran.err.contains("--id x1"), "{}", ran.err);
     drop(fake);
     let ran = at(&socket, &["send", "alice", "hi"]);
@@ -226,6 +226,44 @@ fn without_waiting_the_apis_answer_is_printed() {
     assert_eq!((ran.code, serde_json::from_str(&ran.out).ok()), (0, Some(body)));
     let ran = at(&dir.path().join("s"), &["send", "alice", "hi", "--no-wait", "--id", "x1"]);
     assert!(ran.code == 1 && ran.err.contains("send it again with --id x1"), "{}", ran.err);
+}
+
+#[test]
+fn on_a_terminal_the_acceptance_is_a_line() {
+    let dir = tempfile::tempdir().unwrap();
+    let body = json!({ "session_id": "s1", "turn_id": "t1", "deferred": false, "queued": 2 });
+    let _fake = script(&dir, &[], vec![Answer::Json(202, body.clone()), Answer::Json(202, body.clone())]);
+    let socket = dir.path().join("s");
+    let send = ["send", "alice", "hi", "--no-wait", "--socket", socket.to_str().unwrap()];
+    let ran = ostler_on(true, &send);
+    assert_eq!((ran.code, ran.out.as_str()), (0, "local:alice: accepted (turn t1, after 2 queued messages)\n"));
+    let ran = ostler_on(true, &[&send[..], &["--json"]].concat());
+    assert_eq!(serde_json::from_str::<Value>(&ran.out).ok(), Some(body));
+}
+
+#[test]
+fn an_answer_is_one_json_object() {
+    let dir = tempfile::tempdir().unwrap();
+    let answer = |outcome: &str, error: Value| {
+        Answer::Sse(
+            accepted("t1", false)
+                + &start(1, "t1", None, false)
+                + &text(2, "t1", "hel")
+                + &text(3, "t1", "lo")
+                + &end(4, "t1", outcome, error),
+        )
+    };
+    let broke = json!({ "code": "agent", "message": "it broke" });
+    let _fake = script(&dir, &["b"; 2], vec![answer("completed", Value::Null), answer("failed", broke)]);
+    let send = || at(&dir.path().join("s"), &["send", "alice", "hi", "--json"]);
+    let ran = send();
+    let want = json!({
+        "session_id": "s1", "turn_id": "t1", "message_id": "m", "outcome": "completed", "error": null, "text": "hello"
+    });
+    assert_eq!((ran.code, serde_json::from_str::<Value>(&ran.out).unwrap()), (0, want));
+    let ran = send();
+    let told: Value = serde_json::from_str(&ran.out).unwrap();
+    assert_eq!((ran.code, &told["outcome"], &told["error"]), (1, &json!("failed"), &json!("it broke (agent)")));
 }
 
 #[test]
