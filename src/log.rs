@@ -255,7 +255,7 @@ impl Logger {
         let filter = RwLock::new(Arc::new(env_filter::Builder::new().build()));
         let journal = matches!(sink, Sink::Journal { .. });
         let theirs = Arc::clone(&shared);
-        thread::spawn("log", thread::IO_STACK, move || Writer { sink, items, shared: theirs, reported: 0 }.run())?;
+        thread::spawn_own("log", thread::IO_STACK, move || Writer { sink, items, shared: theirs, reported: 0 }.run())?;
         Ok(Self { filter, queue, shared, journal })
     }
 

@@ -17,7 +17,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TrySendError};
 use super::house::House;
 use crate::clock;
 use crate::hooks::{Delivered, Event};
-use crate::model::event::EndReason;
+use crate::model::event::{EndReason, HookEvent};
 use crate::store::{Owed, Settled};
 
 /// Deliveries held in memory that could be made now.
@@ -46,6 +46,10 @@ pub enum Message {
     Answered(i64, Delivered),
     /// What came of it is committed, or not.
     Kept(i64, bool),
+    /// A stop has begun: no `session_end` is delivered beside the `shutdown` handlers.
+    HoldEnds,
+    /// They are done or cut off.
+    ReleaseEnds,
     /// Say when nothing more can be delivered now.
     Drain(Box<dyn FnOnce() + Send>),
     /// Call nobody any more.
@@ -121,6 +125,8 @@ struct Pump {
     cursor: i64,
     more: bool,
     going: bool,
+    /// No `session_end` is delivered now.
+    ends_held: bool,
     halted: bool,
     calls: usize,
     alone: Option<i64>,
@@ -137,6 +143,7 @@ pub fn run(house: Arc<House>, me: Delivery, inbox: &Receiver<Message>) {
         cursor: 0,
         more: true,
         going: false,
+        ends_held: false,
         halted: false,
         calls: 0,
         alone: None,
@@ -183,6 +190,8 @@ impl Pump {
             }
             Message::Answered(did, delivered) => self.answered(did, delivered),
             Message::Kept(did, kept) => self.kept(did, kept),
+            Message::HoldEnds => self.ends_held = true,
+            Message::ReleaseEnds => self.ends_held = false,
             Message::Drain(done) => self.drained.push(done),
             Message::Halt => self.halted = true,
             Message::End(done) => done(),
@@ -209,6 +218,7 @@ impl Pump {
         let now = Instant::now();
         let mut next: Option<Instant> = None;
         let heads: Vec<i64> = self.lanes.values().filter_map(|lane| lane.first().copied()).collect();
+        let heads: Vec<i64> = heads.into_iter().filter(|did| !self.is_held(*did)).collect();
         let due = |i: &Item| i.state == State::Waiting && i.not_before.is_none_or(|at| at <= now);
         let fatal = heads.iter().find(|did| self.window.get(did).is_some_and(|i| i.owed.fatal && due(i))).copied();
         for did in heads {
@@ -299,7 +309,7 @@ impl Pump {
 
     /// The attempt is committed: it is made, unless a stop came before it.
     fn noted(&mut self, did: i64) {
-        if self.halted {
+        if self.halted || self.ends_held && self.is_end(did) {
             self.returned(did);
             self.not_called(did);
         } else {
@@ -393,6 +403,15 @@ impl Pump {
                 item.not_before = Some(Instant::now() + AGAIN);
             }
         }
+    }
+
+    fn is_end(&self, did: i64) -> bool {
+        self.window.get(&did).is_some_and(|i| i.owed.handler.event == HookEvent::SessionEnd)
+    }
+
+    /// Whether a delivery waits for the `shutdown` handlers.
+    fn is_held(&self, did: i64) -> bool {
+        self.ends_held && self.is_end(did) && self.window.get(&did).is_some_and(|i| i.state == State::Waiting)
     }
 
     /// Whether a delivery that is due may be called now: `fatal`, the first that a boot died in, goes before all others.

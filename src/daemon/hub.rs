@@ -7,8 +7,10 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 use std::time::Instant;
+
+use crossbeam_channel::Sender;
 
 use crate::store::{Commit, Published};
 
@@ -111,6 +113,8 @@ pub struct Hub {
     /// The newest event that was published.
     newest: AtomicI64,
     delivering: AtomicUsize,
+    /// Who is nudged when no answer is being handed over any more.
+    nudge: OnceLock<Sender<()>>,
     lost_deltas: AtomicU64,
     closed: AtomicBool,
     left: (Mutex<()>, Condvar),
@@ -201,6 +205,11 @@ impl Hub {
         self.listeners.load(Ordering::SeqCst)
     }
 
+    /// Who is nudged when the last answer was handed over.
+    pub fn set_nudge(&self, nudge: Sender<()>) {
+        let _ = self.nudge.set(nudge);
+    }
+
     /// Answers that are being handed over to whoever sent the message: a drain waits for them.
     pub fn delivering(&self) -> usize {
         self.delivering.load(Ordering::SeqCst)
@@ -245,7 +254,12 @@ pub struct Delivering(Arc<Hub>);
 
 impl Drop for Delivering {
     fn drop(&mut self) {
-        self.0.delivering.fetch_sub(1, Ordering::SeqCst);
+        if self.0.delivering.fetch_sub(1, Ordering::SeqCst) == 1
+            && let Some(nudge) = self.0.nudge.get()
+        {
+            // A nudge that waits already says the same.
+            let _ = nudge.try_send(());
+        }
     }
 }
 
@@ -343,6 +357,18 @@ mod tests {
         }
         assert!(deaf.wait(0, Instant::now()).deltas.is_empty());
         assert_eq!((a.wait(0, Instant::now()).deltas.len(), hub.lost_deltas()), (DELTAS, 3));
+    }
+
+    #[test]
+    fn the_last_answer_handed_over_nudges_whoever_waits_for_it() {
+        let hub = Arc::new(Hub::default());
+        let (nudge, nudged) = crossbeam_channel::bounded(1);
+        hub.set_nudge(nudge);
+        let (first, last) = (hub.deliver(), hub.deliver());
+        drop(first);
+        assert!(nudged.is_empty() && hub.delivering() == 1);
+        drop(last);
+        assert!(nudged.try_recv().is_ok() && hub.delivering() == 0);
     }
 
     #[test]

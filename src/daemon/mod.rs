@@ -74,6 +74,10 @@ pub mod exit {
     pub const CONFIG: i32 = 78;
 }
 
+/// The most threads of the daemon's own that live at once, beside those of the hooks: each of its rooms has one (12 with two
+/// listeners), whatever it does aside one each (8), and as many as there may be hooks that hang (8).
+const OWN_THREADS: usize = 28;
+
 /// Why the daemon did not start: an exit code and a text.
 struct NoStart(i32, String);
 
@@ -100,7 +104,7 @@ fn start(mut options: ServeOptions) -> Result<i32, NoStart> {
     let bad_config = |e: String| NoStart(exit::CONFIG, e);
     options.config.hooks.dir = config::paths::hooks_dir(&options.config);
     let (safe, by) = limits::threads();
-    thread::set_limit(safe);
+    thread::set_limit(safe, OWN_THREADS + options.config.hooks.threads);
     let descriptors = limits::raise_descriptors();
     log::info!("ostler {}; at most {safe} threads (by {by}), {descriptors} descriptors", env!("CARGO_PKG_VERSION"));
     if descriptors < limits::LEAST_DESCRIPTORS {
@@ -117,6 +121,8 @@ fn start(mut options: ServeOptions) -> Result<i32, NoStart> {
         crate::proc::reap_strays();
     })
     .map_err(internal)?;
+    // Until the process ends: what comes after the stop's last phase is a part of the stop too.
+    let watched = watchdog::start().map_err(internal)?;
     if let Err(e) = rustix::process::set_child_subreaper(Some(rustix::process::getpid())) {
         log::warn!("what agents leave behind cannot be adopted: {e}");
     }
@@ -129,13 +135,14 @@ fn start(mut options: ServeOptions) -> Result<i32, NoStart> {
     crate::failpoint::hit("boot", "locked");
     let store = Store::open(&options.state_dir.join("ostler.db")).map_err(|e| NoStart(exit::STATE, e.to_string()))?;
     let opened = store.clone();
-    let code = run(options, token, store, scripts, signals).inspect_err(|_| {
+    let (code, deadline) = run(options, token, store, scripts, signals).inspect_err(|_| {
         // A start that fails leaves the file as a stop does; after a stop it is closed already.
         let _ = opened.close(Instant::now() + Duration::from_secs(2));
     })?;
     drop(lock);
     crate::failpoint::hit("stop", "unlocked");
-    crate::log::flush(Instant::now() + Duration::from_secs(2));
+    crate::log::flush(within(Duration::from_secs(2), deadline));
+    drop(watched);
     Ok(code)
 }
 
@@ -145,7 +152,7 @@ fn run(
     store: Store,
     scripts: hooks::Scripts,
     signals: crossbeam_channel::Receiver<signals::Signal>,
-) -> Result<i32, NoStart> {
+) -> Result<(i32, Option<Instant>), NoStart> {
     let internal = |e: std::io::Error| NoStart(exit::INTERNAL, e.to_string());
     crate::failpoint::hit("boot", "opened");
     let boot_id = uuid::Uuid::new_v4().to_string();
@@ -191,6 +198,7 @@ fn run(
     }
     crate::failpoint::hit("boot", "recovered");
     let (nudge, nudges) = crossbeam_channel::bounded(1);
+    house.hub.set_nudge(nudge.clone());
     house.registry.set_nudge(nudge);
     let (doubt, doubts) = crossbeam_channel::bounded(1);
     house.store.set_doubt(Arc::new(move || {
@@ -202,7 +210,7 @@ fn run(
 
     let courier = house.clone();
     let me = delivery.clone();
-    thread::spawn("delivery", thread::IO_STACK, move || delivery::run(courier, me, &delivery_inbox))
+    thread::spawn_own("delivery", thread::IO_STACK, move || delivery::run(courier, me, &delivery_inbox))
         .map_err(internal)?;
     let service = Arc::new(api::Api::new(house.clone(), token, delivery.clone(), &opened.listeners));
     let limits = Limits { stack: 512 * 1024, ..Limits::default() };
@@ -216,12 +224,12 @@ fn run(
 
     crate::failpoint::hit("stop", "left");
     house.hub.close();
-    let cut = server.drain(Instant::now() + Duration::from_millis(500));
+    let cut = server.drain(within(Duration::from_millis(500), ending.deadline));
     if cut > 0 {
         log::info!("{cut} connections were cut");
     }
     if crate::proc::any_made() {
-        for left in process::end_orphans(Instant::now() + Duration::from_secs(1)) {
+        for left in process::end_orphans(within(Duration::from_secs(1), ending.deadline)) {
             log::error!("what an agent left behind could not be ended: {left}");
         }
     }
@@ -229,11 +237,18 @@ fn run(
         own.remove();
     }
     log::info!("stopped{}", if ending.clean { "" } else { ", uncleanly" });
-    Ok(match (ending.reason, ending.clean) {
+    let code = match (ending.reason, ending.clean) {
         (StopReason::Restart, _) => exit::RESTART,
         (StopReason::Shutdown, true) => exit::OK,
         (StopReason::Shutdown, false) => exit::UNCLEAN,
-    })
+    };
+    Ok((code, ending.deadline))
+}
+
+/// So long from now, but not beyond a tenth of a second before the stop's deadline: then the watchdog leaves.
+fn within(time: Duration, deadline: Option<Instant>) -> Instant {
+    let until = Instant::now() + time;
+    deadline.and_then(|at| at.checked_sub(Duration::from_millis(100))).map_or(until, |at| at.min(until))
 }
 
 /// Lets the store know the handlers, and everybody else its commits.

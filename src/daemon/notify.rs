@@ -46,31 +46,55 @@ pub fn is_supervised() -> bool {
     std::env::var_os("NOTIFY_SOCKET").is_some() || std::env::var_os("INVOCATION_ID").is_some()
 }
 
+/// How the manager's watchdog is fed, of the period in which it must be: the pause between two rounds, how long the
+/// coordinator and the store have for their answers in one, and what the store has at least when the coordinator took all
+/// of that.
+fn pace(period: Duration) -> (Duration, Duration, Duration) {
+    (period / 3, period / 3, period / 12)
+}
+
 /// Feeds the service manager's watchdog, if it has one: a timer asks, and only answers of the coordinator and the store
 /// feed it. The thread ends when the guard that is returned is dropped.
 pub fn watchdog(coordinator: Sender<Request>, store: Store) -> Option<Sender<()>> {
-    let every = sd_notify::watchdog_enabled()? / 2;
+    let (every, patience, least) = pace(sd_notify::watchdog_enabled()?);
     let (guard, ended): (Sender<()>, Receiver<()>) = crossbeam_channel::bounded(1);
     let body = move || {
-        while ended.recv_timeout(every) == Err(crossbeam_channel::RecvTimeoutError::Timeout) {
-            let until = Instant::now() + every;
+        let mut pause = every;
+        while ended.recv_timeout(pause) == Err(crossbeam_channel::RecvTimeoutError::Timeout) {
+            let until = Instant::now() + patience;
             let (answer, answered) = crossbeam_channel::bounded(1);
             let coordinator_lives = coordinator.send_deadline(Request::Ping(answer), until).is_ok()
                 && answered.recv_deadline(until).is_ok();
             // A stalled disk is shown, not cured by a kill.
-            let store_lives = store.is_alive(every / 2);
+            let store_lives = store.is_alive(until.saturating_duration_since(Instant::now()).max(least));
             if coordinator_lives && store_lives {
                 send(&[NotifyState::Watchdog]);
+                pause = every;
             } else {
                 log::error!("watchdog: coordinator {coordinator_lives}, store {store_lives}: not fed");
+                // Asked again soon: it may yet answer in time.
+                pause = least;
             }
         }
     };
-    match thread::spawn("watchdog", thread::IO_STACK, body) {
+    match thread::spawn_own("watchdog", thread::IO_STACK, body) {
         Ok(_) => Some(guard),
         Err(e) => {
             log::error!("no thread to feed the service manager's watchdog: {e}");
             None
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_watchdog_is_fed_within_its_period_however_late_the_answers_are() {
+        for period in [Duration::from_millis(200), Duration::from_secs(30), Duration::from_secs(3600)] {
+            let (pause, patience, least) = pace(period);
+            assert!(pause + patience + least <= period * 3 / 4, "{period:?}");
         }
     }
 }

@@ -1,22 +1,47 @@
 //! A reload: new configuration and a whole new set of scripts are built beside the old, and swapped at once or not at all.
+//!
+//! Building them takes as long as it takes and happens aside; the coordinator puts them in force, where it knows whether a
+//! stop has begun meanwhile.
 
 use std::sync::Arc;
 
 use super::house::{House, Reloaded};
+use crate::config::Config;
 use crate::{config, hooks};
 
-/// Reads everything anew. Anything wrong: nothing has changed, and the text says which line of which file.
+/// What was read anew, and is not in force yet.
+pub struct Prepared {
+    config: Config,
+    scripts: hooks::Scripts,
+}
+
+impl std::fmt::Debug for Prepared {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Prepared")
+    }
+}
+
+/// Reads everything anew, and changes nothing.
 ///
 /// # Errors
-/// The configuration or a script is wrong.
-pub fn run(house: &Arc<House>) -> Result<Reloaded, String> {
+/// The configuration or a script is wrong: which line of which file.
+pub fn prepare(house: &House) -> Result<Prepared, String> {
     let old = house.config();
     // Where there was no file at the start there may be one by now; the one that was read then is never passed over.
     let file = old.file.clone().or_else(|| config::find_file(None, &config::paths::process_env));
-    let mut new = config::load(file.as_deref()).map_err(|e| e.to_string())?;
-    new.hooks.dir = config::paths::hooks_dir(&new);
-    let scripts = hooks::load(&new.hooks, env!("CARGO_PKG_VERSION")).map_err(|e| e.to_string())?;
-    let changed = config::diff(&old, &new);
+    let mut config = config::load(file.as_deref()).map_err(|e| e.to_string())?;
+    config.hooks.dir = config::paths::hooks_dir(&config);
+    let scripts = hooks::load(&config.hooks, env!("CARGO_PKG_VERSION")).map_err(|e| e.to_string())?;
+    Ok(Prepared { config, scripts })
+}
+
+/// Puts it in force, all of it.
+///
+/// # Errors
+/// The scripts could not be given their threads: nothing has changed.
+pub fn put_in_force(house: &Arc<House>, prepared: Prepared) -> Result<Reloaded, String> {
+    let Prepared { config: new, scripts } = prepared;
+    let changed = config::diff(&house.config(), &new);
     // Against what the boot began with: it waits for a restart until then, however often a reload comes in between.
     let needs_restart = config::needs_restart(&config::diff(house.booted_with(), &new));
     house.hooks.swap(scripts).map_err(|e| format!("hooks: no thread: {e}"))?;

@@ -67,9 +67,9 @@ impl Report {
         self.clean = Some(clean);
     }
 
-    /// As the API shows it. `whole`: with the sessions, read from the store.
+    /// As the API shows it. `whole`: with the sessions, read from the store by the instant.
     #[must_use]
-    pub fn json(&self, house: &House, whole: bool) -> Value {
+    pub fn json(&self, house: &House, whole: Option<Instant>) -> Value {
         let budget = house.config().shutdown;
         let newest = self.phases.last().map(|p| p.0);
         let mut phases: Vec<Value> = Vec::new();
@@ -87,12 +87,12 @@ impl Report {
         json!({
             "boot_id": house.boot_id, "reason": self.stop.reason, "urgency": urgency, "clean": self.clean,
             "started_at": clock::rfc3339(self.began_at), "ended_at": clock::rfc3339(clock::now()), "phases": phases,
-            "sessions": if whole { self.sessions(house) } else { Vec::new() },
+            "sessions": whole.map_or_else(Vec::new, |until| self.sessions(house, until)),
         })
     }
 
-    fn sessions(&self, house: &House) -> Vec<Value> {
-        let outcomes = house.store.stop_outcomes(&self.live).unwrap_or_else(|e| {
+    fn sessions(&self, house: &House, until: Instant) -> Vec<Value> {
+        let outcomes = house.store.until(until).stop_outcomes(&self.live).unwrap_or_else(|e| {
             log::error!("stop: the outcomes cannot be read for the report: {e}");
             Vec::new()
         });

@@ -26,7 +26,7 @@ pub enum Signal {
 pub fn listen(reap: impl Fn() + Send + 'static) -> io::Result<Receiver<Signal>> {
     let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP, SIGUSR1, SIGCHLD])?;
     let (send, receive): (Sender<Signal>, _) = crossbeam_channel::bounded(64);
-    thread::spawn("signals", thread::IO_STACK, move || {
+    thread::spawn_own("signals", thread::IO_STACK, move || {
         for signal in signals.forever() {
             let meaning = match signal {
                 SIGTERM | SIGINT => Signal::Stop,

@@ -20,7 +20,7 @@ const PAUSE: Duration = Duration::from_secs(1);
 pub fn start(house: &Arc<House>) {
     house.registry.search();
     let sweeper = house.clone();
-    if let Err(e) = thread::spawn("sweep", thread::IO_STACK, move || sweep(&sweeper)) {
+    if let Err(e) = thread::spawn_own("sweep", thread::IO_STACK, move || sweep(&sweeper)) {
         log::warn!("no thread to look for earlier agents, so everybody waits for it: {e}");
         sweep(house);
     }

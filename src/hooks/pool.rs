@@ -196,18 +196,12 @@ impl Hooks {
     /// count of threads stays what it was when the first scripts came.
     ///
     /// # Errors
-    /// The system has no threads to give (the first scripts of a daemon that had none).
+    /// The system has no threads to give (the first scripts of a daemon that had none): nothing has changed.
     pub fn swap(&self, scripts: Scripts) -> io::Result<()> {
         let pool = &self.pool;
         let Scripts { plan, states } = scripts;
         if !states.is_empty() && pool.lanes.get().is_none() {
-            let lanes = (0..states.len()).map(|_| Arc::new(Lane::new(pool.tuning.bound))).collect();
-            let _ = pool.lanes.set(lanes);
-            for nth in 0..states.len() {
-                pool.spawn_lane(nth)?;
-            }
-            pool.spawn("hook-watch", thread::IO_STACK, Pool::watch)?;
-            pool.spawn("hook-timer", thread::IO_STACK, timer::run)?;
+            pool.make_lanes(states.len())?;
         }
         let mut states = states.into_iter();
         for lane in pool.lanes() {
@@ -339,7 +333,7 @@ impl Pool {
     ) -> io::Result<()> {
         *lock(&self.alive) += 1;
         let alive = Alive(Arc::clone(self));
-        let handle = thread::spawn(name, stack, move || {
+        let handle = thread::spawn_own(name, stack, move || {
             let alive = alive;
             body(&alive.0);
         })?;
@@ -349,16 +343,49 @@ impl Pool {
         Ok(())
     }
 
+    /// Makes the lanes with all their threads, or nothing at all: a lane without a thread would keep what is put on it for
+    /// ever. No thread begins before all are there.
+    fn make_lanes(self: &Arc<Self>, count: usize) -> io::Result<()> {
+        let lanes: Vec<_> = (0..count).map(|_| Arc::new(Lane::new(self.tuning.bound))).collect();
+        let threads = count + 2;
+        let (go, gone) = crossbeam_channel::bounded::<()>(threads);
+        // Where one cannot be made the channel is dropped, and those that wait end.
+        for (nth, lane) in lanes.iter().enumerate() {
+            let (lane, gone) = (Arc::clone(lane), gone.clone());
+            self.spawn(format!("hook-{nth}"), thread::DEEP_STACK, move |pool| {
+                if gone.recv().is_ok() {
+                    pool.work(&lane, lane.generation(), pool.plan());
+                }
+            })?;
+        }
+        for (name, life) in [("hook-watch", Self::watch as fn(&Arc<Self>)), ("hook-timer", timer::run)] {
+            let gone = gone.clone();
+            self.spawn(name, thread::IO_STACK, move |pool| {
+                if gone.recv().is_ok() {
+                    life(pool);
+                }
+            })?;
+        }
+        let _ = self.lanes.set(lanes);
+        for _ in 0..threads {
+            let _ = go.send(());
+        }
+        Ok(())
+    }
+
+    /// Another thread for a lane whose own was given up.
     fn spawn_lane(self: &Arc<Self>, nth: usize) -> io::Result<()> {
         let Some(lane) = self.lanes.get().and_then(|lanes| lanes.get(nth)).cloned() else { return Ok(()) };
         let (generation, plan) = (lane.generation(), self.plan());
-        self.spawn(format!("hook-{nth}"), thread::DEEP_STACK, move |pool| {
-            let begun = |lost_at| pool.begun(lost_at);
-            if lane.work(generation, plan, &pool.shared, &begun) {
-                pool.lost.fetch_sub(1, Ordering::AcqRel);
-                log::warn!(target: "hook", "a hook thread that was given up came back and ended");
-            }
-        })
+        self.spawn(format!("hook-{nth}"), thread::DEEP_STACK, move |pool| pool.work(&lane, generation, plan))
+    }
+
+    /// The life of a lane's thread.
+    fn work(&self, lane: &Lane, generation: u64, plan: Arc<Plan>) {
+        if lane.work(generation, plan, &self.shared, &|lost_at| self.begun(lost_at)) {
+            self.lost.fetch_sub(1, Ordering::AcqRel);
+            log::warn!(target: "hook", "a hook thread that was given up came back and ended");
+        }
     }
 
     /// A call began that is to be given up at the instant: the watch may have to wake earlier.

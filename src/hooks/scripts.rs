@@ -173,7 +173,7 @@ pub(crate) fn load_sources(sources: Sources, config: &config::Hooks, version: &s
         config.timeout * u32::try_from(sources.scripts.len() * (count + 1)).unwrap_or(1000) + Duration::from_secs(5);
     let (settings, version) = (config.clone(), version.to_owned());
     let (tell, told) = crossbeam_channel::bounded(1);
-    let loading = thread::spawn("hook-load", thread::DEEP_STACK, move || {
+    let loading = thread::spawn_own("hook-load", thread::DEEP_STACK, move || {
         let _ = tell.send(load_all(sources, settings, version, count));
     });
     if let Err(e) = loading {

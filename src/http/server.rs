@@ -217,7 +217,8 @@ impl Server {
                 Listener::Tcp(l) => l.set_nonblocking(true)?,
             }
             let shared = Arc::clone(&server.shared);
-            let thread = thread::spawn("http-accept", thread::IO_STACK, move || accept_all(&shared, &listener, place))?;
+            let accept = move || accept_all(&shared, &listener, place);
+            let thread = thread::spawn_own("http-accept", thread::IO_STACK, accept)?;
             server.accept_threads().push(thread);
         }
         Ok(server)

@@ -14,7 +14,7 @@
 //!   the end of the budget is abandoned: its writes are refused from then on, and the exit is unclean.
 //! - `sweeping`: the agents of idle sessions finish closing.
 //! - `calling_hooks`: every activation still open is closed with its `session_end`; the ends are delivered once the
-//!   `shutdown` hooks are done or cut off; then the `stopped` hooks, last of all.
+//!   `shutdown` hooks are done or cut off, and none before; then the `stopped` hooks, last of all.
 //! - `closing`: checkpoint, clean record, release.
 //!
 //! Urgency only rises. `fast` skips the drain; `now` kills agents and goes to `closing` from wherever it is: what it leaves
@@ -84,6 +84,8 @@ pub enum Action {
     MarkRunning,
     /// Tell the service manager, once, with the time that is needed.
     TellManager,
+    /// From now on no `session_end` is delivered.
+    HoldEnds,
     /// Call the `shutdown` handlers, cut off at the instant.
     CallShutdownHooks(Instant),
     /// Every worker is to close: idle ones at once, running ones after their turn.
@@ -102,6 +104,8 @@ pub enum Action {
     Sweep(Instant),
     /// Journal the end of every activation still open.
     CloseActivations,
+    /// The `shutdown` handlers are done or cut off: a `session_end` may be delivered again.
+    ReleaseEnds,
     /// Deliver what is journalled, until the instant.
     DeliverEnds(Instant),
     /// Call the `stopped` handlers, cut off at the instant.
@@ -290,6 +294,7 @@ impl Lifecycle {
             actions.extend(self.leave_now(now));
             return actions;
         }
+        actions.push(Action::HoldEnds);
         actions.push(Action::CallShutdownHooks(now + self.budget.hooks / 3));
         actions.push(Action::CloseWorkers);
         if urgency == Urgency::Fast || self.budget.drain.is_zero() {
@@ -372,7 +377,7 @@ impl Lifecycle {
         let used = self.hooks_took.map_or(third, |took| took.min(third));
         let until = now + (self.budget.hooks * 9 / 10).saturating_sub(used);
         self.alarm = Some(until);
-        vec![Action::DeliverEnds(until)]
+        vec![Action::ReleaseEnds, Action::DeliverEnds(until)]
     }
 
     fn call_stopped(&mut self, now: Instant) -> Vec<Action> {
@@ -449,10 +454,10 @@ mod tests {
         let (mut m, t) = running();
         assert_eq!(
             names(&m.step(STOP, t)),
-            ["CloseAdmission", "TellManager", "MarkRunning", "CallShutdownHooks", "CloseWorkers"]
+            ["CloseAdmission", "TellManager", "MarkRunning", "HoldEnds", "CallShutdownHooks", "CloseWorkers"]
         );
         assert!(m.step(Event::ShutdownHooksEnded, t).is_empty());
-        assert_eq!(names(&m.step(Event::WorkersGone, t)), ["CloseActivations", "DeliverEnds"]);
+        assert_eq!(names(&m.step(Event::WorkersGone, t)), ["CloseActivations", "ReleaseEnds", "DeliverEnds"]);
         assert_eq!(names(&m.step(Event::EndsDelivered, t)), ["CallStopped"]);
         assert_eq!(names(&m.step(Event::StoppedHooksEnded, t)), ["CloseStore"]);
         assert_eq!(names(&m.step(Event::StoreClosed, t)), ["Leave"]);
@@ -483,7 +488,7 @@ mod tests {
         let _ = m.step(STOP, t);
         let _ = m.step(Event::WorkersGone, t);
         assert!(m.step(Event::EndsDelivered, t).is_empty(), "not before the ends were called for");
-        assert_eq!(names(&m.step(Event::ShutdownHooksEnded, t)), ["DeliverEnds"]);
+        assert_eq!(names(&m.step(Event::ShutdownHooksEnded, t)), ["ReleaseEnds", "DeliverEnds"]);
         assert_eq!(names(&m.step(Event::EndsDelivered, t)), ["CallStopped"]);
         assert!(m.step(Event::EndsDelivered, t).is_empty() && m.step(Event::ShutdownHooksEnded, t).is_empty());
         assert_eq!(names(&m.step(Event::TimeUp, t)), ["CloseStore"], "cut off");
@@ -557,7 +562,7 @@ mod tests {
         let _ = m.step(STOP, t);
         assert_eq!(names(&m.step(Event::WorkersGone, t)), ["CloseActivations"]);
         assert_eq!(m.alarm(), Some(t + BUDGET.hooks / 3));
-        assert_eq!(names(&m.step(Event::TimeUp, t + BUDGET.hooks / 3)), ["DeliverEnds"]);
+        assert_eq!(names(&m.step(Event::TimeUp, t + BUDGET.hooks / 3)), ["ReleaseEnds", "DeliverEnds"]);
         assert!(m.step(Event::ShutdownHooksEnded, t).is_empty(), "late news changes nothing");
     }
 
@@ -571,7 +576,11 @@ mod tests {
             let gone = t + Duration::from_secs(20);
             let actions = m.step(Event::WorkersGone, gone);
             let until = gone + Duration::from_millis(ends);
-            assert_eq!(actions, [Action::CloseActivations, Action::DeliverEnds(until)], "{took} ms");
+            assert_eq!(
+                actions,
+                [Action::CloseActivations, Action::ReleaseEnds, Action::DeliverEnds(until)],
+                "{took} ms"
+            );
             assert_eq!(m.alarm(), Some(until));
             let stopped = until + Duration::from_secs(1);
             assert_eq!(m.step(Event::TimeUp, until), [Action::CallStopped(stopped)], "a tenth stays");
@@ -582,7 +591,7 @@ mod tests {
         let _ = m.step(Event::WorkersGone, t);
         let third = t + BUDGET.hooks / 3;
         let until = third + BUDGET.hooks * 9 / 10 - BUDGET.hooks / 3;
-        assert_eq!(m.step(Event::TimeUp, third), [Action::DeliverEnds(until)]);
+        assert_eq!(m.step(Event::TimeUp, third), [Action::ReleaseEnds, Action::DeliverEnds(until)]);
     }
 
     #[test]
@@ -633,7 +642,21 @@ mod tests {
             let mut x = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
             let mut left = 0;
             let mut actions = m.step(STOP, now);
+            let (mut held, mut hooks_done) = (false, false);
             for _ in 0..200 {
+                for action in &actions {
+                    match action {
+                        Action::HoldEnds => held = true,
+                        Action::ReleaseEnds => held = false,
+                        Action::DeliverEnds(_) => assert!(!held, "seed {seed}: asked for, and held"),
+                        _ => {}
+                    }
+                }
+                let cut_off = now >= t + BUDGET.hooks / 3;
+                assert!(
+                    held || hooks_done || cut_off || m.phase() >= Phase::Closing,
+                    "seed {seed}: ends beside shutdown"
+                );
                 left += actions.iter().filter(|a| **a == Action::Leave).count();
                 if m.phase() == Phase::Ended {
                     break;
@@ -648,6 +671,7 @@ mod tests {
                         Event::TimeUp
                     }
                 };
+                hooks_done |= event == Event::ShutdownHooksEnded;
                 actions = m.step(event, now);
             }
             assert_eq!((m.phase(), left), (Phase::Ended, 1), "seed {seed}");

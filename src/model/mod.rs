@@ -2,10 +2,12 @@
 //!
 //! Reading order: [`event`] is the vocabulary that the API, the database and the hooks share; [`session`] says which
 //! session answers a message; [`turn`] what a turn may become; [`lifecycle`] what a stop does next; [`recovery`] what a
-//! boot makes of what the last one left.
+//! boot makes of what the last one left; [`op_queue`] and [`timers`] keep what is in progress and what is due.
 
 pub mod event;
 pub mod lifecycle;
+pub mod op_queue;
 pub mod recovery;
 pub mod session;
+pub mod timers;
 pub mod turn;

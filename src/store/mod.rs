@@ -257,7 +257,7 @@ impl Store {
         } else {
             let queue = Arc::new(lane::Queue::new(QUEUE));
             let (mine, inbox) = (writer.clone(), queue.clone());
-            crate::thread::spawn("store", crate::thread::DEEP_STACK, move || writer::Writer::run(&mine, &inbox))
+            crate::thread::spawn_own("store", crate::thread::DEEP_STACK, move || writer::Writer::run(&mine, &inbox))
                 .map_err(|e| Error::Unavailable(format!("no thread for the writer: {e}")))?;
             lane::Lane::Thread(Arc::new(lane::Door(queue)), writer)
         };

@@ -3,11 +3,11 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rusqlite::Connection;
 
-use super::{Error, PATIENCE, Store, closed, schema};
+use super::{Error, Store, closed, schema};
 
 /// The pool: so many may read at once. A connection is opened by the first who needs one more, so that a start does not
 /// pay for it; the one used last is used first.
@@ -55,9 +55,9 @@ impl Readers {
         }
     }
 
-    fn take(&self) -> Result<Lent, Error> {
+    fn take(&self, patience: Duration) -> Result<Lent, Error> {
         let busy = |s: &mut State| !s.closed && s.free.is_empty() && s.unopened == 0;
-        let waited = self.0.returned.wait_timeout_while(self.lock(), PATIENCE, busy);
+        let waited = self.0.returned.wait_timeout_while(self.lock(), patience, busy);
         let mut state = waited.unwrap_or_else(PoisonError::into_inner).0;
         if state.closed {
             return Err(closed());
@@ -106,7 +106,7 @@ impl Drop for Lent {
 impl Store {
     /// Runs a read on a connection of its own.
     pub(super) fn read<T>(&self, run: impl FnOnce(&Connection) -> rusqlite::Result<T>) -> Result<T, Error> {
-        let lent = self.readers.take()?;
+        let lent = self.readers.take(self.patience)?;
         let conn = lent.conn.as_ref().ok_or_else(closed)?;
         Ok(run(conn)?)
     }

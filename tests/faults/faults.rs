@@ -279,7 +279,9 @@ fn two_signals_at_once() {
 /// goes on.
 #[test]
 fn the_deadline_passes() {
-    for stall in ["stop.marked", "stop.timeout", "close_activations.inside", "stop.closed"] {
+    for stall in
+        ["stop.marked", "stop.timeout", "close_activations.inside", "stop.closed", "stop.left", "stop.unlocked"]
+    {
         let config = fake(&[], "")
             + "[shutdown]\ndrain = \"100ms\"\ninterrupt = \"500ms\"\nhooks = \"500ms\"\nclose = \"400ms\"\ndeadline = \"2500ms\"\n";
         let mut d = boot_ready(Daemon::new().config(&config), &format!("{stall}=stall:25000"));

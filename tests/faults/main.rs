@@ -19,3 +19,4 @@ mod power;
 mod rig;
 mod stop;
 mod stuck;
+mod threads;

@@ -10,6 +10,7 @@ mod busy;
 mod daemon;
 mod endpoint;
 mod ends;
+mod flight;
 mod hooks;
 mod invariants;
 mod kill;

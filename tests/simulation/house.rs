@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use rusqlite::Connection;
 
 use ostler::config::{Busy, OnInterrupt, Resume, Retention, Shutdown};
-use ostler::model::event::{Actor, EndReason, HandlerId, MarkReason, Outcome, StopReason, Urgency};
+use ostler::model::event::{Actor, EndReason, HandlerId, HookEvent, MarkReason, Outcome, StopReason, Urgency};
 use ostler::model::lifecycle::{Action, Event, Lifecycle, Phase};
 use ostler::model::session::Policy;
 use ostler::store::{
@@ -199,6 +199,9 @@ struct Daemon {
     held_back: bool,
     closed: bool,
     hooks_running: bool,
+    /// The `shutdown` handlers are done or cut off.
+    shutdown_over: bool,
+    ends_held: bool,
     stopped_running: bool,
     draining: bool,
     halted: bool,
@@ -458,6 +461,8 @@ impl Daemon {
             held_back: false,
             closed: false,
             hooks_running: false,
+            shutdown_over: false,
+            ends_held: false,
             stopped_running: false,
             draining: false,
             halted: false,

@@ -4,26 +4,28 @@
 //! It waits for signals, requests, nudges of the registry, workers that ended, news of its own actions, and the next
 //! instant that is due; it never waits for anything else without a bound.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, never, select};
 
 use super::delivery::{Delivery, Message};
-use super::house::{House, RETIRE, Reloaded, Request};
+use super::house::{House, Reloaded, Request};
 use super::registry::Wish;
 use super::report::Report;
 use super::signals::Signal;
 use super::{desk, notify, prune, reload, worker};
 use crate::clock;
-use crate::config::{AgentKind, Resume};
+use crate::config::AgentKind;
 use crate::model::event::{HookEvent, StopReason, Urgency};
 use crate::model::lifecycle::{Event, Lifecycle, Phase};
-use crate::model::recovery::continuation_delay_s;
+use crate::model::op_queue::OpQueue;
+use crate::model::timers::Timers;
 use crate::store::{Admission, Overlooked, Pruned, Recovered};
 use crate::thread;
 
+mod aside;
 mod stop;
 
 /// A sign of life while a turn runs.
@@ -41,6 +43,27 @@ const DOUBT: Duration = Duration::from_secs(1);
 /// While a stop drains, its status line is renewed.
 const PROGRESS: Duration = Duration::from_secs(1);
 
+/// What is due at some instant. What makes one needless lets it come: it finds nothing to do then.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Timer {
+    /// The next interrupted turn goes on.
+    Continue,
+    /// A sign of life is noted, if turns run.
+    Alive,
+    /// A session has run alone for long enough.
+    Alone,
+    /// Something is looked for to prune.
+    Prune,
+    /// A worker's thread is tried again.
+    Seat,
+    /// What a commit in doubt did is looked for.
+    Doubt,
+    /// What waits is looked for again, for it could not be read.
+    Schedule,
+    /// A stop's status line is renewed.
+    Progress,
+}
+
 /// What comes back from the coordinator's own actions.
 #[derive(Debug)]
 pub enum News {
@@ -50,8 +73,10 @@ pub enum News {
     Started,
     /// A worker's thread is about to end.
     WorkerEnded(i64),
-    /// A reload ended.
-    Reloaded(Result<Reloaded, String>),
+    /// A reload has read everything anew.
+    Prepared(Result<Box<reload::Prepared>, String>),
+    /// The sessions whose interrupted turn is to go on; `None`: they could not be read.
+    Scheduled(Option<Vec<Wish>>),
     /// A step of retention ended; what it removed.
     Pruned(Option<Pruned>),
     /// The store answers again after a commit in doubt, and says what nobody was told of; or it does not yet.
@@ -79,6 +104,8 @@ pub struct Ending {
     pub reason: StopReason,
     /// Nothing was abandoned, and it was no `now`.
     pub clean: bool,
+    /// By when the process is gone.
+    pub deadline: Option<Instant>,
 }
 
 /// The coordinator.
@@ -88,18 +115,14 @@ pub struct Coordinator {
     delivery: Delivery,
     news: (Sender<News>, Receiver<News>),
     report: Option<Report>,
-    deadline_guard: Option<Sender<()>>,
     continuations: VecDeque<Wish>,
+    /// When the next of them may begin.
     next_continuation: Option<Instant>,
-    alive_at: Instant,
-    prune_at: Instant,
-    retry_at: Option<Instant>,
-    doubt_at: Option<Instant>,
-    progress_at: Option<Instant>,
-    reloading: Vec<Sender<Result<Reloaded, String>>>,
-    pruning: bool,
-    /// Asked for again while a round was under way.
-    prune_again: bool,
+    timers: Timers<Timer>,
+    reloads: OpQueue<Sender<Result<Reloaded, String>>>,
+    prunes: OpQueue<()>,
+    doubts: OpQueue<()>,
+    schedules: OpQueue<()>,
     pruned: prune::Round,
     leave: bool,
     hooks_abandoned: bool,
@@ -113,23 +136,22 @@ impl Coordinator {
     pub fn new(house: Arc<House>, delivery: Delivery) -> Self {
         let machine = Lifecycle::new(house.config().shutdown);
         let now = Instant::now();
+        let mut timers = Timers::default();
+        timers.set(Timer::Alive, now + ALIVE);
+        timers.set(Timer::Prune, now + PRUNE);
         Self {
             house,
             machine,
             delivery,
             news: crossbeam_channel::bounded(4096),
             report: None,
-            deadline_guard: None,
             continuations: VecDeque::new(),
             next_continuation: None,
-            alive_at: now + ALIVE,
-            prune_at: now + PRUNE,
-            retry_at: None,
-            doubt_at: None,
-            progress_at: None,
-            reloading: Vec::new(),
-            pruning: false,
-            prune_again: false,
+            timers,
+            reloads: OpQueue::default(),
+            prunes: OpQueue::default(),
+            doubts: OpQueue::default(),
+            schedules: OpQueue::default(),
             pruned: prune::Round::default(),
             leave: false,
             hooks_abandoned: false,
@@ -141,13 +163,13 @@ impl Coordinator {
     pub fn run(mut self, inboxes: &Inboxes, recovered: &Recovered) -> Ending {
         self.become_ready(recovered);
         while !self.leave {
-            let due = self.due();
+            let due = self.machine.alarm().into_iter().chain(self.timers.next()).min();
             let alarm = due.map_or_else(never, crossbeam_channel::at);
             select! {
                 recv(inboxes.signals) -> signal => if let Ok(signal) = signal { self.signal(signal) },
                 recv(inboxes.requests) -> request => if let Ok(request) = request { self.request(request) },
                 recv(inboxes.nudges) -> _ => {}
-                recv(inboxes.doubts) -> _ => self.doubt_at = Some(Instant::now() + DOUBT),
+                recv(inboxes.doubts) -> _ => self.timers.set(Timer::Doubt, Instant::now() + DOUBT),
                 recv(self.news.1) -> news => if let Ok(news) = news { self.take(news) },
                 recv(alarm) -> _ => {}
             }
@@ -156,9 +178,13 @@ impl Coordinator {
             }
             self.look();
         }
-        let reason = self.machine.stop().map_or(StopReason::Shutdown, |s| s.reason);
-        let now = self.machine.stop().is_some_and(|s| s.urgency == Urgency::Now);
-        Ending { reason, clean: self.released && !self.machine.abandoned() && !self.hooks_abandoned && !now }
+        let stop = self.machine.stop();
+        let now = stop.is_some_and(|s| s.urgency == Urgency::Now);
+        Ending {
+            reason: stop.map_or(StopReason::Shutdown, |s| s.reason),
+            clean: self.released && !self.machine.abandoned() && !self.hooks_abandoned && !now,
+            deadline: stop.map(|s| s.deadline),
+        }
     }
 
     fn become_ready(&mut self, recovered: &Recovered) {
@@ -185,54 +211,6 @@ impl Coordinator {
         self.schedule(recovered.recent_deaths);
     }
 
-    /// Every session in which something waits gets a worker, each on its own; interrupted turns are paced.
-    fn schedule(&mut self, deaths: u32) {
-        let config = self.house.config();
-        let since = config
-            .sessions
-            .resume_window
-            .map_or(0, |w| clock::now() - i64::try_from(w.as_millis()).unwrap_or(i64::MAX));
-        let marked = (config.sessions.resume == Resume::Auto).then_some(since);
-        let mut known: BTreeSet<i64> = self.continuations.iter().map(|c| c.sid).collect();
-        let mut after = 0;
-        loop {
-            let page = match self.house.store.wanted(after, 1000, marked) {
-                Ok(page) => page,
-                Err(e) => {
-                    log::error!("what waits cannot be read: {e}");
-                    return;
-                }
-            };
-            let Some(last) = page.last() else { break };
-            after = last.sid;
-            for w in page {
-                let wish = Wish { sid: w.sid, key: w.key, asked: marked.is_some() };
-                if w.queued {
-                    self.house.registry.want(wish);
-                } else if known.insert(w.sid) {
-                    self.continuations.push_back(wish);
-                }
-            }
-        }
-        let at = Instant::now() + Duration::from_secs(continuation_delay_s(deaths).into());
-        self.next_continuation = Some(self.next_continuation.map_or(at, |old| old.max(at)));
-    }
-
-    /// When something is due at the latest.
-    fn due(&self) -> Option<Instant> {
-        let numbers = self.house.registry.numbers();
-        let continuation = self.next_continuation.filter(|_| !self.continuations.is_empty() && self.is_open());
-        let alone = self.house.registry.alone().map(|(_, since)| since + ALONE);
-        let alive = (numbers.running > 0 && self.machine.stop().is_none()).then_some(self.alive_at);
-        let prune = (!self.pruning && self.machine.phase() == Phase::Running).then_some(self.prune_at);
-        let retry = self.retry_at.filter(|_| self.house.registry.has_wishes());
-        let doubt = self.doubt_at.filter(|_| self.machine.phase() == Phase::Running);
-        [self.machine.alarm(), continuation, alone, alive, prune, retry, doubt, self.progress_at]
-            .into_iter()
-            .flatten()
-            .min()
-    }
-
     fn is_open(&self) -> bool {
         self.machine.phase() == Phase::Running && !self.house.board().held
     }
@@ -243,57 +221,59 @@ impl Coordinator {
         if self.machine.alarm().is_some_and(|at| at <= now) {
             self.step(Event::TimeUp);
         }
+        for timer in self.timers.take_due(now) {
+            self.fire(timer, now);
+        }
         match self.machine.phase() {
             Phase::Running => self.look_running(now),
-            Phase::Draining | Phase::Interrupting | Phase::Sweeping => self.look_stopping(now),
+            Phase::Draining | Phase::Interrupting | Phase::Sweeping => self.look_stopping(),
             Phase::Starting | Phase::CallingHooks | Phase::Closing | Phase::Ended => {}
         }
     }
 
-    fn look_running(&mut self, now: Instant) {
-        if self.alive_at <= now && self.house.registry.numbers().running > 0 {
-            self.alive_at = now + ALIVE;
-            self.aside("alive", |house| {
-                if let Err(e) = house.store.note_alive() {
-                    log::warn!("the sign of life cannot be noted: {e}");
-                }
-                None
-            });
-        }
-        if self.prune_at <= now && !self.pruning {
-            self.pruning = true;
-            self.aside("prune", |house| Some(News::Pruned(prune::step(house))));
-        }
-        if let Some(sid) = now.checked_sub(ALONE).and_then(|before| self.house.registry.take_alone(before)) {
-            self.aside("alone", move |house| {
-                // Where that cannot be written its turn's end does it.
-                match house.store.clear_solo(sid) {
-                    Ok(()) => house.registry.alone_over(sid),
-                    Err(e) => log::warn!("a session still counts as running alone: {e}"),
-                }
-                None
-            });
-        }
-        if self.doubt_at.is_some_and(|at| at <= now) {
-            self.doubt_at = None;
-            self.aside("doubt", |house| Some(News::Undoubted(look_for_overlooked(house))));
-        }
-        if self.is_open() {
-            while self.next_continuation.is_some_and(|at| at <= now) {
-                let Some(wish) = self.continuations.pop_front() else { break };
-                self.next_continuation = self.next_continuation.map(|at| at + PACE);
-                self.house.registry.want(wish);
+    /// Handles what is due; it is not due any more.
+    fn fire(&mut self, timer: Timer, now: Instant) {
+        match timer {
+            Timer::Continue => self.continue_some(now),
+            // They are looked at whenever something happens.
+            Timer::Alive | Timer::Alone | Timer::Seat => {}
+            Timer::Prune => self.prune(),
+            Timer::Doubt => self.doubt(),
+            Timer::Schedule => {
+                self.schedules.request(None);
+                self.begin_schedule();
             }
+            Timer::Progress => self.show_progress(now),
         }
+    }
+
+    fn look_running(&mut self, now: Instant) {
+        if !self.timers.is_set(Timer::Alive) && self.house.registry.numbers().running > 0 {
+            self.timers.set(Timer::Alive, now + ALIVE);
+            self.note_alive();
+        }
+        self.look_alone(now);
         self.seat(now);
+    }
+
+    /// Interrupted turns whose time has come go on.
+    fn continue_some(&mut self, now: Instant) {
+        if !self.is_open() {
+            return;
+        }
+        while self.next_continuation.is_some_and(|at| at <= now) {
+            let Some(wish) = self.continuations.pop_front() else { break };
+            self.next_continuation = self.next_continuation.map(|at| at + PACE);
+            self.house.registry.want(wish);
+        }
+        self.set_continuations();
     }
 
     /// Gives workers to the sessions that want one, as far as there is room.
     fn seat(&mut self, now: Instant) {
-        if self.retry_at.is_some_and(|at| at > now) {
+        if self.timers.is_set(Timer::Seat) {
             return;
         }
-        self.retry_at = None;
         let config = self.house.config();
         let mut newcomers = VecDeque::from(self.house.registry.seat(&config, is_light));
         while let Some(newcomer) = newcomers.pop_front() {
@@ -310,7 +290,7 @@ impl Coordinator {
                 Ok(join) => self.house.registry.started(sid, join),
                 Err(e) if self.house.registry.numbers().live > newcomers.len() + 1 => {
                     // A worker that ends gives one back.
-                    self.retry_at = Some(now + NO_THREAD);
+                    self.timers.set(Timer::Seat, now + NO_THREAD);
                     newcomers.push_front(newcomer);
                     newcomers.into_iter().for_each(|n| self.house.registry.unseat(n));
                     return log::warn!("no thread for another session, tried again in a second: {e}");
@@ -319,8 +299,7 @@ impl Coordinator {
                     let wish = newcomer.of.wish;
                     log::error!(key = wish.key; "no thread for the session: {e}");
                     let _ = self.house.registry.remove(wish.sid);
-                    let why = format!("no thread for the session: {e}");
-                    let _ = self.house.store.fail_waiting(wish.sid, "overloaded", why);
+                    self.refuse_waiting(wish, format!("no thread for the session: {e}"));
                 }
             }
         }
@@ -351,10 +330,7 @@ impl Coordinator {
             Request::Ping(answer) => {
                 let _ = answer.try_send(());
             }
-            Request::Prune => {
-                self.prune_again = self.pruning;
-                self.prune_at = Instant::now();
-            }
+            Request::Prune => self.prune(),
         }
     }
 
@@ -371,25 +347,10 @@ impl Coordinator {
         }
     }
 
-    fn reload(&mut self, answer: Option<Sender<Result<Reloaded, String>>>) {
-        if self.machine.stop().is_some() {
-            log::warn!("reload refused: the daemon is stopping");
-            if let Some(answer) = answer {
-                let _ = answer.try_send(Err("the daemon is stopping".into()));
-            }
-            return;
-        }
-        let idle = self.reloading.is_empty();
-        self.reloading.push(answer.unwrap_or_else(|| crossbeam_channel::bounded(1).0));
-        if idle {
-            notify::reloading();
-            self.aside("reload", |house| Some(News::Reloaded(reload::run(house))));
-        }
-    }
-
     fn ask_stop(&mut self, reason: StopReason, urgency: Urgency) {
         self.machine.set_budget(self.house.config().shutdown);
         self.step(Event::StopAsked(reason, urgency));
+        self.refuse_reloads();
     }
 
     fn take(&mut self, news: News) {
@@ -400,7 +361,7 @@ impl Coordinator {
                 self.delivery.tell(Message::Go);
             }
             News::WorkerEnded(sid) => {
-                self.retry_at = None;
+                self.timers.clear(Timer::Seat);
                 if let Some((join, again)) = self.house.registry.remove(sid) {
                     // The thread has said its last word: the join is a matter of microseconds.
                     if let Some(join) = join
@@ -414,61 +375,14 @@ impl Coordinator {
                     }
                 }
             }
-            News::Reloaded(outcome) => {
-                notify::ready();
-                match &outcome {
-                    Ok(r) => {
-                        log::info!("reloaded: {} keys changed{}", r.changed.len(), restart_text(r));
-                        let fields = serde_json::json!({ "changed": r.changed });
-                        let event = desk::hook_event(HookEvent::Reload, "", fields, None);
-                        self.house.hooks.notify(event, Box::new(|_| ()));
-                        self.prune_at = Instant::now();
-                        if r.changed.iter().any(|key| key == "sessions.park_after") {
-                            // Whoever rests until its old time looks at the new one.
-                            self.house.registry.wake_all();
-                        }
-                    }
-                    Err(e) => log::error!("reload refused, the old configuration and hooks stay: {e}"),
-                }
-                for answer in self.reloading.drain(..) {
-                    let _ = answer.try_send(outcome.clone());
-                }
-            }
+            News::Prepared(prepared) => self.prepared(prepared),
+            News::Scheduled(wishes) => self.scheduled(wishes),
+            News::Undoubted(overlooked) => self.undoubted(overlooked),
+            News::Pruned(step) => self.pruned_step(step),
             News::Closed(done) => {
                 self.released = done;
                 self.step(Event::StoreClosed);
             }
-            News::Undoubted(None) => self.doubt_at = Some(Instant::now() + DOUBT),
-            News::Undoubted(Some(overlooked)) => {
-                for sid in overlooked.gone {
-                    self.house.registry.retire(sid, Instant::now() + RETIRE);
-                }
-                for (sid, tid) in overlooked.cancelled {
-                    self.house.cancel_turn(sid, tid);
-                }
-                if self.machine.phase() == Phase::Running {
-                    self.schedule(0);
-                }
-            }
-            News::Pruned(step) => {
-                self.pruning = false;
-                let more = self.pruned.went_on(step);
-                let again = std::mem::take(&mut self.prune_again) || more;
-                self.prune_at = Instant::now() + if again { Duration::ZERO } else { PRUNE };
-            }
-        }
-    }
-
-    /// Runs something that may take its time on a thread of its own.
-    fn aside(&self, name: &str, body: impl FnOnce(&Arc<House>) -> Option<News> + Send + 'static) {
-        let (house, news) = (self.house.clone(), self.news.0.clone());
-        let body = move || {
-            if let Some(result) = body(&house) {
-                let _ = news.send_timeout(result, Duration::from_secs(60));
-            }
-        };
-        if let Err(e) = thread::spawn(name, thread::DEEP_STACK, body) {
-            log::error!("{name}: no thread: {e}");
         }
     }
 
@@ -503,15 +417,6 @@ const fn is_light(kind: AgentKind) -> bool {
         AgentKind::Echo | AgentKind::Exec | AgentKind::Openai => true,
         AgentKind::Acp | AgentKind::Lua => false,
     }
-}
-
-/// Once the store answers again: what a commit in doubt did after all. `None`: it does not answer yet.
-fn look_for_overlooked(house: &House) -> Option<Overlooked> {
-    if !house.store.answers(DOUBT) {
-        return None;
-    }
-    let live: Vec<i64> = house.registry.live().into_keys().collect();
-    house.store.overlooked(&live).inspect_err(|e| log::error!("what a commit in doubt did cannot be read: {e}")).ok()
 }
 
 fn restart_text(r: &Reloaded) -> String {

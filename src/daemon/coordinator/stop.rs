@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::{Coordinator, News, PROGRESS, left, millis};
+use super::{Coordinator, News, PROGRESS, Timer, left, millis};
 use crate::agent::Interrupt;
 use crate::clock;
 use crate::daemon::delivery::Message;
@@ -23,16 +23,13 @@ impl Coordinator {
             Action::CloseAdmission => {
                 house.store.set_admission(Admission::Stopping);
                 self.report = Some(Report::begin(&house, stop, self.machine.phase()));
-                self.progress_at = Some(Instant::now());
+                self.timers.set(Timer::Progress, Instant::now());
                 log::info!("stop: {} ({}), at most {} s", stop.reason, stop.urgency, left(stop.deadline).as_secs());
             }
             Action::TellManager => {
                 notify::stopping(left(stop.deadline));
                 let code = if stop.reason == StopReason::Restart { 75 } else { 1 };
-                match watchdog::arm(stop.deadline, code) {
-                    Ok(guard) => self.deadline_guard = Some(guard),
-                    Err(e) => log::error!("no thread for the stop's deadline: {e}"),
-                }
+                watchdog::arm(stop.deadline, code);
             }
             Action::MarkRunning => {
                 let note = StopNote {
@@ -46,6 +43,8 @@ impl Coordinator {
                 }
                 crate::failpoint::hit("stop", "marked");
             }
+            Action::HoldEnds => self.delivery.tell(Message::HoldEnds),
+            Action::ReleaseEnds => self.delivery.tell(Message::ReleaseEnds),
             Action::CallShutdownHooks(until) => self.call_hooks(HookEvent::Shutdown, until, Event::ShutdownHooksEnded),
             Action::CloseWorkers => house.registry.close_all(),
             Action::RefreshMarks => {
@@ -109,7 +108,7 @@ impl Coordinator {
         let fields = match kind {
             HookEvent::Stopped => serde_json::json!({
                 "reason": stop.reason, "clean": !self.machine.abandoned(),
-                "report": self.report.as_ref().map(|r| r.json(&self.house, false)),
+                "report": self.report.as_ref().map(|r| r.json(&self.house, None)),
             }),
             _ => serde_json::json!({
                 "reason": stop.reason, "deadline_ms": millis(left(until)),
@@ -144,7 +143,7 @@ impl Coordinator {
         let report = match &mut self.report {
             Some(report) => {
                 report.finish(clean);
-                report.json(&self.house, true)
+                report.json(&self.house, Some(Instant::now() + left(until) / 4))
             }
             None => serde_json::Value::Null,
         };
@@ -170,13 +169,13 @@ impl Coordinator {
             crate::failpoint::hit("stop", "closed");
             let _ = news.send_timeout(News::Closed(closed.is_ok() && recorded.is_ok()), Duration::from_secs(60));
         };
-        if let Err(e) = thread::spawn("close", thread::IO_STACK, body) {
+        if let Err(e) = thread::spawn_own("close", thread::IO_STACK, body) {
             log::error!("stop: no thread to close the store: {e}");
         }
     }
 
-    /// Tells the machine what has ended, and everybody else how far it is.
-    pub(super) fn look_stopping(&mut self, now: Instant) {
+    /// Tells the machine what has ended.
+    pub(super) fn look_stopping(&mut self) {
         let numbers = self.house.registry.numbers();
         let delivering = self.house.hub.delivering();
         if numbers.live == 0 && (delivering == 0 || self.machine.phase() != Phase::Draining) {
@@ -184,21 +183,26 @@ impl Coordinator {
         } else if numbers.running == 0 && delivering == 0 && self.machine.phase() != Phase::Sweeping {
             self.step(Event::TurnsEnded);
         }
-        if self.progress_at.is_some_and(|at| at <= now) {
-            self.progress_at = Some(now + PROGRESS);
-            let blocking = self.house.registry.blocking();
-            let first =
-                blocking.first().map(|b| format!(", longest: {} for {} s", b.key, b.age.as_secs())).unwrap_or_default();
-            notify::status(&format!("{}: {} turns run{first}", self.machine.phase(), blocking.len()));
-            self.keep_facts();
+    }
+
+    /// Tells everybody else how far it is, as long as it waits for turns and workers.
+    pub(super) fn show_progress(&mut self, now: Instant) {
+        if !matches!(self.machine.phase(), Phase::Draining | Phase::Interrupting | Phase::Sweeping) {
+            return;
         }
+        self.timers.set(Timer::Progress, now + PROGRESS);
+        let blocking = self.house.registry.blocking();
+        let first =
+            blocking.first().map(|b| format!(", longest: {} for {} s", b.key, b.age.as_secs())).unwrap_or_default();
+        notify::status(&format!("{}: {} turns run{first}", self.machine.phase(), blocking.len()));
+        self.keep_facts();
     }
 
     /// What the watchdog writes when the deadline passes.
     pub(super) fn keep_facts(&self) {
         let blocking = self.house.registry.blocking();
         let keys: Vec<&str> = blocking.iter().take(20).map(|b| b.key.as_str()).collect();
-        watchdog::facts(format!(
+        watchdog::facts(&format!(
             "ostler: the stop's deadline has passed in phase {}: {} turns run ({}); leaving\n",
             self.machine.phase(),
             blocking.len(),

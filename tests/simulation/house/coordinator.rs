@@ -150,6 +150,12 @@ impl House {
                 self.daemon.marked |= kept;
             }
             Action::TellManager => {}
+            Action::HoldEnds => self.daemon.ends_held = true,
+            Action::ReleaseEnds => {
+                self.daemon.ends_held = false;
+                // Whatever comes of them, they are not waited for any more.
+                self.daemon.shutdown_over = true;
+            }
             Action::CallShutdownHooks(_) => self.daemon.hooks_running = true,
             Action::CloseWorkers => {
                 self.daemon.closed = true;

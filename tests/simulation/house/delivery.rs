@@ -15,9 +15,16 @@ impl House {
         if self.daemon.halted {
             return;
         }
-        let Ok(owed) = self.call(|s| s.pending_deliveries(0, 100)) else { return };
+        let Ok(mut owed) = self.call(|s| s.pending_deliveries(0, 100)) else { return };
         for o in &owed {
             assert!(!self.settled.contains(&o.did), "settled, and owed again: {o:?}");
+        }
+        // What is held holds up what is behind it.
+        if self.daemon.ends_held {
+            let held = |o: &Owed| o.handler.event == HookEvent::SessionEnd;
+            let lanes: BTreeSet<_> =
+                owed.iter().filter(|o| held(o)).map(|o| (o.handler.name.clone(), o.key.clone())).collect();
+            owed.retain(|o| !lanes.contains(&(o.handler.name.clone(), o.key.clone())));
         }
         // The head of each lane.
         let mut heads: BTreeMap<(String, String), Owed> = BTreeMap::new();
@@ -33,6 +40,10 @@ impl House {
     }
 
     pub(super) fn hand_over(&mut self, o: &Owed) {
+        assert!(
+            o.handler.event != HookEvent::SessionEnd || !self.daemon.hooks_running || self.daemon.shutdown_over,
+            "an end is delivered beside the `shutdown` handlers: {o:?}"
+        );
         let held = self.daemon.deliveries.get(&o.did).cloned();
         let (noted, next) = (o.is_noted_first(), o.next_attempt());
         let mut held = held.unwrap_or(Held { attempts: o.attempts, settled: None });

@@ -1,0 +1,72 @@
+//! At the limit of threads: what the daemon itself needs is kept for it, however many clients there are.
+
+use std::io::Write as _;
+use std::os::unix::net::UnixStream;
+
+use rustix::process::Signal;
+use ureq::http::Method;
+
+use crate::daemon::Daemon;
+use crate::rig::boot_ready;
+
+/// Clients that begin a request and never end it, until one is turned away.
+fn fill(d: &Daemon) -> Vec<UnixStream> {
+    let mut clients = Vec::new();
+    for _ in 0..64 {
+        let mut client = d.raw();
+        let _ = client.write_all(b"GET /v1/status HTTP/1.1\r\n");
+        clients.push(client);
+    }
+    d.wait_log("clients are turned away");
+    clients
+}
+
+/// Checklist 28, 38. Clients have all the threads that they can get: SIGHUP reloads, with the first scripts and their
+/// threads, and a stop has its deadline.
+#[test]
+fn what_the_daemon_needs_is_there_at_the_limit() {
+    let short = "[shutdown]\ndrain = \"100ms\"\ninterrupt = \"500ms\"\nhooks = \"500ms\"\nclose = \"400ms\"\ndeadline = \"2500ms\"\n[hooks]\nthreads = 1\n";
+    let mut d = boot_ready(Daemon::new().config(short), "threads=set:32,stop.marked=stall:25000");
+    let clients = fill(&d);
+    d.write_hook("a.lua", "ostler.on('reload', function() ostler.log.info('RELOADED') end)\n");
+    d.write_config(&format!("[sessions]\nqueue_limit = 7\n{short}"));
+    let from = d.log.count();
+    d.signal(Signal::HUP);
+    d.log.find(from, "the reload", |l| l.contains("reloaded: 1 keys changed"));
+    d.log.find(from, "its handler", |l| l.contains("RELOADED"));
+    d.sigterm();
+    let status = d.ended();
+    assert_eq!(status.code(), Some(1), "the deadline ends it: {status}");
+    d.wait_log("the stop's deadline has passed");
+    drop(clients);
+    let mut d = boot_ready(d, "");
+    assert_eq!(d.stop(), 0);
+}
+
+/// The threads of the first scripts are there all or not at all: a reload that does not get them is refused and changes
+/// nothing; one that does serves every key.
+#[test]
+fn scripts_get_all_their_threads_or_none() {
+    let threads = |n: usize| format!("[hooks]\nthreads = {n}\n");
+    let mut d = boot_ready(Daemon::new().config(&threads(1)), "threads=set:32");
+    let before = d.status()["threads"].as_u64().unwrap();
+    d.write_hook("a.lua", "ostler.on('session_end', function(ev) ostler.log.info('END ' .. ev.key) end)\n");
+    d.write_config(&threads(48));
+    let refused = d.client().request(Method::POST, "/v1/reload", None, crate::daemon::PATIENCE).unwrap_err();
+    assert_eq!((refused.status, refused.code.as_str()), (422, "invalid_config"));
+    assert!(refused.message.contains("no thread"), "{refused}");
+    assert_eq!(d.get("/v1/hooks")["handlers"].as_array().unwrap().len(), 0, "the old ones, which are none");
+    d.write_config(&threads(3));
+    let reloaded = d.client().post("/v1/reload", None).unwrap();
+    assert_eq!(reloaded["changed"][0], "hooks.threads", "{reloaded}");
+    let most = before + 3 + 1 + 2 + 2;
+    let now = d.status()["threads"].as_u64().unwrap();
+    assert!(now <= most, "{now} threads, of which those of the refused set are some: at most {most}");
+    for key in 0..8 {
+        d.send(&format!("local:{key}"), "x");
+    }
+    assert_eq!(d.stop(), 0);
+    let ends = d.log.all().iter().filter(|l| l.contains("END local:")).count();
+    assert_eq!(ends, 8);
+    assert_eq!(d.sql::<i64>("SELECT count(*) FROM deliveries WHERE state='pending'"), 0);
+}
