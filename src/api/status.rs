@@ -57,7 +57,8 @@ pub fn status(api: &Api) -> Answer {
                 "sessions": pruned.sessions, "rows": pruned.rows, "values": pruned.kv,
             },
             "threads": thread::count(), "thread_limit": thread::limit(), "listeners": house.hub.listeners(),
-            "dropped_log_lines": crate::log::dropped(), "stop": stop,
+            "dropped_log_lines": crate::log::dropped(), "clock_problem": house.store.clock_problem().map(|p| p.to_string()),
+            "stop": stop,
         }),
     ))
 }

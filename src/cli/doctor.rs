@@ -363,6 +363,9 @@ fn daemon(client: &Client, status: &Result<Value, ClientError>) -> Vec<Check> {
     if s["held"] == true {
         warn("it is held: messages wait and no turn starts".into(), "ostler release");
     }
+    if let Some(problem) = s["clock_problem"].as_str() {
+        warn(problem.to_owned(), "set the clock right, or have it set at boot (NTP)");
+    }
     for (pointer, what, remedy) in [
         ("/sessions/suspended", "suspended sessions", "ostler sessions --state suspended; ostler resume ID"),
         ("/hooks/failed", "hook deliveries set aside", "ostler hooks failed; then retry or discard"),

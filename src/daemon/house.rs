@@ -227,7 +227,7 @@ impl House {
         Policy {
             resume_window: s.resume_window,
             idle_reset: s.idle_reset,
-            daily_boundary: s.daily_reset.map(|(hour, minute)| clock::last_daily(clock::now(), hour, minute)),
+            daily_boundary: s.daily_reset.map(|(hour, minute)| clock::last_daily(self.store.now(), hour, minute)),
         }
     }
 

@@ -58,6 +58,7 @@ impl Store {
     /// The store fails.
     pub fn open_boot(&self, info: BootInfo) -> Result<Recovered, Error> {
         let (bid, recovered) = self.write("open_boot", move |tx| {
+            tx.trust_clock()?;
             let deaths = tx.deaths()?;
             tx.run(
                 "INSERT INTO boots (boot_id, pid, version, started_at, alive_at) VALUES (?1, ?2, ?3, ?4, ?4)",
@@ -80,6 +81,9 @@ impl Store {
             Ok((tx.bid, r))
         })?;
         self.shared.boot.store(bid, std::sync::atomic::Ordering::SeqCst);
+        if let Some(problem) = self.clock_problem() {
+            log::warn!("{problem}");
+        }
         Ok(recovered)
     }
 
@@ -227,17 +231,32 @@ impl Tx<'_> {
                 ))
             },
         )?;
-        let newest = |sql: &str| self.row(sql, [], |r| r.get::<_, Option<i64>>(0)).map(|at| at.flatten().unwrap_or(0));
-        let last_event = newest("SELECT at FROM events ORDER BY seq DESC LIMIT 1")?;
-        let last_message = newest("SELECT at FROM messages ORDER BY mid DESC LIMIT 1")?;
+        let newest = self.newest_commit()?.unwrap_or(0);
         Ok(boots
             .into_iter()
             .map(|(bid, alive, stop, solo)| {
-                let last_life = alive.max(last_event).max(last_message).min(self.now);
+                // Never cut to a clock that is behind: its age would be wrong for good once the clock is right.
+                let last_life = alive.max(newest);
                 let stop = stop.as_deref().and_then(StopReason::parse);
                 (bid, Death { stop, last_life, solo: solo.is_some() }, solo)
             })
             .collect())
+    }
+
+    /// The time of the newest event or message.
+    fn newest_commit(&self) -> Result<Option<Millis>, Error> {
+        let newest = |sql: &str| self.row(sql, [], |r| r.get::<_, Option<i64>>(0)).map(Option::flatten);
+        let event = newest("SELECT at FROM events ORDER BY seq DESC LIMIT 1")?;
+        Ok(event.max(newest("SELECT at FROM messages ORDER BY mid DESC LIMIT 1")?))
+    }
+
+    /// Holds the wall clock against what the boots before this one knew.
+    fn trust_clock(&mut self) -> Result<(), Error> {
+        let boot =
+            self.row("SELECT coalesce(ended_at, alive_at) FROM boots ORDER BY bid DESC LIMIT 1", [], |r| r.get(0))?;
+        self.shared.hold_clock_against(self.newest_commit()?.max(boot));
+        self.now = self.shared.clock().0;
+        Ok(())
     }
 
     fn recover(

@@ -22,10 +22,8 @@ impl Store {
     pub fn kv_get(&self, name: &str) -> Result<Option<Value>, Error> {
         self.read(|conn| {
             use rusqlite::OptionalExtension as _;
-            let text: Option<String> = conn
-                .prepare_cached(LIVE)?
-                .query_row(params![name, self.shared.world.now()], |r| r.get(0))
-                .optional()?;
+            let text: Option<String> =
+                conn.prepare_cached(LIVE)?.query_row(params![name, self.now()], |r| r.get(0)).optional()?;
             Ok(text.and_then(|t| serde_json::from_str(&t).ok()))
         })
     }

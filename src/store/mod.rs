@@ -11,7 +11,9 @@ use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
+use crate::clock::Millis;
 use crate::model::event::{HandlerId, HookEvent};
+use crate::model::trust::{Problem, judge};
 
 mod accept;
 mod activations;
@@ -178,12 +180,15 @@ struct Shared {
     boot: AtomicI64,
     working: AtomicBool,
     condition: condition::Condition,
+    known: RwLock<Known>,
     tally: Mutex<Tally>,
     owed: RwLock<OwedTo>,
     observer: RwLock<Observer>,
     doubt: RwLock<Doubt>,
 }
 
+/// The newest time that the database knew at the boot, and when that was.
+type Known = Option<(Millis, Instant)>;
 type OwedTo = Arc<dyn Fn(HookEvent) -> Vec<HandlerId> + Send + Sync>;
 type Observer = Arc<dyn Fn(&Commit) + Send + Sync>;
 type Doubt = Arc<dyn Fn() + Send + Sync>;
@@ -246,6 +251,7 @@ impl Store {
             boot: AtomicI64::new(0),
             working: AtomicBool::new(false),
             condition: condition::Condition::default(),
+            known: RwLock::new(None),
             tally: Mutex::default(),
             owed: RwLock::new(Arc::new(|_| Vec::new())),
             observer: RwLock::new(Arc::new(|_| ())),
@@ -395,6 +401,18 @@ impl Store {
         hurried.note_alive().err().map(|e| self.shared.condition.trouble().unwrap_or_else(|| e.to_string()))
     }
 
+    /// The time that what is stored goes by: the wall clock, where it is believed.
+    #[must_use]
+    pub fn now(&self) -> Millis {
+        self.shared.clock().0
+    }
+
+    /// What is wrong with the wall clock; `None` when all is well.
+    #[must_use]
+    pub fn clock_problem(&self) -> Option<Problem> {
+        self.shared.clock().1
+    }
+
     /// Whether the writer is inside SQLite now: a stalled disk keeps it there, and is no reason to kill the daemon.
     #[must_use]
     pub fn is_working(&self) -> bool {
@@ -457,6 +475,18 @@ impl Drop for Working<'_> {
 }
 
 impl Shared {
+    /// The time to go by, and what is wrong with the wall clock.
+    fn clock(&self) -> (Millis, Option<Problem>) {
+        let known = *self.known.read().unwrap_or_else(PoisonError::into_inner);
+        let elapsed = known.map_or(Duration::ZERO, |(_, since)| since.elapsed());
+        judge(known.map(|(newest, _)| newest), self.world.now(), elapsed)
+    }
+
+    /// From now on the wall clock is held against the newest time that the database knows.
+    fn hold_clock_against(&self, newest: Option<Millis>) {
+        *self.known.write().unwrap_or_else(PoisonError::into_inner) = newest.map(|newest| (newest, Instant::now()));
+    }
+
     /// The writer is about to call SQLite. Guards do not nest: one thread alone has the writer.
     fn working(&self) -> Working<'_> {
         self.working.store(true, Ordering::SeqCst);

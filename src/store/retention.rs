@@ -93,14 +93,27 @@ impl Store {
 impl Tx<'_> {
     fn prune_events(&mut self, before: Option<Millis>) -> Result<usize, Error> {
         let Some(before) = before else { return Ok(0) };
-        // Events rise with time, so what is old stands first; a running turn's text is still needed for its transcript.
-        let last: Option<i64> = self
+        // Events rise with time, so what is old stands first, and nothing behind the first that is known to be young goes; a
+        // running turn's text is still needed for its transcript. A clock that was wrong wrote times ahead: they say nothing.
+        let mut last: Option<i64> = self
             .row(
-                "SELECT max(seq) FROM (SELECT seq, at, turn_id FROM events ORDER BY seq LIMIT ?2) WHERE at<?1",
-                params![before, STEP],
+                "WITH front AS (SELECT seq, at FROM events ORDER BY seq LIMIT ?2)
+                 SELECT max(seq) FROM front WHERE at<?1 AND seq<coalesce(
+                   (SELECT min(seq) FROM front WHERE at>=?1 AND at<=?3), 9223372036854775807)",
+                params![before, STEP, self.now],
                 |r| r.get(0),
             )?
             .flatten();
+        if last.is_none() {
+            // Times ahead are as old as what stands behind them, at least.
+            let next = self.row("SELECT seq, at FROM events WHERE at<=?1 ORDER BY seq LIMIT 1", [self.now], |r| {
+                Ok((r.get::<_, i64>(0)?, r.get::<_, Millis>(1)?))
+            })?;
+            if let Some((next, _)) = next.filter(|(_, at)| *at < before) {
+                let sql = "SELECT max(seq) FROM (SELECT seq FROM events WHERE seq<=?1 ORDER BY seq LIMIT ?2)";
+                last = self.row(sql, [next, STEP], |r| r.get(0))?.flatten();
+            }
+        }
         let Some(last) = last else { return Ok(0) };
         let oldest_needed: Option<i64> =
             self.row("SELECT min(sealed) FROM turns WHERE state='running'", [], |r| r.get(0))?.flatten();

@@ -13,7 +13,7 @@ use crate::model::event::{EventKind, HookEvent};
 /// A transaction in progress.
 pub struct Tx<'c> {
     pub(super) conn: &'c Connection,
-    /// The wall clock at its begin.
+    /// The time at its begin: the wall clock, where it is believed.
     pub(super) now: Millis,
     /// This boot's row.
     pub(super) bid: i64,

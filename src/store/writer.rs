@@ -313,7 +313,7 @@ impl Writer {
         let mut outcomes = Vec::with_capacity(group.len());
         let mut tx = Tx {
             conn,
-            now: shared.world.now(),
+            now: shared.clock().0,
             bid: shared.boot.load(Ordering::SeqCst),
             shared: &shared,
             out: Commit::default(),

@@ -101,3 +101,38 @@ fn a_crash_is_as_old_as_its_last_sign_of_life() {
     assert_eq!(d.stop(), 0);
     assert_eq!(d.sql::<i64>("SELECT count(*) FROM turns"), 3);
 }
+
+/// A clock that is years ahead, or behind, at one boot, and right at the next: what was cut off goes on, what was sent is
+/// known, and the trouble is shown as long as it lasts.
+#[test]
+fn a_clock_that_is_wrong_at_a_boot_costs_nothing() {
+    for (wrong, told) in [(11 * 365 * DAY, "far ahead"), (-365 * DAY, "behind")] {
+        let config = fake(&[], "") + "[sessions]\nresume_window = \"1h\"\n";
+        let mut d = boot_ready(Daemon::new().config(&config), "");
+        let mut gate = d.gate("gate");
+        let mut events = d.events("local:a");
+        let turn = d.post_id("local:a", &format!("say begun; wait-file {}; say done", gate.path.display()), "x");
+        events.until("text");
+        assert_eq!(d.status()["clock_problem"], Value::Null);
+        d.kill9();
+        d.end_leftovers();
+        gate.open();
+        let mut d = boot_ready(d, &format!("clock.wall=set:{wrong}"));
+        let problem = d.status()["clock_problem"].as_str().unwrap().to_owned();
+        assert!(problem.contains(told), "{problem}");
+        d.wait_log(told);
+        let doctor = d.cli(&["doctor", "--state-dir", d.path("state").to_str().unwrap()]);
+        assert!(doctor.out.contains(told), "{}", doctor.out);
+        assert_eq!(settled(&mut d.events("local:a"), turn["turn_id"].as_str().unwrap()), ("completed".into(), 2));
+        assert_eq!(d.stop(), 0);
+        let mut d = boot_ready(d, "");
+        assert_eq!(d.status()["clock_problem"], Value::Null);
+        assert_eq!(d.post_id("local:a", &running_text_of(&d), "x")["duplicate"], true);
+        assert_eq!(d.stop(), 0);
+        check_answers(&d);
+    }
+}
+
+fn running_text_of(d: &Daemon) -> String {
+    d.sql("SELECT text FROM messages WHERE client_id='x'")
+}

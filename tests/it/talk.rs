@@ -173,6 +173,7 @@ fn the_status_has_its_fields() {
             "hooks",
             "threads",
             "dropped_log_lines",
+            "clock_problem",
             "stop",
         ],
     );

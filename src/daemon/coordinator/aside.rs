@@ -11,7 +11,6 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::Sender;
 
 use super::{ALONE, Coordinator, DOUBT, NO_THREAD, News, PRUNE, Timer, restart_text};
-use crate::clock;
 use crate::config::Resume;
 use crate::daemon::house::{House, RETIRE, Reloaded};
 use crate::daemon::registry::Wish;
@@ -275,8 +274,10 @@ const STOPPING: &str = "the daemon is stopping";
 /// Reads what waits: who has something queued is given its wish at once, whose turn was interrupted is returned.
 fn wanted(house: &House) -> Option<Vec<Wish>> {
     let config = house.config();
-    let since =
-        config.sessions.resume_window.map_or(0, |w| clock::now() - i64::try_from(w.as_millis()).unwrap_or(i64::MAX));
+    let since = config
+        .sessions
+        .resume_window
+        .map_or(0, |w| house.store.now() - i64::try_from(w.as_millis()).unwrap_or(i64::MAX));
     let marked = (config.sessions.resume == Resume::Auto).then_some(since);
     let (mut after, mut interrupted) = (0, Vec::new());
     loop {

@@ -1,6 +1,7 @@
 //! Boots, stops, and what a boot makes of what the last one left.
 
 use super::*;
+use crate::config::Retention;
 
 fn alive(rig: &Rig) {
     rig.store.note_alive().unwrap();
@@ -49,7 +50,7 @@ fn the_last_sign_of_life_is_the_newest_of_commits_and_notes() {
     let (a, _) = rig.running(KEY, "m");
     rig.now.store(T0 - 10 * HOUR, Ordering::SeqCst);
     rig.crash();
-    assert_eq!(rig.marked_at(a.sid), T0 - 10 * HOUR, "never ahead of a clock that was set back");
+    assert_eq!(rig.marked_at(a.sid), T0, "though the clock is behind");
 }
 
 #[test]
@@ -370,4 +371,70 @@ fn the_outcomes_of_a_stop() {
             ("local:idle", None, false, true)
         ]
     );
+}
+
+const YEAR: i64 = 365 * 24 * HOUR;
+
+/// Sessions whose turn would go on by itself, as the coordinator asks for them.
+fn going_on(rig: &Rig) -> usize {
+    let since = rig.store.now() - i64::try_from(POLICY.resume_window.unwrap().as_millis()).unwrap();
+    rig.store.wanted(0, 100, Some(since)).unwrap().len()
+}
+
+/// A wall clock that is wrong at a boot, and right a moment later: no continuation is lost, then nor at the next boot, no
+/// id is forgotten, and what is written meanwhile is as old as it is.
+#[test]
+fn a_clock_that_is_wrong_at_a_boot_costs_nothing() {
+    for (wrong, told) in
+        [(T0 - YEAR, "behind"), (T0 - 10 * HOUR, "behind"), (0, "behind"), (T0 + 11 * YEAR, "far ahead")]
+    {
+        let mut rig = Rig::new();
+        let mut message = rig.accept("local:id", "m");
+        message.client_id = Some("x".into());
+        rig.store.accept_message(message.clone()).unwrap();
+        let (a, _) = rig.running(KEY, "m");
+        rig.now.store(wrong, Ordering::SeqCst);
+        rig.crash();
+        let problem = rig.store.clock_problem().unwrap().to_string();
+        assert!(problem.contains(told), "{wrong}: {problem}");
+        assert_eq!(going_on(&rig), 2, "{wrong}: the one that waits and the one that was cut off");
+        let mark = rig.marked_at(a.sid);
+        assert_eq!(mark, T0, "{wrong}");
+        let (b, _) = rig.running("local:b", "m");
+        let keep = Retention {
+            events: Some(Duration::from_secs(3600)),
+            ids: Some(Duration::from_secs(3600)),
+            ..crate::config::Config::default().retention
+        };
+        assert_eq!(rig.store.prune(keep.clone()).unwrap().total(), 0, "{wrong}");
+        // Set right.
+        rig.now.store(T0 + 60_000, Ordering::SeqCst);
+        assert_eq!(rig.store.prune(keep.clone()).unwrap().total(), 0, "{wrong}");
+        assert!(rig.store.accept_message(message).unwrap().duplicate, "{wrong}");
+        assert!(rig.store.clock_problem().is_none(), "{wrong}");
+        assert_eq!(going_on(&rig), 2, "{wrong}");
+        rig.crash();
+        assert_eq!(going_on(&rig), 3, "{wrong}");
+        assert_eq!([rig.mark(a.sid), rig.mark(b.sid)], ["crash", "crash"], "{wrong}");
+        assert!(rig.store.clock_problem().is_none(), "{wrong}");
+    }
+}
+
+/// A clock that was years ahead for long is not what the next boots go by.
+#[test]
+fn a_database_of_the_future_is_gone_on_with() {
+    let mut rig = Rig::new();
+    rig.pass(11 * YEAR);
+    let (a, _) = rig.running(KEY, "m");
+    rig.now.store(T0, Ordering::SeqCst);
+    rig.crash();
+    assert_eq!(rig.store.now(), T0);
+    assert_eq!(going_on(&rig), 1);
+    assert!(rig.store.clock_problem().unwrap().to_string().contains("has times ahead"));
+    let epoch = rig.open(a.sid);
+    let mut wish = rig.wish(a.sid, epoch);
+    wish.asked = true;
+    let begun = rig.store.begin_turn(wish).unwrap().unwrap();
+    rig.finish(begun.turn, Outcome::Completed);
+    assert_eq!(rig.mark(a.sid), "");
 }

@@ -263,3 +263,32 @@ fn a_session_whose_text_is_gone_is_forgotten_with_its_ids() {
     assert_eq!(left, [1, 0, 0, 0, 0, 0, 0, 0], "{tables:?}");
     assert!(!id(&rig, "x", "first").duplicate, "a new message in a new session");
 }
+
+/// What a wrong clock wrote neither stops retention, where it was ahead, nor takes what is young with it, where it was behind.
+#[test]
+fn times_of_a_wrong_clock_do_not_stop_retention() {
+    let rig = Rig::new();
+    let day = Retention { events: Some(Duration::from_secs(86_400)), ..keep() };
+    let tell = |n: usize| {
+        for _ in 0..n {
+            rig.store
+                .write("tell", |tx| tx.emit(crate::model::event::EventKind::Notice, KEY, "s", None, &Value::Null))
+                .unwrap();
+        }
+    };
+    rig.pass(300 * 24 * HOUR);
+    tell(1200);
+    rig.pass(-300 * 24 * HOUR);
+    tell(3);
+    assert_eq!(prune(&rig, &day).events, 0, "nobody knows yet how old they are");
+    rig.pass(25 * HOUR);
+    tell(2);
+    assert_eq!(prune(&rig, &day).events, 1203);
+    rig.pass(-400 * 24 * HOUR);
+    tell(1);
+    rig.pass(400 * 24 * HOUR);
+    tell(1);
+    assert_eq!(prune(&rig, &day).events, 0, "two young ones stand before it");
+    rig.pass(25 * HOUR);
+    assert_eq!(prune(&rig, &day).events, 4);
+}
