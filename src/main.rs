@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use ostler::cli::doctor::{Check, Verdict};
 use ostler::cli::{self, Doors};
 use ostler::daemon::doctor::Level;
-use ostler::{daemon, hooks, thread};
+use ostler::{daemon, hooks, store, thread};
 
 fn main() -> ExitCode {
     cli::main(&Doors {
@@ -25,6 +25,7 @@ fn main() -> ExitCode {
                 None => Ok(problems.iter().map(ToString::to_string).collect()),
             }
         },
+        reports: |state_dir| store::reports_of(&state_dir.join("ostler.db")).map_err(|e| e.to_string()),
         checks: |ground| {
             let boot = ground.status.and_then(|s| s["boot_id"].as_str());
             let shown = |f: daemon::doctor::Finding| Check {

@@ -116,6 +116,15 @@ pub enum Command {
         after_help = "Examples:\n  ostler delete alice\n  ostler delete alice --all --files --yes"
     )]
     Delete(Delete),
+    /// List the permissions that agents are waiting for
+    #[command(after_help = "Examples:\n  ostler permissions\n  ostler permissions --json")]
+    Permissions(Plain),
+    /// Allow what an agent asks for, once if it offers that
+    #[command(after_help = "Examples:\n  ostler allow alice\n  ostler allow telegram:4711 2")]
+    Allow(Answer),
+    /// Deny what an agent asks for
+    #[command(after_help = "Examples:\n  ostler deny alice\n  ostler deny telegram:4711 2")]
+    Deny(Answer),
     /// Accept messages but start no turns, until `release`
     #[command(after_help = "Examples:\n  ostler hold\n  ostler hold --json")]
     Hold(Plain),
@@ -134,7 +143,7 @@ pub enum Command {
     /// Reload configuration and hooks
     #[command(after_help = "Examples:\n  ostler reload\n  ostler reload --json")]
     Reload(Plain),
-    /// Show the report of a stop
+    /// Show the report of a stop; without a running daemon it is read from the database
     #[command(after_help = "Examples:\n  ostler report\n  ostler report --all")]
     Report(Report),
     /// Manage hooks
@@ -318,6 +327,19 @@ pub struct Delete {
 
 #[allow(missing_docs)]
 #[derive(Debug, Args)]
+pub struct Answer {
+    #[arg(value_name = "KEY", help = "Key or id of the session")]
+    pub key: String,
+    /// Which of the session's open permissions, by its number in `ostler permissions` [default: the only one]
+    #[arg(value_name = "N", value_parser = at_least_one)]
+    pub number: Option<NonZeroUsize>,
+    /// Print the API's JSON; errors too
+    #[arg(long, display_order = JSON)]
+    pub json: bool,
+}
+
+#[allow(missing_docs)]
+#[derive(Debug, Args)]
 pub struct Status {
     #[command(flatten)]
     pub plain: Plain,
@@ -358,6 +380,9 @@ pub struct Report {
     /// List all reports
     #[arg(long, conflicts_with = "boot")]
     pub all: bool,
+    /// Without a daemon: read this state directory [default: the one that `serve` would use]
+    #[arg(long, value_name = "DIR")]
+    pub state_dir: Option<PathBuf>,
     #[command(flatten)]
     pub plain: Plain,
 }

@@ -17,7 +17,7 @@ use super::follow::{self, Ask, Listener, Seen};
 use super::render::{bold, clean, count, dim, number, text};
 use super::screen::Screen;
 use super::signals::OnInterrupt;
-use super::{Done, Failure, Ui, sessions};
+use super::{Done, Failure, Ui, permissions, sessions};
 use crate::client::{Client, name_to_key, session_path};
 use crate::config::paths::{find_state_dir, process_env};
 
@@ -170,8 +170,10 @@ impl Conversation<'_> {
         let status = self.client.status(STATUS).map_err(|e| Failure::api("chat", &e))?;
         self.boot = Some(text(&status, "/boot_id")).filter(|b| !b.is_empty());
         let key = &self.key;
+        let mut open = Vec::new();
         let about = match self.client.get(&session_path(key, "")) {
             Ok(s) => {
+                open = s["permissions"].as_array().cloned().unwrap_or_default();
                 let running = if s["turn"]["state"] == "running" { ", a turn is running" } else { "" };
                 let queued = match number(&s, "/queued") {
                     0 => String::new(),
@@ -184,6 +186,11 @@ impl Conversation<'_> {
         };
         let line = format!("{} ({about}); /help for commands", bold(self.ui.color, &clean(key)));
         self.ui.styled(line)?;
+        // What was asked before we came can be answered by us.
+        for request in &open {
+            let mut screen = Screen::new();
+            ask_permission(self.client, key, request, &mut screen, self.ui, &mut self.input)?;
+        }
         Ok(())
     }
 
@@ -239,7 +246,7 @@ impl Conversation<'_> {
     }
 }
 
-/// Shows a turn, and asks for the leave that it wants.
+/// Shows a turn, and asks for the permissions that it wants.
 struct Show<'a, 'i> {
     client: &'a Client,
     key: &'a str,
@@ -280,7 +287,17 @@ impl Show<'_, '_> {
             Seen::Turn { continues: false, .. } => Ok(()),
             Seen::Interrupted => screen.note(ui, "the turn was cut off; waiting for its continuation"),
             Seen::Notice(code, said) => screen.note(ui, if said.is_empty() { code } else { said }),
-            Seen::Permission(p) if text(p, "/state") == "open" => self.permission(p),
+            Seen::Permission(p) if text(p, "/state") == "open" => {
+                match ask_permission(self.client, self.key, p, screen, ui, self.input)? {
+                    Asked::Done => Ok(()),
+                    Asked::Interrupted => {
+                        if let Err(e) = self.client.post(&session_path(self.key, "/cancel"), None) {
+                            self.ui.note(Failure::api(self.key, &e).text);
+                        }
+                        Ok(())
+                    }
+                }
+            }
             Seen::Permission(p) => {
                 let by = text(p, "/by");
                 let by = if by.is_empty() { by } else { format!(" by {by}") };
@@ -288,38 +305,52 @@ impl Show<'_, '_> {
             }
         }
     }
+}
 
-    fn permission(&mut self, request: &Value) -> Result<(), Failure> {
-        let (screen, ui) = (&mut self.screen, &mut *self.ui);
-        let options = request.get("options").and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
-        let title = ["/title", "/tool/title", "/tool"].iter().map(|p| text(request, p)).find(|t| !t.is_empty());
-        screen.end_line(ui)?;
-        ui.styled(bold(ui.color, &format!("The agent asks for leave: {}", clean(&title.unwrap_or_default()))))?;
-        for (n, option) in options.iter().enumerate() {
-            ui.say(format!("  {}. {}", n + 1, clean(&text(option, "/name"))))?;
-        }
-        let body = loop {
-            match self.input.line(&format!("1-{}> ", options.len()), false)? {
-                Line::Text(line) => {
-                    let choice = line.trim().parse::<usize>().ok().and_then(|n| options.get(n.checked_sub(1)?));
-                    if let Some(option) = choice {
-                        break json!({ "request_id": request["request_id"], "option_id": option["option_id"] });
-                    }
-                    ui.say(format!("a number from 1 to {}, please", options.len()))?;
-                }
-                Line::Interrupted => {
-                    if let Err(e) = self.client.post(&session_path(self.key, "/cancel"), None) {
-                        ui.note(Failure::api(self.key, &e).text);
-                    }
-                    return Ok(());
-                }
-                Line::End => return screen.note(ui, "no more input: left unanswered"),
+/// What became of a question.
+enum Asked {
+    /// Answered, or left to others.
+    Done,
+    /// Ctrl-C.
+    Interrupted,
+}
+
+/// Shows a permission request and has it answered by its number; an empty line leaves it open.
+fn ask_permission(
+    client: &Client,
+    key: &str,
+    request: &Value,
+    screen: &mut Screen,
+    ui: &mut Ui,
+    input: &mut Input<'_>,
+) -> Result<Asked, Failure> {
+    let options = permissions::options(request);
+    screen.end_line(ui)?;
+    permissions::show(request, ui)?;
+    let body = loop {
+        match input.line(&format!("1-{}> ", options.len()), false)? {
+            Line::Text(line) if line.trim().is_empty() => {
+                screen.note(ui, &format!("left open: `ostler allow {key}` and `ostler deny {key}` answer it"))?;
+                return Ok(Asked::Done);
             }
-        };
-        match self.client.post(&session_path(self.key, "/permission"), Some(&body)) {
-            Ok(_) => Ok(()),
-            Err(e) if e.code == "resolved" => screen.note(ui, "it was settled already"),
-            Err(e) => screen.note(ui, &e.message),
+            Line::Text(line) => {
+                let choice = line.trim().parse::<usize>().ok().and_then(|n| options.get(n.checked_sub(1)?));
+                if let Some(option) = choice {
+                    break json!({ "request_id": request["request_id"], "option_id": option["option_id"] });
+                }
+                ui.say(format!("a number from 1 to {}, please; an empty line leaves it open", options.len()))?;
+            }
+            Line::Interrupted => return Ok(Asked::Interrupted),
+            Line::End => {
+                screen.note(ui, "no more input: left unanswered")?;
+                return Ok(Asked::Done);
+            }
         }
+    };
+    match client.post(&session_path(key, "/permission"), Some(&body)) {
+        Ok(_) => {}
+        Err(e) if e.code == "resolved" => screen.note(ui, "it was settled already")?,
+        Err(e) => screen.note(ui, &e.message)?,
     }
+    Ok(Asked::Done)
 }

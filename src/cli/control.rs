@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use ureq::http::Method;
 
 use super::args::{Backup, Plain, Status};
-use super::render::{ago_now, bold, clean, count, fields, millis, number, text};
+use super::render::{ago_now, bold, clean, count, fields, items, millis, number, text};
 use super::stop;
 use super::{Done, Failure, Ui};
 use crate::client::Client;
@@ -24,7 +24,11 @@ pub fn status(client: &Client, a: &Status, ui: &mut Ui) -> Done {
         return stop::watch(client, a.plain.json, ui);
     }
     let status = client.status(STATUS).map_err(|e| Failure::api("status", &e))?;
-    print_status(&status, a.plain.json, ui)
+    // One that cannot say who waits for a permission is as well shown.
+    let asked =
+        || client.request(Method::GET, "/v1/permissions", None, STATUS).ok().map_or(0, |r| items(&r.body).len());
+    let open = if a.plain.json { 0 } else { asked() };
+    print_status(&status, open, a.plain.json, ui)
 }
 
 /// `, N what`, when there are any.
@@ -46,7 +50,7 @@ fn removed(s: &Value) -> String {
     text.trim_start_matches(", ").to_owned()
 }
 
-fn print_status(s: &Value, json: bool, ui: &mut Ui) -> Done {
+fn print_status(s: &Value, open: usize, json: bool, ui: &mut Ui) -> Done {
     if json {
         ui.json(s)?;
         return Ok(0);
@@ -90,6 +94,7 @@ fn print_status(s: &Value, json: bool, ui: &mut Ui) -> Done {
         ("supervised", supervised.to_owned()),
         ("sessions", sessions),
         ("messages", waiting.join(", ")),
+        ("permissions", if open > 0 { format!("{open} open (ostler permissions)") } else { String::new() }),
         ("hooks", hooks),
         ("threads", text(s, "/threads")),
         ("removed", removed(s)),

@@ -24,6 +24,7 @@ mod follow;
 mod generate;
 mod hooks;
 mod manual;
+mod permissions;
 mod render;
 mod report;
 mod screen;
@@ -78,6 +79,8 @@ pub struct Doors {
     /// Loads a hook script and calls its handlers of an event with a sample that has these fields: what the API answers to
     /// `POST /v1/hooks/fire`, and `answer`, `sent` and `kv`.
     pub fire_script: FireScript,
+    /// The reports in a state directory's database, newest first; nothing is changed there.
+    pub reports: fn(&Path) -> Result<Vec<Value>, String>,
     /// Checks for the doctor that need more than the configuration and the client.
     pub checks: fn(&doctor::Ground<'_>) -> Vec<doctor::Check>,
 }
@@ -335,13 +338,16 @@ fn run(cli: Cli, doors: &Doors, ui: &mut Ui) -> Done {
         Command::Suspend(a) => sessions::act(&client(to)?, &a, "/suspend", "suspended", ui),
         Command::Resume(a) => sessions::resume(&client(to)?, &a, ui),
         Command::Delete(a) => sessions::delete(&client(to)?, &a, ui),
+        Command::Permissions(a) => permissions::list(&client(to)?, &a, ui),
+        Command::Allow(a) => permissions::answer(&client(to)?, &a, true, ui),
+        Command::Deny(a) => permissions::answer(&client(to)?, &a, false, ui),
         Command::Hold(a) => control::hold(&client(to)?, &a, true, ui),
         Command::Release(a) => control::hold(&client(to)?, &a, false, ui),
         Command::Status(a) => control::status(&client(to)?, &a, ui),
         Command::Stop(a) => stop::stop(&client(to)?, &a, ui),
         Command::Restart(a) => stop::restart(&client(to)?, &a, ui),
         Command::Reload(a) => control::reload(&client(to)?, &a, ui),
-        Command::Report(a) => report::report(&client(to)?, &a, ui),
+        Command::Report(a) => report::report(&client(to)?, &a, is_named(to), doors, ui),
         Command::Hooks(a) => hooks::hooks(&a, to, doors, ui),
         Command::CheckConfig(a) => check::check_config(&a, ui),
         Command::Doctor(a) => doctor::doctor(&a, &reach(to)?, doors, ui),
@@ -357,6 +363,12 @@ fn client(to: &Connect) -> Result<Client, Failure> {
     let client = reach(to)?;
     client.answers(PROBE).map_err(|e| Failure::api("daemon", &e))?;
     Ok(client)
+}
+
+/// Whether a daemon was named, by a flag or the environment.
+fn is_named(to: &Connect) -> bool {
+    let set = |name: &str| config::paths::process_env(name).is_some_and(|v| !v.is_empty());
+    to.socket.is_some() || to.url.is_some() || set("OSTLER_SOCKET") || set("OSTLER_URL")
 }
 
 /// The daemon that the flags or the environment name.

@@ -1,15 +1,21 @@
 //! `report`: how a stop went.
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::args::Report;
+use super::control::STATUS;
 use super::render::{ago_now, bold, clean, items, millis, number, table, text};
-use super::{Done, Failure, Ui};
+use super::{Done, Doors, Failure, Ui};
 use crate::client::{Client, segment};
+use crate::config::paths;
 
-/// `report [BOOT]`
-pub fn report(client: &Client, a: &Report, ui: &mut Ui) -> Done {
+/// `report [BOOT]`: of the daemon, or, where none is there and none was named, of the database.
+pub fn report(client: &Client, a: &Report, named: bool, doors: &Doors, ui: &mut Ui) -> Done {
     let fail = |e| Failure::api("report", &e);
+    let from_file = a.state_dir.is_some() || !named;
+    if from_file && matches!(client.status(STATUS), Err(e) if e.is_unreachable()) {
+        return of_database(a, doors, ui);
+    }
     if let Some(boot) = &a.boot {
         let report = client.get(&format!("/v1/reports/{}", segment(boot))).map_err(|e| match e.status {
             404 => Failure::new(boot, "no report of this boot; `ostler report --all` lists them"),
@@ -33,6 +39,28 @@ pub fn report(client: &Client, a: &Report, ui: &mut Ui) -> Done {
             let whole = client.get(&format!("/v1/reports/{}", segment(&boot))).map_err(fail)?;
             print(&whole, a.plain.json, ui)
         }
+    }
+}
+
+fn of_database(a: &Report, doors: &Doors, ui: &mut Ui) -> Done {
+    let dir = paths::state_dir_to_read(a.state_dir.as_deref(), &paths::process_env)
+        .map_err(|why| Failure::coded(1, format!("report: {why}")))?;
+    let reports = (doors.reports)(&dir).map_err(|why| {
+        let none = "no daemon is there to be asked, and the database cannot be read (--state-dir names another)";
+        Failure::coded(1, format!("report: {none}: {why}"))
+    })?;
+    if a.all {
+        return list(&json!({ "reports": reports }), a.plain.json, ui);
+    }
+    match &a.boot {
+        None => match reports.first() {
+            Some(newest) => print(newest, a.plain.json, ui),
+            None => Err(Failure::new("report", "there is none yet: the daemon has not stopped once")),
+        },
+        Some(boot) => match reports.iter().find(|r| text(r, "/boot_id") == *boot) {
+            Some(report) => print(report, a.plain.json, ui),
+            None => Err(Failure::new(boot, "no report of this boot; `ostler report --all` lists them")),
+        },
     }
 }
 

@@ -9,7 +9,7 @@ use ureq::http::Method;
 use super::args::Send;
 use super::follow::{self, Ask, Listener, Seen};
 use super::render::{clean, count, number, text};
-use super::{Done, Failure, PROBE, Ui, exit};
+use super::{Done, Failure, PROBE, Ui, exit, permissions};
 use crate::client::{Client, name_to_key, session_path};
 
 /// `send`
@@ -46,7 +46,8 @@ pub fn send(client: &Client, a: &Send, ui: &mut Ui) -> Done {
         }
         return Ok(0);
     }
-    let mut out = Answer { ui, held: String::new(), at_line_start: true, json: a.json, accepted: Value::Null };
+    let mut out =
+        Answer { ui, key: &key, held: String::new(), at_line_start: true, json: a.json, accepted: Value::Null };
     let ask = Ask { key: &key, text: &message, id: &id, deltas: false, patient: false, until };
     let end = follow::ask(client, &ask, &mut None, &mut out);
     if a.json {
@@ -91,6 +92,7 @@ fn stdin() -> Result<String, Failure> {
 /// Prints the answer: on a terminal as it comes, else in one piece when it is whole.
 struct Answer<'u> {
     ui: &'u mut Ui,
+    key: &'u str,
     held: String,
     at_line_start: bool,
     /// The answer becomes a field.
@@ -168,9 +170,11 @@ impl Listener for Answer<'_> {
                 self.note(&clean(said))
             }
             Seen::Permission(p) if text(p, "/state") == "open" => {
-                let title = [text(p, "/title"), text(p, "/tool/title")].into_iter().find(|t| !t.is_empty());
-                let title = title.unwrap_or_else(|| text(p, "/request_id"));
-                self.note(&format!("the agent waits for leave: {}", clean(&title)))
+                let (key, title) = (self.key, permissions::title(p));
+                self.note(&format!(
+                    "{key} is waiting for permission: {title}; answer with `ostler allow {key}`, `ostler deny {key}`, \
+                     or `ostler chat {key}`"
+                ))
             }
             Seen::Thought(_) | Seen::Tool(_) | Seen::Permission(_) => Ok(()),
         }

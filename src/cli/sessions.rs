@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use super::args::{Cancel, Delete, One, Sessions};
 use super::render::{ago_now, bold, clean, count, cut, fields, fits, items, label, number, text, whole_table};
-use super::{Done, Failure, Ui};
+use super::{Done, Failure, Ui, permissions};
 use crate::client::{Client, ClientError, name_to_key, segment, session_path};
 
 /// A key is not cut below this many characters.
@@ -108,6 +108,9 @@ fn state(s: &Value) -> String {
         "running" => "running".to_owned(),
         _ => text(s, "/state"),
     };
+    if !permissions::waiting(s).is_empty() {
+        out += ", waits for permission";
+    }
     if s.pointer("/resume_pending").is_some_and(Value::is_object) {
         out += ", interrupted";
     }
@@ -117,6 +120,7 @@ fn state(s: &Value) -> String {
 /// The same in one word.
 fn word(s: &Value) -> String {
     match state(s) {
+        state if state.contains("permission") => "permission?".into(),
         state if state.starts_with("running") => "running".into(),
         state if state.ends_with("interrupted") => "interrupted".into(),
         state => state,
@@ -171,6 +175,7 @@ pub fn print(s: &Value, json: bool, ui: &mut Ui) -> Done {
         ("agent", text(s, "/agent")),
         ("turn", turn),
         ("queued", queued(s)),
+        ("permission", permissions::waiting(s)),
         ("interrupted", mark),
         ("unclean deaths", unclean),
         ("turns", text(s, "/turns")),

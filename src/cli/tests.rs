@@ -3,6 +3,7 @@
 
 mod asked;
 mod commands;
+mod consent;
 mod following;
 mod packaging;
 mod talking;

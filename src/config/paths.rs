@@ -85,6 +85,17 @@ pub fn find_state_dir(flag: Option<&Path>, env: Env<'_>) -> Result<PathBuf, Stri
         .ok_or_else(|| "state directory: neither --state-dir nor $XDG_STATE_HOME nor $HOME says where".to_owned())
 }
 
+/// The state directory to look into where no daemon tells: as for `serve`, but who has none of their own means the
+/// service's.
+///
+/// # Errors
+/// As [`find_state_dir`].
+pub fn state_dir_to_read(flag: Option<&Path>, env: Env<'_>) -> Result<PathBuf, String> {
+    let found = find_state_dir(flag, env)?;
+    let service = Path::new(SERVICE_STATE);
+    Ok(if flag.is_none() && !found.join("ostler.db").exists() && service.exists() { service.into() } else { found })
+}
+
 /// Where a daemon makes its socket: the flag, `$OSTLER_SOCKET`, `$RUNTIME_DIRECTORY` (a service manager's),
 /// `$XDG_RUNTIME_DIR`, the state directory.
 #[must_use]

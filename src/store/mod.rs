@@ -42,7 +42,7 @@ pub use due::{Overlooked, StopOutcome, Wanted};
 pub use journal::{FailedEvent, JournalCounts, Owed, Settled, Tally};
 pub use read::{Counts, EventRow, Page, SessionFilter, SessionView, TranscriptEntry, TurnView};
 pub use retention::Pruned;
-pub use schema::{Exam, examine, knows_session, version as schema_version};
+pub use schema::{Exam, examine, knows_session, reports_of, version as schema_version};
 pub use sessions::{Acted, Target};
 pub use turns::{Begin, Begun, Cut, Ended, TurnRef};
 pub use tx::{Commit, Published, Tx};

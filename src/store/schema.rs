@@ -144,6 +144,22 @@ pub fn knows_session(path: &Path, session_id: &str) -> Result<bool, Error> {
         .map_err(|e| Error::open(path, &e))
 }
 
+/// The stop reports in a database, newest first, for whoever has no daemon to ask. No file is made or changed.
+///
+/// # Errors
+/// It is not there, or cannot be read.
+pub fn reports_of(path: &Path) -> Result<Vec<serde_json::Value>, Error> {
+    std::fs::metadata(path).map_err(|e| Error::Open { path: path.into(), why: e.to_string() })?;
+    let conn = open_quietly(path)?;
+    let read = || -> rusqlite::Result<Vec<String>> {
+        conn.prepare("SELECT report FROM boots WHERE report IS NOT NULL ORDER BY bid DESC LIMIT 1000")?
+            .query_map([], |r| r.get(0))?
+            .collect()
+    };
+    let rows = read().map_err(|e| Error::open(path, &e))?;
+    Ok(rows.iter().filter_map(|t| serde_json::from_str(t).ok()).collect())
+}
+
 /// A file beside the database, by what SQLite adds to its name.
 fn beside(path: &Path, suffix: &str) -> std::path::PathBuf {
     path.with_file_name(format!("{}{suffix}", path.file_name().unwrap_or_default().to_string_lossy()))

@@ -329,7 +329,18 @@ fn stop_and_report_by_command() {
     d.cli(&["stop"]).ok();
     assert_eq!(d.exit_code(), 0);
     assert_eq!(d.cli(&["status"]).code, 69);
+    // Without a daemon the database is read, and nothing is made beside it.
+    let state = d.path("state");
+    let files = || {
+        let mut names: Vec<_> = std::fs::read_dir(&state).unwrap().map(|e| e.unwrap().file_name()).collect();
+        names.sort();
+        names
+    };
+    let before = files();
+    let offline = d.cli(&["report", "--json", "--state-dir", state.to_str().unwrap()]).json();
+    assert_eq!(files(), before);
     d.boot();
+    assert_eq!(offline, d.get(&format!("/v1/reports/{boot}")));
     let report = d.cli(&["report", "--json"]).json();
     assert_fields(&report, &["boot_id", "reason", "urgency", "clean", "started_at", "ended_at", "phases", "sessions"]);
     assert_eq!(report, d.get(&format!("/v1/reports/{boot}")));

@@ -267,7 +267,7 @@ fn an_answer_is_one_json_object() {
 }
 
 #[test]
-fn notices_and_waits_for_leave_go_to_stderr() {
+fn notices_and_waits_for_a_permission_go_to_stderr() {
     let dir = tempfile::tempdir().unwrap();
     let answer = accepted("t1", false)
         .replace("\"notice\":null", "\"notice\":{\"code\":\"idle\",\"text\":\"a new session\"}")
@@ -277,5 +277,9 @@ fn notices_and_waits_for_leave_go_to_stderr() {
     let _fake = script(&dir, &["b"], vec![Answer::Sse(answer)]);
     let ran = at(&dir.path().join("s"), &["send", "alice", "hi"]);
     assert_eq!((ran.code, ran.out.as_str()), (0, "done\n"));
-    assert_eq!(ran.err, "ostler: a new session\nostler: the agent waits for leave: rm -rf\n");
+    assert_eq!(
+        ran.err,
+        "ostler: a new session\nostler: local:alice is waiting for permission: rm -rf; answer with \
+        `ostler allow local:alice`, `ostler deny local:alice`, or `ostler chat local:alice`\n"
+    );
 }

@@ -76,7 +76,7 @@ fn a_tool_calls_line_is_rewritten_while_nothing_stands_below_it() {
 }
 
 #[test]
-fn leave_is_asked_for_and_given() {
+fn a_permission_is_asked_for_and_given() {
     let dir = tempfile::tempdir().unwrap();
     let options = json!([{ "option_id": "yes", "name": "Do it" }, { "option_id": "no", "name": "Do not" }]);
     let fake = daemon(&dir, move |r| {
@@ -89,7 +89,7 @@ fn leave_is_asked_for_and_given() {
         ])
     });
     let (out, _) = talk(&fake, "hi\nwhat\n3\n1\nhi\n2\n", false);
-    assert!(out.contains("The agent asks for leave: rm x\n  1. Do it\n  2. Do not\n"), "{out}");
+    assert!(out.contains("Permission requested: rm x\n  1. Do it\n  2. Do not\n"), "{out}");
     assert_eq!(out.matches("a number from 1 to 2, please").count(), 2);
     assert!(out.contains("[permission: yes by client]") && out.contains("[it was settled already]"), "{out}");
     let given: Vec<_> = fake.seen().iter().filter(|r| r.path.ends_with("/permission")).map(Request::json).collect();
