@@ -6,8 +6,9 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use super::{limits, lock};
-use crate::agent::process;
+use crate::agent::process::{self, Claim};
 use crate::config::Config;
+use crate::proc::mark;
 use crate::store;
 
 /// How bad a finding is.
@@ -53,7 +54,7 @@ pub fn examine(config: &Config, state_dir: &Path, boot_id: Option<&str>) -> Vec<
         _ => {
             all.push(examine_lock(state_dir, boot_id.is_some()));
             all.push(examine_database(&db));
-            all.push(examine_leftovers(&db, boot_id));
+            all.push(examine_leftovers(state_dir, &db, boot_id));
         }
     }
     all.push(examine_unit(config));
@@ -101,11 +102,14 @@ fn examine_database(db: &Path) -> Finding {
     }
 }
 
-fn examine_leftovers(db: &Path, boot_id: Option<&str>) -> Finding {
+fn examine_leftovers(state_dir: &Path, db: &Path, boot_id: Option<&str>) -> Finding {
+    let state_id = mark::state_id(state_dir).ok();
+    let owner = lock::holder(state_dir).and_then(|pid| u32::try_from(pid).ok());
+    let claim = Claim { state_id: state_id.as_deref(), boot_id, owner };
     let ours = |id: &str| db.exists() && store::knows_session(db, id).unwrap_or(false);
-    let left: Vec<String> = process::find_marked(None, boot_id)
+    let left: Vec<String> = process::find_dead(&claim)
         .into_iter()
-        .filter(|l| l.session_id.as_deref().is_some_and(ours))
+        .filter(|l| l.state_id.is_some() || l.session_id.as_deref().is_some_and(ours))
         .map(|l| format!("{} ({})", l.pid, l.name))
         .collect();
     if left.is_empty() {

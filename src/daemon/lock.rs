@@ -9,6 +9,8 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
+use crate::proc::procfs;
+
 /// The lock, until it is dropped.
 #[derive(Debug)]
 pub struct Lock {
@@ -123,18 +125,12 @@ fn read_pid(file: &mut File) -> Option<i32> {
 }
 
 /// A handle to the process, if it is the one that holds the lock: taken before the check, so that the pid cannot be
-/// another's by the time of the signal. The kernel lists with each descriptor the locks that were taken through it.
+/// another's by the time of the signal.
 fn owner(dir: &Path, pid: i32) -> Option<std::os::fd::OwnedFd> {
     let pidfd = pidfd_open(Pid::from_raw(pid)?, PidfdFlags::empty()).ok()?;
     let lock = std::fs::canonicalize(dir.join("lock")).ok()?;
-    let open = std::fs::read_dir(format!("/proc/{pid}/fd")).ok()?;
-    let holds = |fd: &std::fs::DirEntry| {
-        let info = format!("/proc/{pid}/fdinfo/{}", fd.file_name().to_string_lossy());
-        let locked = |l: &str| l.starts_with("lock:") && l.contains("FLOCK") && l.contains("WRITE");
-        std::fs::read_to_string(info).is_ok_and(|info| info.lines().any(locked))
-    };
-    let on_it = |fd: &std::fs::DirEntry| std::fs::read_link(fd.path()).is_ok_and(|to| to == lock);
-    open.flatten().any(|fd| on_it(&fd) && holds(&fd)).then_some(pidfd)
+    let number = u32::try_from(pid).ok()?;
+    procfs::locked_files(number).contains(&lock).then_some(pidfd)
 }
 
 #[cfg(test)]

@@ -132,6 +132,9 @@ fn start(mut options: ServeOptions) -> Result<i32, NoStart> {
         .map_err(|e| NoStart(exit::STATE, format!("{}: {e}", options.state_dir.display())))?;
     let lock = take_lock(&options.state_dir, options.replace, options.config.shutdown.deadline)?;
     probe(&options.state_dir)?;
+    let state_id = crate::proc::mark::state_id(&options.state_dir)
+        .map_err(|e| NoStart(exit::STATE, format!("{}: {e}", options.state_dir.display())))?;
+    crate::proc::mark::declare(state_id);
     crate::failpoint::hit("boot", "locked");
     let store = Store::open(&options.state_dir.join("ostler.db")).map_err(|e| NoStart(exit::STATE, e.to_string()))?;
     let opened = store.clone();

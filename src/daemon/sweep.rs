@@ -7,7 +7,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::house::House;
-use crate::agent::process::{self, Leftover};
+use crate::agent::process::{self, Claim, Leftover};
+use crate::proc::mark;
 use crate::thread;
 
 /// How long one try to end them takes at most.
@@ -43,7 +44,8 @@ fn sweep(house: &House) {
     let _search = Search(house);
     crate::failpoint::hit("sweep", "begun");
     let stops = || house.board().stop.is_some();
-    let found = process::find_marked(None, Some(&house.boot_id));
+    let claim = Claim { state_id: mark::own_state(), boot_id: Some(&house.boot_id), owner: Some(std::process::id()) };
+    let found = process::find_dead(&claim);
     let mut left = ours(
         found,
         |id| house.store.sid_of(id),
@@ -54,7 +56,7 @@ fn sweep(house: &House) {
         },
     );
     crate::failpoint::hit("boot", "looked");
-    house.registry.haunt(left.iter().map(|(sid, _)| *sid));
+    house.registry.haunt(left.iter().filter_map(|(sid, _)| *sid));
     if left.is_empty() {
         return;
     }
@@ -66,12 +68,12 @@ fn sweep(house: &House) {
         left.retain(|(sid, l)| {
             let keep = stuck.iter().any(|s| s.pid == l.pid && s.start == l.start);
             if !keep {
-                freed.push(*sid);
+                freed.extend(*sid);
             }
             keep
         });
         for sid in freed {
-            if !left.iter().any(|(s, _)| *s == sid) {
+            if !left.iter().any(|(s, _)| *s == Some(sid)) {
                 house.registry.exorcise(sid);
             }
         }
@@ -87,19 +89,20 @@ fn sweep(house: &House) {
     }
 }
 
-/// Those of our own sessions, with the sessions' rows: another daemon's agents carry such a marker too, and are not ours to
-/// end. Where the store cannot say whose a process is it is asked again, for as long as `wait` says: to take the process
-/// for a stranger's would let its session run beside it.
+/// Those that are ours, with their sessions' rows; one whose session was purged holds up nobody. One of an older version,
+/// which does not say to which state directory it belongs, is ours if its session is known. Where the store cannot say whose
+/// a process is it is asked again, for as long as `wait` says: to take the process for a stranger's would let its session
+/// run beside it.
 fn ours<E: std::fmt::Display>(
     found: Vec<Leftover>,
     sid_of: impl Fn(&str) -> Result<Option<i64>, E>,
     wait: impl Fn() -> bool,
-) -> Vec<(i64, Leftover)> {
+) -> Vec<(Option<i64>, Leftover)> {
     let mut ours = Vec::new();
     let mut told = false;
     for leftover in found {
-        let Some(id) = leftover.session_id.as_deref() else { continue };
         let sid = loop {
+            let Some(id) = leftover.session_id.as_deref() else { break None };
             match sid_of(id) {
                 Ok(sid) => break sid,
                 Err(e) => {
@@ -114,7 +117,9 @@ fn ours<E: std::fmt::Display>(
                 }
             }
         };
-        ours.extend(sid.map(|sid| (sid, leftover)));
+        if sid.is_some() || leftover.state_id.is_some() {
+            ours.push((sid, leftover));
+        }
     }
     ours
 }
@@ -131,6 +136,7 @@ mod tests {
             start: 1,
             session_id: session_id.map(str::to_owned),
             boot_id: "old".to_owned(),
+            state_id: None,
             name: "agent".to_owned(),
         }
     }
@@ -148,9 +154,12 @@ mod tests {
             Ok([("a", 1), ("b", 2)].iter().find(|(known, _)| *known == id).map(|(_, sid)| *sid))
         };
         let ours_of = |found| ours(found, sid_of, || true).iter().map(|(sid, l)| (*sid, l.pid)).collect::<Vec<_>>();
-        assert_eq!(ours_of(found()), [(1, 10), (2, 12)]);
+        assert_eq!(ours_of(found()), [(Some(1), 10), (Some(2), 12)]);
         assert_eq!(fails.get(), 0);
         fails.set(1);
         assert_eq!(ours(found(), sid_of, || false), [], "a stop");
+        let mut marked = found();
+        marked.iter_mut().for_each(|l| l.state_id = Some("here".to_owned()));
+        assert_eq!(ours_of(marked), [(Some(1), 10), (None, 11), (Some(2), 12), (None, 13)], "of this very directory");
     }
 }

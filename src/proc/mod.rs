@@ -2,6 +2,7 @@
 //! it must not know what they run.
 
 mod children;
+pub mod mark;
 pub mod procfs;
 
 pub use children::{Registered, any_made, is_registered, reap_strays, spawn};

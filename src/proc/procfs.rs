@@ -5,15 +5,11 @@
 use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::io::Read as _;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
-/// The variable that carries the session's id into every process of an agent.
-pub const SESSION_VAR: &str = "OSTLER_SESSION_ID";
-/// The variable that carries the boot's id into every process of an agent.
-pub const BOOT_VAR: &str = "OSTLER_BOOT_ID";
-/// The variable that carries the key into every process of an agent.
-pub const KEY_VAR: &str = "OSTLER_KEY";
+use super::mark::Marks;
 
 /// One line of `/proc/PID/stat`, as far as it matters here.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,15 +34,6 @@ impl Stat {
     pub fn is_live(&self) -> bool {
         !matches!(self.state, 'Z' | 'X' | 'x')
     }
-}
-
-/// The markers of an agent's process.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Marks {
-    /// `OSTLER_SESSION_ID`.
-    pub session_id: Option<String>,
-    /// `OSTLER_BOOT_ID`.
-    pub boot_id: String,
 }
 
 /// Reads a process's line; `None` when there is no such process (any more).
@@ -85,6 +72,19 @@ pub fn marks(pid: u32) -> Option<Marks> {
     environ(pid).marks()
 }
 
+/// The files that a process has locked whole (`flock`): the kernel lists with each descriptor the locks that were taken
+/// through it.
+#[must_use]
+pub fn locked_files(pid: u32) -> Vec<PathBuf> {
+    let holds = |fd: &fs::DirEntry| {
+        let info = format!("/proc/{pid}/fdinfo/{}", fd.file_name().to_string_lossy());
+        let locked = |l: &str| l.starts_with("lock:") && l.contains("FLOCK") && l.contains("WRITE");
+        fs::read_to_string(info).is_ok_and(|info| info.lines().any(locked))
+    };
+    let open = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+    open.filter(holds).filter_map(|fd| fs::read_link(fd.path()).ok()).collect()
+}
+
 /// What a process's environment shows.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Environ {
@@ -106,18 +106,8 @@ fn environ(pid: u32) -> Environ {
     match read(&format!("/proc/{pid}/environ")) {
         None => Environ::Closed,
         Some(bytes) if bytes.is_empty() => Environ::Empty,
-        Some(bytes) => Environ::Read(parse_marks(&bytes)),
+        Some(bytes) => Environ::Read(Marks::parse(&bytes)),
     }
-}
-
-fn parse_marks(environ: &[u8]) -> Option<Marks> {
-    let value = |name: &str| {
-        environ.split(|b| *b == 0).find_map(|entry| {
-            let text = entry.strip_prefix(name.as_bytes())?.strip_prefix(b"=")?;
-            Some(String::from_utf8_lossy(text).into_owned())
-        })
-    };
-    Some(Marks { boot_id: value(BOOT_VAR)?, session_id: value(SESSION_VAR) })
 }
 
 /// Every process that this user can see, with its markers.
@@ -129,6 +119,12 @@ pub struct Picture {
 }
 
 impl Picture {
+    /// A picture of these.
+    #[cfg(test)]
+    pub(crate) fn of(all: Vec<(Stat, Option<Marks>)>) -> Self {
+        Self { begun: Instant::now(), all }
+    }
+
     fn take() -> Self {
         let begun = Instant::now();
         let pids = fs::read_dir("/proc").into_iter().flatten().flatten();
@@ -172,17 +168,25 @@ impl Picture {
         found
     }
 
+    /// Those that a process descends from, its parent first, as far as they can be seen.
+    #[must_use]
+    pub fn ancestors(&self, pid: u32) -> Vec<&Stat> {
+        let all: HashMap<u32, &Stat> = self.all.iter().map(|(s, _)| (s.pid, s)).collect();
+        let (mut line, mut seen) = (Vec::new(), HashSet::from([pid]));
+        let mut at = all.get(&pid).copied();
+        while let Some(parent) = at.and_then(|s| all.get(&s.parent).copied()).filter(|p| seen.insert(p.pid)) {
+            line.push(parent);
+            at = Some(parent);
+        }
+        line
+    }
+
     /// This process, those it descends from, and the first one of all: never to be signalled, whatever their markers say
     /// (the daemon itself carries some when an agent of another one started it).
     #[must_use]
     pub fn untouchable(&self) -> HashSet<u32> {
-        let parents: HashMap<u32, u32> = self.all.iter().map(|(s, _)| (s.pid, s.parent)).collect();
-        let mut found = HashSet::from([0, 1]);
-        let mut pid = std::process::id();
-        while found.insert(pid) {
-            pid = parents.get(&pid).copied().unwrap_or(0);
-        }
-        found
+        let me = std::process::id();
+        [0, 1, me].into_iter().chain(self.ancestors(me).iter().map(|s| s.pid)).collect()
     }
 }
 
@@ -212,13 +216,6 @@ mod tests {
         assert_eq!((stat.pid, stat.name.as_str(), stat.state), (4711, "a) b (c", 'S'));
         assert_eq!((stat.parent, stat.group, stat.start), (12, 4711, 987_654));
         assert_eq!(parse_stat("4711 (cut off"), None);
-    }
-
-    #[test]
-    fn only_whole_names_are_markers() {
-        let marks = parse_marks(b"XOSTLER_BOOT_ID=no\0OSTLER_BOOT_ID=b1\0PATH=/bin\0OSTLER_SESSION_ID=s=1\0").unwrap();
-        assert_eq!((marks.boot_id.as_str(), marks.session_id.as_deref()), ("b1", Some("s=1")));
-        assert_eq!(parse_marks(b"OSTLER_SESSION_ID=s1\0OSTLER_BOOT_IDS=b\0"), None);
     }
 
     #[test]

@@ -63,6 +63,7 @@ fn what_is_not_what_was_found_is_left_alone() {
         Leftover { start: found.start + 1, ..found.clone() },
         Leftover { boot_id: "c".into(), ..found.clone() },
         Leftover { session_id: None, ..found.clone() },
+        Leftover { state_id: Some("x".into()), ..found.clone() },
         Leftover { pid: std::process::id(), ..found.clone() },
         Leftover { pid: 1, ..found.clone() },
     ];

@@ -1,8 +1,9 @@
 //! Finding and ending processes by their markers: what left its group, and what an earlier boot left behind.
 //!
-//! Owns the decision which process may be signalled: one whose pid, start time *and* markers are still those that were
-//! found, and never this process, its ancestors or the first one. It must not know agents, sessions or the store.
+//! Owns the decision which process may be signalled: one whose pid and start time are still those that were found, with
+//! no other markers, and never this process, its ancestors or the first one. It must not know agents, sessions or the store.
 
+use std::collections::HashSet;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
@@ -22,6 +23,8 @@ pub struct Leftover {
     pub session_id: Option<String>,
     /// The boot that made it.
     pub boot_id: String,
+    /// The identity of the state directory that it belongs to; a version before it had none.
+    pub state_id: Option<String>,
     /// Its name, at most 15 bytes.
     pub name: String,
 }
@@ -38,10 +41,49 @@ pub fn is_alive(pid: u32, start: u64) -> bool {
     procfs::stat(pid).is_some_and(|s| s.start == start && s.is_live())
 }
 
+/// Who looks for what dead boots left.
+#[derive(Clone, Copy, Debug)]
+pub struct Claim<'a> {
+    /// The identity of the state directory whose leftovers are looked for.
+    pub state_id: Option<&'a str>,
+    /// The boot that lives there, if one does.
+    pub boot_id: Option<&'a str>,
+    /// The process that owns the state directory, if one does: what descends from it is no leftover.
+    pub owner: Option<u32>,
+}
+
+impl Claim<'_> {
+    /// The processes of a picture that dead boots of this state directory left. One without a directory's identity was made
+    /// by an older version: whoever asks must know its session, and no live daemon may be there that it descends from.
+    fn choose(&self, picture: &Picture, is_daemon: impl Fn(&Stat) -> bool) -> Vec<Leftover> {
+        let own: HashSet<u32> =
+            self.owner.map(|owner| picture.descendants(owner)).into_iter().flatten().map(|(s, _)| s.pid).collect();
+        let dead = |l: &Leftover| {
+            let ours = match &l.state_id {
+                Some(id) => self.state_id == Some(id),
+                None => !picture.ancestors(l.pid).into_iter().any(&is_daemon),
+            };
+            ours && self.boot_id != Some(&l.boot_id) && self.owner != Some(l.pid) && !own.contains(&l.pid)
+        };
+        marked(picture).filter(dead).collect()
+    }
+}
+
+/// What dead boots of a state directory left running. Those without a directory's identity are of an older version, and
+/// somebody else's where their session is not known. Those of another directory are never among them, a copy's neither.
+#[must_use]
+pub fn find_dead(claim: &Claim<'_>) -> Vec<Leftover> {
+    // Its name, or, should it have another one, the lock of a state directory.
+    let is_daemon = |s: &Stat| {
+        s.is_live()
+            && (s.name == "ostler"
+                || procfs::locked_files(s.pid).iter().any(|f| f.file_name() == Some("lock".as_ref())))
+    };
+    claim.choose(&procfs::picture(), is_daemon)
+}
+
 /// The live processes that carry a boot marker: of that session if one is given, and not of the boot `not_boot`.
-///
-/// Another daemon of the same user marks its agents too: who asks without a session must choose among what is found by
-/// the boots and sessions in its own store before it ends anything.
+/// Other daemons' are among them: nothing is to be ended by this alone.
 #[must_use]
 pub fn find_marked(session_id: Option<&str>, not_boot: Option<&str>) -> Vec<Leftover> {
     let wanted = |l: &Leftover| {
@@ -60,6 +102,7 @@ pub(super) fn marked(picture: &Picture) -> impl Iterator<Item = Leftover> {
             start: stat.start,
             session_id: marks.session_id.clone(),
             boot_id: marks.boot_id.clone(),
+            state_id: marks.state_id.clone(),
             name: stat.name.clone(),
         })
     })
@@ -76,11 +119,14 @@ pub(super) struct Target {
 impl Target {
     /// Takes hold of it; `None` when it is gone or is no longer what was found.
     pub fn hold(leftover: &Leftover) -> Option<Self> {
-        // Looked at after the descriptor was opened: if these still agree, the descriptor is the one that was found.
+        // Looked at after the descriptor was opened: if these still agree, the descriptor is the one that was found. The
+        // markers can be gone, if it became another program with a cleared environment; but they do not change.
         let same = || {
-            is_alive(leftover.pid, leftover.start)
-                && procfs::marks(leftover.pid)
-                    .is_some_and(|m| m.boot_id == leftover.boot_id && m.session_id == leftover.session_id)
+            let others = procfs::marks(leftover.pid).is_some_and(|m| {
+                (&m.session_id, &m.boot_id, &m.state_id)
+                    != (&leftover.session_id, &leftover.boot_id, &leftover.state_id)
+            });
+            is_alive(leftover.pid, leftover.start) && !others
         };
         Self::hold_if(leftover.pid, &leftover.name, same)
     }
@@ -188,5 +234,52 @@ fn wait_gone(left: &mut Vec<Target>, until: Instant) {
             log::warn!("cannot wait for leftovers: {e}");
             return;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::proc::mark::Marks;
+
+    fn process(pid: u32, parent: u32, name: &str, marks: Option<(&str, Option<&str>)>) -> (Stat, Option<Marks>) {
+        let stat = Stat { pid, name: name.to_owned(), state: 'S', parent, group: pid, start: u64::from(pid) };
+        let marks = marks.map(|(boot, state)| Marks {
+            session_id: Some("s".to_owned()),
+            boot_id: boot.to_owned(),
+            state_id: state.map(str::to_owned),
+        });
+        (stat, marks)
+    }
+
+    #[test]
+    fn only_the_dead_boots_of_one_directory_leave_something() {
+        let base = 4_000_000_000;
+        let pid = |n: u32| base + n;
+        let picture = Picture::of(vec![
+            process(1, 0, "init", None),
+            process(pid(10), 1, "ostler", None),
+            process(pid(11), pid(10), "own", Some(("live", Some("here")))),
+            process(pid(12), pid(10), "there-at-the-start", Some(("dead", Some("here")))),
+            process(pid(20), 1, "dead", Some(("dead", Some("here")))),
+            process(pid(21), 1, "away-from-its-line", Some(("live", Some("here")))),
+            process(pid(30), 1, "copy's", Some(("dead", Some("copy")))),
+            process(pid(40), 1, "older", Some(("dead", None))),
+            process(pid(50), 1, "ostler", None),
+            process(pid(51), pid(50), "sh", None),
+            process(pid(52), pid(51), "older-of-another", Some(("dead", None))),
+            process(pid(60), 1, "unmarked", None),
+        ]);
+        let is_daemon = |s: &Stat| s.name == "ostler";
+        let found = |claim: Claim<'_>| -> Vec<String> {
+            claim.choose(&picture, is_daemon).into_iter().map(|l| l.name).collect()
+        };
+        let claim = Claim { state_id: Some("here"), boot_id: Some("live"), owner: Some(pid(10)) };
+        assert_eq!(found(claim), ["dead", "older"]);
+        assert_eq!(
+            found(Claim { boot_id: None, owner: None, ..claim }),
+            ["own", "there-at-the-start", "dead", "away-from-its-line", "older"]
+        );
+        assert_eq!(found(Claim { state_id: None, boot_id: Some("dead"), owner: None }), Vec::<String>::new());
     }
 }

@@ -17,14 +17,14 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions};
 
 use super::{Failure, Host, Identity, Wake, Watch};
-use crate::proc::{self, Registered, procfs};
+use crate::proc::{self, Registered, mark, procfs};
 
 mod ladder;
 mod leftovers;
 mod tail;
 
 pub use ladder::Rung;
-pub use leftovers::{Leftover, end_leftovers, end_orphans, find_marked, is_alive};
+pub use leftovers::{Claim, Leftover, end_leftovers, end_orphans, find_dead, find_marked, is_alive};
 pub use tail::Tail;
 
 /// What is read from a pipe before the caller is asked again.
@@ -352,11 +352,12 @@ fn environment(launch: &Launch<'_>, identity: &Identity) -> BTreeMap<String, OsS
     });
     env.extend(launch.extra.iter().map(|(k, v)| ((*k).to_string(), v.into())));
     let own = [
-        (procfs::KEY_VAR, &identity.key),
-        (procfs::SESSION_VAR, &identity.session_id),
-        (procfs::BOOT_VAR, &identity.boot_id),
+        (mark::KEY_VAR, Some(identity.key.as_str())),
+        (mark::SESSION_VAR, Some(&identity.session_id)),
+        (mark::BOOT_VAR, Some(&identity.boot_id)),
+        (mark::STATE_VAR, mark::own_state()),
     ];
-    env.extend(own.map(|(k, v)| (k.to_string(), v.into())));
+    env.extend(own.into_iter().filter_map(|(k, v)| Some((k.to_string(), v?.into()))));
     env
 }
 
