@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use super::process::{Launch, Process, Rung};
+use super::text::Utf8;
 use super::{Agent, Answer, Continuity, Failure, Host, Interrupt, Prompt, Said, Started};
 use crate::config;
 
@@ -132,65 +133,5 @@ fn read_answer(host: &mut dyn Host, process: &mut Process) -> End {
 fn say(host: &mut dyn Host, text: String) {
     if !text.is_empty() {
         host.said(Said::Text(text));
-    }
-}
-
-/// Makes text of bytes that come in pieces: a character cut in two waits for its rest, what is none is replaced.
-#[derive(Debug, Default)]
-struct Utf8 {
-    begun: Vec<u8>,
-}
-
-impl Utf8 {
-    fn push(&mut self, bytes: &[u8]) -> String {
-        self.begun.extend_from_slice(bytes);
-        let mut text = String::with_capacity(self.begun.len());
-        let mut rest = self.begun.as_slice();
-        loop {
-            match std::str::from_utf8(rest) {
-                Ok(whole) => {
-                    text.push_str(whole);
-                    rest = &[];
-                    break;
-                }
-                Err(e) => {
-                    let (whole, bad) = rest.split_at(e.valid_up_to());
-                    text.push_str(&String::from_utf8_lossy(whole));
-                    rest = bad;
-                    let Some(n) = e.error_len() else { break };
-                    text.push(char::REPLACEMENT_CHARACTER);
-                    rest = &rest[n..];
-                }
-            }
-        }
-        self.begun = rest.to_vec();
-        text
-    }
-
-    fn finish(&mut self) -> String {
-        String::from_utf8_lossy(&std::mem::take(&mut self.begun)).into_owned()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn characters_cut_in_pieces_come_out_whole() {
-        let text = "für 10 €, 🐎";
-        for size in 1..5 {
-            let mut utf8 = Utf8::default();
-            let joined: String = text.as_bytes().chunks(size).map(|piece| utf8.push(piece)).collect();
-            assert_eq!(joined + &utf8.finish(), text, "in pieces of {size}");
-        }
-    }
-
-    #[test]
-    fn what_is_no_text_is_replaced_once_for_each_fault() {
-        let mut utf8 = Utf8::default();
-        assert_eq!(utf8.push(b"a\xff\xfeb\xe2\x82"), "a\u{fffd}\u{fffd}b");
-        assert_eq!(utf8.push(b"c"), "\u{fffd}c", "the begun character was none");
-        assert_eq!(utf8.push(b"\xe2\x82") + &utf8.finish(), "\u{fffd}");
     }
 }

@@ -4,6 +4,8 @@
 
 /// A buffer that grew beyond this for one line is given back after it.
 const BUFFER_KEPT: usize = 256 * 1024;
+/// What is kept of each end of a line that is too long.
+const END_KEPT: usize = 1024;
 
 /// Cuts a stream of bytes into lines. Holds at most a line of the limit and one slice more.
 #[derive(Debug)]
@@ -14,6 +16,8 @@ pub struct Lines {
     scanned: usize,
     /// How much of a line that is too long was thrown away already; 0: none is being skipped.
     skipped: usize,
+    /// How that line began, and how it went on last.
+    ends: [Vec<u8>; 2],
 }
 
 /// What came on a line.
@@ -21,14 +25,14 @@ pub struct Lines {
 pub enum Line<T> {
     /// All of it.
     Whole(T),
-    /// It was too long; so many bytes were skipped.
-    TooLong(usize),
+    /// It was too long: so many bytes were skipped. How it began and how it ended, in one.
+    TooLong(usize, Vec<u8>),
 }
 
 impl Lines {
     /// Reads lines of at most so many bytes.
     pub const fn new(limit: usize) -> Self {
-        Self { limit, buffer: Vec::new(), begin: 0, scanned: 0, skipped: 0 }
+        Self { limit, buffer: Vec::new(), begin: 0, scanned: 0, skipped: 0, ends: [Vec::new(), Vec::new()] }
     }
 
     /// Takes in what was read.
@@ -49,7 +53,7 @@ impl Lines {
         let Some(n) = self.buffer[self.scanned..].iter().position(|b| *b == b'\n') else {
             self.scanned = self.buffer.len();
             if self.skipped > 0 || self.buffer.len() - self.begin > self.limit {
-                self.skipped += self.buffer.len() - self.begin;
+                self.skip(self.buffer.len());
                 (self.buffer, self.begin, self.scanned) = (Vec::new(), 0, 0);
             }
             return None;
@@ -58,10 +62,28 @@ impl Lines {
         let begin = std::mem::replace(&mut self.begin, end + 1);
         self.scanned = end + 1;
         if self.skipped > 0 || end - begin > self.limit {
-            return Some(Line::TooLong(std::mem::take(&mut self.skipped) + end - begin));
+            self.begin = begin;
+            self.skip(end);
+            self.begin = end + 1;
+            return Some(Line::TooLong(std::mem::take(&mut self.skipped), std::mem::take(&mut self.ends).concat()));
         }
         let line = &self.buffer[begin..end];
         Some(Line::Whole(read(line.strip_suffix(b"\r").unwrap_or(line))))
+    }
+
+    /// Passes over what the buffer has of a line that is too long, up to `end`.
+    fn skip(&mut self, end: usize) {
+        let bytes = &self.buffer[self.begin..end];
+        if self.skipped == 0 {
+            self.ends[0] = bytes[..bytes.len().min(END_KEPT)].to_vec();
+            let rest = &bytes[bytes.len().min(END_KEPT)..];
+            self.ends[1] = rest[rest.len().saturating_sub(END_KEPT)..].to_vec();
+        } else {
+            self.ends[1].extend_from_slice(&bytes[bytes.len().saturating_sub(END_KEPT)..]);
+        }
+        let over = self.ends[1].len().saturating_sub(END_KEPT);
+        self.ends[1].drain(..over);
+        self.skipped += bytes.len();
     }
 }
 
@@ -101,7 +123,13 @@ mod tests {
             assert!(lines.buffer.len() <= 5 * SLICE, "the buffer is bounded");
         }
         lines.push(b"xx\n{}\r\n");
-        assert_eq!(all(&mut lines), [Line::TooLong(40 * SLICE + 2), Line::Whole("{}".to_string())]);
+        let ends = [&slice[..END_KEPT], &slice[..END_KEPT - 2], b"xx"].concat();
+        assert_eq!(all(&mut lines), [Line::TooLong(40 * SLICE + 2, ends), Line::Whole("{}".to_string())]);
+        let long = [&b"begin"[..], &slice, &slice, &slice, &slice, b"end\n"].concat();
+        lines.push(&long);
+        let Some(Line::TooLong(bytes, ends)) = lines.next(|_| ()) else { panic!("it is too long") };
+        assert_eq!(bytes, long.len() - 1);
+        assert!(ends.starts_with(b"begin") && ends.ends_with(b"xend") && ends.len() == 2 * END_KEPT);
         lines.push(b"");
         assert!(lines.buffer.capacity() <= BUFFER_KEPT);
     }

@@ -15,10 +15,12 @@ use std::time::Instant;
 pub mod acp;
 pub mod echo;
 pub mod exec;
+pub mod json;
 mod lines;
 pub mod lua;
 pub mod openai;
 pub mod process;
+mod text;
 
 /// What an agent is told of the session that it serves. Fixed for one activation.
 #[derive(Clone, Debug)]
@@ -117,6 +119,39 @@ pub struct ToolCall {
     pub status: Option<String>,
     /// The agent's raw fields (`rawInput`, `rawOutput`, `content`, `locations`), bounded in size.
     pub detail: Option<serde_json::Value>,
+}
+
+impl ToolCall {
+    /// Takes in what is new of the call; what it does not name stays as it was, also of the detail's fields.
+    pub fn merge(&mut self, news: Self) {
+        self.title = news.title.or(self.title.take());
+        self.kind = news.kind.or(self.kind.take());
+        self.status = news.status.or(self.status.take());
+        self.detail = match (self.detail.take(), news.detail) {
+            (Some(serde_json::Value::Object(mut known)), Some(serde_json::Value::Object(news))) => {
+                known.extend(news);
+                Some(serde_json::Value::Object(known))
+            }
+            (known, news) => news.or(known),
+        };
+    }
+}
+
+/// A text of an agent's as one line, of at most so many bytes: nothing in it ends a line, moves a cursor or turns the
+/// direction of what follows.
+#[must_use]
+pub fn one_line(text: &str, limit: usize) -> String {
+    let plain = |c: char| match c {
+        c if c.is_control() => ' ',
+        '\u{2028}' | '\u{2029}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' => ' ',
+        c => c,
+    };
+    let end = (0..=limit.min(text.len())).rev().find(|n| text.is_char_boundary(*n)).unwrap_or(0);
+    let mut line: String = text[..end].chars().map(plain).collect();
+    if end < text.len() {
+        line.push('…');
+    }
+    line
 }
 
 /// Something that the agent says in a turn, in the order in which it says it.

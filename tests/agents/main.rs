@@ -4,5 +4,6 @@
 mod acp;
 mod exec;
 mod host;
+mod odd;
 mod openai;
 mod process;

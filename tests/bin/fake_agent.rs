@@ -33,6 +33,11 @@
 //!   cancel-error       until a cancel, answered with an error -32603; the turn is then taken for running for ever: each
 //!                      later prompt of this process is answered with `Queued for the next turn.`
 //!   cancel-code        until a cancel, answered with an error -32800
+//!   line TEXT          that line, with @ID@ for the prompt's id, @S@ for the session's, @E9@ for that byte, @BOM@
+//!   mute               gives the prompt no answer       await ID          waits for the answer to a request of that id;
+//!                      says `answer: OUTCOME OPTION` or `answer: error CODE`
+//!   longend BYTES      answers the prompt with a line of that length
+//!   longtool BYTES     a tool call with so many bytes of numbers as its input, then `after`
 //!   garbage            lines that are no messages       longline BYTES    one line of that length, then `after`
 //!   flood N            N updates as fast as it can      stderr BYTES      that much on stderr
 //!   grandchild         starts a sleep in a session of its own that ignores SIGTERM; says `grandchild PID`
@@ -79,6 +84,11 @@ const COMMANDS: &[&str] = &[
     "hang-hard",
     "cancel-error",
     "cancel-code",
+    "line",
+    "mute",
+    "await",
+    "longend",
+    "longtool",
     "garbage",
     "longline",
     "flood",
@@ -115,6 +125,7 @@ enum Flow {
     Stop(&'static str),
     StopOther(String),
     Fail(i64, String),
+    Mute,
 }
 
 struct Agent {
@@ -129,6 +140,8 @@ struct Agent {
     signal: Option<String>,
     bye: bool,
     wedged: bool,
+    /// The id of the running prompt.
+    prompt: Value,
 }
 
 fn main() {
@@ -163,6 +176,7 @@ fn main() {
         signal: None,
         bye: false,
         wedged: false,
+        prompt: Value::Null,
     };
     if agent.has("--banner") {
         println!("Welcome to the fake agent!\n[not json");
@@ -342,6 +356,7 @@ impl Agent {
             params["prompt"].as_array().unwrap().iter().filter_map(|b| b["text"].as_str()).collect();
         let text = blocks.last().copied().unwrap_or_default();
         let before = prompts.len();
+        self.prompt = id.clone();
         prompts.push(text.to_string());
         self.keep(&session, prompts);
         let line = text.lines().rfind(|l| COMMANDS.contains(&l.split([' ', ';']).next().unwrap_or_default()));
@@ -362,6 +377,7 @@ impl Agent {
                     break;
                 }
                 Flow::Fail(code, text) => return fail(id, code, &text),
+                Flow::Mute => return,
             }
         }
         answer(id, result);
@@ -432,6 +448,42 @@ impl Agent {
                 self.until_cancel();
                 return Flow::Fail(-32800, "Request cancelled".into());
             }
+            "line" => self.line(session, rest),
+            "longend" => {
+                let x = "x".repeat(number(0));
+                self.line(session, &format!("{{\"jsonrpc\":\"2.0\",\"id\":@ID@,\"result\":{{\"x\":\"{x}\"}}}}"));
+                return Flow::Mute;
+            }
+            "longtool" => {
+                let numbers = "1,".repeat(number(0) / 2);
+                self.line(
+                    session,
+                    &format!(
+                        "{{\"jsonrpc\":\"2.0\",\"method\":\"session/update\",\"params\":{{\"sessionId\":\"@S@\",\"update\":\
+                         {{\"sessionUpdate\":\"tool_call\",\"toolCallId\":\"t\",\"rawInput\":[{numbers}1]}}}}}}"
+                    ),
+                );
+                say(session, "after");
+            }
+            "mute" => return Flow::Mute,
+            "await" => {
+                let of: Value = serde_json::from_str(rest).unwrap();
+                let m = loop {
+                    match self.input.recv() {
+                        Ok(Input::Line(m)) if m["method"].is_null() && m["id"] == of => break m,
+                        Ok(Input::Line(_) | Input::Opened) => {}
+                        Ok(Input::End) | Err(_) => exit(0),
+                    }
+                };
+                let outcome = &m["result"]["outcome"];
+                let text = |v: &Value| v.as_str().unwrap_or_default().to_string();
+                match m["error"]["code"].as_i64() {
+                    Some(code) => say(session, &format!("answer: error {code}")),
+                    None => {
+                        say(session, &format!("answer: {} {}", text(&outcome["outcome"]), text(&outcome["optionId"])))
+                    }
+                }
+            }
             "garbage" => send_raw(b"Traceback: not json\n{\"half\": \n[1,2,3]\n\n\xff\xfe\n{}\n"),
             "longline" => {
                 let mut line = format!(
@@ -492,6 +544,18 @@ impl Agent {
             _ => say(session, &format!("heard: {command}")),
         }
         Flow::Next
+    }
+
+    /// Writes a line as it is.
+    fn line(&self, session: &str, text: &str) {
+        let text = text.replace("@ID@", &self.prompt.to_string()).replace("@S@", session).replace("@BOM@", "\u{feff}");
+        let mut bytes = Vec::new();
+        for (n, piece) in text.split("@E9@").enumerate() {
+            bytes.extend((n > 0).then_some(0xE9));
+            bytes.extend_from_slice(piece.as_bytes());
+        }
+        bytes.push(b'\n');
+        send_raw(&bytes);
     }
 
     fn stream(&mut self, session: &str, count: usize, ms: usize) -> Flow {

@@ -177,6 +177,26 @@ fn an_agent_that_babbles() {
     assert_eq!(d.stop(), 0);
 }
 
+/// A long line costs a few times its own bytes while it is read, whatever is in it.
+#[test]
+fn what_a_long_line_costs() {
+    const LINE: u64 = 12 << 20;
+    let mut d = Daemon::new().config(&fake(&[], "")).start();
+    d.send("local:a", "say warm");
+    let memory = |name: &str| {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", d.pid())).unwrap();
+        let line = status.lines().find_map(|l| l.strip_prefix(name)).unwrap();
+        line.trim_start_matches(':').trim().trim_end_matches(" kB").parse::<u64>().unwrap() << 10
+    };
+    let before = memory("VmRSS");
+    for command in ["longline", "longtool"] {
+        assert_eq!(d.send("local:a", &format!("{command} {LINE}")), "after");
+        let cost = memory("VmHWM").saturating_sub(before);
+        assert!(cost <= 8 * LINE, "{command}: {} MiB for {} MiB", cost >> 20, LINE >> 20);
+    }
+    assert_eq!(d.stop(), 0);
+}
+
 /// Checklist 24. What an agent says after its turn is in no later one.
 #[test]
 fn late_words() {

@@ -3,11 +3,13 @@
 //! Owns the process and the bytes in flight; it must not know sessions or turns. It answers by itself what no session
 //! needs to see: methods that we do not offer, and lines that are no messages.
 
+use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use super::wire::{self, Message, RpcError};
+use super::wire::{self, Id, Lost, Message, RpcError};
+use crate::agent::json::Raw;
 use crate::agent::lines::{Line, Lines};
 use crate::agent::process::Process;
 use crate::agent::{Host, Wake};
@@ -23,13 +25,13 @@ const EXIT_AFTER_EOF: Duration = Duration::from_millis(500);
 #[derive(Debug)]
 pub enum Event {
     /// It asks for something under this id.
-    Request(Value, String, Value),
+    Request(Id, String, String),
     /// It tells something.
-    Notification(String, Value),
+    Notification(String, String),
     /// It answered our request of this number.
-    Response(u64, Result<Value, RpcError>),
-    /// A line was longer than what is read: so many bytes of it were skipped.
-    TooLong(usize),
+    Response(u64, Result<String, RpcError>),
+    /// A message could not be read. If it was a request, it was answered.
+    Lost(Lost),
     /// It has exited, or closed its output: nothing more will come.
     Gone,
     /// The instant passed.
@@ -45,6 +47,8 @@ pub enum Event {
 pub enum CallError {
     /// The agent refused it.
     Refused(RpcError),
+    /// Its answer was on a line that could not be read.
+    Lost(String),
     /// It died.
     Gone,
     /// The instant passed.
@@ -60,6 +64,8 @@ pub struct Client {
     pub process: Process,
     lines: Lines,
     read: Vec<u8>,
+    /// What else was on the line that was read last.
+    messages: VecDeque<Message>,
     requests: u64,
     junk: u32,
 }
@@ -67,7 +73,14 @@ pub struct Client {
 impl Client {
     /// Speaks with this process.
     pub fn new(process: Process) -> Self {
-        Self { process, lines: Lines::new(LINE_LIMIT), read: Vec::new(), requests: 0, junk: 0 }
+        Self {
+            process,
+            lines: Lines::new(LINE_LIMIT),
+            read: Vec::new(),
+            messages: VecDeque::new(),
+            requests: 0,
+            junk: 0,
+        }
     }
 
     /// Sends a request and returns its number.
@@ -83,13 +96,13 @@ impl Client {
     }
 
     /// Answers a request.
-    pub fn respond(&mut self, id: &Value, result: &Value) {
+    pub fn respond(&mut self, id: &Id, result: &Value) {
         self.process.send(&wire::response(id, result));
     }
 
     /// Refuses a request for a method that is not offered.
-    pub fn refuse(&mut self, id: &Value, method: &str) {
-        self.process.send(&wire::refusal(id, -32601, &format!("{method}: not offered by this client")));
+    pub fn refuse(&mut self, id: &Id, method: &str) {
+        self.process.send(&wire::refusal(Some(id), -32601, &format!("{method}: not offered by this client")));
     }
 
     /// The next thing that the agent does. Returns [`Event::Look`] after each slice that was read, so that whoever asks
@@ -131,8 +144,8 @@ impl Client {
         host: &mut dyn Host,
         (method, params): (&str, &Value),
         until: Instant,
-        told: &mut dyn FnMut(&str, &Value),
-    ) -> Result<Value, CallError> {
+        told: &mut dyn FnMut(&str, Raw<'_>),
+    ) -> Result<String, CallError> {
         let number = self.request(method, params);
         loop {
             if host.interrupt().is_some() {
@@ -140,11 +153,12 @@ impl Client {
             }
             match self.next(host, Some(until)) {
                 Event::Response(n, answer) if n == number => return answer.map_err(CallError::Refused),
-                Event::Notification(method, params) => told(&method, &params),
+                Event::Notification(method, params) => told(&method, Raw::of(&params)),
                 Event::Request(id, method, _) => self.refuse(&id, &method),
                 Event::Gone => return Err(CallError::Gone),
                 Event::Timeout | Event::Deaf => return Err(CallError::Timeout),
-                Event::Response(..) | Event::TooLong(_) | Event::Look => {}
+                Event::Lost(lost) if lost.answers() == Some(number) => return Err(CallError::Lost(lost.what)),
+                Event::Response(..) | Event::Lost(_) | Event::Look => {}
             }
             // A flood of updates must not outrun the deadline.
             if Instant::now() >= until {
@@ -167,23 +181,31 @@ impl Client {
     }
 
     fn next_read(&mut self) -> Option<Event> {
-        while let Some(line) = self.lines.next(Message::read) {
-            let message = match line {
-                Line::Whole(message) => message,
-                Line::TooLong(n) => return Some(Event::TooLong(n)),
+        loop {
+            let Some(message) = self.messages.pop_front() else {
+                match self.lines.next(Message::read)? {
+                    Line::Whole(messages) => self.messages = messages.into(),
+                    Line::TooLong(bytes, ends) => {
+                        self.messages.push_back(Message::Lost(Lost::too_long(bytes, &ends)));
+                    }
+                }
+                continue;
             };
             match message {
                 Message::Request(id, method, params) => return Some(Event::Request(id, method, params)),
                 Message::Notification(method, params) => return Some(Event::Notification(method, params)),
-                Message::Response(id, answer) => match id.as_u64() {
-                    Some(number) => return Some(Event::Response(number, answer)),
-                    None => self.log_junk(&format!("an answer to {id}, which nobody asked")),
-                },
+                Message::Response(number, answer) => return Some(Event::Response(number, answer)),
+                Message::Lost(lost) => {
+                    log::warn!("agent process {}: {}", self.process.id(), lost.what);
+                    if lost.is_request() {
+                        let why = format!("{}: nothing of it was done", lost.what);
+                        self.process.send(&wire::refusal(lost.id.as_ref(), wire::PARSE_ERROR, &why));
+                    }
+                    return Some(Event::Lost(lost));
+                }
                 Message::Junk(head) => self.log_junk(&head),
-                Message::Blank => {}
             }
         }
-        None
     }
 
     fn log_junk(&mut self, text: &str) {

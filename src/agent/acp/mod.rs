@@ -15,12 +15,14 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
+use super::json::Raw;
 use super::process::{Launch, Process, Rung};
 use super::{Agent, Answer, Continuity, Failure, Host, Interrupt, Prompt, Said, Started, Watch};
 use crate::config;
 use client::{CallError, Client, Event};
 use session::{Capabilities, Trouble, Wish};
 use turn::Turn;
+use wire::Id;
 
 mod client;
 mod session;
@@ -175,6 +177,7 @@ impl Acp {
         let mut running =
             Running { live, turn: Turn::default(), number, permissions: &mut self.permissions, cancel: None };
         let end = running.run(host);
+        running.turn.flush(host);
         // It turned out to be another session, which has this prompt and nothing that was said before.
         self.forgot = running.live.changed && !changed_before;
         end
@@ -243,9 +246,10 @@ impl Running<'_> {
 
     fn take(&mut self, host: &mut dyn Host, event: Event) -> Option<End> {
         match event {
-            Event::Notification(method, params) if method == "session/update" => self.update(host, &params),
+            Event::Notification(method, params) if method == "session/update" => self.update(host, Raw::of(&params)),
             Event::Notification(method, params) if method == "$/cancel_request" => {
-                let answer = self.turn.withdraw(&params["requestId"]);
+                let id = Id::read(Raw::of(&params).get("requestId"));
+                let answer = id.and_then(|id| self.turn.withdraw(&id));
                 self.respond(answer);
             }
             Event::Request(id, method, params) if method == "session/request_permission" => {
@@ -253,7 +257,7 @@ impl Running<'_> {
                 let answer = if self.cancel.is_some() {
                     Some((id, turn::outcome(&super::PermissionOutcome::Cancelled)))
                 } else {
-                    self.turn.ask(host, *self.permissions, id, &params)
+                    self.turn.ask(host, *self.permissions, id, Raw::of(&params))
                 };
                 self.respond(answer);
             }
@@ -262,9 +266,18 @@ impl Running<'_> {
                 self.withdraw_all();
                 return Some(self.answered(host, answer));
             }
-            Event::TooLong(bytes) => {
-                let text = format!("the agent sent a line of {bytes} bytes, more than is read; it was skipped");
-                host.said(Said::Notice("line_too_long".into(), text));
+            Event::Lost(lost) if lost.answers() == Some(self.number) => {
+                self.withdraw_all();
+                let why = format!("the end of its answer was on {}", lost.what);
+                return Some(End::Over(match self.cancel {
+                    Some(_) => Answer::Cancelled,
+                    None => Answer::Failed(Failure::new("agent_error", why)),
+                }));
+            }
+            Event::Lost(lost) => {
+                let code = if lost.too_long { "line_too_long" } else { "line_unreadable" };
+                let text = format!("the agent sent {}; it was skipped", lost.what);
+                host.said(Said::Notice(code.into(), text));
             }
             Event::Gone => {
                 let how = self.live.client.epitaph(host);
@@ -279,25 +292,26 @@ impl Running<'_> {
         None
     }
 
-    fn update(&mut self, host: &mut dyn Host, params: &Value) {
-        match params["sessionId"].as_str() {
+    fn update(&mut self, host: &mut dyn Host, params: Raw<'_>) {
+        let [id, update] = params.fields(["sessionId", "update"]);
+        match id.string() {
             Some(id) if id != self.live.session => {
                 if self.live.proven {
                     return;
                 }
                 // It took the resume, and goes on under another id: it made a new session and knows nothing.
                 log::info!("{}: the agent goes on under session {id}", host.identity().key);
-                self.live.session = id.to_string();
+                self.live.session = id;
                 (self.live.proven, self.live.changed) = (true, true);
                 let text = "the agent had lost the conversation, and answers without it";
                 host.said(Said::Notice("context_lost".into(), text.into()));
             }
             _ => self.live.proven = true,
         }
-        self.turn.update(host, &params["update"]);
+        self.turn.update(host, update);
     }
 
-    fn answered(&self, host: &dyn Host, answer: Result<Value, wire::RpcError>) -> End {
+    fn answered(&self, host: &dyn Host, answer: Result<String, wire::RpcError>) -> End {
         if self.cancel.is_some() {
             return self.cancelled(host, answer.err());
         }
@@ -306,7 +320,7 @@ impl Running<'_> {
             Err(e) if session::is_unknown_session(&e) && !self.turn.spoke => return End::UnknownSession,
             Err(e) => return End::Over(Answer::Failed(Failure::new("agent_error", format!("the agent failed: {e}")))),
         };
-        let stop_reason = result["stopReason"].as_str().map(|reason| wire::shorten(reason, 200));
+        let stop_reason = Raw::of(&result).get("stopReason").string().map(|reason| wire::shorten(&reason, 200));
         let failed = |code, why: &str| End::Over(Answer::Failed(Failure::new(code, why)));
         match stop_reason.as_deref() {
             // Some agents refuse a prompt of a session that they do not know.
@@ -340,7 +354,7 @@ impl Running<'_> {
         }
     }
 
-    fn respond(&mut self, answer: Option<(Value, Value)>) {
+    fn respond(&mut self, answer: Option<(Id, Value)>) {
         if let Some((id, outcome)) = answer {
             self.live.client.respond(&id, &outcome);
         }

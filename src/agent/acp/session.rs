@@ -6,10 +6,11 @@
 
 use std::time::{Duration, Instant};
 
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::client::{CallError, Client};
-use super::wire::RpcError;
+use super::wire::{RpcError, shorten};
+use crate::agent::json::Raw;
 use crate::agent::{Continuity, Entry, Failure, Host};
 
 /// The version that is spoken here.
@@ -20,6 +21,10 @@ const AUTH_REQUIRED: i64 = -32000;
 const NOT_FOUND: i64 = -32002;
 /// Pages of `session/list` that are read before it is taken for endless.
 const PAGES: usize = 50;
+/// Values of an answer's `_meta` that are looked at.
+const PLACES: usize = 100;
+/// Sessions of one page of `session/list` that are looked at.
+const LISTED: usize = 100_000;
 /// For all of `session/list`.
 const LIST_TIME: Duration = Duration::from_secs(15);
 
@@ -37,19 +42,12 @@ pub struct Capabilities {
 }
 
 impl Capabilities {
-    fn read(result: &Value) -> Self {
-        let agent = &result["agentCapabilities"];
+    fn read(result: Raw<'_>) -> Self {
+        let [load, session] = result.get("agentCapabilities").fields(["loadSession", "sessionCapabilities"]);
         // An object means yes, however empty; so does `true`, which some write instead.
-        let has = |name: &str| {
-            let value = &agent["sessionCapabilities"][name];
-            value.is_object() || value == &Value::Bool(true)
-        };
-        Self {
-            load: agent["loadSession"] == Value::Bool(true),
-            resume: has("resume"),
-            list: has("list"),
-            close: has("close"),
-        }
+        let [resume, list, close] =
+            session.fields(["resume", "list", "close"]).map(|value| value.is_object() || value.is_true());
+        Self { load: load.is_true(), resume, list, close }
     }
 }
 
@@ -97,12 +95,14 @@ pub fn initialize(client: &mut Client, host: &mut dyn Host, until: Instant) -> R
     let result = client
         .call(host, ("initialize", &params), until, &mut |_, _| {})
         .map_err(|e| explain(client, host, "initialize", e))?;
-    let version = &result["protocolVersion"];
-    if version.as_u64().or_else(|| version.as_str()?.parse().ok()) != Some(VERSION) {
+    let result = Raw::of(&result);
+    let version = result.get("protocolVersion");
+    if version.whole() != Some(VERSION) {
+        let version = shorten(version.text(), 40);
         let why = format!("initialize: the agent speaks protocol version {version}, and ostler speaks {VERSION}");
         return Err(Failure::new("agent_start", why));
     }
-    Ok(Capabilities::read(&result))
+    Ok(Capabilities::read(result))
 }
 
 /// Gets a session: the known one if the agent can go on with it, else a new one.
@@ -136,8 +136,8 @@ pub fn create(client: &mut Client, host: &mut dyn Host, cwd: &str, until: Instan
     let result = client
         .call(host, (method, &json!({ "cwd": cwd, "mcpServers": [] })), until, &mut |_, _| {})
         .map_err(|e| explain(client, host, method, e))?;
-    match result["sessionId"].as_str().filter(|id| !id.is_empty()) {
-        Some(id) => Ok(id.to_string()),
+    match Raw::of(&result).get("sessionId").string().filter(|id| !id.is_empty()) {
+        Some(id) => Ok(id),
         None => Err(Failure::new("agent_start", format!("{method}: the answer has no sessionId"))),
     }
 }
@@ -185,13 +185,14 @@ fn ask(
         if method != "session/update" {
             return;
         }
-        match params["sessionId"].as_str() {
-            Some(id) if id != known => other = Some(id.to_string()),
-            _ => replayed += u64::from(is_conversation(&params["update"])),
+        let [id, update] = params.fields(["sessionId", "update"]);
+        match id.string() {
+            Some(id) if id != known => other = Some(id),
+            _ => replayed += u64::from(is_conversation(update)),
         }
     });
     Ok(match answer {
-        Ok(result) => match other.or_else(|| other_id(&result, known)) {
+        Ok(result) => match other.or_else(|| other_id(Raw::of(&result), known)) {
             Some(other) => Err(format!("the agent goes on under another id, {other}")),
             None => Ok(replayed),
         },
@@ -201,9 +202,9 @@ fn ask(
 }
 
 /// Whether an update is a piece of a conversation, rather than of the agent's state.
-fn is_conversation(update: &Value) -> bool {
+fn is_conversation(update: Raw<'_>) -> bool {
     matches!(
-        update["sessionUpdate"].as_str(),
+        update.get("sessionUpdate").string().as_deref(),
         Some(
             "user_message_chunk"
                 | "agent_message_chunk"
@@ -216,12 +217,11 @@ fn is_conversation(update: &Value) -> bool {
 }
 
 /// Another session's id in an answer, where agents have been seen to put one.
-fn other_id(result: &Value, known: &str) -> Option<String> {
-    let meta = &result["_meta"];
-    let inner = meta.as_object().into_iter().flat_map(|m| m.values());
-    let places = [result, meta].into_iter().chain(inner);
-    let ids = places.flat_map(|place| [&place["sessionId"], &place["session_id"]]);
-    ids.filter_map(Value::as_str).find(|id| *id != known).map(str::to_string)
+fn other_id(result: Raw<'_>, known: &str) -> Option<String> {
+    let meta = result.get("_meta");
+    let places = [result, meta].into_iter().chain(meta.values(PLACES));
+    let ids = places.flat_map(|place| place.fields(["sessionId", "session_id"]));
+    ids.filter_map(Raw::string).find(|id| id != known)
 }
 
 /// Whether the agent's list has the session: asked for this directory first, then for all, because paths are spelt in
@@ -241,14 +241,17 @@ fn is_listed(
             }
             let result = match client.call(host, ("session/list", &params), until, &mut |_, _| {}) {
                 Ok(result) => result,
-                Err(CallError::Refused(_) | CallError::Timeout) => return Ok(None),
+                Err(CallError::Refused(_) | CallError::Lost(_) | CallError::Timeout) => return Ok(None),
                 Err(e) => return Err(explain(client, host, "session/list", e)),
             };
-            let Some(sessions) = result["sessions"].as_array() else { return Ok(None) };
-            if sessions.iter().any(|s| s["sessionId"] == known) {
+            let [sessions, next] = Raw::of(&result).fields(["sessions", "nextCursor"]);
+            if !sessions.is_array() {
+                return Ok(None);
+            }
+            if sessions.items(LISTED).iter().any(|s| s.get("sessionId").string().as_deref() == Some(known)) {
                 return Ok(Some(true));
             }
-            match result["nextCursor"].as_str().filter(|next| params["cursor"] != **next) {
+            match next.string().filter(|next| params["cursor"] != **next) {
                 Some(next) => params["cursor"] = next.into(),
                 None => break,
             }
@@ -271,6 +274,7 @@ pub fn explain(client: &mut Client, host: &mut dyn Host, method: &str, error: Ca
             format!("{method}: the agent wants a login: {e}; log in once with its own program as the daemon's user")
         }
         CallError::Refused(e) => format!("{method}: refused: {e}"),
+        CallError::Lost(what) => format!("{method}: its answer was on {what}"),
         CallError::Gone => format!("{method}: the agent {}", client.epitaph(host)),
         CallError::Timeout => {
             let tail = client.process.stderr_tail();
@@ -304,8 +308,8 @@ mod tests {
         let result = json!({ "agentCapabilities": { "loadSession": true,
             "sessionCapabilities": { "list": {}, "resume": null, "close": { "x": 1 } } } });
         let expected = Capabilities { load: true, resume: false, list: true, close: true };
-        assert_eq!(Capabilities::read(&result), expected);
-        assert_eq!(Capabilities::read(&json!({})), Capabilities::default());
+        assert_eq!(Capabilities::read(Raw::of(&result.to_string())), expected);
+        assert_eq!(Capabilities::read(Raw::of("{}")), Capabilities::default());
     }
 
     #[test]
@@ -315,10 +319,11 @@ mod tests {
             json!({ "_meta": { "sessionId": "b" } }),
             json!({ "_meta": { "hermes": { "session_id": "b" } } }),
         ] {
-            assert_eq!(other_id(&result, "a").as_deref(), Some("b"), "{result}");
-            assert_eq!(other_id(&result, "b"), None, "{result}");
+            let result = result.to_string();
+            assert_eq!(other_id(Raw::of(&result), "a").as_deref(), Some("b"), "{result}");
+            assert_eq!(other_id(Raw::of(&result), "b"), None, "{result}");
         }
-        assert_eq!(other_id(&Value::Null, "a"), None);
+        assert_eq!(other_id(Raw::NULL, "a"), None);
     }
 
     #[test]

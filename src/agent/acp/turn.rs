@@ -6,19 +6,27 @@ use std::collections::HashMap;
 
 use serde_json::{Map, Value, json};
 
-use super::wire::shorten;
-use crate::agent::{Host, PermissionOption, PermissionOutcome, PermissionRequest, Said, ToolCall};
+use super::wire::{Id, shorten};
+use crate::agent::json::Raw;
+use crate::agent::text::Utf8;
+use crate::agent::{Host, PermissionOption, PermissionOutcome, PermissionRequest, Said, ToolCall, one_line};
 
-/// The most of a tool call's raw fields that is kept.
-const DETAIL_LIMIT: usize = 16 * 1024;
+/// The most of each of a tool call's four raw fields that is kept: 64 KiB together.
+const FIELD_LIMIT: usize = 16 * 1024;
+/// Items of a tool call's `content` that are kept when not all of it is.
+const CONTENT_ITEMS: usize = 32;
 /// The most of one line for people.
 const LINE_LIMIT: usize = 1024;
 /// Tool calls of one turn that are remembered for its permissions.
 const TOOLS_KEPT: usize = 1024;
-/// Permissions that may be open at once.
+/// What may be remembered of them.
+const DETAILS_KEPT: usize = 4 * 1024 * 1024;
+/// Permissions that may be open at once, and choices of one.
 const OPEN_LIMIT: usize = 64;
 /// Entries of a plan.
 const PLAN_LIMIT: usize = 200;
+/// The most of a usage's numbers.
+const USAGE_LIMIT: usize = 4096;
 
 /// What is known of the running turn.
 #[derive(Debug, Default)]
@@ -28,40 +36,106 @@ pub struct Turn {
     /// Whether a permission was settled: an agent may end its turn because of the answer.
     pub settled: bool,
     tools: HashMap<String, ToolCall>,
-    open: Vec<(String, Value)>,
+    details: usize,
+    open: Vec<(String, Id)>,
+    /// The text and the thoughts, whose characters may be cut in two.
+    text: Utf8,
+    thought: Utf8,
+    /// The message that the text belongs to, and whether a line was left unfinished by it.
+    message: Option<String>,
+    newlines: usize,
+    wrote: bool,
 }
 
 impl Turn {
     /// Takes in the `update` of a `session/update`. Kinds that nobody knows are passed over.
-    pub fn update(&mut self, host: &mut dyn Host, update: &Value) {
-        let kind = update["sessionUpdate"].as_str().unwrap_or_default();
-        let said = match kind {
-            "agent_message_chunk" => Said::Text(content_text(&update["content"])),
-            "agent_thought_chunk" => Said::Thought(content_text(&update["content"])),
+    pub fn update(&mut self, host: &mut dyn Host, update: Raw<'_>) {
+        let [kind, content, message, entries] = update.fields(["sessionUpdate", "content", "messageId", "entries"]);
+        let kind = kind.string().unwrap_or_default();
+        match kind.as_str() {
+            "agent_message_chunk" => {
+                say(host, Said::Thought(self.thought.finish()));
+                return self.speak(host, content, message);
+            }
+            "agent_thought_chunk" => {
+                self.write(host, None);
+                let bytes = content_bytes(content);
+                self.spoke |= !bytes.is_empty();
+                return say(host, Said::Thought(self.thought.push(&bytes)));
+            }
+            _ => {}
+        }
+        let said = match kind.as_str() {
             "tool_call" | "tool_call_update" => match read_tool(update, kind == "tool_call") {
-                Some(tool) => Said::Tool(self.merge(tool)),
+                Some(tool) => {
+                    self.merge(tool.clone());
+                    Said::Tool(tool)
+                }
                 None => return,
             },
-            "plan" => Said::Plan(read_plan(&update["entries"])),
-            "usage_update" => Said::Usage(pick(update, &["used", "size", "cost"])),
+            "plan" => Said::Plan(read_plan(entries)),
+            "usage_update" => Said::Usage(pick(update, ["used", "size", "cost"])),
             _ => return,
         };
-        if matches!(&said, Said::Text(text) | Said::Thought(text) if text.is_empty()) {
-            return;
-        }
         self.spoke |= !matches!(said, Said::Usage(_));
+        self.flush(host);
         host.said(said);
     }
 
+    /// A piece of the answer. Where another message begins, so does a paragraph.
+    fn speak(&mut self, host: &mut dyn Host, content: Raw<'_>, message: Raw<'_>) {
+        let bytes = content_bytes(content);
+        if bytes.is_empty() {
+            return;
+        }
+        self.spoke = true;
+        if let Some(message) = message.string().map(|id| shorten(&id, LINE_LIMIT)) {
+            if self.message.as_ref().is_some_and(|before| *before != message) {
+                self.write(host, None);
+                if self.wrote {
+                    let paragraph = "\n".repeat(2_usize.saturating_sub(self.newlines));
+                    self.write(host, Some(paragraph.as_bytes()));
+                }
+            }
+            self.message = Some(message);
+        }
+        self.write(host, Some(&bytes));
+    }
+
+    /// Says text; `None`: there is no more to what was begun.
+    fn write(&mut self, host: &mut dyn Host, bytes: Option<&[u8]>) {
+        let text = match bytes {
+            Some(bytes) => self.text.push(bytes),
+            None => self.text.finish(),
+        };
+        if text.is_empty() {
+            return;
+        }
+        let trailing = text.len() - text.trim_end_matches('\n').len();
+        self.newlines = if trailing == text.len() { self.newlines + trailing } else { trailing };
+        self.wrote = true;
+        say(host, Said::Text(text));
+    }
+
+    /// Says what was begun and goes on no more.
+    pub fn flush(&mut self, host: &mut dyn Host) {
+        say(host, Said::Thought(self.thought.finish()));
+        self.write(host, None);
+    }
+
     /// The agent asks for leave under its id. `Some`: what to answer at once.
-    pub fn ask(&mut self, host: &mut dyn Host, number: u64, id: Value, params: &Value) -> Option<(Value, Value)> {
-        let options = read_options(&params["options"]);
-        let tool = read_tool(&params["toolCall"], true);
+    pub fn ask(&mut self, host: &mut dyn Host, number: u64, id: Id, params: Raw<'_>) -> Option<(Id, Value)> {
+        let [options, call] = params.fields(["options", "toolCall"]);
+        let options = read_options(options);
+        let tool = read_tool(call, true);
         let (Some(tool), false) = (tool, options.is_empty() || self.open.len() >= OPEN_LIMIT) else {
-            log::warn!("{}: a permission request without a tool call or choices, or one too many", host.identity().key);
+            let text = "a permission request without a tool call or choices, or one too many; it was withdrawn";
+            log::warn!("{}: {text}", host.identity().key);
+            host.said(Said::Notice("permission_unreadable".into(), format!("the agent sent {text}")));
             return Some((id, outcome(&PermissionOutcome::Cancelled)));
         };
         self.spoke = true;
+        self.flush(host);
         // The call that it is about may never have been announced, or be announced under another id.
         if !self.tools.contains_key(&tool.id) {
             host.said(Said::Tool(tool.clone()));
@@ -82,37 +156,45 @@ impl Turn {
     }
 
     /// A permission was settled: what to answer; `None` when it is not open (any more).
-    pub fn settle(&mut self, request_id: &str, settled: &PermissionOutcome) -> Option<(Value, Value)> {
+    pub fn settle(&mut self, request_id: &str, settled: &PermissionOutcome) -> Option<(Id, Value)> {
         let at = self.open.iter().position(|(open, _)| open == request_id)?;
         self.settled = true;
         Some((self.open.swap_remove(at).1, outcome(settled)))
     }
 
     /// The agent takes a request back.
-    pub fn withdraw(&mut self, id: &Value) -> Option<(Value, Value)> {
+    pub fn withdraw(&mut self, id: &Id) -> Option<(Id, Value)> {
         let at = self.open.iter().position(|(_, open)| open == id)?;
         Some((self.open.swap_remove(at).1, outcome(&PermissionOutcome::Cancelled)))
     }
 
     /// What to answer to all that are open when the turn ends.
-    pub fn withdraw_all(&mut self) -> Vec<(Value, Value)> {
+    pub fn withdraw_all(&mut self) -> Vec<(Id, Value)> {
         self.open.drain(..).map(|(_, id)| (id, outcome(&PermissionOutcome::Cancelled))).collect()
     }
 
-    /// Remembers what is new of a call and returns the news.
-    fn merge(&mut self, tool: ToolCall) -> ToolCall {
-        if self.tools.len() >= TOOLS_KEPT && !self.tools.contains_key(&tool.id) {
+    /// Remembers what is new of a call; what it does not name stays as it was.
+    fn merge(&mut self, tool: ToolCall) {
+        let size = tool.detail.as_ref().map_or(0, |d| d.to_string().len());
+        let known = self.tools.contains_key(&tool.id);
+        if (self.tools.len() >= TOOLS_KEPT && !known) || self.details + size > DETAILS_KEPT {
+            // The call itself is the one that a permission will be about: it is kept.
+            let kept = self.tools.remove(&tool.id);
+            self.details = 0;
             self.tools.clear();
+            self.tools.extend(kept.map(|kept| (tool.id.clone(), kept)));
         }
-        let known = self
-            .tools
+        self.details += size;
+        self.tools
             .entry(tool.id.clone())
-            .or_insert_with(|| ToolCall { id: tool.id.clone(), ..ToolCall::default() });
-        known.title = tool.title.clone().or(known.title.take());
-        known.kind = tool.kind.clone().or(known.kind.take());
-        known.status = tool.status.clone().or(known.status.take());
-        known.detail = tool.detail.clone().or(known.detail.take());
-        tool
+            .or_insert_with(|| ToolCall { id: tool.id.clone(), ..ToolCall::default() })
+            .merge(tool);
+    }
+}
+
+fn say(host: &mut dyn Host, said: Said) {
+    if !matches!(&said, Said::Text(text) | Said::Thought(text) if text.is_empty()) {
+        host.said(said);
     }
 }
 
@@ -124,81 +206,110 @@ pub fn outcome(settled: &PermissionOutcome) -> Value {
     }
 }
 
-/// The text of a content block; what is no text is named.
-fn content_text(content: &Value) -> String {
-    let name = |field: &str| shorten(content[field].as_str().unwrap_or("unknown"), LINE_LIMIT);
-    match content["type"].as_str().unwrap_or_default() {
-        "text" => content["text"].as_str().unwrap_or_default().to_string(),
-        kind @ ("image" | "audio") => format!("[{kind} {}]", name("mimeType")),
-        "resource_link" => format!("[resource {}]", name("uri")),
-        "resource" => match content["resource"]["text"].as_str() {
-            Some(text) => text.to_string(),
-            None => {
-                format!("[resource {}]", shorten(content["resource"]["uri"].as_str().unwrap_or("unknown"), LINE_LIMIT))
+/// The text of a content block, as bytes of which a character may be cut in two; what is no text is named.
+fn content_bytes(content: Raw<'_>) -> Vec<u8> {
+    let [kind, text, mime, uri, resource] = content.fields(["type", "text", "mimeType", "uri", "resource"]);
+    let name = |field: Raw<'_>| shorten(&field.string().unwrap_or_else(|| "unknown".to_string()), LINE_LIMIT);
+    let named = match kind.string().unwrap_or_default().as_str() {
+        "text" => return text.bytes().unwrap_or_default(),
+        kind @ ("image" | "audio") => format!("[{kind} {}]", name(mime)),
+        "resource_link" => format!("[resource {}]", name(uri)),
+        "resource" => {
+            let [text, uri] = resource.fields(["text", "uri"]);
+            match text.bytes() {
+                Some(text) => return text,
+                None => format!("[resource {}]", name(uri)),
             }
-        },
+        }
         "" => String::new(),
         other => format!("[{}]", shorten(other, 40)),
-    }
+    };
+    named.into_bytes()
 }
 
-fn read_tool(call: &Value, whole: bool) -> Option<ToolCall> {
-    let line = |name: &str| call[name].as_str().map(|text| shorten(&text.replace(['\n', '\r'], " "), LINE_LIMIT));
+fn read_tool(call: Raw<'_>, whole: bool) -> Option<ToolCall> {
+    let [id, title, kind, status] = call.fields(["toolCallId", "title", "kind", "status"]);
+    let line = |field: Raw<'_>| field.string().map(|text| one_line(&text, LINE_LIMIT));
     Some(ToolCall {
-        id: call["toolCallId"].as_str().filter(|id| !id.is_empty())?.to_string(),
-        title: line("title"),
-        kind: line("kind"),
-        status: line("status").or_else(|| whole.then(|| "pending".to_string())),
+        id: id.string().filter(|id| !id.is_empty()).map(|id| shorten(&id, LINE_LIMIT))?,
+        title: line(title),
+        kind: line(kind),
+        status: line(status).or_else(|| whole.then(|| "pending".to_string())),
         detail: bounded_detail(call),
     })
 }
 
-/// The raw fields that were given. One that does not fit is replaced by its size and how it begins.
-fn bounded_detail(call: &Value) -> Option<Value> {
-    let mut left = DETAIL_LIMIT;
+/// The raw fields that were given, each within a limit of its own: none is cut because another is large. One that does not
+/// fit says so: `truncated`.
+fn bounded_detail(call: Raw<'_>) -> Option<Value> {
+    const NAMES: [&str; 4] = ["rawInput", "rawOutput", "content", "locations"];
     let mut detail = Map::new();
-    for name in ["rawInput", "rawOutput", "content", "locations"] {
-        let value = &call[name];
+    for (name, value) in NAMES.into_iter().zip(call.fields(NAMES)) {
         if value.is_null() {
             continue;
         }
-        let text = value.to_string();
-        let kept = if text.len() <= left {
-            value.clone()
-        } else {
-            json!({ "truncated": true, "bytes": text.len(), "head": shorten(&text, left.min(1024)) })
-        };
-        left = left.saturating_sub(text.len().min(1024));
-        left = left.saturating_sub(if kept == *value { text.len().saturating_sub(1024) } else { 0 });
+        let kept = if name == "content" { bounded_content(value) } else { value.value(FIELD_LIMIT) };
         detail.insert(name.to_string(), kept);
     }
     (!detail.is_empty()).then_some(Value::Object(detail))
 }
 
-fn read_plan(entries: &Value) -> Value {
-    let read = |entry: &Value| {
-        let text = |name: &str| entry[name].as_str().map(|text| shorten(text, LINE_LIMIT));
-        json!({ "content": text("content"), "priority": text("priority"), "status": text("status") })
+/// A tool call's `content`, texts and diffs; of one that does not fit the beginning of each of them.
+fn bounded_content(content: Raw<'_>) -> Value {
+    if content.text().len() <= FIELD_LIMIT || !content.is_array() {
+        return content.value(FIELD_LIMIT);
+    }
+    let items = content.items(CONTENT_ITEMS + 1);
+    let share = FIELD_LIMIT / 3 / items.len().clamp(1, CONTENT_ITEMS) - 64;
+    let cut = |field: Raw<'_>| field.string().map(|text| shorten(&text, share));
+    let read = |item: &Raw<'_>| {
+        let [kind, content, path, old, new] = item.fields(["type", "content", "path", "oldText", "newText"]);
+        match kind.string().unwrap_or_default().as_str() {
+            "diff" => {
+                json!({ "type": "diff", "path": cut(path), "oldText": cut(old), "newText": cut(new), "truncated": true })
+            }
+            "content" => {
+                let text = crate::agent::text::lossy(&content_bytes(content));
+                let block = json!({ "type": "text", "text": shorten(&text, share) });
+                json!({ "type": "content", "content": block, "truncated": true })
+            }
+            other => json!({ "type": shorten(other, 40), "truncated": true }),
+        }
     };
-    entries.as_array().into_iter().flatten().take(PLAN_LIMIT).map(read).collect()
+    let mut kept: Vec<Value> = items.iter().take(CONTENT_ITEMS).map(read).collect();
+    if items.len() > CONTENT_ITEMS {
+        kept.push(json!({ "type": "more", "truncated": true }));
+    }
+    kept.into()
 }
 
-fn read_options(options: &Value) -> Vec<PermissionOption> {
-    let read = |option: &Value| {
-        let id = option["optionId"].as_str()?;
-        let text = |name: &str| option[name].as_str().map(|text| shorten(text, LINE_LIMIT));
+fn read_plan(entries: Raw<'_>) -> Value {
+    let read = |entry: Raw<'_>| {
+        let [content, priority, status] = entry
+            .fields(["content", "priority", "status"])
+            .map(|field| field.string().map(|text| shorten(&text, LINE_LIMIT)));
+        json!({ "content": content, "priority": priority, "status": status })
+    };
+    entries.items(PLAN_LIMIT).into_iter().map(read).collect()
+}
+
+fn read_options(options: Raw<'_>) -> Vec<PermissionOption> {
+    let read = |option: Raw<'_>| {
+        let [id, name, kind] = option.fields(["optionId", "name", "kind"]);
+        let id = id.string().filter(|id| id.len() <= LINE_LIMIT)?;
+        let line = |field: Raw<'_>| field.string().map(|text| one_line(&text, LINE_LIMIT));
         Some(PermissionOption {
-            option_id: id.to_string(),
-            name: text("name").unwrap_or_else(|| id.to_string()),
-            kind: text("kind").unwrap_or_default(),
+            name: line(name).unwrap_or_else(|| one_line(&id, LINE_LIMIT)),
+            option_id: id,
+            kind: line(kind).unwrap_or_default(),
         })
     };
-    options.as_array().into_iter().flatten().filter_map(read).take(OPEN_LIMIT).collect()
+    options.items(OPEN_LIMIT).into_iter().filter_map(read).collect()
 }
 
-fn pick(object: &Value, names: &[&str]) -> Value {
-    let given = names.iter().filter(|name| !object[**name].is_null());
-    given.map(|name| ((*name).to_string(), object[*name].clone())).collect::<Map<_, _>>().into()
+fn pick<const N: usize>(object: Raw<'_>, names: [&str; N]) -> Value {
+    let given = names.into_iter().zip(object.fields(names)).filter(|(_, value)| !value.is_null());
+    given.map(|(name, value)| (name.to_string(), value.value(USAGE_LIMIT))).collect::<Map<_, _>>().into()
 }
 
 #[cfg(test)]
@@ -206,57 +317,84 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
 
-    #[test]
-    fn what_is_no_text_is_named() {
-        assert_eq!(content_text(&json!({ "type": "text", "text": "hi" })), "hi");
-        assert_eq!(
-            content_text(&json!({ "type": "image", "mimeType": "image/png", "data": "AAAA" })),
-            "[image image/png]"
-        );
-        assert_eq!(
-            content_text(&json!({ "type": "resource_link", "uri": "file:///a", "name": "a" })),
-            "[resource file:///a]"
-        );
-        assert_eq!(content_text(&json!({ "type": "hologram" })), "[hologram]");
-        assert_eq!(content_text(&Value::Null), "");
+    fn tool(call: &Value, whole: bool) -> Option<ToolCall> {
+        read_tool(Raw::of(&call.to_string()), whole)
     }
 
     #[test]
-    fn a_tool_calls_detail_is_bounded_field_by_field() {
+    fn what_is_no_text_is_named() {
+        for (content, text) in [
+            (json!({ "type": "text", "text": "hi" }), "hi"),
+            (json!({ "type": "image", "mimeType": "image/png", "data": "AAAA" }), "[image image/png]"),
+            (json!({ "type": "resource_link", "uri": "file:///a", "name": "a" }), "[resource file:///a]"),
+            (json!({ "type": "resource", "resource": { "uri": "file:///a" } }), "[resource file:///a]"),
+            (json!({ "type": "hologram" }), "[hologram]"),
+            (Value::Null, ""),
+        ] {
+            assert_eq!(content_bytes(Raw::of(&content.to_string())), text.as_bytes());
+        }
+    }
+
+    #[test]
+    fn each_field_of_a_tool_calls_detail_has_a_limit_of_its_own() {
         let big = "x".repeat(100_000);
-        let tool = read_tool(
-            &json!({ "toolCallId": "t1", "title": "a\nb", "rawInput": { "path": "/a" }, "rawOutput": big, "content": [big] }),
-            false,
-        )
-        .unwrap();
+        let call = json!({ "toolCallId": "t1", "title": "a\nb\u{1b}[2J", "rawInput": { "path": "/a", "text": big },
+            "rawOutput": big, "locations": [{ "path": "/etc/passwd" }],
+            "content": [{ "type": "diff", "path": "/a", "oldText": big, "newText": "new" },
+                { "type": "content", "content": { "type": "text", "text": "why" } }] });
+        let tool = tool(&call, false).unwrap();
         let detail = tool.detail.unwrap();
-        assert_eq!(detail["rawInput"]["path"], "/a", "what fits is kept whole");
-        assert_eq!((&detail["rawOutput"]["truncated"], &detail["rawOutput"]["bytes"]), (&json!(true), &json!(100_002)));
-        assert!(detail.to_string().len() <= DETAIL_LIMIT + 512, "{}", detail.to_string().len());
-        assert_eq!(tool.title.as_deref(), Some("a b"), "one line");
-        assert_eq!(read_tool(&json!({ "title": "no id" }), true), None);
+        assert_eq!(detail["locations"][0]["path"], "/etc/passwd", "whatever the others are");
+        assert_eq!((&detail["rawInput"]["truncated"], &detail["rawInput"]["bytes"]), (&json!(true), &json!(100_023)));
+        assert!(detail["rawInput"]["head"].as_str().unwrap().starts_with(r#"{"path":"/a""#), "{detail}");
+        let diff = &detail["content"][0];
+        assert_eq!((&diff["path"], &diff["newText"], &diff["truncated"]), (&json!("/a"), &json!("new"), &json!(true)));
+        assert!(diff["oldText"].as_str().unwrap().len() > 2000);
+        assert_eq!(detail["content"][1]["content"]["text"], "why");
+        assert!(detail.to_string().len() <= 4 * FIELD_LIMIT, "{}", detail.to_string().len());
+        assert_eq!(tool.title.as_deref(), Some("a b [2J"), "one line");
+        let many: Vec<Value> = (0..5000).map(|n| json!({ "path": format!("/{n}") })).collect();
+        let cut = read_tool(Raw::of(&json!({ "toolCallId": "t", "locations": many }).to_string()), true).unwrap();
+        assert_eq!(
+            cut.detail.unwrap()["locations"]["truncated"],
+            true,
+            "a script that looks for it sees that it is cut"
+        );
+        assert_eq!(super::read_tool(Raw::of(r#"{"title":"no id"}"#), true), None);
     }
 
     #[test]
     fn an_update_leaves_what_it_does_not_name() {
         let mut turn = Turn::default();
         turn.merge(
-            read_tool(&json!({ "toolCallId": "t", "title": "T", "kind": "read", "rawInput": 1 }), true).unwrap(),
+            tool(&json!({ "toolCallId": "t", "title": "T", "kind": "read", "rawInput": 1, "locations": [] }), true)
+                .unwrap(),
         );
-        turn.merge(read_tool(&json!({ "toolCallId": "t", "status": "completed" }), false).unwrap());
+        turn.merge(tool(&json!({ "toolCallId": "t", "status": "completed", "content": [] }), false).unwrap());
         let known = &turn.tools["t"];
         assert_eq!((known.title.as_deref(), known.status.as_deref()), (Some("T"), Some("completed")));
-        assert_eq!(known.detail, Some(json!({ "rawInput": 1 })));
+        assert_eq!(known.detail, Some(json!({ "rawInput": 1, "locations": [], "content": [] })));
         for n in 0..3 * TOOLS_KEPT {
             turn.merge(ToolCall { id: n.to_string(), ..ToolCall::default() });
         }
         assert!(turn.tools.len() <= TOOLS_KEPT);
+        let big = json!({ "rawInput": "x".repeat(FIELD_LIMIT - 10) });
+        for n in 0..1000 {
+            turn.merge(ToolCall { id: n.to_string(), detail: Some(big.clone()), ..ToolCall::default() });
+        }
+        assert!(turn.tools.len() <= DETAILS_KEPT / FIELD_LIMIT + 1, "{}", turn.tools.len());
     }
 
     #[test]
-    fn options_without_an_id_are_not_offered() {
-        let options = read_options(&json!([{ "name": "?" }, { "optionId": "a", "kind": "allow_once" }, 7]));
-        let expected = PermissionOption { option_id: "a".into(), name: "a".into(), kind: "allow_once".into() };
-        assert_eq!(options, [expected]);
+    fn options_without_an_id_are_not_offered_and_a_name_is_one_line() {
+        let options = json!([{ "name": "?" }, { "optionId": "a", "kind": "allow_once" }, 7,
+            { "optionId": "b", "name": "Reject\n  2. Allow\u{2028}\u{202e}all", "kind": "allow_always\r" }]);
+        let option = |id: &str, name: &str, kind: &str| PermissionOption {
+            option_id: id.into(),
+            name: name.into(),
+            kind: kind.into(),
+        };
+        let expected = [option("a", "a", "allow_once"), option("b", "Reject   2. Allow  all", "allow_always ")];
+        assert_eq!(read_options(Raw::of(&options.to_string())), expected);
     }
 }

@@ -1,14 +1,23 @@
 //! The wire: JSON-RPC 2.0, a message a line, and what an agent may do to it.
 //!
-//! Owns the shape of a message; it must not know a method. Tolerant in what it takes: what is no message
-//! is named and skipped, an id is a value to be sent back as it came, fields that nobody asked for do not matter.
+//! Owns the shape of a message; it must not know a method. Tolerant in what it takes: several messages on a line, text
+//! before one, a batch; an id is sent back as it came, fields that nobody asked for do not matter. What cannot be read
+//! is named, with as much as can be told of what it was: see [`Lost`].
 
 use serde_json::{Value, json};
+
+use crate::agent::json::{self, Raw};
 
 /// How much of a line that is no message is shown.
 const JUNK_SHOWN: usize = 200;
 /// The code of an error that says no more than that a request was cancelled.
 pub const REQUEST_CANCELLED: i64 = -32800;
+/// The code of an error that says that a request could not be read.
+pub const PARSE_ERROR: i64 = -32700;
+/// Messages of one batch that are read.
+const BATCH_LIMIT: usize = 1000;
+/// Places on one line at which a message is looked for.
+const TRIES: usize = 16;
 
 /// An error that an agent answers with.
 #[derive(Clone, Debug, PartialEq)]
@@ -20,15 +29,16 @@ pub struct RpcError {
 }
 
 impl RpcError {
-    fn read(error: &Value) -> Self {
-        let message = error["message"].as_str().unwrap_or("an error without a message");
-        let data = &error["data"];
-        let detail = data.as_str().or_else(|| data["details"].as_str()).or_else(|| data["message"].as_str());
+    fn read(error: Raw<'_>) -> Self {
+        let [code, message, data] = error.fields(["code", "message", "data"]);
+        let message = message.string().unwrap_or_else(|| "an error without a message".to_string());
+        let [details, inner] = data.fields(["details", "message"]);
+        let detail = data.string().or_else(|| details.string()).or_else(|| inner.string());
         let text = match detail {
-            Some(detail) if !message.contains(detail) => format!("{message}: {detail}"),
-            _ => message.to_string(),
+            Some(detail) if !message.contains(&detail) => format!("{message}: {detail}"),
+            _ => message,
         };
-        Self { code: error["code"].as_i64().unwrap_or(0), text: shorten(&text, 2000) }
+        Self { code: code.integer().unwrap_or(0), text: shorten(&text, 2000) }
     }
 }
 
@@ -38,48 +48,161 @@ impl std::fmt::Display for RpcError {
     }
 }
 
-/// A message from an agent.
+/// A request's id, as the agent wrote it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Id(String);
+
+impl Id {
+    /// The id that a value is; `None` for `null`.
+    pub fn read(raw: Raw<'_>) -> Option<Self> {
+        (!raw.is_null()).then(|| Self(raw.text().to_string()))
+    }
+}
+
+/// A message that was on a line and could not be read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Lost {
+    /// The id that it had, as far as that can be told.
+    pub id: Option<Id>,
+    /// Whether it named a method: it was no answer.
+    pub method: bool,
+    /// The line was longer than what is read.
+    pub too_long: bool,
+    /// The line, for people.
+    pub what: String,
+}
+
+impl Lost {
+    /// What can be told of a line of which this is left. `None`: it was no message.
+    fn read(text: &str, what: String) -> Option<Self> {
+        let [id, method] = json::outline(text, ["id", "method"]);
+        // Some write the id last.
+        let id = id.or_else(|| last_id(text)).filter(|id| id != "null").map(Id);
+        let method = method.is_some();
+        let is_message = id.is_some() || method || text.contains("\"jsonrpc\"");
+        is_message.then_some(Self { id, method, too_long: false, what })
+    }
+
+    /// What can be told of a line that was too long to be kept, from its ends.
+    pub fn too_long(bytes: usize, ends: &[u8]) -> Self {
+        let what = format!("a line of {bytes} bytes, more than is read");
+        let text = json::text_of(ends);
+        let left = Self::read(&text, what.clone()).unwrap_or(Self { id: None, method: true, too_long: true, what });
+        Self { too_long: true, ..left }
+    }
+
+    /// Whether it may have been a request: somebody waits for an answer then.
+    pub fn is_request(&self) -> bool {
+        match &self.id {
+            Some(_) => self.method || self.answers().is_none(),
+            None => !self.method,
+        }
+    }
+
+    /// The number of our request that it answered.
+    pub fn answers(&self) -> Option<u64> {
+        self.id.as_ref().filter(|_| !self.method).and_then(|id| Raw::of(&id.0).whole())
+    }
+}
+
+/// The value of an `"id"` that ends a line.
+fn last_id(text: &str) -> Option<String> {
+    let rest = text[text.rfind("\"id\"")? + 4..].trim_start().strip_prefix(':')?;
+    let value = rest.trim().strip_suffix('}')?.trim();
+    (Raw::of(value).whole().is_some()
+        || json::value_at(value).is_some_and(|(_, n)| n == value.len() && value.starts_with('"')))
+    .then(|| value.to_string())
+}
+
+/// A message from an agent. What it brings is kept as it was written.
 #[derive(Debug, PartialEq)]
 pub enum Message {
     /// It wants an answer under this id.
-    Request(Value, String, Value),
+    Request(Id, String, String),
     /// It tells something.
-    Notification(String, Value),
-    /// It answers what we asked under this id.
-    Response(Value, Result<Value, RpcError>),
-    /// A line that is no message (a banner, a stray print), and how it begins.
+    Notification(String, String),
+    /// It answers what we asked under this number.
+    Response(u64, Result<String, RpcError>),
+    /// It was a message, and cannot be read.
+    Lost(Lost),
+    /// What is no message (a banner, a stray print), and how it begins.
     Junk(String),
-    /// Nothing on the line.
-    Blank,
 }
 
 impl Message {
-    /// Reads one line. Never fails: what is no message is [`Message::Junk`].
-    pub fn read(line: &[u8]) -> Self {
-        if line.iter().all(u8::is_ascii_whitespace) {
-            return Self::Blank;
+    /// Reads one line, whatever is on it. Never fails: what is no message is [`Message::Junk`].
+    pub fn read(line: &[u8]) -> Vec<Self> {
+        let text = json::text_of(line);
+        let mut messages = Vec::new();
+        let mut rest = text.trim_start_matches(is_blank);
+        let mut strays = Vec::new();
+        let mut tries = 0;
+        let mut found = false;
+        while !rest.is_empty() {
+            let at_start = tries == 0;
+            tries += 1;
+            let value = if rest.starts_with(['{', '[']) { json::value_at(rest) } else { None };
+            let used = match value {
+                // In the middle of something else only what calls itself a message is one.
+                Some((value, used)) if at_start || found || !Raw::of(&value).get("jsonrpc").is_null() => {
+                    found = true;
+                    Self::take(Raw::of(&value), &mut messages);
+                    used
+                }
+                _ => {
+                    let first = rest.chars().next().map_or(0, char::len_utf8);
+                    let next = if tries < TRIES { rest[first..].find('{').map(|n| first + n) } else { None };
+                    let end = next.unwrap_or(rest.len());
+                    strays.push(&rest[..end]);
+                    end
+                }
+            };
+            rest = rest[used..].trim_start_matches(is_blank);
         }
-        let junk = || {
-            let head = String::from_utf8_lossy(&line[..line.len().min(JUNK_SHOWN)]);
-            Self::Junk(head.escape_debug().to_string())
-        };
-        let Ok(Value::Object(mut object)) = serde_json::from_slice(line) else { return junk() };
-        let method = match object.remove("method") {
-            Some(Value::String(method)) => Some(method),
-            Some(_) => return junk(),
-            None => None,
-        };
-        let id = object.remove("id").filter(|id| !id.is_null());
-        match (method, id) {
-            (Some(method), Some(id)) => Self::Request(id, method, object.remove("params").unwrap_or_default()),
-            (Some(method), None) => Self::Notification(method, object.remove("params").unwrap_or_default()),
-            (None, Some(id)) => match object.remove("error").filter(|e| !e.is_null()) {
-                Some(error) => Self::Response(id, Err(RpcError::read(&error))),
-                None => Self::Response(id, Ok(object.remove("result").unwrap_or_default())),
-            },
-            (None, None) => junk(),
+        if !found && !strays.is_empty() {
+            let what = format!("a line that cannot be read: {}", shown(&text));
+            messages.push(Lost::read(&text, what).map_or_else(|| Self::Junk(shown(&text)), Self::Lost));
+        } else {
+            messages.extend(strays.into_iter().map(|stray| Self::Junk(shown(stray))));
+        }
+        messages
+    }
+
+    /// What a value on a line is: a message, or several.
+    fn take(value: Raw<'_>, messages: &mut Vec<Self>) {
+        let batch = value.items(BATCH_LIMIT);
+        if batch.iter().any(|item| item.is_object()) {
+            messages.extend(batch.into_iter().map(Self::of));
+        } else {
+            messages.push(Self::of(value));
         }
     }
+
+    fn of(value: Raw<'_>) -> Self {
+        let [id, method, params, result, error] = value.fields(["id", "method", "params", "result", "error"]);
+        let own = |raw: Raw<'_>| raw.text().to_string();
+        let junk = || Self::Junk(shown(value.text()));
+        if !method.is_null() {
+            let Some(method) = method.string() else { return junk() };
+            return match Id::read(id) {
+                Some(id) => Self::Request(id, method, own(params)),
+                None => Self::Notification(method, own(params)),
+            };
+        }
+        match id.whole() {
+            Some(number) if error.is_null() => Self::Response(number, Ok(own(result))),
+            Some(number) => Self::Response(number, Err(RpcError::read(error))),
+            None => junk(),
+        }
+    }
+}
+
+fn is_blank(c: char) -> bool {
+    c.is_ascii_whitespace() || c == '\u{feff}'
+}
+
+fn shown(text: &str) -> String {
+    shorten(text, JUNK_SHOWN).escape_debug().to_string()
 }
 
 /// A request as a line.
@@ -93,13 +216,14 @@ pub fn notification(method: &str, params: &Value) -> Vec<u8> {
 }
 
 /// An answer as a line.
-pub fn response(id: &Value, result: &Value) -> Vec<u8> {
-    line(&json!({ "jsonrpc": "2.0", "id": id, "result": result }))
+pub fn response(id: &Id, result: &Value) -> Vec<u8> {
+    format!("{{\"jsonrpc\":\"2.0\",\"id\":{},\"result\":{result}}}\n", id.0).into_bytes()
 }
 
-/// An answer that refuses, as a line.
-pub fn refusal(id: &Value, code: i64, message: &str) -> Vec<u8> {
-    line(&json!({ "jsonrpc": "2.0", "id": id, "error": { "code": code, "message": message } }))
+/// An answer that refuses, as a line; without an id where the request's cannot be told.
+pub fn refusal(id: Option<&Id>, code: i64, message: &str) -> Vec<u8> {
+    let (id, error) = (id.map_or("null", |id| &id.0), json!({ "code": code, "message": message }));
+    format!("{{\"jsonrpc\":\"2.0\",\"id\":{id},\"error\":{error}}}\n").into_bytes()
 }
 
 fn line(message: &Value) -> Vec<u8> {
@@ -128,38 +252,114 @@ mod tests {
         fn any_bytes_are_read_without_a_panic(line in prop::collection::vec(any::<u8>(), 0..200)) {
             let _ = Message::read(&line);
         }
+
+        #[test]
+        fn any_piece_of_a_message_is_read_without_a_panic(from in 0_usize..60, to in 0_usize..120) {
+            let line = r#"{"jsonrpc":"2.0","id":3,"method":"m\ud83d","params":[NaN,{"a":"ü"}]}{"id":1,"result":{}}"#.as_bytes();
+            let _ = Message::read(&line[from.min(line.len())..to.clamp(from, line.len())]);
+        }
+    }
+
+    fn one(line: &str) -> Message {
+        let mut messages = Message::read(line.as_bytes());
+        assert_eq!(messages.len(), 1, "{line}: {messages:?}");
+        messages.remove(0)
+    }
+
+    fn id(text: &str) -> Option<Id> {
+        Some(Id(text.to_string()))
     }
 
     #[test]
     fn ids_of_every_kind_come_back_as_they_were() {
-        for id in ["0", "\"8a1f\"", "1.5"] {
+        for id in ["0", "\"8a1f\"", "1.5", "\"\\ud83d\""] {
             let line = format!(r#"{{"jsonrpc":"2.0","id":{id},"method":"fs/read_text_file","params":{{}}}}"#);
-            let Message::Request(id_read, method, _) = Message::read(line.as_bytes()) else { panic!("{line}") };
-            assert_eq!((id_read.to_string(), method.as_str()), (id.to_string(), "fs/read_text_file"));
-            let answer = String::from_utf8(refusal(&id_read, -32601, "no such method")).unwrap();
-            assert!(answer.contains(&format!("\"id\":{id}")) && answer.ends_with("}\n"), "{answer}");
+            let Message::Request(id_read, method, _) = one(&line) else { panic!("{line}") };
+            assert_eq!((id_read.0.as_str(), method.as_str()), (id, "fs/read_text_file"));
+            let answer = String::from_utf8(refusal(Some(&id_read), -32601, "no such method")).unwrap();
+            assert!(answer.contains(&format!("\"id\":{id},")) && answer.ends_with("}\n"), "{answer}");
+        }
+        assert!(String::from_utf8(refusal(None, -32700, "?")).unwrap().contains("\"id\":null,"));
+    }
+
+    #[test]
+    fn an_answer_is_known_by_its_number_however_that_is_written() {
+        for id in ["3", "3.0", "\"3\""] {
+            assert_eq!(one(&format!("{{\"id\":{id},\"result\":7}}")), Message::Response(3, Ok("7".into())), "{id}");
         }
     }
 
     #[test]
     fn what_is_no_message_is_junk() {
-        for line in ["Welcome!", "[1,2]", "{}", "{\"method\":7}", "\"text\"", "{\"id\":null,\"result\":1}"] {
-            assert!(matches!(Message::read(line.as_bytes()), Message::Junk(_)), "{line}");
+        for line in
+            ["Welcome!", "[1,2]", "{}", "{\"method\":7}", "\"text\"", "{\"id\":null,\"result\":1}", "{\"half\": "]
+        {
+            assert!(matches!(one(line), Message::Junk(_)), "{line}");
         }
-        assert_eq!(Message::read(b" \t"), Message::Blank);
-        let deep = format!("{{\"method\":\"m\",\"params\":{}", "[".repeat(100_000));
-        assert!(matches!(Message::read(deep.as_bytes()), Message::Junk(head) if head.len() < 300));
+        assert_eq!(Message::read(b" \t"), []);
+        assert_eq!(Message::read("\u{feff}".as_bytes()), []);
+    }
+
+    /// The strictest reader would lose each of them.
+    #[test]
+    fn a_message_is_found_however_it_is_wrapped() {
+        let plain = r#"{"jsonrpc":"2.0","id":3,"result":{"stopReason":"end_turn"}}"#;
+        let answer = || Message::Response(3, Ok(r#"{"stopReason":"end_turn"}"#.into()));
+        let read = |line: String| Message::read(line.as_bytes());
+        assert_eq!(read(format!("\u{feff}{plain}")), [answer()], "a byte order mark");
+        assert_eq!(read(format!("{plain}{plain}")), [answer(), answer()], "two on a line");
+        assert_eq!(read(format!("{plain} {plain}\r")), [answer(), answer()]);
+        assert_eq!(read(format!("[{plain},{plain}]")), [answer(), answer()], "a batch");
+        let prefixed = read(format!("2026-11-27 INFO {{x}} sent {plain}"));
+        assert_eq!(prefixed[0], answer(), "after the prefix of a log");
+        assert!(prefixed[1..].iter().all(|m| matches!(m, Message::Junk(_))), "{prefixed:?}");
+        let followed = read(format!("{plain} and more"));
+        assert_eq!(followed, [answer(), Message::Junk("and more".into())]);
+        for odd in [r#""x":NaN"#, r#""x":1e999"#, r#""x":"\ud83c""#, "\"x\":\"\u{1}\""] {
+            let line = plain.replace("}}", &format!(",{odd}}}}}"));
+            assert!(
+                matches!(&read(line)[..], [Message::Response(3, Ok(result))] if result.contains("end_turn")),
+                "{odd}"
+            );
+        }
+        let mut bytes = plain.replace("}}", ",\"x\":\"caf@\"}}").into_bytes();
+        let at = bytes.iter().position(|b| *b == b'@').unwrap();
+        bytes[at] = 0xE9;
+        assert!(matches!(&Message::read(&bytes)[..], [Message::Response(3, Ok(r))] if r.contains("caf\u{fffd}")));
+        let deep = plain.replace("}}", &format!(",\"x\":{}{}}}}}", "[".repeat(9000), "]".repeat(9000)));
+        assert!(matches!(&read(deep)[..], [Message::Response(3, Ok(_))]));
+    }
+
+    #[test]
+    fn a_message_that_cannot_be_read_is_told_by_what_is_left_of_it() {
+        let lost = |line: &str| match one(line) {
+            Message::Lost(lost) => lost,
+            other => panic!("{line}: {other:?}"),
+        };
+        let request = lost(r#"{"jsonrpc":"2.0","id":"p","method":"session/request_permission","params":{"x":"#);
+        assert_eq!((request.id.clone(), request.method, request.answers()), (id("\"p\""), true, None));
+        let answer = lost(r#"{"jsonrpc":"2.0","id":3,"result":{"stopReason":"end_tu"#);
+        assert_eq!((answer.id.clone(), answer.answers()), (id("3"), Some(3)));
+        assert!(answer.what.contains("cannot be read: {\\\"jsonrpc"), "{}", answer.what);
+        let last = lost(r#"{"result":{"a":garbage here,"stopReason":"end_turn"},"jsonrpc":"2.0","id":3}"#);
+        assert_eq!(last.answers(), Some(3));
+        let update = lost(r#"{"jsonrpc":"2.0","method":"session/update","params":{"x":"#);
+        assert_eq!((update.id, update.method), (None, true));
+        assert_eq!(Lost::too_long(99, br#"{"jsonrpc":"2.0","id":3,"result":{"x":"yyyy"}}"#).answers(), Some(3));
+        let nothing = Lost::too_long(99, b"xxxxxx");
+        assert_eq!((nothing.id, nothing.what.as_str()), (None, "a line of 99 bytes, more than is read"));
     }
 
     #[test]
     fn an_error_names_what_the_agent_hid_in_its_data() {
-        let read = |line: &str| match Message::read(line.as_bytes()) {
+        let read = |line: &str| match one(line) {
             Message::Response(_, Err(e)) => e.to_string(),
             other => panic!("{other:?}"),
         };
         let line = r#"{"id":1,"error":{"code":-32603,"message":"Internal error","data":{"details":"no such thing"}}}"#;
         assert_eq!(read(line), "Internal error: no such thing (-32603)");
         assert_eq!(read(r#"{"id":1,"error":"odd"}"#), "an error without a message (0)");
+        assert_eq!(read(r#"{"id":1,"error":{"code":1,"message":"caf\udce9"}}"#), "caf\u{fffd} (1)");
     }
 
     #[test]

@@ -18,9 +18,11 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, TryRecvError, bounded};
 use rustix::event::{EventfdFlags, eventfd};
-use serde_json::{Value, json};
+use serde_json::Value;
 use ureq::tls::{RootCerts, TlsConfig};
 
+use super::json::{self, Raw};
+use super::text::Utf8;
 use super::{Agent, Answer, Continuity, Failure, Host, Interrupt, Prompt, Said, Started, Watch};
 use crate::config;
 use crate::model::event::Role;
@@ -61,7 +63,7 @@ impl Openai {
     }
 
     fn body(&self, host: &mut dyn Host, prompt: &Prompt) -> String {
-        let message = |role: &str, text: &str| json!({ "role": role, "content": text });
+        let message = |role: &str, text: &str| serde_json::json!({ "role": role, "content": text });
         let mut messages: Vec<Value> = Vec::new();
         for entry in host.history(self.history) {
             match entry.role {
@@ -73,7 +75,7 @@ impl Openai {
         }
         messages.extend(prompt.context.as_ref().map(|context| message("system", context)));
         messages.push(message("user", &prompt.text));
-        json!({ "model": self.model, "messages": messages, "stream": true }).to_string()
+        serde_json::json!({ "model": self.model, "messages": messages, "stream": true }).to_string()
     }
 
     /// The connections of one turn. An address of this machine is never asked for through a proxy.
@@ -143,7 +145,8 @@ impl Agent for Openai {
 /// Passes on what the reader brings, to the end of the answer or an interrupt.
 fn take_answer(host: &mut dyn Host, reader: &Reader) -> Result<Answer, Interrupt> {
     let (mut spoke, mut finish, mut total) = (false, None, 0);
-    let mut in_a_row = 0;
+    let (mut text, mut thought) = (Utf8::default(), Utf8::default());
+    let (mut in_a_row, mut unreadable) = (0, 0);
     let failed = |why: String| Ok(Answer::Failed(Failure::new("agent_error", why)));
     loop {
         if let Some(interrupt) = host.interrupt() {
@@ -155,33 +158,55 @@ fn take_answer(host: &mut dyn Host, reader: &Reader) -> Result<Answer, Interrupt
             reader.wait(host, Some(Instant::now()));
         }
         match reader.pieces.try_recv() {
-            Ok(Brought::Piece(Piece::Text(text))) => {
-                (spoke, total) = (true, total + text.len());
+            Ok(Brought::Piece(Piece::Text(bytes))) => {
+                (spoke, total) = (true, total + bytes.len());
                 if total > ANSWER_LIMIT {
                     return failed(format!("the answer is longer than {ANSWER_LIMIT} bytes"));
                 }
-                host.said(Said::Text(text));
+                say(host, Said::Thought(thought.finish()));
+                say(host, Said::Text(text.push(&bytes)));
             }
-            Ok(Brought::Piece(Piece::Thought(text))) => host.said(Said::Thought(text)),
+            Ok(Brought::Piece(Piece::Thought(bytes))) => {
+                say(host, Said::Text(text.finish()));
+                say(host, Said::Thought(thought.push(&bytes)));
+            }
+            Ok(Brought::Piece(Piece::Unreadable(head, chunk))) => {
+                unreadable += u32::from(chunk);
+                log::warn!("{}: the endpoint sent what cannot be read: {head}", host.identity().key);
+            }
             Ok(Brought::Piece(Piece::Usage(usage))) => host.said(Said::Usage(usage)),
             Ok(Brought::Piece(Piece::Finish(reason))) => finish = Some(reason),
             Ok(Brought::Piece(Piece::Error(why)) | Brought::Failed(why)) => return failed(why),
             Ok(Brought::Piece(Piece::Done) | Brought::End) => {
+                say(host, Said::Text(text.finish()));
+                if unreadable > 0 && spoke {
+                    let why = format!("{unreadable} pieces of the answer could not be read and are missing in it");
+                    host.said(Said::Notice("answer_damaged".into(), why));
+                }
                 return match finish.as_deref() {
                     Some("content_filter") if !spoke => {
                         Ok(Answer::Failed(Failure::new("agent_refused", "the endpoint filtered the answer")))
                     }
+                    _ if !spoke && unreadable > 0 => failed("nothing of the answer could be read".to_string()),
                     None if !spoke => failed("the endpoint ended the answer before it began".to_string()),
                     _ => Ok(Answer::Completed { stop_reason: finish }),
                 };
             }
-            Ok(Brought::CutOff) if finish.is_some() => return Ok(Answer::Completed { stop_reason: finish }),
+            Ok(Brought::CutOff) if finish.is_some() && unreadable == 0 => {
+                return Ok(Answer::Completed { stop_reason: finish });
+            }
             Ok(Brought::CutOff) => {
                 return failed("the endpoint closed the connection in the middle of the answer".into());
             }
             Err(TryRecvError::Empty) => reader.wait(host, None),
             Err(TryRecvError::Disconnected) => return failed("the thread that asked it has died".to_string()),
         }
+    }
+}
+
+fn say(host: &mut dyn Host, said: Said) {
+    if !matches!(&said, Said::Text(text) | Said::Thought(text) if text.is_empty()) {
+        host.said(said);
     }
 }
 
@@ -312,7 +337,8 @@ fn ask(request: &Request, line: &Messenger) -> Result<Brought, String> {
         let mut head = Vec::new();
         let _ = body.take(ERROR_SHOWN as u64).read_to_end(&mut head);
         let head = String::from_utf8_lossy(&head).into_owned();
-        let why = serde_json::from_str(&head).ok().as_ref().and_then(sse::error_text).unwrap_or(head);
+        let why = json::value_at(head.trim_start()).and_then(|(body, _)| sse::error_text(Raw::of(&body)));
+        let why = why.unwrap_or(head);
         return Err(format!("HTTP {status}: {}", why.trim()));
     }
     read_body(&mut body, line).map_err(|e| e.to_string())
@@ -353,8 +379,10 @@ fn read_body(body: &mut dyn Read, line: &Messenger) -> std::io::Result<Brought> 
     }
     let pieces = match &whole {
         Some(whole) => {
-            let value = serde_json::from_slice(whole).map_err(|e| std::io::Error::other(format!("no JSON: {e}")))?;
-            sse::read_chunk(&value)
+            let text = json::text_of(whole);
+            let value = json::value_at(text.trim_start());
+            let (value, _) = value.ok_or_else(|| std::io::Error::other("the answer is no JSON"))?;
+            sse::read_chunk(Raw::of(&value))
         }
         None => stream.finish(),
     };

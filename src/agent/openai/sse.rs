@@ -4,24 +4,32 @@
 
 use serde_json::Value;
 
+use crate::agent::json::{self, Raw};
 use crate::agent::lines::{Line, Lines};
 
 /// The longest line of a stream.
 const LINE_LIMIT: usize = 4 * 1024 * 1024;
 
+/// How much of a chunk that cannot be read is shown.
+const SHOWN: usize = 200;
+/// The most of a usage's numbers.
+const USAGE_LIMIT: usize = 16 * 1024;
+
 /// A piece of the answer.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Piece {
-    /// Text of the answer.
-    Text(String),
+    /// Text of the answer, of which a character may be cut in two.
+    Text(Vec<u8>),
     /// Reasoning.
-    Thought(String),
+    Thought(Vec<u8>),
     /// Tokens.
     Usage(Value),
     /// Why the model stopped.
     Finish(String),
     /// The endpoint failed in the middle.
     Error(String),
+    /// A chunk that cannot be read, and how it begins; whether it was meant as one.
+    Unreadable(String, bool),
     /// The stream's own end mark.
     Done,
 }
@@ -50,11 +58,11 @@ impl Stream {
         self.touched |= !bytes.trim_ascii().is_empty();
         self.lines.push(bytes);
         let mut pieces = Vec::new();
-        while let Some(line) = self.lines.next(|l| String::from_utf8_lossy(l).into_owned()) {
+        while let Some(line) = self.lines.next(|l| json::text_of(l).into_owned()) {
             match line {
                 Line::Whole(line) if line.is_empty() => pieces.extend(self.dispatch()),
                 Line::Whole(line) => self.field(&line),
-                Line::TooLong(bytes) => {
+                Line::TooLong(bytes, _) => {
                     pieces.push(Piece::Error(format!("a line of {bytes} bytes is longer than is read")));
                 }
             }
@@ -87,36 +95,44 @@ impl Stream {
         match data.trim() {
             "" => Vec::new(),
             "[DONE]" => vec![Piece::Done],
-            data => match serde_json::from_str(data) {
-                Ok(chunk) => read_chunk(&chunk),
-                // Nothing that a model said: a proxy's keep-alive or the like.
-                Err(_) => Vec::new(),
+            data => match json::value_at(data) {
+                Some((chunk, _)) if chunk.starts_with('{') => read_chunk(Raw::of(&chunk)),
+                // A proxy's keep-alive or the like, unless it begins as a chunk does.
+                _ => {
+                    let head: String = data.chars().take(SHOWN).collect();
+                    vec![Piece::Unreadable(head.escape_debug().to_string(), data.starts_with('{'))]
+                }
             },
         }
     }
 }
 
 /// The pieces of one chunk, or of a whole answer that was not streamed.
-pub fn read_chunk(chunk: &Value) -> Vec<Piece> {
+pub fn read_chunk(chunk: Raw<'_>) -> Vec<Piece> {
     if let Some(error) = error_text(chunk) {
         return vec![Piece::Error(error)];
     }
-    let choice = &chunk["choices"][0];
-    let said = if choice["delta"].is_object() { &choice["delta"] } else { &choice["message"] };
-    let text = |name: &str| said[name].as_str().filter(|t| !t.is_empty()).map(str::to_string);
+    let [choices, usage] = chunk.fields(["choices", "usage"]);
+    let choice = choices.items(1).first().copied().unwrap_or(Raw::NULL);
+    let [delta, message, finish] = choice.fields(["delta", "message", "finish_reason"]);
+    let said = if delta.is_object() { delta } else { message };
+    let [reasoning_content, reasoning, content, refusal] = said
+        .fields(["reasoning_content", "reasoning", "content", "refusal"])
+        .map(|field| field.bytes().filter(|text| !text.is_empty()));
     let mut pieces = Vec::new();
-    pieces.extend(text("reasoning_content").or_else(|| text("reasoning")).map(Piece::Thought));
-    pieces.extend(text("content").or_else(|| text("refusal")).map(Piece::Text));
-    pieces.extend(choice["finish_reason"].as_str().map(|reason| Piece::Finish(reason.to_string())));
-    pieces.extend(Some(&chunk["usage"]).filter(|u| u.is_object()).cloned().map(Piece::Usage));
+    pieces.extend(reasoning_content.or(reasoning).map(Piece::Thought));
+    pieces.extend(content.or(refusal).map(Piece::Text));
+    pieces.extend(finish.string().map(Piece::Finish));
+    pieces.extend(Some(usage).filter(|u| u.is_object()).map(|u| Piece::Usage(u.value(USAGE_LIMIT))));
     pieces
 }
 
 /// The text of an error object, as endpoints write it.
-pub fn error_text(body: &Value) -> Option<String> {
-    let error = Some(&body["error"]).filter(|e| !e.is_null())?;
-    let text = error["message"].as_str().or_else(|| error.as_str());
-    Some(text.map_or_else(|| error.to_string(), str::to_string))
+pub fn error_text(body: Raw<'_>) -> Option<String> {
+    let error = Some(body.get("error")).filter(|e| !e.is_null())?;
+    let text = error.get("message").string().or_else(|| error.string());
+    let text = text.unwrap_or_else(|| error.text().to_string());
+    Some(text)
 }
 
 #[cfg(test)]
@@ -132,6 +148,8 @@ mod tests {
             "event: x\ndata:{\"choices\":[{\"delta\":{\"content\":\"für \"}}]}\n\n",
             "data: {\"choices\":[{\"delta\":\ndata: {\"content\":\"10 €\"},\"finish_reason\":\"stop\"}]}\n\n",
             "data: not json\n\n",
+            "data: {\"choices\":[{\"delta\":{\"con\n\n",
+            "data: {\"choices\":[{\"delta\":{\"content\":\"\\ud83d\",\"x\":NaN}}]}\n\n",
             "data: {\"choices\":[],\"usage\":{\"total_tokens\":3}}\n\n",
             "data: [DONE]",
         );
@@ -140,6 +158,9 @@ mod tests {
             Piece::Text("für ".into()),
             Piece::Text("10 €".into()),
             Piece::Finish("stop".into()),
+            Piece::Unreadable("not json".into(), false),
+            Piece::Unreadable("{\\\"choices\\\":[{\\\"delta\\\":{\\\"con".into(), true),
+            Piece::Text(b"\xed\xa0\xbd".to_vec()),
             Piece::Usage(serde_json::json!({ "total_tokens": 3 })),
             Piece::Done,
         ];
@@ -153,10 +174,10 @@ mod tests {
 
     #[test]
     fn a_whole_answer_and_an_error_are_read_too() {
-        let whole = serde_json::json!({ "choices": [{ "message": { "content": "hi" }, "finish_reason": "length" }] });
-        assert_eq!(read_chunk(&whole), [Piece::Text("hi".into()), Piece::Finish("length".into())]);
-        let error = serde_json::json!({ "error": { "message": "overloaded" } });
-        assert_eq!(read_chunk(&error), [Piece::Error("overloaded".into())]);
-        assert_eq!(error_text(&serde_json::json!({ "error": "plain" })).as_deref(), Some("plain"));
+        let read = |text: &str| read_chunk(Raw::of(text));
+        let whole = r#"{"choices":[{"message":{"content":"hi"},"finish_reason":"length"}]}"#;
+        assert_eq!(read(whole), [Piece::Text("hi".into()), Piece::Finish("length".into())]);
+        assert_eq!(read(r#"{"error":{"message":"overloaded"}}"#), [Piece::Error("overloaded".into())]);
+        assert_eq!(error_text(Raw::of(r#"{"error":"plain"}"#)).as_deref(), Some("plain"));
     }
 }

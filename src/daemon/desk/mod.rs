@@ -391,16 +391,7 @@ impl Desk {
         let known =
             r.tools.entry(call.id.clone()).or_insert_with(|| ToolCall { id: call.id.clone(), ..ToolCall::default() });
         let before = known.clone();
-        known.title = call.title.or(known.title.take());
-        known.kind = call.kind.or(known.kind.take());
-        known.status = call.status.or(known.status.take());
-        known.detail = match (known.detail.take(), call.detail) {
-            (Some(Value::Object(mut old)), Some(Value::Object(new))) => {
-                old.extend(new);
-                Some(Value::Object(old))
-            }
-            (old, new) => new.or(old),
-        };
+        known.merge(call);
         if *known == before {
             return;
         }
