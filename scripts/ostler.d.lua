@@ -212,7 +212,8 @@ function SessionEvent:transcript(options) end
 ---@field tool string The tool call's id.
 ---@field title string? What it would do, for people.
 ---@field kind string? read, edit, delete, move, search, execute, think, fetch, other.
----@field input any What the tool is given.
+---@field input any What the tool is given. What is too long is { truncated = true, bytes =, head = }, here and below.
+---@field content any The agent's own words, and diffs: a list of tables, each with its type.
 ---@field locations ostler.Location[]? The files that it touches, as the agent says.
 ---@field options ostler.Option[]
 

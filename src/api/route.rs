@@ -132,6 +132,7 @@ fn answer(api: &Api, method: &str, parts: &[&str], request: &Request, query: &Qu
         ("POST", ["v1", "hooks", "fire"]) => hooks::fire(api, request),
         ("POST", ["v1", "hooks", "failed", id, "retry"]) => hooks::retry(api, &decode(id)?),
         ("DELETE", ["v1", "hooks", "failed", id]) => hooks::discard(api, &decode(id)?),
+        ("GET", ["v1", "permissions"]) => Ok(sessions::permissions(api)),
         ("GET", ["v1", "sessions"]) => sessions::list(api, query),
         ("GET", ["v1", "sessions", key]) => sessions::show(api, target(key)?),
         ("DELETE", ["v1", "sessions", key]) => sessions::delete(api, target(key)?, query),
@@ -167,7 +168,7 @@ pub fn unknown(head: &Head) -> Option<Response> {
 fn allowed(parts: &[&str]) -> Option<&'static str> {
     match parts {
         ["healthz" | "readyz" | "metrics"]
-        | ["v1", "status" | "reports" | "hooks" | "sessions"]
+        | ["v1", "status" | "reports" | "hooks" | "sessions" | "permissions"]
         | ["v1", "reports", _]
         | ["v1", "hooks", "failed"]
         | ["v1", "sessions", _, "transcript"] => Some("GET, HEAD"),

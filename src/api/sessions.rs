@@ -9,7 +9,7 @@ use crate::daemon::worker::working_dir;
 use crate::http::{Request, Response};
 use crate::model::event::Actor;
 use crate::model::session::key_fault;
-use crate::store::{Acted, Error, Refusal, SessionFilter, Target};
+use crate::store::{Acted, Error, Refusal, SessionFilter, SessionView, Target};
 
 type Answer = Result<Response, ApiError>;
 
@@ -31,15 +31,36 @@ pub fn list(api: &Api, query: &Query) -> Answer {
         return Err(ApiError::new(400, "invalid_key", format!("{key:?}: {fault}")));
     }
     let page = api.house.store.sessions(&SessionFilter { states, key, limit, before: query.number("cursor")? })?;
-    let sessions: Vec<_> = page.items.into_iter().map(|s| s.json).collect();
+    let sessions: Vec<_> = page.items.into_iter().map(|s| whole(api, s)).collect();
     Ok(Response::json(200, &json!({ "sessions": sessions, "next_cursor": page.next.map(|n| n.to_string()) })))
 }
 
 pub fn show(api: &Api, target: Target) -> Answer {
     match api.house.store.session(&target) {
-        Ok(view) => Ok(Response::json(200, &view.json)),
+        Ok(view) => Ok(Response::json(200, &whole(api, view))),
         Err(e) => Err(missing(api, &target, e)),
     }
+}
+
+/// A session with what only the registry knows: the permissions that its agent waits for.
+fn whole(api: &Api, view: SessionView) -> serde_json::Value {
+    let mut json = view.json;
+    json["permissions"] = json!(api.house.registry.permissions(view.sid));
+    json
+}
+
+/// All permissions that agents wait for.
+pub fn permissions(api: &Api) -> Response {
+    let mut all: Vec<serde_json::Value> = Vec::new();
+    for (key, session_id, shown) in api.house.registry.all_permissions() {
+        let mut one = json!({ "key": key, "session_id": session_id });
+        for (name, value) in shown.as_object().into_iter().flatten() {
+            one[name] = value.clone();
+        }
+        all.push(one);
+    }
+    all.sort_by(|a, b| a["since"].as_str().cmp(&b["since"].as_str()));
+    Response::json(200, &json!({ "permissions": all }))
 }
 
 /// A key that has no current session: whoever asks is told of the suspended one that stands there.
@@ -131,7 +152,7 @@ pub fn delete(api: &Api, target: Target, query: &Query) -> Answer {
             }
         }
     }
-    Ok(Response::json(200, &view.json))
+    Ok(Response::json(200, &whole(api, view)))
 }
 
 pub fn permission(api: &Api, target: Target, request: &Request) -> Answer {

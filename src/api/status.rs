@@ -45,7 +45,7 @@ pub fn status(api: &Api) -> Answer {
             "sessions": {
                 "live": numbers.live, "running": counts.running, "idle": idle,
                 "queued": counts.queued, "waiting": numbers.waiting, "parked": counts.parked, "suspended": counts.suspended,
-                "resume_pending": counts.resume_pending,
+                "resume_pending": counts.resume_pending, "waiting_permission": house.registry.asking(),
             },
             "hooks": {
                 "pending": journal.pending, "delivered": tally.delivered, "failed": journal.failed,

@@ -81,6 +81,7 @@ fn fields(event: HookEvent, now: clock::Millis) -> Value {
             "continues": cut, "outcome": "completed", "duration_ms": 1200, "text": "a sample answer" }),
         HookEvent::Permission => json!({ "key": key, "session_id": session, "turn_id": turn, "request_id": "sample",
             "tool": "sample-call", "title": "Run a sample", "kind": "execute", "input": { "command": "true" },
+            "content": [{ "type": "content", "content": { "type": "text", "text": "why" } }],
             "locations": [{ "path": "/tmp/sample", "line": 1 }], "options": [
                 { "option_id": "once", "name": "Allow once", "kind": "allow_once" },
                 { "option_id": "no", "name": "Reject", "kind": "reject_once" } ] }),

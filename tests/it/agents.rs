@@ -65,6 +65,59 @@ fn a_permission_by_the_api() {
     assert_eq!(d.stop(), 0);
 }
 
+/// Whoever decides sees what is asked for: in the event, in the session, in listings and in one list of all; until it is
+/// settled.
+#[test]
+fn a_permission_is_shown() {
+    let mut d = Daemon::new().config(&fake(&[], "")).start();
+    let mut events = d.events("local:a");
+    let edit = r#"line {"jsonrpc":"2.0","method":"session/update","params":{"sessionId":"@S@","update":{"sessionUpdate":"tool_call","toolCallId":"t","title":"List the files","kind":"execute","rawInput":{"command":"rm -rf /important"},"content":[{"type":"diff","path":"/a","oldText":"x","newText":"y"}],"locations":[{"path":"/important"}]}}}"#;
+    let ask = r#"line {"jsonrpc":"2.0","id":7,"method":"session/request_permission","params":{"sessionId":"@S@","toolCall":{"toolCallId":"t"},"options":[{"optionId":"y","name":"Yes\n  2. No","kind":"allow_always"}]}}; await 7"#;
+    let turn = d.post("local:a", &format!("{edit}; {ask}"));
+    let asked = events.until("permission");
+    let open = d.show("local:a")["permissions"][0].clone();
+    for shown in [&asked.data, &open] {
+        assert_eq!((&shown["title"], &shown["kind"]), (&json!("List the files"), &json!("execute")), "{shown}");
+        assert_eq!(shown["input"], json!({ "command": "rm -rf /important" }), "{shown}");
+        assert_eq!(shown["content"][0]["newText"], "y", "{shown}");
+        assert_eq!(shown["locations"], json!([{ "path": "/important" }]), "{shown}");
+        assert_eq!(shown["options"], json!([{ "option_id": "y", "name": "Yes   2. No", "kind": "allow_always" }]));
+        assert_eq!((&shown["turn_id"], &shown["tool_call_id"]), (&turn["turn_id"], &json!("t")));
+    }
+    assert!(open["since"].as_str().is_some(), "{open}");
+    let listed = d.get("/v1/sessions");
+    assert_eq!(listed["sessions"][0]["permissions"], json!([open]));
+    let all = d.get("/v1/permissions");
+    let one = &all["permissions"][0];
+    assert_eq!((&one["key"], &one["request_id"]), (&json!("local:a"), &open["request_id"]), "{all}");
+    assert_eq!(one["session_id"], d.show("local:a")["id"]);
+    assert_eq!(d.status()["sessions"]["waiting_permission"], 1);
+    let answer = json!({ "request_id": open["request_id"], "option_id": "y" });
+    let after = d.client().post(&session_path("local:a", "/permission"), Some(&answer)).unwrap();
+    assert_eq!(after["permissions"], json!([]));
+    assert_eq!(events.end_of(&turn).0, "completed");
+    assert_eq!(d.get("/v1/permissions"), json!({ "permissions": [] }));
+    assert_eq!(d.status()["sessions"]["waiting_permission"], 0);
+    assert_eq!(d.stop(), 0);
+}
+
+/// What cannot be shown is not asked: it is denied, and told by whom.
+#[test]
+fn a_permission_that_is_too_long_to_be_shown() {
+    let mut d = Daemon::new().config(&fake(&[], "")).start();
+    let option = |n: usize| format!(r#"{{"optionId":"y{n}","name":"{}","kind":"reject_once"}}"#, "x".repeat(1000));
+    let options: Vec<String> = (0..64).map(option).collect();
+    let ask = format!(
+        r#"line {{"jsonrpc":"2.0","id":7,"method":"session/request_permission","params":{{"sessionId":"@S@","toolCall":{{"toolCallId":"t"}},"options":[{}]}}}}; await 7"#,
+        options.join(",")
+    );
+    let turn = d.turn("local:a", &ask);
+    assert_eq!(turn.text(), "answer: selected y0");
+    let resolved = turn.of("permission").last().unwrap();
+    assert_eq!((resolved.text("state"), resolved.text("by")), ("resolved", "limit"));
+    assert_eq!(d.stop(), 0);
+}
+
 /// A permission by a hook.
 #[test]
 fn a_permission_by_a_hook() {

@@ -280,7 +280,8 @@ fn bounded_content(content: Raw<'_>) -> Value {
     if items.len() > CONTENT_ITEMS {
         kept.push(json!({ "type": "more", "truncated": true }));
     }
-    kept.into()
+    let kept = Value::from(kept);
+    if kept.to_string().len() <= FIELD_LIMIT { kept } else { content.value(FIELD_LIMIT) }
 }
 
 fn read_plan(entries: Raw<'_>) -> Value {

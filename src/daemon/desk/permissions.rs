@@ -1,19 +1,31 @@
 //! Permissions that an agent asks for: shown to hooks, then to the client, settled once, and told.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use serde_json::{Value, json};
 
 use super::{Desk, Open, hook_event};
 use crate::agent::{PermissionOption, PermissionOutcome, PermissionRequest};
+use crate::clock;
 use crate::daemon::registry::{Answered, Asked};
 use crate::hooks::Verdict;
 use crate::model::event::{EventKind, HookEvent};
 use crate::store::Item;
 
+/// The most that is shown of one permission. What is asked with more is not asked.
+const SHOWN: usize = 64 << 10;
+
 impl Desk {
     /// Hands a permission request to hooks or to the client.
     pub(super) fn ask(&mut self, request: PermissionRequest) {
+        if shown(&request, None).to_string().len() > SHOWN {
+            log::warn!(key = self.identity.key; "permission denied: it is too long to be shown ({SHOWN} bytes)");
+            let outcome = deny(&request.options);
+            self.settled.push((request.request_id.clone(), outcome.clone()));
+            self.tell_outcome(&request, &outcome, "limit");
+            return;
+        }
         let now = Instant::now();
         let until = self.agent.permission_timeout.map(|t| now + t);
         let hooked = self.house.hooked(HookEvent::Permission);
@@ -24,13 +36,13 @@ impl Desk {
             self.open_to_client(&request);
             return;
         }
-        let detail = |name: &str| request.tool.detail.as_ref().map_or(Value::Null, |d| d[name].clone());
-        let options: Vec<Value> = request.options.iter().map(option_json).collect();
-        let fields = json!({
-            "session_id": self.identity.session_id, "turn_id": self.running.as_ref().map(|r| &r.turn_id),
-            "request_id": request.request_id, "tool": request.tool.id, "title": request.tool.title, "kind": request.tool.kind,
-            "input": detail("rawInput"), "locations": detail("locations"), "options": options,
-        });
+        let mut fields = shown(&request, self.running.as_ref().map(|r| r.turn_id.as_str()));
+        fields["session_id"] = self.identity.session_id.as_str().into();
+        // Its older name for scripts.
+        fields["tool"] = fields["tool_call_id"].take();
+        if let Some(fields) = fields.as_object_mut() {
+            fields.remove("tool_call_id");
+        }
         let upto = self.house.store.newest_entry(self.sid).unwrap_or(0);
         let stood = (self.identity.session_id.clone(), upto);
         let event = hook_event(HookEvent::Permission, &self.identity.key, fields, Some(stood));
@@ -39,14 +51,19 @@ impl Desk {
     }
 
     fn open_to_client(&mut self, request: &PermissionRequest) {
+        let mut data = shown(request, self.running.as_ref().map(|r| r.turn_id.as_str()));
+        let mut open = data.clone();
+        open["since"] = clock::rfc3339(clock::now()).into();
         self.house.registry.open_permission(
             self.sid,
-            Asked { request_id: request.request_id.clone(), options: request.options.clone() },
+            Asked {
+                request_id: request.request_id.clone(),
+                options: request.options.clone(),
+                session_id: self.identity.session_id.clone(),
+                shown: Arc::new(open),
+            },
         );
-        let data = json!({
-            "request_id": request.request_id, "state": "open", "options": request.options.iter().map(option_json).collect::<Vec<_>>(),
-            "tool_call_id": request.tool.id, "title": request.tool.title, "kind": request.tool.kind,
-        });
+        data["state"] = "open".into();
         self.push(Item::Event(EventKind::Permission, data), true);
     }
 
@@ -124,6 +141,16 @@ impl Desk {
         });
         self.push(Item::Event(EventKind::Permission, data), true);
     }
+}
+
+/// What whoever decides is shown: what the agent wants to do, whole or marked where it is cut.
+fn shown(request: &PermissionRequest, turn_id: Option<&str>) -> Value {
+    let detail = |name: &str| request.tool.detail.as_ref().map_or(Value::Null, |d| d[name].clone());
+    json!({
+        "request_id": request.request_id, "turn_id": turn_id, "tool_call_id": request.tool.id, "title": request.tool.title,
+        "kind": request.tool.kind, "input": detail("rawInput"), "content": detail("content"),
+        "locations": detail("locations"), "options": request.options.iter().map(option_json).collect::<Vec<_>>(),
+    })
 }
 
 fn option_json(o: &PermissionOption) -> Value {

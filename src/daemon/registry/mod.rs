@@ -82,6 +82,10 @@ pub struct Asked {
     pub request_id: String,
     /// What the agent offers.
     pub options: Vec<PermissionOption>,
+    /// The session that asks.
+    pub session_id: String,
+    /// What whoever may answer is shown.
+    pub shown: Arc<serde_json::Value>,
 }
 
 struct Entry {
@@ -432,6 +436,26 @@ impl Registry {
         if let Some(entry) = self.lock().live.get_mut(&sid) {
             entry.permissions.push(asked);
         }
+    }
+
+    /// What is open of a session, oldest first.
+    pub fn permissions(&self, sid: i64) -> Vec<Arc<serde_json::Value>> {
+        let inner = self.lock();
+        inner.live.get(&sid).into_iter().flat_map(|e| e.permissions.iter().map(|p| p.shown.clone())).collect()
+    }
+
+    /// What is open of all sessions: key, session and what is shown.
+    pub fn all_permissions(&self) -> Vec<(String, String, Arc<serde_json::Value>)> {
+        let inner = self.lock();
+        let of = |e: &Entry| -> Vec<_> {
+            e.permissions.iter().map(|p| (e.key.clone(), p.session_id.clone(), p.shown.clone())).collect()
+        };
+        inner.live.values().flat_map(of).collect()
+    }
+
+    /// How many sessions wait for a permission.
+    pub fn asking(&self) -> usize {
+        self.lock().live.values().filter(|e| !e.permissions.is_empty()).count()
     }
 
     /// Settles an open permission, first come first served.
