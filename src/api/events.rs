@@ -11,7 +11,7 @@ use super::{Api, ApiError};
 use crate::clock;
 use crate::daemon::house::House;
 use crate::daemon::hub::{Delivering, Listening, News};
-use crate::http::{Request, Responder, sse};
+use crate::http::{Hangup, Request, Responder, sse};
 use crate::store::{EventRow, Target};
 
 /// A comment that keeps the connection known to be alive.
@@ -117,6 +117,9 @@ impl Feed {
         if over {
             return stream.finish();
         }
+        // The moment the client is gone its place is free; what cannot be watched is found out by the next ping.
+        let alarm = self.listening.alarm();
+        let _watch = stream.watch(Arc::new(move |hangup| alarm(hangup == Hangup::Gone)));
         let mut closed = false;
         loop {
             // Everything that is durable, then previews, then wait.
@@ -142,10 +145,14 @@ impl Feed {
             let ping_at = Instant::now() + PING;
             let news = self.listening.wait(self.after, ping_at);
             closed = news.closed;
+            if news.gone {
+                return Err(io::ErrorKind::BrokenPipe.into());
+            }
+            let doubt = news.doubt;
             if self.take_in(news, &only, &mut buf, &mut delivering) {
                 return stream.finish_with(&buf);
             }
-            if buf.is_empty() && self.after >= self.missed && Instant::now() >= ping_at {
+            if buf.is_empty() && self.after >= self.missed && (doubt || Instant::now() >= ping_at) {
                 sse::ping(&mut buf);
             }
             stream.write(&buf)?;

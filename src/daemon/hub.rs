@@ -31,6 +31,10 @@ pub struct News {
     pub deltas: Vec<Arc<str>>,
     /// The daemon is leaving: no more will come.
     pub closed: bool,
+    /// Whoever is told seems to be gone: to be looked after by telling it something.
+    pub doubt: bool,
+    /// Whoever is told is gone.
+    pub gone: bool,
 }
 
 #[derive(Debug, Default)]
@@ -42,6 +46,15 @@ struct State {
     asleep: bool,
     deltas: VecDeque<Arc<str>>,
     closed: bool,
+    doubt: bool,
+    gone: bool,
+}
+
+impl State {
+    fn is_silent(&self, seen: i64) -> bool {
+        let told = self.closed || self.doubt || self.gone;
+        self.missed <= seen && self.rows.is_empty() && self.deltas.is_empty() && !told
+    }
 }
 
 /// One listener.
@@ -61,7 +74,7 @@ impl Listener {
     /// Waits until something is newer than `seen`, a preview is there, or the instant passes.
     pub fn wait(&self, seen: i64, until: Instant) -> News {
         let mut state = self.lock();
-        while state.missed <= seen && state.rows.is_empty() && state.deltas.is_empty() && !state.closed {
+        while state.is_silent(seen) {
             let left = until.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 break;
@@ -76,6 +89,8 @@ impl Listener {
             rows: std::mem::take(&mut state.rows),
             deltas: state.deltas.drain(..).collect(),
             closed: state.closed,
+            doubt: std::mem::take(&mut state.doubt),
+            gone: state.gone,
         }
     }
 
@@ -263,6 +278,15 @@ impl Drop for Delivering {
     }
 }
 
+impl Listening {
+    /// Wakes the listener when whoever it tells is gone (`true`), or seems to be.
+    #[must_use]
+    pub fn alarm(&self) -> Arc<dyn Fn(bool) + Send + Sync> {
+        let listener = self.listener.clone();
+        Arc::new(move |gone| listener.tell(|s| if gone { s.gone = true } else { s.doubt = true }))
+    }
+}
+
 /// A listener's place; leaving it ends the listening.
 #[derive(Debug)]
 pub struct Listening {
@@ -369,6 +393,21 @@ mod tests {
         assert!(nudged.is_empty() && hub.delivering() == 1);
         drop(last);
         assert!(nudged.try_recv().is_ok() && hub.delivering() == 0);
+    }
+
+    #[test]
+    fn whoever_is_gone_is_not_waited_for() {
+        let hub = Arc::new(Hub::default());
+        let a = hub.listen(None, false);
+        let alarm = a.alarm();
+        alarm(false);
+        let news = a.wait(0, Instant::now() + Duration::from_secs(9));
+        assert!(news.doubt && !news.gone);
+        assert!(!a.wait(0, Instant::now()).doubt, "it is told once");
+        let other = std::thread::spawn(move || alarm(true));
+        assert!(a.wait(0, Instant::now() + Duration::from_secs(9)).gone);
+        other.join().expect("told");
+        assert!(a.wait(0, Instant::now()).gone, "and stays so");
     }
 
     #[test]

@@ -216,7 +216,10 @@ fn run(
     thread::spawn_own("delivery", thread::IO_STACK, move || delivery::run(courier, me, &delivery_inbox))
         .map_err(internal)?;
     let service = Arc::new(api::Api::new(house.clone(), token, delivery.clone(), &opened.listeners));
-    let limits = Limits { stack: 512 * 1024, ..Limits::default() };
+    let most = Limits::default().max_connections;
+    // Clients leave the other half of the threads to sessions, which run what was accepted.
+    let max_connections = most.min(thread::limit() / 2);
+    let limits = Limits { stack: 512 * 1024, max_connections, ..Limits::default() };
     let server = Arc::new(Server::start(opened.listeners, limits, service.clone()).map_err(internal)?);
     service.enter(&server);
     let _fed = notify::watchdog(requests, store);

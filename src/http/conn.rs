@@ -119,7 +119,7 @@ enum Next {
 
 /// Serves a connection to its end.
 pub(super) fn serve(shared: &Arc<Shared>, conn: &Arc<Conn>) {
-    let Ok(peer) = conn.socket.prepare(conn.listener) else { return };
+    let peer = &conn.peer;
     let mut out = Exchange::new(Arc::clone(shared), Arc::clone(conn));
     let mut input = Input::new(&conn.socket);
     let mut first = true;
@@ -128,13 +128,13 @@ pub(super) fn serve(shared: &Arc<Shared>, conn: &Arc<Conn>) {
         let next = match next_head(shared, &mut input, first) {
             Ok(Some((head, framing))) => {
                 conn.now_busy();
-                answer(shared, &mut input, &mut out, &peer, head, framing)
+                answer(shared, &mut input, &mut out, conn, head, framing)
             }
             Ok(None) => Next::Close { unread: false },
             Err(trouble) => {
                 out.begin_unread();
                 conn.now_busy();
-                fail(shared, &mut out, &peer, trouble)
+                fail(shared, &mut out, peer, trouble)
             }
         };
         match next {
@@ -209,14 +209,15 @@ fn answer(
     shared: &Arc<Shared>,
     input: &mut Input<'_>,
     out: &mut Exchange,
-    peer: &Peer,
+    conn: &Conn,
     head: Head,
     framing: Framing,
 ) -> Next {
+    let peer = &conn.peer;
     shared.counters.requests.add();
     out.begin(&head, framing);
     // Nothing that the closure touches is used after a panic, but for `out`, whose `sent` is set before each write.
-    let result = catch_unwind(AssertUnwindSafe(|| handle(shared, input, out, peer, head, framing)));
+    let result = catch_unwind(AssertUnwindSafe(|| handle(shared, input, out, conn, head, framing)));
     match result {
         Ok(Ok(handled)) => match (out.sent(), handled) {
             (Sent::Nothing, _) => {
@@ -248,16 +249,17 @@ fn handle(
     shared: &Arc<Shared>,
     input: &mut Input<'_>,
     out: &mut Exchange,
-    peer: &Peer,
+    conn: &Conn,
     head: Head,
     framing: Framing,
 ) -> Result<Handled, Trouble> {
-    let handler = &shared.handler;
+    let (handler, peer) = (&shared.handler, &conn.peer);
     if let Some(response) = handler.gate(&head, peer) {
         out.close_after();
         out.send(&response).map_err(Trouble::Handler)?;
         return Ok(Handled::Gated { unread: framing.body != BodyKind::Length(0) });
     }
+    shared.now_known(conn);
     let cap = handler.body_limit(&head);
     body::check(framing.body, cap)?;
     // A client that has begun to send does not wait for leave.

@@ -10,6 +10,8 @@
 //!
 //! ```text
 //! server.rs   Server, accept threads, the register of connections, drain
+//! places.rs   how many connections there may be, and whose
+//! attendant.rs  one thread that watches waiting streams' clients, and those that were turned away
 //! conn.rs     the loop of one connection
 //! head.rs     request line and header fields, and what they say about the body
 //! body.rs     Content-Length and chunked bodies
@@ -24,9 +26,11 @@ use std::net::{SocketAddr, TcpListener};
 use std::os::unix::net::UnixListener;
 use std::time::Duration;
 
+mod attendant;
 mod body;
 mod conn;
 mod head;
+mod places;
 mod respond;
 mod server;
 mod socket;
@@ -34,6 +38,7 @@ pub mod sse;
 #[cfg(test)]
 mod tests;
 
+pub use attendant::{Alarm, Hangup, Watch};
 pub use head::Head;
 pub use respond::{Responder, Response, Stream};
 pub use server::{Server, Stats};
@@ -90,6 +95,11 @@ pub struct Limits {
     pub linger: Duration,
     /// The most connections at once; beyond it a client gets 503 with `Retry-After` and is closed.
     pub max_connections: usize,
+    /// Of these, places for root and the server's own user on unix sockets, and nobody else; a quarter at most.
+    pub kept: usize,
+    /// On each listener, the most connections of others that have not had a request let in yet ([`Handler::gate`]); half of
+    /// those at most.
+    pub unknown: usize,
     /// Bytes of stack of a connection's thread.
     pub stack: usize,
 }
@@ -106,6 +116,8 @@ impl Default for Limits {
             write_timeout: Duration::from_secs(10),
             linger: Duration::from_secs(2),
             max_connections: 4096,
+            kept: 64,
+            unknown: 256,
             stack: 512 * 1024,
         }
     }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use super::head::{Framing, Head};
 use super::server::{Conn, Shared};
-use super::{Handler, Refusal};
+use super::{Alarm, Handler, Refusal, Watch};
 
 /// An answer with its whole body.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -341,11 +341,14 @@ impl Stream<'_> {
         Ok(())
     }
 
-    /// Whether the client has hung up, or has said that it will send no more, which from here looks the same. Never
-    /// waits. While the server drains it may also be the server that cut the connection.
-    #[must_use]
-    pub fn is_closed(&self) -> bool {
-        self.out.conn.socket.is_hung_up()
+    /// Has whoever waits for something to say told the moment that the client hangs up, for as long as what is returned is
+    /// kept. It may be told at once, on this thread or on another. While the server drains it may also be the server that
+    /// cut the connection.
+    ///
+    /// # Errors
+    /// The system cannot watch one more.
+    pub fn watch(&self, alarm: Alarm) -> io::Result<Watch> {
+        self.out.shared.attendant.watch(&self.out.conn, alarm)
     }
 }
 

@@ -19,8 +19,10 @@ use std::time::{Duration, Instant};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use rustix::io::Errno;
 
+use super::attendant::Attendant;
+use super::places::{Kind, Places};
 use super::socket::Socket;
-use super::{Handler, Limits, Listener, Refusal, conn, respond};
+use super::{Handler, Limits, Listener, Peer, Refusal, conn, respond};
 use crate::thread;
 
 /// How long an accept thread that finds no descriptor or memory waits for a connection to end before it tries again.
@@ -72,7 +74,11 @@ pub struct Stats {
 pub(super) struct Conn {
     pub(super) socket: Socket,
     /// Which listener it came to.
-    pub(super) listener: usize,
+    listener: usize,
+    pub(super) peer: Peer,
+    pub(super) kind: Kind,
+    /// A request of it was let in; written under the register's lock.
+    known: AtomicBool,
     /// A request's head is complete, and its answer is not.
     busy: AtomicBool,
 }
@@ -87,8 +93,8 @@ impl Conn {
 struct Register {
     conns: HashMap<u64, Arc<Conn>>,
     next: u64,
-    /// Connections whose thread has not given up the descriptor: those in `conns`, and those just leaving.
-    live: usize,
+    /// Of connections whose thread has not given up the descriptor: those in `conns`, and those just leaving.
+    places: Places,
     stopping: bool,
 }
 
@@ -103,6 +109,7 @@ pub(super) struct Shared {
     draining: AtomicBool,
     /// The last client was turned away.
     full: AtomicBool,
+    pub(super) attendant: Attendant,
     /// Readable for ever once the server stops accepting.
     wake: OwnedFd,
 }
@@ -125,28 +132,38 @@ impl Shared {
         }
     }
 
-    /// Enters a connection, unless there are too many.
-    fn enter(self: &Arc<Self>, conn: &Arc<Conn>) -> Option<Entry> {
-        let mut register = self.register();
-        if register.live >= self.limits.max_connections {
-            return None;
+    /// A request of a connection was let in.
+    pub(super) fn now_known(&self, conn: &Conn) {
+        if !conn.known.load(Ordering::Relaxed) {
+            let mut register = self.register();
+            if !conn.known.swap(true, Ordering::Relaxed) {
+                register.places.known(conn.kind, conn.listener);
+            }
         }
+    }
+
+    /// Enters a connection, unless there are too many.
+    fn enter(self: &Arc<Self>, conn: &Arc<Conn>) -> Result<Entry, String> {
+        let mut register = self.register();
+        register.places.enter(&self.limits, conn.kind, conn.listener)?;
         let id = register.next;
         register.next += 1;
-        register.live += 1;
         register.conns.insert(id, Arc::clone(conn));
-        Some(Entry { shared: Arc::clone(self), id, conn: Some(Arc::clone(conn)) })
+        Ok(Entry { shared: Arc::clone(self), id, conn: Some(Arc::clone(conn)) })
     }
 
     /// Turns a client away without a thread. Told once in the log until somebody is let in again.
-    fn turn_away(&self, conn: &Conn, why: String) {
+    fn turn_away(&self, conn: &Arc<Conn>, why: String) {
         self.counters.refused.add();
         if !self.full.swap(true, Ordering::Relaxed) {
             log::warn!("http: clients are turned away: {why}");
         }
         let response = respond::refusal(&*self.handler, &Refusal::new(503, why));
         match respond::last_words(&response) {
-            Ok(bytes) => conn.socket.dismiss(&bytes),
+            Ok(bytes) => {
+                conn.socket.dismiss(&bytes);
+                self.attendant.see_off(conn, self.limits.linger);
+            }
             Err(e) => log::warn!("http: refusal: {e}"),
         }
     }
@@ -154,9 +171,9 @@ impl Shared {
     /// Waits until a connection has ended, accepting stops, or a moment has passed.
     fn breathe(&self) {
         let register = self.register();
-        let live = register.live;
+        let live = register.places.live();
         // A timeout is as good as an event here: the accept thread tries again.
-        let _ = self.changed.wait_timeout_while(register, BREATH, |r| r.live >= live && !r.stopping);
+        let _ = self.changed.wait_timeout_while(register, BREATH, |r| r.places.live() >= live && !r.stopping);
     }
 }
 
@@ -181,8 +198,10 @@ impl Drop for Entry {
         let entered = self.shared.register().conns.remove(&self.id);
         // The descriptor goes first: whoever is woken may be waiting for one.
         drop(entered);
-        drop(self.conn.take());
-        self.shared.register().live -= 1;
+        let Some(conn) = self.conn.take() else { return };
+        let (kind, listener, known) = (conn.kind, conn.listener, conn.known.load(Ordering::Relaxed));
+        drop(conn);
+        self.shared.register().places.leave(kind, listener, known);
         self.shared.changed.notify_all();
     }
 }
@@ -207,6 +226,7 @@ impl Server {
             changed: Condvar::new(),
             draining: AtomicBool::new(false),
             full: AtomicBool::new(false),
+            attendant: Attendant::start()?,
             wake: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
         });
         let server = Self { shared, accepting: Mutex::default() };
@@ -231,7 +251,7 @@ impl Server {
     /// How many connections there are, idle ones and ones just ending too.
     #[must_use]
     pub fn connections(&self) -> usize {
-        self.shared.register().live
+        self.shared.register().places.live()
     }
 
     /// What has happened so far.
@@ -276,7 +296,7 @@ impl Server {
             }
         }
         let left = until.saturating_duration_since(Instant::now());
-        let waited = self.shared.changed.wait_timeout_while(self.shared.register(), left, |r| r.live > 0);
+        let waited = self.shared.changed.wait_timeout_while(self.shared.register(), left, |r| r.places.live() > 0);
         let (register, _) = waited.unwrap_or_else(PoisonError::into_inner);
         let rest: Vec<Arc<Conn>> = register.conns.values().cloned().collect();
         drop(register);
@@ -293,7 +313,7 @@ impl Server {
     pub(super) fn wait_for_connections(&self, n: usize) -> bool {
         let patience = Duration::from_secs(60);
         let begun = Instant::now();
-        let waited = self.shared.changed.wait_timeout_while(self.shared.register(), patience, |r| r.live != n);
+        let waited = self.shared.changed.wait_timeout_while(self.shared.register(), patience, |r| r.places.live() != n);
         !waited.unwrap_or_else(PoisonError::into_inner).1.timed_out() && begun.elapsed() < patience
     }
 }
@@ -368,9 +388,14 @@ fn concerns_one_client(e: &io::Error) -> bool {
 }
 
 fn admit(shared: &Arc<Shared>, socket: Socket, listener: usize) {
-    let conn = Arc::new(Conn { socket, listener, busy: AtomicBool::new(false) });
-    let Some(entry) = shared.enter(&conn) else {
-        return shared.turn_away(&conn, format!("{} connections are the most", shared.limits.max_connections));
+    // One that is gone already needs no place.
+    let Ok(peer) = socket.prepare(listener) else { return };
+    let kind = Kind::of(&peer, rustix::process::geteuid().as_raw());
+    let (known, busy) = (AtomicBool::new(false), AtomicBool::new(false));
+    let conn = Arc::new(Conn { socket, listener, peer, kind, known, busy });
+    let entry = match shared.enter(&conn) {
+        Ok(entry) => entry,
+        Err(why) => return shared.turn_away(&conn, why),
     };
     match thread::spawn("http", shared.limits.stack, move || entry.serve()) {
         Ok(_detached) => shared.full.store(false, Ordering::Relaxed),

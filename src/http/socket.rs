@@ -168,7 +168,7 @@ impl Socket {
         }
     }
 
-    /// Writes a short message to a client that will not be served, without ever waiting, and hangs up.
+    /// Writes a short message to a client that will not be served, without ever waiting, and says that no more comes.
     pub(super) fn dismiss(&self, bytes: &[u8]) {
         // A new connection has an empty buffer: it takes the message whole, or the client is gone.
         let _ = self.send(&[IoSlice::new(bytes)]);
@@ -176,11 +176,17 @@ impl Socket {
         self.discard_what_is_there();
     }
 
-    /// Whether the other side has hung up (or stopped sending, which a TCP peer cannot tell apart). Never waits.
-    pub(super) fn is_hung_up(&self) -> bool {
-        let mut fds = [PollFd::new(self, PollFlags::RDHUP)];
-        let gone = PollFlags::RDHUP | PollFlags::HUP | PollFlags::ERR;
-        matches!(poll(&mut fds, Some(&timespec(Duration::ZERO))), Ok(n) if n > 0 && fds[0].revents().intersects(gone))
+    /// Reads away what has arrived, without waiting; true if the other side has ended.
+    pub(super) fn discard_or_end(&self) -> bool {
+        let mut away = [0_u8; 4096];
+        for _ in 0..16 {
+            match rustix::net::recv(self, &mut away, rustix::net::RecvFlags::DONTWAIT) {
+                Ok((n, _)) if n > 0 => {}
+                Err(Errno::AGAIN | Errno::INTR) => return false,
+                _ => return true,
+            }
+        }
+        false
     }
 
     /// Ends one or both directions; a thread that waits in the socket wakes. One that is already over is no error.
@@ -232,6 +238,6 @@ pub(super) fn after(timeout: Duration) -> Instant {
 }
 
 /// A duration as the kernel takes it; one too long for it is as good as for ever.
-fn timespec(d: Duration) -> Timespec {
+pub(super) fn timespec(d: Duration) -> Timespec {
     Timespec { tv_sec: i64::try_from(d.as_secs()).unwrap_or(i64::MAX), tv_nsec: i64::from(d.subsec_nanos()) }
 }

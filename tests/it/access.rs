@@ -226,6 +226,110 @@ fn a_socket_is_for_its_group() {
     }
 }
 
+/// A daemon with places for few clients: half of the threads that it takes to be safe. `None`: not to be had here.
+fn small(config: &str) -> Option<Daemon> {
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("SKIPPED: without root a low limit of processes would count those of others too");
+        return None;
+    }
+    let mut d = Daemon::new().config(config);
+    // dash has one letter for it, bash another.
+    d.set_wrapper(&["sh", "-c", "ulimit -p 400 2>/dev/null || ulimit -u 400; exec \"$@\"", "sh"]);
+    let d = d.start();
+    d.wait_log("at most 320 threads");
+    Some(d)
+}
+
+/// Opens an event stream: the connection, and the status of its answer.
+fn open_stream<S: std::io::Read + std::io::Write>(mut stream: S, host: &str) -> (S, u16) {
+    // One that is turned away may find the door shut already.
+    let _ = write!(stream, "GET /v1/events HTTP/1.1\r\nHost: {host}\r\n\r\n");
+    let mut status = [0; 12];
+    stream.read_exact(&mut status).unwrap();
+    let status = std::str::from_utf8(&status[9..]).unwrap().parse().unwrap();
+    (stream, status)
+}
+
+fn tcp(port: u16) -> TcpStream {
+    let stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream
+}
+
+/// A client that leaves gives its place back at once, and not with the next ping: ten times as many streams as there are
+/// places, each opened and left, one after the other.
+#[test]
+fn streams_that_are_left_hold_no_place() {
+    let port = port();
+    let Some(d) = small(&format!("[http]\nlisten = \"127.0.0.1:{port}\"\n")) else { return };
+    let until = std::time::Instant::now() + 2 * PATIENCE;
+    let mut opened = 0;
+    while opened < 1600 {
+        assert!(std::time::Instant::now() < until, "{opened} streams, and no place comes free");
+        let status =
+            if opened % 2 == 0 { open_stream(d.raw(), "localhost").1 } else { open_stream(tcp(port), "localhost").1 };
+        match status {
+            200 => opened += 1,
+            // On a machine with much to do the last ones may not have been let go yet.
+            503 => {}
+            other => panic!("{other}"),
+        }
+    }
+    d.cli(&["status"]).ok();
+}
+
+/// Whoever comes by an address, and however many: root and the daemon's own user come in by the unix socket.
+#[test]
+fn nobody_keeps_an_operator_out() {
+    let port = port();
+    let Some(d) = small(&format!("[http]\nlisten = \"127.0.0.1:{port}\"\n")) else { return };
+    let mut streams = Vec::new();
+    loop {
+        let (stream, status) = open_stream(tcp(port), "localhost");
+        if status == 503 {
+            break;
+        }
+        assert_eq!(status, 200);
+        streams.push(stream);
+        assert!(streams.len() < 160, "they take all places");
+    }
+    assert_eq!(streams.len(), 105, "of 160 places 40 are kept, and an eighth of the rest is not for TCP");
+    d.cli(&["status"]).ok();
+    assert_eq!(d.send("local:a", "x"), "echo: x");
+    // All others are taken by the own user itself, who then is told so, also when he asks with a body.
+    let mut own = Vec::new();
+    loop {
+        let (stream, status) = open_stream(d.raw(), "localhost");
+        own.push(stream);
+        if status == 503 {
+            break;
+        }
+    }
+    let ran = d.cli(&["send", "a", &"y".repeat(100_000)]);
+    assert!(ran.code == 1 && ran.err.contains("connections are the most"), "{ran:?}");
+}
+
+/// Those that only connect and say nothing have few places, and keep out no one but each other.
+#[test]
+fn silent_clients_keep_nobody_out() {
+    let port = port();
+    let config = format!("[http]\nlisten = \"127.0.0.1:{port}\"\ntoken_file = \"@DIR@/token\"\n");
+    let d = Daemon::new();
+    std::fs::write(d.path("token"), "a-token-long-enough\n").unwrap();
+    let d = d.config(&config).start();
+    let url = format!("http://127.0.0.1:{port}");
+    let token = d.path("token");
+    d.cli(&["status", "--url", &url, "--token-file", token.to_str().unwrap()]).ok();
+    let silent: Vec<_> = (0..400).map(|_| tcp(port)).collect();
+    for _ in 0..5 {
+        d.cli(&["status"]).ok();
+    }
+    let metrics = d.raw_request(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+    let held = metrics.lines().find_map(|l| l.strip_prefix("ostler_connections ")).unwrap().parse::<u32>().unwrap();
+    assert!(held <= 256 + 4, "{held} connections that said nothing");
+    drop(silent);
+}
+
 /// A body is not waited for where nobody would read it.
 #[test]
 fn an_unknown_path_is_told_before_its_body() {

@@ -211,20 +211,78 @@ fn a_client_that_leaves_ends_its_stream() {
     assert!(matches!(kind, io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset), "{kind:?}");
 }
 
+/// Without a ping, and while nothing is written.
 #[test]
-fn a_stream_knows_whether_its_client_is_there() {
+fn a_stream_is_told_the_moment_its_client_is_gone() {
     let f = Fixture::new();
-    for (leaves, kind) in [(false, io::ErrorKind::Other), (true, io::ErrorKind::BrokenPipe)] {
-        let mut c = Some(f.unix());
-        c.as_mut().unwrap().send("GET /watch HTTP/1.1\r\nHost: h\r\n\r\n");
-        f.entered();
-        if leaves {
-            c = None;
-        }
-        f.leave.send(()).unwrap();
-        assert_eq!(f.ended.recv_timeout(PATIENCE), Ok(kind));
-        drop(c);
+    let mut unix = f.unix();
+    unix.send("GET /watch HTTP/1.1\r\nHost: h\r\n\r\n");
+    f.entered();
+    drop(unix);
+    assert_eq!(f.ended.recv_timeout(PATIENCE), Ok(io::ErrorKind::BrokenPipe));
+    // By an address the end of what a client sends looks the same at first.
+    let mut tcp = f.tcp();
+    tcp.send("GET /watch HTTP/1.1\r\nHost: h\r\n\r\n");
+    tcp.head();
+    f.entered();
+    drop(tcp);
+    f.entered();
+    assert_eq!(f.ended.recv_timeout(PATIENCE), Ok(io::ErrorKind::BrokenPipe));
+    assert!(f.server.wait_for_connections(0));
+    // One that only sends no more is told on.
+    let mut half = f.tcp();
+    half.send("GET /watch HTTP/1.1\r\nHost: h\r\n\r\n");
+    half.head();
+    f.entered();
+    half.stream.shutdown(std::net::Shutdown::Write).unwrap();
+    f.entered();
+    assert_eq!(half.line(), "c");
+    assert_eq!(half.line(), "still there?");
+    assert_eq!(f.server.connections(), 1);
+    // It is told when the server cuts it, too.
+    f.server.drain(std::time::Instant::now());
+    assert_eq!(f.ended.recv_timeout(PATIENCE), Ok(io::ErrorKind::BrokenPipe));
+}
+
+/// A client that is turned away reads why, although it sends its request all the same and only then looks.
+#[test]
+fn whoever_is_turned_away_reads_why() {
+    let f = Fixture::with(Limits { max_connections: 1, ..Limits::default() });
+    let mut first = f.unix();
+    assert_eq!(first.get("/a").status, 200);
+    for _ in 0..20 {
+        let mut c = f.unix();
+        // What it is told is there before it says a word.
+        rustix::event::poll(&mut [rustix::event::PollFd::new(&c.stream, rustix::event::PollFlags::IN)], None).unwrap();
+        c.send(format!("POST /a HTTP/1.1\r\nHost: h\r\nContent-Length: 100000\r\n\r\n{}", "x".repeat(100_000)));
+        assert_eq!(c.answer().status, 503);
+        c.assert_end();
     }
+}
+
+/// Those that say nothing have a few places among themselves, whoever else is let in.
+#[test]
+fn silent_clients_shut_nobody_out() {
+    let f = Fixture::with(Limits { max_connections: 40, unknown: 5, ..Limits::default() });
+    let silent: Vec<_> = (0..5).map(|_| f.tcp()).collect();
+    let mut more = f.tcp();
+    assert_eq!(more.answer().status, 503);
+    assert_eq!(f.unix().get("/a").status, 200);
+    drop(silent);
+    assert!(f.server.wait_for_connections(0));
+    // Once let in they do not count among these: what is kept for others is all that is left then.
+    let mut known: Vec<_> = (0..27)
+        .map(|_| {
+            let mut c = f.tcp();
+            assert_eq!(c.get("/a").status, 200);
+            c
+        })
+        .collect();
+    assert_eq!(f.tcp().answer().status, 503);
+    let mut own: Vec<_> = (0..13).map(|_| f.unix()).collect();
+    own.iter_mut().for_each(|c| assert_eq!(c.get("/a").status, 200));
+    assert_eq!(f.unix().answer().status, 503);
+    assert_eq!(known[0].get("/a").status, 200);
 }
 
 #[test]

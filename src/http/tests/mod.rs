@@ -18,7 +18,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use super::{Handler, Head, Limits, Listener, Peer, Request, Responder, Response, Server};
+use super::{Handler, Hangup, Head, Limits, Listener, Peer, Request, Responder, Response, Server};
 
 /// How long a test waits for what must come.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -71,12 +71,19 @@ impl Handler for Scripted {
                 Err(error)
             }
             "/watch" => {
-                let stream = out.stream(200, &[])?;
+                let mut stream = out.stream(200, &[])?;
+                let (seen, told) = channel();
+                let _watch = stream.watch(Arc::new(move |hangup| {
+                    let _ = seen.send(hangup);
+                }))?;
                 self.entered.lock().unwrap().send(()).unwrap();
-                self.leave.lock().unwrap().recv_timeout(PATIENCE).unwrap();
-                let kind = if stream.is_closed() { io::ErrorKind::BrokenPipe } else { io::ErrorKind::Other };
-                self.ended.lock().unwrap().send(kind).unwrap();
-                stream.finish()
+                while told.recv_timeout(PATIENCE).unwrap() == Hangup::Perhaps {
+                    self.entered.lock().unwrap().send(()).unwrap();
+                    // To one that is gone this brings the answer that it is.
+                    stream.write(b"still there?")?;
+                }
+                self.ended.lock().unwrap().send(io::ErrorKind::BrokenPipe).unwrap();
+                Err(io::ErrorKind::BrokenPipe.into())
             }
             "/panic" => panic!("on purpose"),
             "/panic-late" => {
