@@ -56,6 +56,9 @@ impl Home for Empty {
     fn timer_claim(&self, _: &str, _: Millis) -> Result<bool, String> {
         Ok(true)
     }
+    fn timer_restart(&self, _: &str, _: Millis) -> Result<(), String> {
+        Ok(())
+    }
     fn timer_last(&self, _: &str) -> Result<Option<Millis>, String> {
         Ok(None)
     }

@@ -462,6 +462,9 @@ function ostler.session(key) end
 ---Needs leave for "http".
 ostler.http = {}
 
+---A GET or HEAD follows redirects, without the headers where they lead to another host; any other method has the redirect
+---as its answer.
+
 ---@param request ostler.HttpRequest
 ---@return ostler.HttpAnswer? answer
 ---@return string? why

@@ -115,6 +115,10 @@ impl Home for Scripts {
         self.store.timer_claim(name.to_owned(), due).map_err(text)
     }
 
+    fn timer_restart(&self, name: &str, due: Millis) -> Result<(), String> {
+        self.store.timer_restart(name.to_owned(), due).map_err(text)
+    }
+
     fn timer_last(&self, name: &str) -> Result<Option<Millis>, String> {
         self.store.timer_last(name).map_err(text)
     }

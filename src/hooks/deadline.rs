@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use mlua::{HookTriggers, Lua, VmState};
 
 use super::lock;
+use crate::awake::Span;
 
 /// Instructions between two looks at the clock. Small, because one instruction may copy tens of megabytes.
 const STRIDE: u32 = 100;
@@ -24,7 +25,10 @@ const NEVER: u64 = u64::MAX;
 #[derive(Debug)]
 pub struct Deadline {
     base: Instant,
+    /// When to look whether the time is spent, in nanoseconds after the base.
     at: AtomicU64,
+    /// The time that the call was given, and how much of it the process was awake.
+    given: Mutex<Option<(Span, Duration)>>,
     flag: Mutex<Option<Arc<AtomicBool>>>,
     fired: AtomicBool,
     trace: Mutex<String>,
@@ -37,14 +41,16 @@ impl Deadline {
         Arc::new(Self {
             base: Instant::now(),
             at: AtomicU64::new(NEVER),
+            given: Mutex::new(None),
             flag: Mutex::new(None),
             fired: AtomicBool::new(false),
             trace: Mutex::new(String::new()),
         })
     }
 
-    /// From now on the instant counts; `None`: there is none.
+    /// From now on the instant counts, put off by what the process is paused until then; `None`: there is none.
     pub fn set(&self, until: Option<Instant>) {
+        *lock(&self.given) = until.map(|t| (Span::begin(), t.saturating_duration_since(Instant::now())));
         let nanos = until
             .map_or(NEVER, |t| u64::try_from(t.saturating_duration_since(self.base).as_nanos()).unwrap_or(NEVER - 1));
         self.at.store(nanos, Ordering::Relaxed);
@@ -58,18 +64,23 @@ impl Deadline {
     /// What is left; `None`: there is no deadline.
     #[must_use]
     pub fn left(&self) -> Option<Duration> {
-        match self.at.load(Ordering::Relaxed) {
-            NEVER => None,
-            at => Some((self.base + Duration::from_nanos(at)).saturating_duration_since(Instant::now())),
-        }
+        lock(&self.given).as_ref().map(|(span, given)| span.left(*given))
     }
 
     /// Whether the call must stop now.
     #[must_use]
     pub fn past(&self) -> bool {
         let at = self.at.load(Ordering::Relaxed);
-        (at != NEVER && self.base.elapsed().as_nanos() >= u128::from(at))
+        (at != NEVER && self.base.elapsed().as_nanos() >= u128::from(at) && self.is_spent())
             || lock(&self.flag).as_ref().is_some_and(|f| f.load(Ordering::Relaxed))
+    }
+
+    /// The instant is over: whether the call had its time. If the process was paused meanwhile, the instant is put off.
+    fn is_spent(&self) -> bool {
+        let Some(left) = self.left().filter(|left| !left.is_zero()) else { return true };
+        let nanos = (self.base.elapsed() + left).as_nanos();
+        self.at.store(u64::try_from(nanos).unwrap_or(NEVER - 1), Ordering::Relaxed);
+        false
     }
 
     /// Whether a call was stopped: its state must not be used again.

@@ -12,13 +12,30 @@ use std::time::{Duration, Instant};
 use super::lock;
 use super::scripts::{Plan, State};
 use super::task::{self, Failure, Shared, Step, Task};
+use crate::awake::Span;
 
 /// The call that runs.
 struct Running {
     task: Task,
     step: Step,
     began: Instant,
+    /// After so much time awake its thread is given up.
+    limit: Duration,
+    awake: Span,
     lost_at: Instant,
+}
+
+impl Running {
+    /// When the call will be given up, put off by what the process was paused.
+    fn lost_at(&mut self, now: Instant) -> Instant {
+        if self.lost_at <= now {
+            let left = self.awake.left(self.limit);
+            if !left.is_zero() {
+                self.lost_at = now + left;
+            }
+        }
+        self.lost_at
+    }
 }
 
 struct Inner {
@@ -102,15 +119,15 @@ impl Lane {
     }
 
     /// When the call that runs will be given up.
-    pub fn lost_at(&self) -> Option<Instant> {
-        lock(&self.inner).running.as_ref().map(|r| r.lost_at)
+    pub fn lost_at(&self, now: Instant) -> Option<Instant> {
+        lock(&self.inner).running.as_mut().map(|r| r.lost_at(now))
     }
 
     /// Gives the thread up if its call is overdue: the call is answered, the rest of its task goes on. Gives the
     /// generation of the thread that is to follow.
     pub fn give_up(&self, now: Instant, shared: &Shared) -> Option<u64> {
         let mut inner = lock(&self.inner);
-        let running = inner.running.take_if(|r| r.lost_at <= now)?;
+        let running = inner.running.take_if(|r| r.lost_at(now) <= now)?;
         inner.generation += 1;
         let generation = inner.generation;
         drop(inner);
@@ -177,7 +194,8 @@ impl Lane {
             let (event, now) = (next.event(), Instant::now());
             // A state that has to be made first takes its own time, not the call's.
             let making = if task::is_usable(state.as_ref()) { Duration::ZERO } else { plan.time_to_build() };
-            let lost_at = now + making + step.timeout() + shared.grace;
+            let limit = making + step.timeout() + shared.grace;
+            let lost_at = now + limit;
             {
                 let mut inner = lock(&self.inner);
                 if inner.stopping && !next.is_last() {
@@ -185,7 +203,8 @@ impl Lane {
                     next.not_called(plan, "the hooks are closing");
                     return true;
                 }
-                inner.running = Some(Running { task: next, step: step.clone(), began: now, lost_at });
+                let awake = Span::begin();
+                inner.running = Some(Running { task: next, step: step.clone(), began: now, limit, awake, lost_at });
             }
             begun(lost_at);
             let outcome = task::call(plan, state, &step, event.as_deref(), shared);

@@ -8,7 +8,8 @@
 //! Reading order: [`scripts`] reads the files and loads them, once a state; [`sandbox`] is a state with limits,
 //! [`deadline`] how a call in it is stopped, [`pattern`] what of Lua had to be rewritten for that; [`api`] is what
 //! scripts may call; [`pool`] owns the threads and their queues, [`lane`] one of them, [`verdict`] what is made of a
-//! handler's answer, [`stats`] what is counted and when a handler is skipped; [`timer`] runs `ostler.every`; [`check`](mod@check),
+//! handler's answer, [`stats`] what is counted and when a handler is skipped; [`timer`] runs `ostler.every`, and [`kick`]
+//! gets one of its runs out of a wait when the daemon stops; [`check`](mod@check),
 //! [`sample`] and [`trial`] serve the commands and the tests of scripts.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -23,6 +24,7 @@ pub mod api;
 pub mod check;
 pub mod deadline;
 mod globals;
+pub mod kick;
 mod lane;
 pub mod pattern;
 pub mod pool;
@@ -160,6 +162,13 @@ pub trait Home: Send + Sync {
     /// # Errors
     /// A text for the log.
     fn timer_claim(&self, name: &str, due: Millis) -> Result<bool, String>;
+
+    /// A timer's run on record lies in the future, for the clock was ahead when it was written: from now on this one
+    /// stands.
+    ///
+    /// # Errors
+    /// A text for the log.
+    fn timer_restart(&self, name: &str, due: Millis) -> Result<(), String>;
 
     /// The newest run of a timer that was claimed.
     ///

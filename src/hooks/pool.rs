@@ -1,7 +1,7 @@
 //! The hook threads: which lane an event goes to, who watches over calls that do not come back, and how all of it ends.
 //!
 //! `threads` lanes serve journalled and notifying events, chosen by key; one more serves the events that are waited
-//! for. A watch thread sleeps until the nearest call is overdue, a timer thread until the next timer is due; with no
+//! for, and one more the runs of timers, so that no event waits for one of those. A watch thread sleeps until the nearest call is overdue, a timer thread until the next timer is due; with no
 //! scripts there are no threads at all. Lock order: the watch before a lane; nothing else is held while another is
 //! taken.
 
@@ -13,6 +13,7 @@ use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError, RwLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use super::kick::Kick;
 use super::lane::{Full, Lane};
 use super::scripts::{Plan, Scripts};
 use super::stats::{HandlerInfo, Stats};
@@ -76,7 +77,7 @@ pub(crate) struct Pool {
     lost: AtomicUsize,
     off: AtomicBool,
     dropped: AtomicU64,
-    pub timers: timer::Bell,
+    pub timers: Arc<timer::Bell>,
 }
 
 #[derive(Default)]
@@ -118,7 +119,7 @@ impl Hooks {
 
     pub(crate) fn start_with(scripts: Scripts, home: Arc<dyn Home>, boot_id: &str, tuning: Tuning) -> io::Result<Self> {
         let stats = Stats::with_rest(tuning.rest);
-        let shared = Shared { home, boot_id: boot_id.to_owned(), stats, grace: tuning.grace };
+        let shared = Shared { home, boot_id: boot_id.to_owned(), stats, grace: tuning.grace, kick: Kick::new()? };
         let pool = Arc::new(Pool {
             shared,
             current: RwLock::new(Arc::clone(&scripts.plan)),
@@ -133,7 +134,7 @@ impl Hooks {
             lost: AtomicUsize::new(0),
             off: AtomicBool::new(false),
             dropped: AtomicU64::new(0),
-            timers: timer::Bell::default(),
+            timers: Arc::default(),
         });
         let hooks = Self { _guard: Arc::new(Guard(Arc::clone(&pool))), pool };
         hooks.swap(scripts)?;
@@ -177,7 +178,7 @@ impl Hooks {
         if !self.has(event.kind) {
             return done(Verdict::Pass(None));
         }
-        let lane = self.pool.lanes.get().and_then(|lanes| lanes.last()).cloned();
+        let lane = self.pool.asked().cloned();
         self.pool.put(lane, Task::Ask { event: Arc::new(event), left: None, answer: None, done: contained(done) });
     }
 
@@ -188,7 +189,7 @@ impl Hooks {
         let plan = self.pool.plan();
         let waited_for = plan.registered.handlers.iter().filter(|h| h.id.event.is_synchronous());
         let one: Duration = waited_for.map(|h| h.timeout + self.pool.tuning.grace + plan.time_to_build()).sum();
-        let before = self.pool.lanes.get().and_then(|lanes| lanes.last()).map_or(0, |lane| lane.load());
+        let before = self.pool.asked().map_or(0, |lane| lane.load());
         one.saturating_mul(u32::try_from(before).unwrap_or(u32::MAX).saturating_add(1))
     }
 
@@ -201,7 +202,8 @@ impl Hooks {
         let pool = &self.pool;
         let Scripts { plan, states } = scripts;
         if !states.is_empty() && pool.lanes.get().is_none() {
-            pool.make_lanes(states.len())?;
+            // A state for each but the timers', which makes one when the first of them runs.
+            pool.make_lanes(states.len() + 1)?;
         }
         let mut states = states.into_iter();
         for lane in pool.lanes() {
@@ -239,10 +241,20 @@ impl Hooks {
         self.pool.off.load(Ordering::Acquire)
     }
 
-    /// From now on nothing but `stopped` is called: what waits is answered (`NotCalled`), what runs goes on until its
-    /// timeout.
-    pub fn stop_calling(&self) {
+    /// From now on no run of a timer begins; one that runs goes on.
+    pub fn stop_timers(&self) {
         self.pool.timers.close();
+        let plan = self.pool.plan();
+        for task in self.pool.of_timers().map(|lane| lane.stop()).unwrap_or_default() {
+            task.not_called(&plan, "the daemon stops");
+        }
+    }
+
+    /// From now on nothing but `stopped` is called: what waits is answered (`NotCalled`), what runs goes on until its
+    /// timeout, but for the run of a timer, which ends now, whatever it waits for.
+    pub fn stop_calling(&self) {
+        self.stop_timers();
+        self.pool.shared.kick.kick();
         let plan = self.pool.plan();
         for lane in self.pool.lanes() {
             for task in lane.stop() {
@@ -289,13 +301,24 @@ impl Pool {
     /// The lane of a key; what has none goes to the first.
     fn lane_of(&self, key: Option<&str>) -> Option<Arc<Lane>> {
         let lanes = self.lanes.get()?;
-        let count = lanes.len().saturating_sub(1).max(1);
+        let count = lanes.len().saturating_sub(2).max(1);
         let nth = key.map_or(0, |key| {
             let mut hasher = DefaultHasher::new();
             key.hash(&mut hasher);
             usize::try_from(hasher.finish() % count as u64).unwrap_or(0)
         });
         lanes.get(nth).cloned()
+    }
+
+    /// The lane of the events that are waited for.
+    fn asked(&self) -> Option<&Arc<Lane>> {
+        let lanes = self.lanes.get()?;
+        lanes.get(lanes.len().checked_sub(2)?)
+    }
+
+    /// The lane of the timers.
+    fn of_timers(&self) -> Option<&Arc<Lane>> {
+        self.lanes.get()?.last()
     }
 
     /// Puts a task on a lane, or answers it at once.
@@ -310,7 +333,7 @@ impl Pool {
         } else {
             "too much waits, or they are closing"
         };
-        if matches!(task, Task::Notify { .. } | Task::Timer { .. }) {
+        if matches!(task, Task::Notify { .. } | Task::Timer(_)) {
             self.dropped.fetch_add(1, Ordering::Relaxed);
             if let Some(event) = task.event() {
                 log::error!(target: "hook", event = event.kind.as_str(), key = event.key.as_deref().unwrap_or("");
@@ -322,7 +345,7 @@ impl Pool {
 
     /// A run of a timer.
     pub fn run_timer(&self, name: &str, due: Millis) {
-        self.put(self.lane_of(Some(name)), Task::Timer { name: name.to_owned(), due });
+        self.put(self.of_timers().cloned(), Task::Timer(timer::Run::new(name, due, &self.timers)));
     }
 
     fn spawn(
@@ -401,13 +424,16 @@ impl Pool {
     fn watch(self: &Arc<Self>) {
         let mut watch = lock(&self.watch);
         // When closing it goes on as long as a call runs, so that whoever waits for its answer gets it.
-        while !(watch.closing && self.lanes().all(|l| l.lost_at().is_none())) {
+        loop {
             let now = Instant::now();
+            if watch.closing && self.lanes().all(|l| l.lost_at(now).is_none()) {
+                return;
+            }
             if watch.next.is_some_and(|next| next <= now) {
                 let lanes = self.lanes.get().map_or(&[][..], Vec::as_slice);
                 let overdue: Vec<usize> =
-                    (0..lanes.len()).filter(|nth| lanes[*nth].lost_at().is_some_and(|at| at <= now)).collect();
-                watch.next = lanes.iter().filter_map(|l| l.lost_at()).filter(|at| *at > now).min();
+                    (0..lanes.len()).filter(|nth| lanes[*nth].lost_at(now).is_some_and(|at| at <= now)).collect();
+                watch.next = lanes.iter().filter_map(|l| l.lost_at(now)).filter(|at| *at > now).min();
                 if !overdue.is_empty() {
                     // Answers are given without the lock: whoever gets them may ask again at once.
                     drop(watch);
@@ -454,6 +480,7 @@ impl Pool {
 
     fn begin_close(&self) {
         self.timers.close();
+        self.shared.kick.kick();
         let plan = self.plan();
         for lane in self.lanes() {
             for task in lane.close() {

@@ -50,7 +50,7 @@ impl std::fmt::Display for LoadError {
 impl std::error::Error for LoadError {}
 
 impl LoadError {
-    fn new(script: &Path, message: impl Into<String>) -> Self {
+    pub(crate) fn new(script: &Path, message: impl Into<String>) -> Self {
         Self { script: script.to_owned(), line: None, message: message.into() }
     }
 }

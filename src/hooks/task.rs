@@ -11,9 +11,11 @@ use mlua::Table;
 use serde_json::Value as Json;
 
 use super::api::{Call, json, logging, session};
+use super::kick::Kick;
 use super::sandbox::{Outcome, Sandbox, first_line, message};
 use super::scripts::{Handler, Plan, State, Timer};
 use super::stats::{Ended, Stats};
+use super::timer::Run;
 use super::verdict::{self, Opinion};
 use super::{Delivered, Event, HandlerId, Home, Verdict};
 use crate::clock::{Millis, rfc3339};
@@ -26,6 +28,8 @@ pub(crate) struct Shared {
     pub stats: Stats,
     /// Beyond a call's timeout, before its thread is given up.
     pub grace: Duration,
+    /// What ends the run of a timer.
+    pub kick: Arc<Kick>,
 }
 
 /// Something to do on a lane.
@@ -42,7 +46,7 @@ pub(crate) enum Task {
         done: Box<dyn FnOnce(Verdict) + Send>,
     },
     /// A run of a timer.
-    Timer { name: String, due: Millis },
+    Timer(Run),
 }
 
 /// One call of a task.
@@ -105,7 +109,7 @@ impl Task {
             Self::Notify { event, .. } | Self::Deliver { event, .. } | Self::Ask { event, .. } => {
                 Some(Arc::clone(event))
             }
-            Self::Timer { .. } => None,
+            Self::Timer(_) => None,
         }
     }
 
@@ -147,9 +151,10 @@ impl Task {
                 done(Verdict::Pass(answer));
                 None
             }
-            Self::Timer { name, due } => {
-                let timer = plan.registered.timers.iter().find(|t| t.name == name)?.clone();
-                Some((Self::Timer { name, due }, Step::Timer(timer, due)))
+            Self::Timer(run) => {
+                let timer = plan.registered.timers.iter().find(|t| t.name == run.name)?.clone();
+                let step = Step::Timer(timer, run.due);
+                Some((Self::Timer(run), step))
             }
         }
     }
@@ -206,7 +211,7 @@ impl Task {
                     }
                 }
             }
-            Self::Timer { .. } => None,
+            Self::Timer(_) => None,
         }
     }
 
@@ -266,8 +271,8 @@ impl Task {
                     None => Verdict::Pass(answer),
                 });
             }
-            Self::Timer { name, .. } => {
-                log::warn!(target: "hook", hook = name.as_str(); "timer {name} is not run: {why}")
+            Self::Timer(run) => {
+                log::warn!(target: "hook", hook = run.name.as_str(); "timer {} is not run: {why}", run.name);
             }
         }
     }
@@ -297,7 +302,11 @@ pub(crate) fn call(
     }
     let until = Instant::now() + step.timeout();
     let Some(state) = state.as_ref() else { return Err(failed("there is no Lua state".to_owned())) };
-    let _ = state.sandbox.context().home.set(Arc::clone(&shared.home));
+    let context = state.sandbox.context();
+    let _ = context.home.set(Arc::clone(&shared.home));
+    if matches!(step, Step::Timer(..)) && context.kick.set(Arc::clone(&shared.kick)).is_ok() {
+        context.deadline.stop_on(Some(shared.kick.flag()));
+    }
     let (function, argument) = match step {
         Step::Handler(h) => (state.handlers.get(&h.id), event),
         Step::Timer(t, due) => {
@@ -336,6 +345,9 @@ pub(crate) fn call(
             None => Ok(Opinion::None),
         },
         Outcome::Raised(text) => Err(failed(text)),
+        Outcome::Stopped(_) if context.kick.get().is_some_and(|kick| kick.is_kicked()) => {
+            Err(failed("cut off, for the daemon stops; this run is not repeated".to_owned()))
+        }
         Outcome::Stopped(trace) => Err(Failure {
             timed_out: true,
             text: format!("stopped after {:?}\n{trace}", step.timeout()).trim_end().to_owned(),

@@ -1,9 +1,8 @@
 //! The timer thread: asleep until the next `ostler.every` is due, by the wall clock.
 //!
-//! What was run last is the house's to know, so that a missed run comes once at the next boot and none comes twice. The
-//! run itself is claimed where it runs. It must not know lanes.
+//! What runs now is decided by [`Timers`]; what was run last is the house's to know, so that a missed run comes once at
+//! the next boot and none comes twice. The run itself is claimed where it runs. It must not know lanes.
 
-use std::collections::HashMap;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -11,9 +10,7 @@ use super::lock;
 use super::pool::Pool;
 use super::scripts::{Plan, Timer};
 use crate::clock::{self, Millis};
-
-/// The wall clock can be set while we sleep; no sleep is longer than this.
-const LONGEST_SLEEP: Millis = 3_600_000;
+use crate::model::every::{Look, Timers, nap};
 
 /// Wakes the timer thread.
 #[derive(Default)]
@@ -26,6 +23,8 @@ pub(crate) struct Bell {
 struct Rung {
     again: bool,
     closing: bool,
+    /// The timers whose run is over.
+    ended: Vec<String>,
 }
 
 impl Bell {
@@ -41,8 +40,17 @@ impl Bell {
         self.wake.notify_all();
     }
 
-    /// Sleeps until rung, closed, or the time is over (`None`: as long as it takes). False: closed.
-    fn sleep(&self, time: Option<Duration>) -> bool {
+    fn ended(&self, name: &str) {
+        let mut rung = lock(&self.rung);
+        rung.again = true;
+        rung.ended.push(name.to_owned());
+        drop(rung);
+        self.wake.notify_all();
+    }
+
+    /// Sleeps until rung, closed, or the time is over (`None`: as long as it takes). Gives the timers whose run is
+    /// over; `None`: closed.
+    fn sleep(&self, time: Option<Duration>) -> Option<Vec<String>> {
         let mut rung = lock(&self.rung);
         if !rung.again && !rung.closing {
             rung = match time {
@@ -51,40 +59,61 @@ impl Bell {
             };
         }
         rung.again = false;
-        !rung.closing
+        (!rung.closing).then(|| std::mem::take(&mut rung.ended))
+    }
+}
+
+/// A run that was handed out. However it goes, it is over when this is dropped.
+pub(crate) struct Run {
+    pub name: String,
+    pub due: Millis,
+    bell: Arc<Bell>,
+}
+
+impl Run {
+    pub fn new(name: &str, due: Millis, bell: &Arc<Bell>) -> Self {
+        Self { name: name.to_owned(), due, bell: Arc::clone(bell) }
+    }
+}
+
+impl Drop for Run {
+    fn drop(&mut self) {
+        self.bell.ended(&self.name);
     }
 }
 
 /// The life of the timer thread.
 pub(crate) fn run(pool: &Arc<Pool>) {
-    // The newest due time of each timer that was handed out, in this life or, by the house, in another.
-    let mut ran: HashMap<String, Millis> = HashMap::new();
+    let mut timers = Timers::default();
     loop {
         let plan = pool.plan();
-        let next = hand_out(pool, &plan, &mut ran);
-        let now = clock::now();
-        let sleep =
-            next.map(|due| Duration::from_millis(u64::try_from((due - now).clamp(0, LONGEST_SLEEP)).unwrap_or(0)));
-        if !pool.timers.sleep(sleep) {
-            return;
+        let next = hand_out(pool, &plan, &mut timers);
+        let Some(ended) = pool.timers.sleep(nap(next, clock::now())) else { return };
+        for name in ended {
+            timers.ended(&name);
         }
     }
 }
 
 /// Hands out what is due; gives when the next one is.
-fn hand_out(pool: &Pool, plan: &Plan, ran: &mut HashMap<String, Millis>) -> Option<Millis> {
+fn hand_out(pool: &Pool, plan: &Plan, timers: &mut Timers) -> Option<Millis> {
+    timers.keep(|name| plan.registered.timers.iter().any(|t| t.name == name));
     let mut next: Option<Millis> = None;
     for timer in &plan.registered.timers {
-        let newest = timer.schedule.last(clock::now());
-        let last = *ran.entry(timer.name.clone()).or_insert_with(|| last_run(pool, timer, newest));
-        if newest > last {
-            ran.insert(timer.name.clone(), newest);
-            pool.run_timer(&timer.name, newest);
+        let now = clock::now();
+        let (newest, due) = (timer.schedule.last(now), timer.schedule.next(now));
+        let mut look = timers.look(&timer.name, newest, due);
+        if look == Look::Unknown {
+            timers.learn(&timer.name, last_run(pool, timer, newest));
+            look = timers.look(&timer.name, newest, due);
         }
-        let due = timer.schedule.next(clock::now());
+        match look {
+            Look::Run(due) => pool.run_timer(&timer.name, due),
+            Look::Restart(from) => restart(pool, timer, from),
+            Look::Unknown | Look::Busy | Look::Rest => {}
+        }
         next = Some(next.map_or(due, |n| n.min(due)));
     }
-    ran.retain(|name, _| plan.registered.timers.iter().any(|t| t.name == *name));
     next
 }
 
@@ -102,4 +131,14 @@ fn last_run(pool: &Pool, timer: &Timer, newest: Millis) -> Millis {
             "timer {}: its last run is not known: {why}", timer.name);
         newest
     })
+}
+
+/// A run on record lies in the future: the present stands instead.
+fn restart(pool: &Pool, timer: &Timer, from: Millis) {
+    let name = timer.name.as_str();
+    log::warn!(target: "hook", hook = name;
+        "timer {name}: its last run lies in the future, for the clock was ahead then: it goes on from now");
+    if let Err(why) = pool.shared.home.timer_restart(name, from) {
+        log::error!(target: "hook", hook = name; "timer {name}: where it goes on from cannot be kept: {why}");
+    }
 }

@@ -11,10 +11,12 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Map, Value, json};
 
+use super::kick::Kick;
 use super::sample::SESSION;
 use super::scripts::{LoadError, Plan, State, load_sources};
 use super::stats::{REST, Stats};
 use super::task::{self, Shared, Task};
+use super::timer::Run;
 use super::{Delivered, Event, Home, Verdict, check, lock, sample_with};
 use crate::clock::{self, Millis};
 use crate::config;
@@ -132,6 +134,10 @@ impl Home for Scratch {
         Ok(true)
     }
 
+    fn timer_restart(&self, _: &str, _: Millis) -> Result<(), String> {
+        Ok(())
+    }
+
     fn timer_last(&self, _: &str) -> Result<Option<Millis>, String> {
         Ok(None)
     }
@@ -182,11 +188,13 @@ impl Trial {
         let sources = check::sources(script, config)?;
         let once = config::Hooks { threads: 1, ..config.clone() };
         let loaded = load_sources(sources, &once, env!("CARGO_PKG_VERSION"))?;
+        let kick = Kick::new().map_err(|e| LoadError::new(script, format!("cannot be tried: {e}")))?;
         let shared = Shared {
             home: Arc::clone(&house) as Arc<dyn Home>,
             boot_id: "trial".to_owned(),
             stats: Stats::with_rest(REST),
             grace: Duration::ZERO,
+            kick,
         };
         Ok(Self { plan: loaded.plan, state: loaded.states.into_iter().next(), shared, house })
     }
@@ -217,7 +225,7 @@ impl Trial {
     /// Runs a timer of `ostler.every` by its name; `None`: there is none.
     pub fn tick(&mut self, name: &str) -> Option<Delivered> {
         let timer = self.plan.registered.timers.iter().find(|t| t.short == name)?;
-        let task = Task::Timer { name: timer.name.clone(), due: clock::now() };
+        let task = Task::Timer(Run::new(&timer.name, clock::now(), &Arc::default()));
         let mut fired = Fired::default();
         self.run(task, &mut fired);
         fired.calls.pop().map(|tried| tried.outcome)

@@ -2,10 +2,11 @@
 //!
 //! Reading order: [`event`] is the vocabulary that the API, the database and the hooks share; [`session`] says which
 //! session answers a message; [`turn`] what a turn may become; [`lifecycle`] what a stop does next; [`recovery`] what a
-//! boot makes of what the last one left; [`op_queue`] and [`timers`] keep what is in progress and what is due;
-//! [`trust`] says whether the wall clock is believed.
+//! boot makes of what the last one left; [`op_queue`] and [`timers`] keep what is in progress and what is due, [`every`]
+//! which timers of scripts run now; [`trust`] says whether the wall clock is believed.
 
 pub mod event;
+pub mod every;
 pub mod lifecycle;
 pub mod op_queue;
 pub mod recovery;

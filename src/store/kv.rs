@@ -99,6 +99,17 @@ impl Store {
         })
     }
 
+    /// From now on this is the newest run of a timer: the one on record lies in the future.
+    ///
+    /// # Errors
+    /// The store fails.
+    pub fn timer_restart(&self, name: String, due: Millis) -> Result<(), Error> {
+        self.write("timer_restart", move |tx| {
+            tx.run("UPDATE timers SET last_due=?2 WHERE name=?1", params![name, due])?;
+            Ok(())
+        })
+    }
+
     /// When a timer last ran.
     ///
     /// # Errors

@@ -4,6 +4,7 @@
 mod events;
 mod hostile;
 mod reload;
+mod timers;
 
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixDatagram;
@@ -57,13 +58,26 @@ impl Daemon {
         }
         let out = at("out");
         let hooks = format!(
-            "[hooks]\nallow = [\"fs\"]\nfs_roots = [\"{0}\"]\nconfig = {{ out = \"{0}/log\" }}\n",
+            "[hooks]\nallow = [\"exec\", \"fs\", \"http\"]\nfs_roots = [\"{0}\"]\nconfig = {{ out = \"{0}/log\" }}\n",
             out.display()
         );
         put(&at("ostler.toml"), &format!("{hooks}{config}"));
+        let (child, client) = Self::launch(dir.path());
+        Self { child, dir, client }
+    }
+
+    /// Starts it again, after a stop.
+    fn restart(&mut self) {
+        std::fs::remove_file(self.at("notify")).unwrap();
+        (self.child, self.client) = Self::launch(self.dir.path());
+    }
+
+    /// Starts the daemon of a directory and waits until it is ready.
+    fn launch(dir: &Path) -> (Child, Client) {
+        let at = |name: &str| dir.join(name);
         let ready = UnixDatagram::bind(at("notify")).unwrap();
         ready.set_read_timeout(Some(PATIENCE)).unwrap();
-        let child = Command::new(env!("CARGO_BIN_EXE_ostler"))
+        let mut child = Command::new(env!("CARGO_BIN_EXE_ostler"))
             .arg("serve")
             .args([Path::new("--config"), &at("ostler.toml"), Path::new("--state-dir"), &at("state")])
             .args([Path::new("--socket"), &at("sock")])
@@ -73,15 +87,20 @@ impl Daemon {
             .stderr(Stdio::from(std::fs::File::create(at("stderr")).unwrap()))
             .spawn()
             .unwrap();
-        let client = Client::unix(&at("sock"));
-        let daemon = Self { child, dir, client };
         let mut said = [0; 4096];
-        loop {
-            let n = ready.recv(&mut said).unwrap_or_else(|e| panic!("no READY: {e}: {}", daemon.stderr()));
-            if said[..n].windows(7).any(|w| w == b"READY=1") {
-                return daemon;
+        let failed = loop {
+            match ready.recv(&mut said) {
+                Ok(n) if said[..n].windows(7).any(|w| w == b"READY=1") => break None,
+                Ok(_) => {}
+                Err(e) => break Some(e),
             }
+        };
+        if let Some(e) = failed {
+            let _ = child.kill();
+            let _ = child.wait();
+            panic!("no READY: {e}: {}", std::fs::read_to_string(at("stderr")).unwrap_or_default());
         }
+        (child, Client::unix(&at("sock")))
     }
 
     fn at(&self, name: &str) -> PathBuf {

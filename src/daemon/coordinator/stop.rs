@@ -22,6 +22,7 @@ impl Coordinator {
         match action {
             Action::CloseAdmission => {
                 house.store.set_admission(Admission::Stopping);
+                house.hooks.stop_timers();
                 self.report = Some(Report::begin(&house, stop, self.machine.phase()));
                 self.timers.set(Timer::Progress, Instant::now());
                 log::info!("stop: {} ({}), at most {} s", stop.reason, stop.urgency, left(stop.deadline).as_secs());

@@ -70,27 +70,12 @@ impl Schedule {
     }
 }
 
-/// A duration: `"30s"`, `"5m"`, `"1h30m"`, `"500ms"`; above zero.
+/// A duration as the configuration writes it (`"30s"`, `"5m"`, `"1h 30m"`, `"500ms"`); above zero, at most 366 days.
 ///
 /// # Errors
 /// It is something else.
 pub fn parse_duration(text: &str) -> Result<Duration, String> {
-    const UNITS: [(&str, u64); 5] = [("ms", 1), ("s", 1000), ("m", 60_000), ("h", 3_600_000), ("d", 86_400_000)];
-    let wrong = || "a duration is written like 30s, 5m or 1h30m".to_owned();
-    let (mut rest, mut total) = (text, 0_u64);
-    if rest.is_empty() {
-        return Err(wrong());
-    }
-    while !rest.is_empty() {
-        let digits = rest.bytes().take_while(u8::is_ascii_digit).count();
-        let number: u64 = rest[..digits].parse().map_err(|_| wrong())?;
-        rest = &rest[digits..];
-        let letters = rest.bytes().take_while(u8::is_ascii_alphabetic).count();
-        let unit = UNITS.iter().find(|(name, _)| *name == &rest[..letters]).ok_or_else(wrong)?;
-        rest = &rest[letters..];
-        total = number.checked_mul(unit.1).and_then(|ms| total.checked_add(ms)).ok_or_else(wrong)?;
-    }
-    let duration = Duration::from_millis(total);
+    let duration = crate::config::parse_duration(text).map_err(|_| "a duration is written like 30s, 5m or 1h30m")?;
     if duration.is_zero() {
         return Err("it must be above zero".to_owned());
     }
@@ -109,7 +94,12 @@ mod tests {
     fn durations_and_times_of_day_are_strict() {
         assert_eq!(parse_duration("1h30m"), Ok(Duration::from_secs(5400)));
         assert_eq!(parse_duration("500ms"), Ok(Duration::from_millis(500)));
-        for bad in ["", "5", "s", "-1s", "1 h", "1w", "0s", "99999999999999999999s", "400d", "é"] {
+        // One grammar: what the file takes, scripts take.
+        for text in ["1 hour", "1.5h", "2w", "1h 30m", "90min", "0.5s", "1us", "7d", "2 days 3 hours"] {
+            assert_eq!(parse_duration(text), crate::config::parse_duration(text), "{text}");
+            assert!(parse_duration(text).is_ok(), "{text}");
+        }
+        for bad in ["", "5", "s", "-1s", "P1D", "1:30:00", "0s", "99999999999999999999s", "400d", "é"] {
             assert!(parse_duration(bad).is_err(), "{bad}");
         }
         assert_eq!(Schedule::parse("04:05"), Ok(Schedule::Daily(4, 5)));

@@ -5,13 +5,15 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use mlua::{Function, Lua, MultiValue, Value};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
 
 use super::{Args, Context, Fault, duration, function, wrong};
+use crate::awake::Span;
+use crate::hooks::kick::Kick;
 
 /// The most that is kept of each of stdout and stderr, in bytes; what is beyond is read and thrown away.
 const OUTPUT: usize = 4 * 1024 * 1024;
@@ -92,8 +94,8 @@ struct Ran {
     stderr: Vec<u8>,
 }
 
-fn run(wanted: &Wanted) -> Result<Ran, String> {
-    let until = Instant::now() + wanted.timeout;
+fn run(wanted: &Wanted, kick: Option<&Kick>) -> Result<Ran, String> {
+    let awake = Span::begin();
     let name = wanted.argv[0].to_string_lossy().into_owned();
     let mut command = Command::new(&wanted.argv[0]);
     command.args(&wanted.argv[1..]).env_clear().process_group(0);
@@ -107,11 +109,15 @@ fn run(wanted: &Wanted) -> Result<Ran, String> {
     let ended = pidfd_open(pid, PidfdFlags::empty()).map_err(|e| format!("{name}: {e}"))?;
     let mut pipes = Pipes::new(&mut running.child).map_err(|e| format!("{name}: {e}"))?;
     loop {
-        let over = pipes.turn(&ended, &wanted.stdin, until).map_err(|e| format!("{name}: {e}"))?;
+        let over =
+            pipes.turn(&ended, kick, &wanted.stdin, awake.left(wanted.timeout)).map_err(|e| format!("{name}: {e}"))?;
         if over {
             break;
         }
-        if Instant::now() >= until {
+        if kick.is_some_and(Kick::is_kicked) {
+            return Err(format!("{name}: cut off, for the daemon stops"));
+        }
+        if awake.left(wanted.timeout).is_zero() {
             return Err(format!("{name}: timed out after {:?}", wanted.timeout));
         }
     }
@@ -141,7 +147,7 @@ impl Pipes {
     }
 
     /// Waits for the pipes and the end; true once the program has ended.
-    fn turn(&mut self, ended: &OwnedFd, stdin: &[u8], until: Instant) -> std::io::Result<bool> {
+    fn turn(&mut self, ended: &OwnedFd, kick: Option<&Kick>, stdin: &[u8], left: Duration) -> std::io::Result<bool> {
         if self.written >= stdin.len() {
             self.input = None;
         }
@@ -149,8 +155,8 @@ impl Pipes {
         fds.extend(self.out.as_ref().map(|p| PollFd::new(p, PollFlags::IN)));
         fds.extend(self.err.as_ref().map(|p| PollFd::new(p, PollFlags::IN)));
         fds.extend(self.input.as_ref().map(|p| PollFd::new(p, PollFlags::OUT)));
-        let left =
-            Timespec::try_from(until.saturating_duration_since(Instant::now())).map_err(std::io::Error::other)?;
+        fds.extend(kick.map(|kick| PollFd::new(kick, PollFlags::IN)));
+        let left = Timespec::try_from(left).map_err(std::io::Error::other)?;
         match poll(&mut fds, Some(&left)) {
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
             Err(e) => return Err(e.into()),
@@ -205,7 +211,10 @@ pub fn constructor(lua: &Lua, guard: &Function, context: &Arc<Context>) -> mlua:
     let c = Arc::clone(context);
     function(lua, guard, "exec", move |lua, args| {
         c.outside()?;
-        match run(&wanted(&args, c.deadline.left())?) {
+        let ran = run(&wanted(&args, c.deadline.left())?, c.kick.get().map(AsRef::as_ref));
+        // What had to be cut off goes on with nothing else.
+        c.deadline.check(lua)?;
+        match ran {
             Ok(ran) => {
                 let answer = lua.create_table()?;
                 answer.raw_set("status", ran.status.code())?;

@@ -1,25 +1,43 @@
 //! `ostler.http.request{}`: one request, bounded in time and size. TLS is verified against the system's roots.
+//!
+//! The request is made on a thread of its own, so that whoever waits for it can leave: at its timeout, or when the
+//! daemon stops. The connection is shut down under the thread then, which ends it; only looking up a name and
+//! connecting cannot be cut short, and end by their own timeouts.
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
-use std::sync::Arc;
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use crossbeam_channel::{TryRecvError, bounded};
 use mlua::{Function, Lua, MultiValue, Table, Value};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+use ureq::http::{HeaderMap, Method, Request, Uri};
 use ureq::tls::{RootCerts, TlsConfig};
 
 use super::{Args, Context, Fault, duration, function, text, wrong};
+use crate::awake::Span;
+use crate::hooks::kick::Kick;
+use crate::hooks::lock;
+use crate::thread;
 
 /// The most that is read of an answer, in bytes.
 const BODY: u64 = 8 * 1024 * 1024;
 /// How long a request may take, unless the script or its own deadline says otherwise.
 const TIMEOUT: Duration = Duration::from_secs(30);
+/// The most redirects that a request follows.
+const REDIRECTS: usize = 5;
+/// The most threads of requests, those that nobody waits for any more among them.
+const THREADS: usize = 300;
 
-/// The client of a state: connections are kept between requests.
+/// The client of a state: connections are kept between requests. Redirects are followed by [`follow`].
 fn client() -> ureq::Agent {
     ureq::Agent::config_builder()
         .http_status_as_error(false)
-        .max_redirects(5)
+        .max_redirects(0)
+        .max_redirects_will_error(false)
         .max_response_header_size(64 * 1024)
         .max_idle_connections(4)
         .allow_non_standard_methods(true)
@@ -31,7 +49,7 @@ fn client() -> ureq::Agent {
 
 /// What a script asks for.
 struct Wanted {
-    request: ureq::http::Request<Vec<u8>>,
+    request: Request<Vec<u8>>,
     timeout: Duration,
 }
 
@@ -52,7 +70,7 @@ fn wanted(args: &Args, left: Option<Duration>) -> Result<Wanted, Fault> {
         Value::Nil => if body.is_some() { "POST" } else { "GET" }.to_owned(),
         v => text(&v, "method")?.to_ascii_uppercase(),
     };
-    let mut request = ureq::http::Request::builder().method(method.as_str()).uri(&url);
+    let mut request = Request::builder().method(method.as_str()).uri(&url);
     match options.raw_get::<Value>("headers")? {
         Value::Nil => {}
         Value::Table(headers) => {
@@ -93,12 +111,133 @@ fn joined(headers: Vec<(String, Vec<u8>)>) -> BTreeMap<String, Vec<u8>> {
     all
 }
 
-fn fetch(client: &ureq::Agent, wanted: Wanted) -> Result<Got, String> {
-    let wrapped = client.configure_request(wanted.request).timeout_global(Some(wanted.timeout)).build();
-    let mut response = client.run(wrapped).map_err(|e| e.to_string())?;
-    let headers = response.headers().iter().map(|(n, v)| (n.as_str().to_owned(), v.as_bytes().to_vec())).collect();
-    let body = response.body_mut().with_config().limit(BODY).read_to_vec().map_err(|e| e.to_string())?;
-    Ok((response.status().as_u16(), headers, body))
+/// Whether an address is one of this machine, which no proxy is asked for.
+fn is_here(uri: &Uri) -> bool {
+    let host = uri.host().unwrap_or_default().trim_matches(['[', ']']);
+    host.eq_ignore_ascii_case("localhost") || host.parse().is_ok_and(|ip: std::net::IpAddr| ip.is_loopback())
+}
+
+/// Where a redirect leads: an address, or a path at the one before.
+fn target(from: &Uri, location: &str) -> Option<Uri> {
+    let location = location.split('#').next().unwrap_or_default();
+    let (scheme, authority) = (from.scheme_str()?, from.authority()?);
+    let path = from.path();
+    let whole = match location {
+        l if l.contains("://") && !l.starts_with(['/', '?', '.']) => l.to_owned(),
+        l if l.starts_with("//") => format!("{scheme}:{l}"),
+        l if l.starts_with('/') => format!("{scheme}://{authority}{l}"),
+        l if l.is_empty() || l.starts_with('?') => format!("{scheme}://{authority}{path}{l}"),
+        l => format!("{scheme}://{authority}{}/{l}", path.rsplit_once('/').map_or("", |(dir, _)| dir)),
+    };
+    let uri: Uri = whole.parse().ok()?;
+    (matches!(uri.scheme_str(), Some("http" | "https")) && uri.host().is_some()).then_some(uri)
+}
+
+/// Whether what a script says to one address may be said to another: the same scheme, host and port.
+fn same_place(a: &Uri, b: &Uri) -> bool {
+    let port = |uri: &Uri| uri.port_u16().or(Some(if uri.scheme_str() == Some("https") { 443 } else { 80 }));
+    let host = |uri: &Uri| uri.host().unwrap_or_default().to_ascii_lowercase();
+    a.scheme_str() == b.scheme_str() && host(a) == host(b) && port(a) == port(b)
+}
+
+/// One request and, for GET and HEAD, where it is sent on to. Another method gets the redirect as its answer: what it
+/// did, and whether it may be done again elsewhere, only the script knows. Elsewhere no header of the script's goes along.
+fn follow(client: &ureq::Agent, request: Request<Vec<u8>>, patience: Duration) -> Result<Got, String> {
+    let (mut parts, mut body) = request.into_parts();
+    for _ in 0..=REDIRECTS {
+        let mut request = Request::new(std::mem::take(&mut body));
+        *request.method_mut() = parts.method.clone();
+        *request.uri_mut() = parts.uri.clone();
+        *request.headers_mut() = parts.headers.clone();
+        // Nobody can cut these short.
+        let mut config = client.configure_request(request);
+        config = config.timeout_resolve(Some(patience)).timeout_connect(Some(patience));
+        if is_here(&parts.uri) {
+            config = config.proxy(None);
+        }
+        let mut response = client.run(config.build()).map_err(|e| e.to_string())?;
+        let status = response.status().as_u16();
+        let next = response.headers().get("location").and_then(|l| l.to_str().ok()).and_then(|l| target(&parts.uri, l));
+        if let Some(next) = next
+            && matches!(status, 301 | 302 | 303 | 307 | 308)
+            && (parts.method == Method::GET || parts.method == Method::HEAD)
+        {
+            if !same_place(&parts.uri, &next) {
+                parts.headers = HeaderMap::new();
+            }
+            parts.uri = next;
+            continue;
+        }
+        let headers = response.headers().iter().map(|(n, v)| (n.as_str().to_owned(), v.as_bytes().to_vec())).collect();
+        let body = response.body_mut().with_config().limit(BODY).read_to_vec().map_err(|e| e.to_string())?;
+        return Ok((status, headers, body));
+    }
+    Err(format!("more than {REDIRECTS} redirects"))
+}
+
+/// The thread of a request, as long as it lives; rings when it ends.
+struct Alive(Arc<OwnedFd>);
+
+static ALIVE: AtomicUsize = AtomicUsize::new(0);
+
+impl Alive {
+    fn begin(bell: &Arc<OwnedFd>) -> Result<Self, String> {
+        let alive = ALIVE.fetch_add(1, Ordering::AcqRel);
+        let this = Self(Arc::clone(bell));
+        if alive < THREADS { Ok(this) } else { Err(format!("too many requests at once (limit {THREADS})")) }
+    }
+}
+
+impl Drop for Alive {
+    fn drop(&mut self) {
+        ALIVE.fetch_sub(1, Ordering::AcqRel);
+        let _ = rustix::io::write(&*self.0, &1_u64.to_ne_bytes());
+    }
+}
+
+/// Makes a request and waits for its end, its time's or a kick. The client is used up by what is not waited for.
+fn fetch(kept: &Mutex<Option<ureq::Agent>>, wanted: Wanted, kick: Option<&Kick>) -> Result<Got, String> {
+    let awake = Span::begin();
+    let client = lock(kept).take().unwrap_or_else(client);
+    let bell = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).map_err(|e| e.to_string())?);
+    let alive = Alive::begin(&bell)?;
+    let (tell, told) = bounded(1);
+    let (asked, Wanted { request, timeout }) = (client.clone(), wanted);
+    let patience = timeout.min(TIMEOUT);
+    let thread = thread::spawn("hook-http", thread::DEEP_STACK, move || {
+        // Dropped last: who hears it finds the answer.
+        let alive = alive;
+        let _ = tell.send(follow(&asked, request, patience));
+        drop(tell);
+        drop(alive);
+    });
+    thread.map_err(|e| format!("no thread to ask with: {e}"))?;
+    loop {
+        match told.try_recv() {
+            Ok(got) => {
+                *lock(kept) = Some(client);
+                return got;
+            }
+            Err(TryRecvError::Disconnected) => return Err("the thread that asked has died".to_owned()),
+            Err(TryRecvError::Empty) => {}
+        }
+        let left = awake.left(timeout);
+        let kicked = kick.is_some_and(Kick::is_kicked);
+        if kicked || left.is_zero() {
+            client.shutdown();
+            return Err(match kicked {
+                true => "cut off, for the daemon stops".to_owned(),
+                false => format!("timeout: no answer within {timeout:?}"),
+            });
+        }
+        let mut fds = vec![PollFd::new(&*bell, PollFlags::IN)];
+        fds.extend(kick.map(|kick| PollFd::new(kick, PollFlags::IN)));
+        let left = Timespec::try_from(left).map_err(|e| e.to_string())?;
+        match poll(&mut fds, Some(&left)) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(e) => return Err(e.to_string()),
+        }
+    }
 }
 
 /// `ostler.http`: `request` answers `{status=, headers=, body=}`, or nil and why.
@@ -107,13 +246,16 @@ fn fetch(client: &ureq::Agent, wanted: Wanted) -> Result<Got, String> {
 /// Lua has no memory left.
 pub fn table(lua: &Lua, guard: &Function, context: &Arc<Context>) -> mlua::Result<Table> {
     let http = lua.create_table()?;
-    let (c, client) = (Arc::clone(context), std::sync::OnceLock::new());
+    let (c, client) = (Arc::clone(context), Mutex::default());
     http.set(
         "request",
         function(lua, guard, "http.request", move |lua, args| {
             c.outside()?;
             let wanted = wanted(&args, c.deadline.left())?;
-            match fetch(client.get_or_init(self::client), wanted) {
+            let got = fetch(&client, wanted, c.kick.get().map(AsRef::as_ref));
+            // What had to be cut off goes on with nothing else.
+            c.deadline.check(lua)?;
+            match got {
                 Ok((status, headers, body)) => {
                     let answer = lua.create_table()?;
                     let named = lua.create_table()?;
@@ -130,4 +272,46 @@ pub fn table(lua: &Lua, guard: &Function, context: &Arc<Context>) -> mlua::Resul
         })?,
     )?;
     Ok(http)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn a_redirect_leads_where_a_browser_would_go() {
+        let from: Uri = "http://a.example:8080/x/y?z=1".parse().unwrap();
+        for (location, to) in [
+            ("https://b.example/q#part", Some("https://b.example/q")),
+            ("//b.example/q", Some("http://b.example/q")),
+            ("/q?r", Some("http://a.example:8080/q?r")),
+            ("q", Some("http://a.example:8080/x/q")),
+            ("?r", Some("http://a.example:8080/x/y?r")),
+            ("/q?next=http://b.example/", Some("http://a.example:8080/q?next=http://b.example/")),
+            ("file:///etc/passwd", None),
+            ("http://", None),
+        ] {
+            assert_eq!(target(&from, location).map(|u| u.to_string()).as_deref(), to, "{location}");
+        }
+    }
+
+    #[test]
+    fn a_place_is_scheme_host_and_port() {
+        let same = |a: &str, b: &str| same_place(&a.parse().unwrap(), &b.parse().unwrap());
+        assert!(same("https://A.example/x", "https://a.example:443/y"));
+        for other in ["http://a.example/", "https://b.example/", "https://a.example:8443/", "https://a.example.b/"] {
+            assert!(!same("https://a.example/", other), "{other}");
+        }
+        for (url, here) in [
+            ("http://localhost/", true),
+            ("http://127.9.9.9:1/", true),
+            ("http://[::1]:80/", true),
+            ("http://localhost.example/", false),
+            ("http://127.example/", false),
+            ("http://10.0.0.1/", false),
+        ] {
+            assert_eq!(is_here(&url.parse().unwrap()), here, "{url}");
+        }
+    }
 }

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 use mlua::{Function, IntoLuaMulti, Lua, LuaString, MultiValue, Table, Value};
 
 use super::deadline::Deadline;
+use super::kick::Kick;
 use super::{Home, lock};
 
 pub mod every;
@@ -30,6 +31,8 @@ pub struct Context {
     pub deadline: Arc<Deadline>,
     /// The house, from [`super::Hooks::start`] on.
     pub home: OnceLock<Arc<dyn Home>>,
+    /// What gets its calls out of a wait; none for calls that are not to be cut off.
+    pub kick: OnceLock<Arc<Kick>>,
     /// What runs in the state.
     pub call: Mutex<Call>,
     /// The state's memory limit, in bytes.
@@ -55,7 +58,7 @@ impl Context {
     /// A state without a house and a call.
     #[must_use]
     pub fn new(deadline: Arc<Deadline>, memory: usize) -> Arc<Self> {
-        Arc::new(Self { deadline, home: OnceLock::new(), call: Mutex::default(), memory })
+        Arc::new(Self { deadline, home: OnceLock::new(), kick: OnceLock::new(), call: Mutex::default(), memory })
     }
 
     /// The house.

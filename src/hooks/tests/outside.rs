@@ -217,3 +217,47 @@ fn http_is_bounded_in_time_and_size() {
     );
     assert!(asked.recv_timeout(PATIENCE).unwrap().starts_with("PUT /p "));
 }
+
+#[test]
+fn redirects_are_followed_where_nothing_is_done_twice_and_no_secret_goes_along() {
+    let to = |status: &str, url: &str| {
+        format!("HTTP/1.1 {status}\r\nLocation: {url}\r\nConnection: close\r\nContent-Length: 0\r\n\r\n").into_bytes()
+    };
+    let ok = b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2\r\n\r\nok".to_vec();
+    let (other, other_asked) = serve(vec![ok.clone(), ok.clone()]);
+    let (url, asked) = serve(vec![
+        to("302 Found", &format!("{other}/moved")),
+        to("307 Temporary Redirect", &format!("{other}/moved")),
+        to("301 Moved Permanently", "next?x=y"),
+        ok.clone(),
+        to("303 See Other", &format!("{other}/elsewhere")),
+        to("302 Found", "/1"),
+        to("302 Found", "/2"),
+        to("302 Found", "/3"),
+        to("302 Found", "/4"),
+        to("302 Found", "/5"),
+        to("302 Found", "/6"),
+    ]);
+    let body = r#"
+        local headers = { Authorization = "Bearer secret", Cookie = "secret", ["X-Api-Key"] = "secret", ["X-Mine"] = "secret" }
+        for _, status in ipairs{ 302, 307 } do
+          local r = assert(ostler.http.request{ url = "URL/notice", body = "data", headers = headers })
+          assert(r.status == status and r.headers.location == "OTHER/moved" and r.body == "", r.status)
+        end
+        local r = assert(ostler.http.request{ url = "URL/a/b", headers = headers })
+        assert(r.status == 200 and r.body == "ok")
+        local r = assert(ostler.http.request{ url = "URL/a/b", headers = headers })
+        assert(r.status == 200 and r.body == "ok")
+        local none, why = ostler.http.request{ url = "URL/0" }
+        assert(none == nil and why:find("more than 5 redirects", 1, true), why)
+    "#;
+    run(&[], &body.replace("URL", &url).replace("OTHER", &other));
+    let next = |asked: &Receiver<String>| asked.recv_timeout(PATIENCE).unwrap();
+    assert!(next(&asked).starts_with("POST /notice ") && next(&asked).starts_with("POST /notice "));
+    assert!(next(&asked).contains("Bearer secret"));
+    let same = next(&asked);
+    assert!(same.starts_with("GET /a/next?x=y ") && same.contains("Bearer secret"), "the same host: {same}");
+    let elsewhere = next(&other_asked);
+    assert!(elsewhere.starts_with("GET /elsewhere ") && !elsewhere.contains("secret"), "{elsewhere}");
+    assert_eq!(other_asked.try_recv().ok(), None, "no POST was sent on");
+}

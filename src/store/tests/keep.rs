@@ -77,6 +77,11 @@ fn a_due_time_is_claimed_once() {
     rig.crash();
     assert!(!claim(&rig, 20));
     assert_eq!(rig.store.timer_last("t").unwrap(), Some(20));
+    // The clock was ahead when it was written.
+    rig.store.timer_restart("t".into(), 12).unwrap();
+    rig.crash();
+    assert!(!claim(&rig, 12) && claim(&rig, 13));
+    assert_eq!(rig.store.timer_last("t").unwrap(), Some(13));
 }
 
 #[test]

@@ -1,0 +1,163 @@
+//! Time that this process was awake. A process that is stopped and continued (`docker pause`, SIGSTOP, a debugger) comes
+//! back to deadlines that passed while it could do nothing; what was given a time for its work is not charged for that.
+//!
+//! An observer ticks while anybody measures. What lies between two ticks is charged up to [`MOST`]: a process that runs
+//! ticks more often than that. The rule is [`Meter`], which is pure; the rest is a thread that ticks.
+
+use std::sync::{Condvar, Mutex, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::thread;
+
+/// Between two ticks of the observer.
+const TICK: Duration = Duration::from_millis(250);
+/// The most that is charged of the time between two ticks.
+const MOST: Duration = Duration::from_millis(500);
+
+/// How long the process was awake, by the ticks of an observer. Time is passed in, since any beginning.
+#[derive(Clone, Copy, Debug, Default)]
+struct Meter {
+    at: Duration,
+    awake: Duration,
+}
+
+impl Meter {
+    /// The time awake at an instant.
+    fn read(self, now: Duration) -> Duration {
+        self.awake + now.saturating_sub(self.at).min(MOST)
+    }
+
+    /// A tick.
+    fn tick(&mut self, now: Duration) {
+        *self = Self { at: now.max(self.at), awake: self.read(now) };
+    }
+}
+
+#[derive(Default)]
+struct Watched {
+    meter: Meter,
+    spans: usize,
+    /// The observer sleeps until somebody measures.
+    parked: bool,
+}
+
+struct Observer {
+    base: Instant,
+    watched: Mutex<Watched>,
+    wake: Condvar,
+    /// Without a thread there is no observer, and all time is charged.
+    ticks: bool,
+}
+
+impl Observer {
+    fn get() -> &'static Self {
+        static OBSERVER: OnceLock<Observer> = OnceLock::new();
+        OBSERVER.get_or_init(|| {
+            let ticks = thread::spawn("awake", thread::IO_STACK, || Self::get().watch());
+            if let Err(e) = &ticks {
+                log::warn!("no thread to tell a pause of the process by: its timeouts go on in one: {e}");
+            }
+            Self { base: Instant::now(), watched: Mutex::default(), wake: Condvar::new(), ticks: ticks.is_ok() }
+        })
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Watched> {
+        self.watched.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The life of the thread.
+    fn watch(&self) {
+        let mut watched = self.lock();
+        loop {
+            if watched.spans == 0 {
+                watched.parked = true;
+                watched = self.wake.wait(watched).unwrap_or_else(PoisonError::into_inner);
+            } else {
+                watched = self.wake.wait_timeout(watched, TICK).unwrap_or_else(PoisonError::into_inner).0;
+                watched.meter.tick(self.base.elapsed());
+            }
+        }
+    }
+}
+
+/// A stretch of time of which only what the process was awake counts.
+#[derive(Debug)]
+pub struct Span {
+    began: Duration,
+    instant: Instant,
+}
+
+impl Span {
+    /// It begins now.
+    #[must_use]
+    pub fn begin() -> Self {
+        let observer = Observer::get();
+        let mut watched = observer.lock();
+        watched.spans += 1;
+        if watched.spans == 1 {
+            watched.meter.tick(observer.base.elapsed());
+        }
+        let began = watched.meter.read(observer.base.elapsed());
+        if std::mem::take(&mut watched.parked) {
+            observer.wake.notify_one();
+        }
+        Self { began, instant: Instant::now() }
+    }
+
+    /// How much of it the process was awake.
+    #[must_use]
+    pub fn spent(&self) -> Duration {
+        let observer = Observer::get();
+        if !observer.ticks {
+            return self.instant.elapsed();
+        }
+        observer.lock().meter.read(observer.base.elapsed()).saturating_sub(self.began)
+    }
+
+    /// What is left of a time that it was given.
+    #[must_use]
+    pub fn left(&self, of: Duration) -> Duration {
+        of.saturating_sub(self.spent())
+    }
+}
+
+impl Drop for Span {
+    fn drop(&mut self) {
+        Observer::get().lock().spans -= 1;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pause_is_not_charged_whoever_looks_first_after_it() {
+        let ms = Duration::from_millis;
+        let mut meter = Meter::default();
+        for tick in [250, 500, 751] {
+            meter.tick(ms(tick));
+        }
+        assert_eq!(meter.read(ms(900)), ms(900), "awake, all of it counts");
+        // Ten seconds of pause; a deadline is looked at before the observer's next tick, and after it.
+        assert_eq!(meter.read(ms(10_900)), ms(1251));
+        meter.tick(ms(10_900));
+        assert_eq!(meter.read(ms(10_900)), ms(1251));
+        assert_eq!(meter.read(ms(11_000)), ms(1351));
+        // A look with an older time, from a thread that was overtaken, takes nothing back.
+        meter.tick(ms(10_000));
+        assert_eq!(meter.read(ms(11_000)), ms(1351));
+    }
+
+    #[test]
+    fn a_process_that_runs_is_charged_what_it_takes() {
+        let span = Span::begin();
+        let other = Span::begin();
+        let began = Instant::now();
+        while began.elapsed() < Duration::from_millis(20) {
+            std::hint::spin_loop();
+        }
+        assert!(span.spent() >= other.spent() && other.spent() >= Duration::from_millis(15), "{:?}", other.spent());
+        assert_eq!(span.left(Duration::ZERO), Duration::ZERO);
+    }
+}
