@@ -21,9 +21,10 @@
 --   decide = "deny"
 --
 -- A rule with `path` that denies matches if any file of the call does; one that allows only if all do, and there
--- is at least one. Paths are taken as the agent names them: this keeps a well-meaning agent in bounds; against
--- another one only a sandbox around its process does. A path that is not absolute or climbs with .. is never
--- allowed by `path`. If this script fails, permission is denied.
+-- is at least one. Paths are taken as the agent names them, with // and /./ taken out: this keeps a well-meaning
+-- agent in bounds; against another one only a sandbox around its process does. A path that is not absolute or climbs
+-- with .. can be any file: it is never allowed by `path`, and every rule with `path` that denies or asks matches it. So
+-- it is with a call whose list of files is too long to be shown whole. If this script fails, permission is denied.
 
 local settings = ostler.config.permissions or {}
 local DECISIONS = { allow = "allow", deny = "deny", ask = "ask" }
@@ -76,18 +77,33 @@ local function any(patterns, text)
   return false
 end
 
+--- A path without what says nothing: // and /./, and x/.. as well, which is what is matched, beside being unsound.
+local function plain(path)
+  local parts = {}
+  for part in path:gmatch("[^/]+") do
+    if part == ".." then parts[#parts] = nil
+    elseif part ~= "." then parts[#parts + 1] = part end
+  end
+  return (path:sub(1, 1) == "/" and "/" or "") .. table.concat(parts, "/")
+end
+
+--- Whether a path says which file it is: from the root, and without a way back, which a link may lead elsewhere.
 local function sound(path)
-  return path:sub(1, 1) == "/" and not (path .. "/"):find("/%.%.?/")
+  return path:sub(1, 1) == "/" and not (path .. "/"):find("/../", 1, true) and not path:find("\0", 1, true)
 end
 
 --- Whether a rule's paths match the files of a call.
 local function touches(rule, locations)
   if not rule.paths then return true end
+  -- What was cut can name any file.
+  if locations.truncated then return rule.decide ~= "allow" end
   local all = #locations > 0
   for _, location in ipairs(locations) do
-    local match = any(rule.paths, location.path)
+    local sure, match = not location.truncated and sound(location.path), nil
+    if sure then match = any(rule.paths, plain(location.path)) else match = rule.decide ~= "allow" end
     if rule.decide == "deny" and match then return true end
-    all = all and match and (rule.decide ~= "allow" or sound(location.path))
+    if rule.decide == "ask" and not sure then return true end
+    all = all and match
   end
   return rule.decide ~= "deny" and all
 end

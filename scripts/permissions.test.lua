@@ -41,8 +41,48 @@ end)
 test("a path that climbs or is relative is never allowed", function()
   policy { { path = "**", decide = "allow" } }
   equal(asked("read", { "/srv/work/a" }), "allow")
-  for _, path in ipairs { "/srv/work/../../etc/passwd", "/srv/work/..", "work/a", "./a", "/srv/./a" } do
+  for _, path in ipairs { "/srv/work/../../etc/passwd", "/srv/work/..", "work/a", "./a", "../a", "/srv/a\0b", "" } do
     equal(asked("read", { path }), "ask")
+  end
+end)
+
+test("there is no other way to write a path that is denied", function()
+  policy({ { path = { "/home/*/.ssh/**", "**/.env" }, decide = "deny" } }, "allow")
+  for _, path in ipairs { "/home/u/.ssh/id", "/home/u//.ssh/id", "//home/u/.ssh/id", "/home/u/./.ssh/id",
+    "/home/u/x/../.ssh/id", "/home/u/.ssh/./id", "/home/u/.ssh//id", "/srv/work/.env/", "/srv/work/.env/.",
+    "/srv/a/../b", "../.env", "notes", "" } do
+    equal(asked("read", { path }), "deny")
+    equal(asked("read", { "/srv/fine", path }), "deny")
+  end
+  for _, path in ipairs { "/home/u/.sshd/id", "/home/u/ssh/id", "/srv/..env", "/srv/a..b/c", "/srv/.envs", "/srv//a/./b" } do
+    equal(asked("read", { path }), "allow")
+  end
+end)
+
+test("a path that climbs or is relative is asked about where any file is", function()
+  policy({ { path = "**/.env", decide = "ask" }, { kind = "read", decide = "allow" } }, "deny")
+  equal(asked("read", { "/srv/a" }), "allow")
+  equal(asked("read", { "/srv/x/../.env" }), "ask")
+  equal(asked("read", { "/srv/a", ".env" }), "ask")
+end)
+
+test("a list of files that was cut is every file", function()
+  local function cut(locations)
+    local fired = fire("permission", { key = "local:a", kind = "read", locations = locations })
+    delivered(fired)
+    return fired.choice or "ask"
+  end
+  local whole = { truncated = true, bytes = 40000, head = '[{"path":"/srv/work/a"' }
+  local part = array { { path = "/srv/work/a" }, { truncated = true } }
+  for _, locations in ipairs { whole, part } do
+    policy({ { path = "**/.env", decide = "deny" } }, "allow")
+    equal(cut(locations), "deny")
+    policy({ { path = "**/.env", decide = "ask" } }, "allow")
+    equal(cut(locations), "ask")
+    policy({ { path = "/srv/**", decide = "allow" } }, "ask")
+    equal(cut(locations), "ask")
+    policy({ { kind = "edit", path = "**/.env", decide = "deny" } }, "allow")
+    equal(cut(locations), "allow")
   end
 end)
 
