@@ -29,6 +29,21 @@ pub fn rfc3339(at: Millis) -> String {
     }
 }
 
+/// Why local times are UTC though somebody said otherwise: a zone that is named and is not there (no tzdata).
+#[must_use]
+pub fn zone_problem() -> Option<String> {
+    if jiff::tz::TimeZone::try_system().is_ok() {
+        return None;
+    }
+    match std::env::var_os("TZ").filter(|tz| !tz.is_empty()) {
+        Some(tz) => Some(format!("TZ={}: there is no such time zone here (is tzdata installed?)", tz.display())),
+        None => {
+            let link = std::fs::read_link("/etc/localtime").ok()?;
+            Some(format!("/etc/localtime: {}: there is no such time zone here (is tzdata installed?)", link.display()))
+        }
+    }
+}
+
 /// The newest local time `hour:minute` at or before `at`: the boundary of a daily reset.
 ///
 /// A day on which the clocks jump over the time has its boundary where the jump lands.

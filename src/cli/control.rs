@@ -71,7 +71,11 @@ fn print_status(s: &Value, open: usize, json: bool, ui: &mut Ui) -> Done {
         .collect();
     let failed = number(s, "/hooks/failed");
     let aside = if failed > 0 { format!(", {failed} set aside (ostler hooks failed)") } else { String::new() };
-    let off = if s["hooks"]["off"] == true { ", SWITCHED OFF: too many threads hang (restart)" } else { "" };
+    let off = if s["hooks"]["off"] == true {
+        ", SWITCHED OFF: too many threads hang (mend the script, then ostler reload)"
+    } else {
+        ""
+    };
     let hooks = format!(
         "{} pending, {} delivered{aside}{}{}{off}",
         number(s, "/hooks/pending"),

@@ -366,6 +366,10 @@ fn daemon(client: &Client, status: &Result<Value, ClientError>) -> Vec<Check> {
     if let Some(problem) = s["clock_problem"].as_str() {
         warn(problem.to_owned(), "set the clock right, or have it set at boot (NTP)");
     }
+    if s["hooks"]["off"] == true {
+        let found = format!("the hooks are switched off: {} threads hang", number(s, "/hooks/lost_threads"));
+        warn(found, "mend the script that the log names, then ostler reload");
+    }
     for (pointer, what, remedy) in [
         ("/sessions/suspended", "suspended sessions", "ostler sessions --state suspended; ostler resume ID"),
         ("/hooks/failed", "hook deliveries set aside", "ostler hooks failed; then retry or discard"),

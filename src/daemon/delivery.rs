@@ -29,6 +29,8 @@ const HELD: usize = 16 * WINDOW;
 const CALLS: usize = 32;
 /// After a refusal of the store or of a full hook thread.
 const AGAIN: Duration = Duration::from_millis(500);
+/// And while the hooks are switched off: a reload switches them on.
+const OFF: Duration = Duration::from_secs(10);
 /// The longest pause between two attempts.
 const LONGEST: Duration = Duration::from_secs(600);
 
@@ -434,8 +436,7 @@ impl Pump {
     fn not_called(&mut self, did: i64) {
         let Some(item) = self.window.get_mut(&did) else { return };
         item.state = State::Waiting;
-        // Switched off, they come back with a restart only.
-        item.not_before = Some(Instant::now() + if self.house.hooks.is_off() { LONGEST } else { AGAIN });
+        item.not_before = Some(Instant::now() + if self.house.hooks.is_off() { OFF } else { AGAIN });
         if item.noted {
             self.house.store.take_back_attempt(did, item.owed.attempts, item.owed.uncalled, |_| ());
         }

@@ -112,6 +112,9 @@ fn start(mut options: ServeOptions) -> Result<i32, NoStart> {
         let why = format!("{descriptors} file descriptors are too few, at least {least}: raise the limit (ulimit -n)");
         return Err(NoStart(exit::STATE, why));
     }
+    if let Some(why) = crate::clock::zone_problem() {
+        log::warn!("{why}: times of day (every, daily_reset) are in UTC");
+    }
     let scripts =
         hooks::load(&options.config.hooks, env!("CARGO_PKG_VERSION")).map_err(|e| bad_config(e.to_string()))?;
     let token = api::token(&options.config).map_err(bad_config)?;
@@ -137,6 +140,7 @@ fn start(mut options: ServeOptions) -> Result<i32, NoStart> {
     crate::proc::mark::declare(state_id);
     crate::failpoint::hit("boot", "locked");
     let store = Store::open(&options.state_dir.join("ostler.db")).map_err(|e| NoStart(exit::STATE, e.to_string()))?;
+    crate::reserved::keep(&options.state_dir);
     let opened = store.clone();
     let (code, deadline) = run(options, token, store, scripts, signals).inspect_err(|_| {
         // A start that fails leaves the file as a stop does; after a stop it is closed already.

@@ -26,6 +26,11 @@ impl std::fmt::Debug for Prepared {
 /// # Errors
 /// The configuration or a script is wrong: which line of which file.
 pub fn prepare(house: &House) -> Result<Prepared, String> {
+    let off = house.hooks.is_off();
+    read(house).map_err(|why| if off { format!("{why}; the hooks stay switched off") } else { why })
+}
+
+fn read(house: &House) -> Result<Prepared, String> {
     let old = house.config();
     // Where there was no file at the start there may be one by now; the one that was read then is never passed over.
     let file = old.file.clone().or_else(|| config::find_file(None, &config::paths::process_env));

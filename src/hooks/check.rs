@@ -55,7 +55,15 @@ fn check_one(file: &Path, config: &config::Hooks) -> Result<Vec<Problem>, script
     once.threads = 1;
     drop(scripts::load_sources(sources, &once, env!("CARGO_PKG_VERSION"))?);
     let warnings = globals::look(&text, &name, config).unwrap_or_default();
-    Ok(warnings.into_iter().map(|(line, message)| problem(Some(line), message)).collect())
+    let mut problems: Vec<Problem> = warnings.into_iter().map(|(line, message)| problem(Some(line), message)).collect();
+    // Where it lies in the hooks directory already, that is looked at as the daemon does.
+    let real = |dir: Option<&Path>| dir.and_then(|dir| dir.canonicalize().ok());
+    if let Some(dir) = real(file.parent()).filter(|dir| Some(dir) == real(config.dir.as_deref()).as_ref())
+        && let Err(e) = scripts::guarded(&dir)
+    {
+        problems.push(problem(None, format!("the daemon does not load it: {}: {}", dir.display(), e.message)));
+    }
+    Ok(problems)
 }
 
 /// One script, and the modules that it finds: those in `lib` beside it, or below `config.dir`.

@@ -1,12 +1,14 @@
 //! The deadline of a Lua state: how a call is stopped that does not want to be stopped.
 //!
-//! Lua's count hook looks every [`STRIDE`] instructions. Past the deadline (or once a flag is set) it arms itself for
+//! Lua's count hook looks every [`STRIDE`] instructions, and at every single one where they are slow and the deadline is
+//! near: one instruction may compare or copy tens of megabytes, so that a hundred of them could take longer than a thread
+//! is waited for. Past the deadline (or once a flag is set) it arms itself for
 //! every single instruction of the coroutine that runs and *yields* where it can, because a yield passes through
 //! `pcall` and `<close>` and nothing in Lua can catch it; where it cannot yield (inside a callback of a C function) it
 //! raises an error, again and again, until no instruction is left that could catch one. What is spoiled that way is
 //! thrown away by [`super::sandbox`]. It must not know what is called, nor by whom.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -15,8 +17,14 @@ use mlua::{HookTriggers, Lua, VmState};
 use super::lock;
 use crate::awake::Span;
 
-/// Instructions between two looks at the clock. Small, because one instruction may copy tens of megabytes.
+/// Instructions between two looks at the clock.
 const STRIDE: u32 = 100;
+/// Two looks that lie as far apart had something slow between them, in nanoseconds.
+const SLOW: u64 = 10_000_000;
+/// And two between which there was one instruction.
+const SLOW_ONE: u64 = 1_000_000;
+/// Instructions in a row, none of them slow, after which the stride is the usual one again.
+const CALM: u32 = 200;
 
 /// "No deadline", in nanoseconds after the base.
 const NEVER: u64 = u64::MAX;
@@ -30,6 +38,9 @@ pub struct Deadline {
     /// The time that the call was given, and how much of it the process was awake.
     given: Mutex<Option<(Span, Duration)>>,
     flag: Mutex<Option<Arc<AtomicBool>>>,
+    /// The last look, in nanoseconds after the base, and how many in a row had nothing slow before them.
+    last: AtomicU64,
+    calm: AtomicU32,
     fired: AtomicBool,
     trace: Mutex<String>,
 }
@@ -43,6 +54,8 @@ impl Deadline {
             at: AtomicU64::new(NEVER),
             given: Mutex::new(None),
             flag: Mutex::new(None),
+            last: AtomicU64::new(0),
+            calm: AtomicU32::new(0),
             fired: AtomicBool::new(false),
             trace: Mutex::new(String::new()),
         })
@@ -116,8 +129,36 @@ impl Deadline {
     fn arm(self: &Arc<Self>, lua: &Lua, every: u32) -> mlua::Result<()> {
         let deadline = Arc::clone(self);
         lua.set_global_hook(HookTriggers::new().every_nth_instruction(every), move |lua, _| {
-            if deadline.past() { deadline.stop(lua) } else { Ok(VmState::Continue) }
+            if deadline.past() { deadline.stop(lua) } else { deadline.pace(lua) }
         })
+    }
+
+    /// Whether the call may have to stop before as many instructions as took so long are over once more.
+    fn is_near(&self, now: u64, took: u64) -> bool {
+        let at = self.at.load(Ordering::Relaxed);
+        at.saturating_sub(now) <= took.saturating_mul(2) || lock(&self.flag).is_some()
+    }
+
+    /// Looks more often where instructions are slow, and as usual once they are not.
+    fn pace(self: &Arc<Self>, lua: &Lua) -> mlua::Result<VmState> {
+        let now = || u64::try_from(self.base.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        let (stride, at) = (stride(lua), now());
+        let took = at.saturating_sub(self.last.swap(at, Ordering::Relaxed));
+        let slow = took > if stride > 1 { SLOW } else { SLOW_ONE };
+        if slow {
+            self.calm.store(0, Ordering::Relaxed);
+            if stride == 1 || !self.is_near(at, took) {
+                return Ok(VmState::Continue);
+            }
+            self.arm(lua, 1)?;
+        } else if stride == 1 && self.calm.fetch_add(1, Ordering::Relaxed) >= CALM {
+            self.arm(lua, STRIDE)?;
+        } else {
+            return Ok(VmState::Continue);
+        }
+        // To arm a deep stack takes its time too, which is not the script's.
+        self.last.store(now(), Ordering::Relaxed);
+        Ok(VmState::Continue)
     }
 
     fn stop(self: &Arc<Self>, lua: &Lua) -> mlua::Result<VmState> {
@@ -128,6 +169,15 @@ impl Deadline {
         self.arm(lua, 1)?;
         if yieldable(lua) { Ok(VmState::Yield) } else { Err(mlua::Error::runtime("timeout")) }
     }
+}
+
+/// How often the coroutine that runs is looked at: it was armed when it was made, or since.
+#[allow(unsafe_code)]
+fn stride(lua: &Lua) -> u32 {
+    // SAFETY: `state()` is the coroutine whose hook is being called: it lives at least until the hook returns, and this
+    // thread holds the lock of the Lua state. `lua_gethookcount` reads one of its integers and changes nothing.
+    let count = unsafe { mlua::ffi::lua_gethookcount(lua.state()) };
+    u32::try_from(count).unwrap_or(STRIDE)
 }
 
 /// Whether the coroutine that runs may yield. mlua ignores a yield where it may not, which would let a callback of a C

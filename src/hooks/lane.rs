@@ -43,6 +43,8 @@ struct Inner {
     incoming: Option<(Arc<Plan>, Option<State>)>,
     running: Option<Running>,
     generation: u64,
+    /// Its thread was given up, and no other came.
+    deserted: bool,
     /// Nothing but `stopped` is called any more.
     stopping: bool,
     closing: bool,
@@ -66,6 +68,7 @@ impl Lane {
                 incoming: None,
                 running: None,
                 generation: 0,
+                deserted: false,
                 stopping: false,
                 closing: false,
             }),
@@ -99,6 +102,19 @@ impl Lane {
         let mut inner = lock(&self.inner);
         inner.stopping = true;
         inner.queue.drain(..).collect()
+    }
+
+    /// Its thread was given up and no other came: nothing is taken any more. Gives back what waited.
+    pub fn desert(&self) -> Vec<Task> {
+        lock(&self.inner).deserted = true;
+        self.stop()
+    }
+
+    /// It takes tasks again after a stop. True: it needs a thread.
+    pub fn resume(&self) -> bool {
+        let mut inner = lock(&self.inner);
+        inner.stopping = inner.closing;
+        std::mem::take(&mut inner.deserted)
     }
 
     /// The thread ends when it is idle; gives back what waited.

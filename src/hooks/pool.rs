@@ -26,7 +26,7 @@ use crate::thread;
 
 /// Tasks that may wait on one lane.
 const BOUND: usize = 1024;
-/// Threads that may be given up before the hooks are switched off.
+/// Threads that may hang at once before the hooks are switched off.
 const LOSSES: usize = 8;
 /// Beyond a call's timeout, before its thread is given up.
 const GRACE: Duration = Duration::from_secs(1);
@@ -76,6 +76,8 @@ pub(crate) struct Pool {
     handles: Mutex<Vec<JoinHandle<()>>>,
     lost: AtomicUsize,
     off: AtomicBool,
+    /// The daemon stops: nothing is switched on again.
+    ending: AtomicBool,
     dropped: AtomicU64,
     pub timers: Arc<timer::Bell>,
 }
@@ -133,6 +135,7 @@ impl Hooks {
             handles: Mutex::default(),
             lost: AtomicUsize::new(0),
             off: AtomicBool::new(false),
+            ending: AtomicBool::new(false),
             dropped: AtomicU64::new(0),
             timers: Arc::default(),
         });
@@ -214,6 +217,7 @@ impl Hooks {
         pool.events.store(events, Ordering::Release);
         pool.shared.stats.clear();
         pool.timers.ring();
+        pool.switch_on();
         Ok(())
     }
 
@@ -235,7 +239,7 @@ impl Hooks {
         self.pool.lost.load(Ordering::Relaxed)
     }
 
-    /// Whether too many threads were given up, so that no handler is called until the daemon is restarted.
+    /// Whether too many threads hang, so that no handler is called until scripts are loaded anew.
     #[must_use]
     pub fn is_off(&self) -> bool {
         self.pool.off.load(Ordering::Acquire)
@@ -243,6 +247,7 @@ impl Hooks {
 
     /// From now on no run of a timer begins; one that runs goes on.
     pub fn stop_timers(&self) {
+        self.pool.ending.store(true, Ordering::Release);
         self.pool.timers.close();
         let plan = self.pool.plan();
         for task in self.pool.of_timers().map(|lane| lane.stop()).unwrap_or_default() {
@@ -468,14 +473,33 @@ impl Pool {
             if lost < self.tuning.losses { self.spawn_lane(nth) } else { Err(io::Error::other("too many hang")) };
         if let Err(e) = started {
             self.off.store(true, Ordering::Release);
-            log::error!(target: "hook", lost = lost; "HOOKS ARE SWITCHED OFF until the daemon is restarted: {e}");
+            log::error!(target: "hook", lost = lost; "HOOKS ARE SWITCHED OFF until the scripts are mended and reloaded: {e}");
             let plan = self.plan();
-            for lane in self.lanes() {
-                for task in lane.stop() {
+            for (n, lane) in self.lanes().enumerate() {
+                for task in if n == nth { lane.desert() } else { lane.stop() } {
                     task.not_called(&plan, "the hooks are switched off");
                 }
             }
         }
+    }
+
+    /// Other scripts are there: what was switched off, for the old ones took too many threads, goes on.
+    fn switch_on(self: &Arc<Self>) {
+        if self.ending.load(Ordering::Acquire) || !self.off.swap(false, Ordering::AcqRel) {
+            return;
+        }
+        for (nth, lane) in self.lanes().enumerate() {
+            if lane.resume()
+                && let Err(e) = self.spawn_lane(nth)
+            {
+                self.off.store(true, Ordering::Release);
+                drop(lane.desert());
+                log::error!(target: "hook"; "the hooks stay switched off: {e}");
+                return;
+            }
+        }
+        let lost = self.lost.load(Ordering::Relaxed);
+        log::warn!(target: "hook", lost = lost; "the hooks are on again; {lost} threads of before still hang");
     }
 
     fn begin_close(&self) {

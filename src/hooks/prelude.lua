@@ -58,7 +58,16 @@ lib.string.dump = nil
 -- Strings: the matcher is Rust, because Lua's cannot be stopped.
 local sub = string.sub
 local step = guard(step_raw)
-lib.string.find, lib.string.match = guard(find_raw), guard(match_raw)
+lib.string.match = guard(match_raw)
+-- A plain text in a short one is found by Lua's own, which is quick there: without a pattern it cannot run for long.
+local find, cfind = guard(find_raw), string.find
+function lib.string.find(s, pattern, init, plain)
+  if type(s) == "string" and type(pattern) == "string" and #s <= 4096 and #pattern <= 4096
+    and (plain or not cfind(pattern, "[%^%$%*%+%?%.%(%[%%%-]")) then
+    return cfind(s, pattern, init, true)
+  end
+  return find(s, pattern, init, plain)
+end
 local gsub_string = guard(gsub_raw)
 
 -- Nothing, repeated as often as an integer can say, is a loop in C.
@@ -66,6 +75,18 @@ local rep = string.rep
 function lib.string.rep(s, n, separator)
   if s == "" and (separator == nil or separator == "") then return "" end
   return rep(s, n, separator)
+end
+
+-- Each letter of a format is a step in C: no format that somebody wrote is as long as this.
+local LONGEST = 65536
+for _, name in next, { "pack", "packsize", "unpack" } do
+  local of = string[name]
+  lib.string[name] = function(format, ...)
+    if type(format) == "string" and #format > LONGEST then
+      fail("string.", name, ": the format is longer than ", LONGEST, " bytes")
+    end
+    return of(format, ...)
+  end
 end
 
 local function text(value, n, name)
@@ -122,11 +143,37 @@ function lib.string.gsub(s, pattern, by, most_times)
     return true
   end
   local limit = most_times or #s + 1
-  while times < limit and replace(step(s, pattern, at, last, true)) do
+  while times < limit and replace(step(s, pattern, at, last, true, kind == "table")) do
     if anchored then break end
   end
   put(sub(s, at))
   return concat(out, "", 1, n), times
+end
+
+-- A long text is counted in pieces, each of which ends before a letter begins.
+local count, byte = utf8.len, string.byte
+function lib.utf8.len(s, first, last, lax)
+  if type(s) ~= "string" or #s <= LONGEST or first ~= nil and mtype(first) ~= "integer"
+    or last ~= nil and mtype(last) ~= "integer" then
+    return count(s, first, last, lax)
+  end
+  first, last = first or 1, last or -1
+  if first < 0 then first = first + #s + 1 end
+  if last < 0 then last = last + #s + 1 end
+  -- What is out of bounds is Lua's to say.
+  if first < 1 or first > #s + 1 or last > #s then return count(s, first, last, lax) end
+  local n = 0
+  while first <= last do
+    local upto = first + LONGEST
+    if upto > last then upto = last
+    else
+      while upto < last and byte(s, upto + 1) & 0xC0 == 0x80 do upto = upto + 1 end
+    end
+    local found, bad = count(s, first, upto, lax)
+    if not found then return found, bad end
+    n, first = n + found, upto + 1
+  end
+  return n
 end
 
 -- Tables: with a metatable the C functions loop as long as `__len` says and call C functions as `__index`, unseen by

@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use mlua::{Function, Lua, Table, Value};
+use rustix::fs::StatVfsMountFlags;
 
 use super::api::every::Schedule;
 use super::api::{self, Args, Call, Fault, duration, function, line_of, text, wrong};
@@ -532,14 +533,16 @@ fn listed(dir: &Path) -> Result<Vec<PathBuf>, LoadError> {
     Ok(paths)
 }
 
-/// Refuses what users other than its owner, or an owner who is neither root nor us, could write to.
+/// Refuses what users other than its owner, or an owner who is neither root nor us, could write to. On a file system
+/// that is mounted read-only nobody can, whatever the mode: so a container has its ConfigMap.
 ///
 /// # Errors
 /// Its path and the remedy.
 pub fn guarded(path: &Path) -> Result<(), LoadError> {
     let meta = std::fs::metadata(path).map_err(|e| LoadError::new(path, format!("cannot be read: {e}")))?;
     let us = rustix::process::geteuid().as_raw();
-    if meta.mode() & 0o022 != 0 {
+    let read_only = || rustix::fs::statvfs(path).is_ok_and(|s| s.f_flag.contains(StatVfsMountFlags::RDONLY));
+    if meta.mode() & 0o022 != 0 && !read_only() {
         let mode = meta.mode() & 0o7777;
         return Err(LoadError::new(path, format!("other users could write to it (mode {mode:o}): chmod go-w it")));
     }
@@ -564,7 +567,14 @@ pub fn read_script(path: &Path) -> Result<Arc<str>, LoadError> {
     }
     let bytes = std::fs::read(path).map_err(|e| LoadError::new(path, format!("cannot be read: {e}")))?;
     match String::from_utf8(bytes) {
-        Ok(text) => Ok(text.into()),
+        Ok(text) => Ok(without_head(&text).into()),
         Err(_) => Err(LoadError::new(path, "is not UTF-8 text")),
     }
+}
+
+/// A text without what `lua` passes over at its beginning: a byte order mark, and a first line with `#`, whose end stays,
+/// so that lines keep their numbers.
+fn without_head(text: &str) -> &str {
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+    if text.starts_with('#') { &text[text.find('\n').unwrap_or(text.len())..] } else { text }
 }

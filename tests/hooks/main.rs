@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, missing_docs)]
 
 mod events;
+mod files;
 mod hostile;
 mod reload;
 mod timers;
@@ -56,10 +57,9 @@ impl Daemon {
         for (name, script) in scripts {
             put(&at("hooks.d").join(name), script);
         }
-        let out = at("out");
         let hooks = format!(
-            "[hooks]\nallow = [\"exec\", \"fs\", \"http\"]\nfs_roots = [\"{0}\"]\nconfig = {{ out = \"{0}/log\" }}\n",
-            out.display()
+            "[hooks]\nallow = [\"exec\", \"fs\", \"http\"]\nfs_roots = [\"{0}\"]\nconfig = {{ out = \"{0}/out/log\" }}\n",
+            dir.path().display()
         );
         put(&at("ostler.toml"), &format!("{hooks}{config}"));
         let (child, client) = Self::launch(dir.path());

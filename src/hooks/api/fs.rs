@@ -14,6 +14,7 @@ use rustix::io::Errno;
 
 use super::{Args, Context, Fault, function, wrong};
 use crate::hooks::lock;
+use crate::reserved;
 
 /// An open file; `None` once it is closed.
 struct Open {
@@ -72,8 +73,19 @@ fn open(path: &str, mode: &str, roots: &[PathBuf]) -> Result<File, String> {
         _ => return Err(format!("{path}: mode '{mode}': r, w or a expected, with + and b after it")),
     };
     let (root, real) = resolve(Path::new(path), roots, !letters.starts_with('r'))?;
+    let kept = || format!("{path}: is a file of the daemon's own database");
+    // Told before it is opened, for to close it again would cost the daemon its locks on it.
+    if std::fs::metadata(&real).is_ok_and(|meta| reserved::is(&meta)) {
+        return Err(kept());
+    }
     let file = File::from(open_below(&root, &real, flags).map_err(|e| format!("{path}: {}", io::Error::from(e)))?);
-    if !file.metadata().map_err(|e| format!("{path}: {e}"))?.is_file() {
+    let meta = file.metadata().map_err(|e| format!("{path}: {e}"))?;
+    if reserved::is(&meta) {
+        // Put there in between: one descriptor that nobody closes, rather than a database without locks.
+        std::mem::forget(file);
+        return Err(kept());
+    }
+    if !meta.is_file() {
         return Err(format!("{path}: is not a regular file"));
     }
     if letters.starts_with('w') {

@@ -90,7 +90,8 @@ fn unanchored(pattern: &[u8]) -> (bool, &[u8]) {
 }
 
 /// One step of `gmatch` or of `gsub` with a function or a table: subject, pattern, where to begin, where the match
-/// before ended (both from 1), whether `^` is an anchor. Answers where the match begins, where the next may, and the
+/// before ended (both from 1), whether `^` is an anchor, whether the first capture is all that is wanted (a table's key:
+/// others may be unfinished, as in Lua). Answers where the match begins, where the next may, and the
 /// captures.
 fn step(lua: &Lua, context: &Context, args: &Args) -> Result<MultiValue, Fault> {
     let (subject, pattern) = (args.bytes(lua, 0, "string")?, args.bytes(lua, 1, "pattern")?);
@@ -102,7 +103,8 @@ fn step(lua: &Lua, context: &Context, args: &Args) -> Result<MultiValue, Fault> 
     let mut out = MultiValue::new();
     if let Some(found) = Matcher::new(&s, p, &past).next(from, anchored, last)? {
         out.extend([int(found.start + 1), int(found.end + 1)]);
-        for c in found.values() {
+        let wanted = if args.value(5) == Value::Boolean(true) { 1 } else { usize::MAX };
+        for c in found.values().into_iter().take(wanted) {
             out.push_back(capture(lua, &s, c)?);
         }
     }

@@ -108,6 +108,21 @@ pub const ENDLESS: &[(&str, &str)] = &[
     ("pattern_method", "(('a'):rep(30000)):find(('.-'):rep(8) .. 'b')"),
     ("pattern_balance", "while true do (('('):rep(30000)):find('%b()') end"),
     ("plain_quadratic", "while true do (('a'):rep(2e6)):find(('a'):rep(1e6) .. 'b', 1, true) end"),
+    ("unpack_long", "local f = ('b'):rep(16e6 | 0) while true do pcall(string.unpack, f, f) end"),
+    ("packsize_long", "local f = ('b'):rep(16e6 | 0) while true do pcall(string.packsize, f) end"),
+    ("utf8_len_long", "local s = ('x'):rep(16e6 | 0) while true do utf8.len(s) end"),
+    (
+        "compare_long",
+        "local s = ('a\\0'):rep(2e6 | 0) local a, b = s .. 'a', s .. 'b' while true do local x = a < b end",
+    ),
+    ("format_q_long", "local s = ('\\n'):rep(2e6 | 0) while true do local x = ('%q'):format(s) end"),
+    ("upper_long", "local s = ('x'):rep(8e6 | 0) while true do local x = s:upper() end"),
+    ("reverse_long", "local s = ('x'):rep(8e6 | 0) while true do local x = s:reverse():lower() end"),
+    (
+        "long_in_coroutines",
+        "local s = ('a\\0'):rep(2e6 | 0) local a, b = s .. 'a', s .. 'b' while true do \
+        coroutine.wrap(function() for i = 1, 30 do local x = a < b end end)() end",
+    ),
     ("date_format", "while true do pcall(os.date, ('%c'):rep(1e5)) os.date(('%c'):rep(500)) end"),
     ("collisions", "local t = {} for i = 1, 1e9 do t[i * 65536 * 65537] = i if i % 100000 == 0 then t = {} end end"),
     (

@@ -68,6 +68,22 @@ fn bytecode_is_no_script() {
 }
 
 #[test]
+fn what_lua_itself_passes_over_at_the_beginning_is_passed_over() {
+    for head in ["\u{feff}", "#!/usr/bin/env lua\n", "\u{feff}# a comment\n", "#!/usr/bin/lua\r\n"] {
+        let lines = head.matches('\n').count();
+        let dir = scripts(&[
+            ("a.lua", &format!("{head}local m = require('m')\nerror('here ' .. m)")),
+            ("lib/m.lua", &format!("{head}return 'm'")),
+        ]);
+        let e = load(&settings(dir.path()), "1").unwrap_err();
+        assert!(e.message.ends_with("here m"), "{e}");
+        assert_eq!(e.line, Some(lines + 2), "{e}");
+    }
+    let dir = scripts(&[("a.lua", "#!/usr/bin/env lua")]);
+    load(&settings(dir.path()), "1").unwrap();
+}
+
+#[test]
 fn what_others_could_write_to_is_refused() {
     for (path, mode) in [("a.lua", 0o666), ("a.lua", 0o664), ("", 0o777), ("lib", 0o775), ("lib/m.lua", 0o646)] {
         let dir = scripts(&[("a.lua", "local x = 1"), ("lib/m.lua", "return 1")]);

@@ -424,11 +424,51 @@ fn after_too_many_losses_hooks_are_off_and_everything_is_answered() {
     assert_eq!(deliver(&hooks, event(HookEvent::SessionEnd, "local:a", json!({}))), Delivered::NotCalled);
     assert_eq!(notify(&hooks, event(HookEvent::TurnEnd, "local:a", json!({}))), 1);
     assert_eq!(hooks.dropped(), 1);
-    assert_eq!(hooks.lost(), 2);
-    assert!(hooks.close(Instant::now()) >= 2);
+    assert_eq!((hooks.lost(), hooks.is_off()), (2, true));
+
+    // The script is mended: everything is called again, though the two threads still hang.
+    let mended = scripts(&[(
+        "10-test.lua",
+        "ostler.on('session_end', function() end)\nostler.on('message', function() return { text = 'ok' } end)\n\
+         ostler.on('turn_end', function() end)",
+    )]);
+    hooks.swap(load(&settings(mended.path()), "2").unwrap()).unwrap();
+    assert_eq!((hooks.lost(), hooks.is_off()), (2, false));
+    assert_eq!(message(&hooks, "a"), rewritten("ok"));
+    for key in ["local:a", "local:b", "local:c", "local:d"] {
+        assert_eq!(deliver(&hooks, event(HookEvent::SessionEnd, key, json!({}))), Delivered::Done, "{key}");
+        assert_eq!(notify(&hooks, event(HookEvent::TurnEnd, key, json!({}))), 0, "{key}");
+    }
+    // They come back, and count no more.
     for _ in 0..2 {
         house.open.send(()).unwrap();
     }
+    let until = Instant::now() + PATIENCE;
+    while hooks.lost() > 0 && Instant::now() < until {
+        std::thread::yield_now();
+    }
+    assert_eq!((hooks.lost(), hooks.is_off()), (0, false));
+    assert_eq!(hooks.close(Instant::now() + PATIENCE), 0);
+}
+
+#[test]
+fn a_reload_beside_a_stop_switches_nothing_on() {
+    let (hooks, house) = hooks_with(
+        &[("a.lua", "ostler.on('session_end', function() ostler.kv.get('block') end, { timeout = '20ms' })")],
+        Tuning { losses: 1, ..SHORT },
+        |_| {},
+    );
+    let Delivered::TimedOut(_) = deliver(&hooks, event(HookEvent::SessionEnd, "local:a", json!({}))) else { panic!() };
+    let until = Instant::now() + PATIENCE;
+    while !hooks.is_off() && Instant::now() < until {
+        std::thread::yield_now();
+    }
+    hooks.stop_timers();
+    let mended = scripts(&[("a.lua", "ostler.on('session_end', function() end)")]);
+    hooks.swap(load(&settings(mended.path()), "2").unwrap()).unwrap();
+    assert!(hooks.is_off());
+    assert_eq!(deliver(&hooks, event(HookEvent::SessionEnd, "local:a", json!({}))), Delivered::NotCalled);
+    house.open.send(()).unwrap();
     assert_eq!(hooks.close(Instant::now() + PATIENCE), 0);
 }
 

@@ -53,6 +53,33 @@ ostler.on("session_end", function()
   assert(pairs_of.a == "1" and pairs_of.b == "2")
   local n = 0 for _ in ("abc"):gmatch("") do n = n + 1 end assert(n == 4)
     assert(string.find(12345, 34) == 3 and ("abc"):find("b", -1) == nil and ("abc"):find("", 10) == nil and ("abc"):find("", 4) == 4)
+  -- what is short and plain goes another way than what is long
+  local long = ("a"):rep(5000) .. "x.y"
+  for _, s in ipairs{ "aax.y", long } do
+    local at = #s - 2
+    assert(select("#", s:find("x.y", 1, true)) == 2 and s:find("x.y", 1, true) == at and select(2, s:find("x.y", 1, true)) == #s)
+    assert(s:find("x.", 1, true) == at and s:find("x") == at and s:find(".y", -2, true) == #s - 1 and s:find("x", -1) == nil)
+    assert(s:find("z") == nil and s:find("", #s + 1) == #s + 1 and s:find("", #s + 2) == nil and s:find("x%.y") == at)
+    assert(not pcall(s.find, s, "x", {}) and not pcall(s.find, s, nil) and not pcall(s.find, nil, "x"))
+  end
+  -- a table is asked for the first capture alone, as in Lua
+  assert(("abc"):gsub("(a)(b", { a = "x" }) == "xc" and not pcall(string.gsub, "abc", "(a", { a = "x" }))
+  assert(not pcall(string.gsub, "abc", "(a)(b", function() end) and ("abc"):gsub("(a)(b", "x") == "xc")
+  -- long texts are counted in pieces, long formats refused
+  for _, letter in ipairs{ "x", "ä", "€", "\u{10ffff}", "aä" } do
+    local text = letter:rep(100000)
+    assert(utf8.len(text) == utf8.len(letter) * 100000 and utf8.len(text, -#letter) == utf8.len(letter))
+    assert(utf8.len(text, #letter + 1, -#letter - 1) == utf8.len(letter) * 99998 and utf8.len(text, #text + 1) == 0)
+    local bad, at = utf8.len(text .. "\xff" .. text)
+    assert(bad == nil and at == #text + 1)
+    assert(not pcall(utf8.len, text, #text + 2) and not pcall(utf8.len, text, 1, #text + 1) and not pcall(utf8.len, text, {}))
+  end
+  assert(utf8.len(("€"):rep(50000), 2) == nil and select(2, utf8.len(("€"):rep(50000), 2)) == 2)
+  assert(string.unpack("<i4", string.pack("<i4", 7)) == 7 and string.packsize("i4") == 4)
+  for _, f in ipairs{ string.pack, string.unpack, string.packsize } do
+    local ok, why = pcall(f, ("b"):rep(65537), "x")
+    assert(not ok and why:find("the format is longer than 65536 bytes", 1, true), why)
+  end
   -- the rest is Lua's own
   assert(os.date("!%Y", 0) == "1970" and os.time() > 0 and os.clock() >= 0)
   assert(utf8.len("äö") == 2 and math.type(2^53 | 0) == "integer" and 9007199254740993 == 9007199254740993)
