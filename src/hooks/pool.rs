@@ -494,7 +494,7 @@ impl Pool {
             {
                 self.off.store(true, Ordering::Release);
                 drop(lane.desert());
-                log::error!(target: "hook"; "the hooks stay switched off: {e}");
+                log::error!(target: "hook", "the hooks stay switched off: {e}");
                 return;
             }
         }
