@@ -79,7 +79,7 @@ impl From<Error> for ApiError {
                 Refusal::NotFound => Self::new(404, "not_found", text),
                 Refusal::NotCurrent => Self::new(409, "not_current", text),
                 Refusal::Ended => Self::new(409, "ended", text),
-                Refusal::NoInteger | Refusal::TooLarge => Self::new(409, "conflict", text),
+                Refusal::NoInteger | Refusal::TooLarge | Refusal::DirInUse => Self::new(409, "conflict", text),
                 Refusal::Stale => Self::new(409, "conflict", text),
                 Refusal::IdReused => Self::new(422, "id_reused", text),
                 Refusal::QueueFull => Self::new(429, "queue_full", text),

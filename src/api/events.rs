@@ -10,7 +10,7 @@ use super::route::Query;
 use super::{Api, ApiError};
 use crate::clock;
 use crate::daemon::house::House;
-use crate::daemon::hub::{Delivering, Listening, News};
+use crate::daemon::hub::{Delivering, Listening, News, Preview};
 use crate::http::{Hangup, Request, Responder, sse};
 use crate::store::{EventRow, Target};
 
@@ -163,12 +163,13 @@ impl Feed {
     /// Writes what the hub handed over: previews, and the rows that were not read already. `true`: all is over.
     fn take_in(&mut self, news: News, only: &Only, buf: &mut Vec<u8>, delivering: &mut Option<Delivering>) -> bool {
         if self.deltas {
-            let meant = match only {
-                Only::All => "",
-                Only::Session(id) | Only::Turn { id, .. } => id.as_str(),
+            let meant = |of: &Preview| match only {
+                Only::All => true,
+                Only::Session(id) => of.session_id == *id,
+                Only::Turn { id, .. } => of.turn_id == *id,
             };
-            for delta in news.deltas.iter().filter(|d| d.contains(meant)) {
-                sse::event(buf, Some("delta"), None, delta);
+            for delta in news.deltas.iter().filter(|d| meant(d)) {
+                sse::event(buf, Some("delta"), None, &delta.json);
             }
         }
         self.missed = self.missed.max(news.missed);

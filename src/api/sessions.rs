@@ -5,7 +5,6 @@ use serde_json::json;
 use super::route::Query;
 use super::{Api, ApiError, bodies};
 use crate::daemon::registry::Answered;
-use crate::daemon::worker::working_dir;
 use crate::http::{Request, Response};
 use crate::model::event::Actor;
 use crate::model::session::key_fault;
@@ -129,30 +128,13 @@ pub fn resume(api: &Api, target: Target) -> Answer {
 
 pub fn delete(api: &Api, target: Target, query: &Query) -> Answer {
     let (all, files) = (query.flag("all")?, query.flag("files")?);
-    let acted = api.house.store.delete(target, all, Actor::User)?;
+    let store = &api.house.store;
+    let acted =
+        if files { store.delete_with_files(target, all, Actor::User) } else { store.delete(target, all, Actor::User) }?;
     api.house.catch_up(&acted);
-    // Its text goes now, or once its ends are settled.
+    // Its text goes now, or once its ends are settled; so do its files.
     api.house.prune_now();
-    let view = api.house.store.session_in_row(acted.sid)?;
-    if files {
-        let config = api.house.config();
-        let template = &config.route(&view.key).cwd;
-        // Only a directory that is this key's own: one that all keys share is nobody's to remove.
-        if template.contains("{key}") || template.contains("{hash}") {
-            let dir = working_dir(&api.house.state_dir, template, &view.key);
-            match std::fs::remove_dir_all(&dir) {
-                Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-                    return Err(ApiError::new(
-                        500,
-                        "internal",
-                        format!("deleted, but not its files: {}: {e}", dir.display()),
-                    ));
-                }
-                _ => {}
-            }
-        }
-    }
-    Ok(Response::json(200, &whole(api, view)))
+    Ok(Response::json(200, &whole(api, store.session_in_row(acted.sid)?)))
 }
 
 pub fn permission(api: &Api, target: Target, request: &Request) -> Answer {

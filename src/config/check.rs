@@ -9,6 +9,7 @@ use std::time::Duration;
 use super::locate::join;
 use super::read::{RawAgent, duration_text};
 use super::{Agent, AgentKind, Config, DEFAULT_AGENT, PermissionPolicy};
+use crate::model::names;
 
 /// What the stop's phases must leave of its deadline.
 const SLACK: Duration = Duration::from_secs(1);
@@ -133,6 +134,23 @@ fn one_agent(a: &Agent, given: Option<&RawAgent>) -> Check {
     above_zero(key("permission_timeout"), a.permission_timeout, "deny at once; say so with permission = \"deny\"")?;
     if a.cwd.is_empty() || a.cwd.contains('\0') {
         return fail(key("cwd"), "must be a path");
+    }
+    match names::home_of(&a.cwd) {
+        names::Home::Other => {
+            return fail(key("cwd"), format!("{:?}: whose home that is is not known; ~/ is the daemon's own", a.cwd));
+        }
+        names::Home::Own(_) if super::paths::process_env("HOME").is_none_or(|h| !h.starts_with('/')) => {
+            return fail(key("cwd"), format!("{:?}: $HOME does not say where that is", a.cwd));
+        }
+        names::Home::Own(_) | names::Home::No => {}
+    }
+    let args = a.command.iter().skip(1).map(|text| ("command", text));
+    let env = a.env.values().map(|text| ("env", text));
+    for (of, text) in [("cwd", &a.cwd)].into_iter().chain(args).chain(env) {
+        if let Some(word) = names::unknown(text) {
+            let known = names::KNOWN.map(|name| format!("{{{name}}}")).join(", ");
+            return fail(key(of), format!("{text:?}: {{{word}}} is not known, only {known}"));
+        }
     }
     for name in a.env.keys().chain(&a.env_pass) {
         if name.is_empty() || name.contains(['=', '\0']) {

@@ -151,10 +151,11 @@ pub static KEYS: &[KeyDoc] = &[
     ),
     key(
         "agent.*.cwd",
-        "\"work/{key}\"",
-        "Working directory, relative to the state directory, made if missing. {key} is the session's key with all but \
-         A-Za-z0-9_- percent-encoded; {hash} is a digest of it, for agents that fail on a percent sign in a path (such as \
-         opencode).",
+        "\"work/{slug}\"",
+        "Working directory, relative to the state directory, made if missing; a leading ~/ is the home directory. {slug} is \
+         the letters and digits of the session's key with a digest, {key} the key with all but A-Za-z0-9_- percent-encoded, \
+         {hash} a digest of the key, {id} the session's id: known in env values and in command's arguments too. A session \
+         that has a directory work/{key}, once the default, keeps it.",
     ),
     key(
         "agent.*.env",

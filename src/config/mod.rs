@@ -14,6 +14,7 @@ use std::time::Duration;
 use serde::Deserialize;
 
 use crate::model::event::words;
+use crate::model::names;
 
 mod check;
 pub mod keys;
@@ -454,7 +455,7 @@ impl Agent {
             name: name.to_owned(),
             kind,
             command: Vec::new(),
-            cwd: "work/{key}".into(),
+            cwd: names::DEFAULT_CWD.into(),
             env: BTreeMap::from([("LANG".to_owned(), "C.UTF-8".to_owned())]),
             env_pass: vec!["PATH".into(), "HOME".into()],
             max_processes: 32,

@@ -200,6 +200,15 @@ const BAD: &[(&str, usize, &str, &str)] = &[
     ("[agent.a]\nenv = { A = 1 }", 2, "agent.a.env.A", "invalid type"),
     ("[agent.a]\nenv_pass = [\"\"]", 2, "agent.a.env_pass", "not the name of a variable"),
     ("[agent.a]\ncwd = \"\"", 2, "agent.a.cwd", "must be a path"),
+    ("[agent.a]\ncwd = \"~nobody/x\"", 2, "agent.a.cwd", "whose home"),
+    (
+        "[agent.a]\ncwd = \"work/{slug}/{user}\"",
+        2,
+        "agent.a.cwd",
+        "{user} is not known, only {slug}, {key}, {hash}, {id}",
+    ),
+    ("[agent.a]\nenv = { A = \"{kee}\" }", 2, "agent.a.env", "{kee} is not known"),
+    ("[agent.a]\nkind = \"exec\"\ncommand = [\"x\", \"{print}\"]", 3, "agent.a.command", "{print} is not known"),
     (
         "[[route]]\nmatch = \"*\"\n[[route]]\nmatch = \"a:*\"\nagent = \"x\"",
         5,

@@ -386,18 +386,14 @@ impl Pump {
                 // Told once it is true: whoever reads this finds it listed.
                 log::error!(key = item.owed.key, hook = item.owed.handler.script, event = item.owed.event_id;
                     "set aside after {} deliveries: {why}", item.owed.attempts);
-                self.forget(did);
+                self.settled(did);
             }
             (true, Settled::Delivered | Settled::Orphaned) => {
                 if settled == Settled::Orphaned {
                     log::warn!(key = item.owed.key, hook = item.owed.handler.script, event = item.owed.event_id;
                         "orphaned: {} is not registered any more", item.owed.handler);
                 }
-                if item.owed.fields["reason"] == EndReason::Deleted.as_str() {
-                    // The text of a deleted session waits for its ends.
-                    self.house.prune_now();
-                }
-                self.forget(did);
+                self.settled(did);
             }
             // The handler is not called again for it in this boot: only the note of it is tried again.
             (false, _) => {
@@ -440,6 +436,15 @@ impl Pump {
         if item.noted {
             self.house.store.take_back_attempt(did, item.owed.attempts, item.owed.uncalled, |_| ());
         }
+    }
+
+    /// Nothing more is to be done for it.
+    fn settled(&mut self, did: i64) {
+        if self.window.get(&did).is_some_and(|i| i.owed.fields["reason"] == EndReason::Deleted.as_str()) {
+            // The text of a deleted session, and its files, wait for its ends.
+            self.house.prune_now();
+        }
+        self.forget(did);
     }
 
     fn forget(&mut self, did: i64) {

@@ -30,6 +30,8 @@ pub enum Request {
     Ping(Sender<()>),
     /// Something may be pruned that should not wait.
     Prune,
+    /// Files of deleted sessions may be removed by now.
+    Tidy,
 }
 
 /// What a reload changed.
@@ -264,6 +266,11 @@ impl House {
     /// Has the text of deleted sessions removed soon. One that is not heard is made up for by the next round.
     pub fn prune_now(&self) {
         let _ = self.requests.try_send(Request::Prune);
+    }
+
+    /// Whoever was at work in the directory of a deleted session may have ended. As above.
+    pub fn tidy_now(&self) {
+        let _ = self.requests.try_send(Request::Tidy);
     }
 
     /// Cancels a turn of a live session, if that one still runs.

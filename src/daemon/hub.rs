@@ -20,6 +20,17 @@ const BYTES: usize = 64 * 1024;
 /// The most previews that wait for one listener.
 const DELTAS: usize = 1024;
 
+/// A preview, and of what it is one: what it says may quote anything.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Preview {
+    /// The session that speaks.
+    pub session_id: String,
+    /// Its turn.
+    pub turn_id: String,
+    /// What clients get.
+    pub json: String,
+}
+
 /// What a listener finds when it wakes.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct News {
@@ -27,8 +38,8 @@ pub struct News {
     pub missed: i64,
     /// What was committed since, in order.
     pub rows: VecDeque<Arc<Published>>,
-    /// Previews since the last look, as JSON.
-    pub deltas: Vec<Arc<str>>,
+    /// Previews since the last look.
+    pub deltas: Vec<Arc<Preview>>,
     /// The daemon is leaving: no more will come.
     pub closed: bool,
     /// Whoever is told seems to be gone: to be looked after by telling it something.
@@ -44,7 +55,7 @@ struct State {
     bytes: usize,
     /// It sleeps, and nobody has woken it yet.
     asleep: bool,
-    deltas: VecDeque<Arc<str>>,
+    deltas: VecDeque<Arc<Preview>>,
     closed: bool,
     doubt: bool,
     gone: bool,
@@ -189,7 +200,7 @@ impl Hub {
     }
 
     /// A preview, the moment the agent speaks; made only if it reaches anybody.
-    pub fn delta(&self, key: &str, json: impl FnOnce() -> Arc<str>) {
+    pub fn delta(&self, key: &str, preview: impl FnOnce() -> Preview) {
         if self.listeners.load(Ordering::SeqCst) == 0 {
             return;
         }
@@ -198,11 +209,11 @@ impl Hub {
         if wanting.peek().is_none() {
             return;
         }
-        let json = json();
+        let preview = Arc::new(preview());
         for listener in wanting {
             listener.tell(|s| {
                 if s.deltas.len() < DELTAS {
-                    s.deltas.push_back(json.clone());
+                    s.deltas.push_back(preview.clone());
                 } else {
                     self.lost_deltas.fetch_add(1, Ordering::Relaxed);
                 }
@@ -377,7 +388,7 @@ mod tests {
         let deaf = hub.listen(Some("x:b"), false);
         hub.delta("x:b", || panic!("nobody wants it"));
         for _ in 0..DELTAS + 3 {
-            hub.delta("x:a", || "{}".into());
+            hub.delta("x:a", || Preview { session_id: "s".into(), turn_id: "t".into(), json: "{}".into() });
         }
         assert!(deaf.wait(0, Instant::now()).deltas.is_empty());
         assert_eq!((a.wait(0, Instant::now()).deltas.len(), hub.lost_deltas()), (DELTAS, 3));

@@ -71,31 +71,48 @@ impl Lock {
     }
 
     /// Takes the lock from a live owner: asks it to stop, waits, then forces it. A process that does not hold the lock is
-    /// never touched, whatever pid stands in the file, and though it may have the file open.
+    /// never touched, whatever pid stands in the file, and though it may have the file open. An owner that is stopping
+    /// already (`is_stopping`, of the process of that pid) is waited for and asked nothing, for a further signal would cut
+    /// its stop short; so is one that another process asks at this moment.
     ///
     /// # Errors
-    /// [`Held`]: it could not be had by the instant.
-    pub fn replace(dir: &Path, patience: Duration) -> Result<Self, Held> {
+    /// [`Held`]: it could not be had by the instant, or somebody else took it from that owner.
+    pub fn replace(dir: &Path, patience: Duration, is_stopping: &dyn Fn(i32) -> bool) -> Result<Self, Held> {
         let until = Instant::now() + patience;
-        let mut forced = false;
+        let mut asked: Option<i32> = None;
+        let mut speaks: Option<File> = None;
         for _ in 0..8 {
             let pid = match Self::take(dir) {
                 Err(Held::Owned { pid: Some(pid), .. }) => pid,
                 other => return other,
             };
+            if asked.is_some_and(|first| first != pid) {
+                return Err(Held::Owned { dir: dir.into(), pid: Some(pid) });
+            }
             let Some(owner) = owner(dir, pid) else { continue };
-            let signal = if forced { Signal::KILL } else { Signal::TERM };
-            log::info!(
-                "another ostler (pid {pid}) owns {}: {}",
-                dir.display(),
-                if forced { "it is killed" } else { "it is asked to stop" }
-            );
-            let _ = pidfd_send_signal(&owner, signal);
-            let wait = if forced { Duration::from_secs(10) } else { until.saturating_duration_since(Instant::now()) };
+            // One of those that want it speaks to the owner.
+            if speaks.is_none() {
+                speaks = File::open(dir).ok().filter(|d| d.try_lock().is_ok());
+            }
+            let (signal, what) = match (asked, &speaks) {
+                (None, None) => (None, "another one has asked it to stop, it is waited for"),
+                (None, Some(_)) if is_stopping(pid) => (None, "it is stopping already, it is waited for"),
+                (None, Some(_)) => (Some(Signal::TERM), "it is asked to stop"),
+                (Some(_), Some(_)) => (Some(Signal::KILL), "it is killed"),
+                (Some(_), None) => return Self::take(dir),
+            };
+            log::info!("another ostler (pid {pid}) owns {}: {what}", dir.display());
+            if let Some(signal) = signal {
+                let _ = pidfd_send_signal(&owner, signal);
+            }
+            let wait = match asked {
+                None => until.saturating_duration_since(Instant::now()),
+                Some(_) => Duration::from_secs(10),
+            };
             let timeout =
                 Timespec { tv_sec: i64::try_from(wait.as_secs()).unwrap_or(3600), tv_nsec: wait.subsec_nanos().into() };
             let _ = poll(&mut [PollFd::new(&owner, PollFlags::IN)], Some(&timeout));
-            forced = true;
+            asked = Some(pid);
         }
         Self::take(dir)
     }

@@ -229,6 +229,19 @@ impl Mailbox {
         }
     }
 
+    /// Waits for a wish to close until the instant, and leaves every letter where it is: for a worker that is not open yet.
+    pub fn wait_close(&self, until: Instant) -> bool {
+        let mut letters = self.lock();
+        while letters.close.is_none() {
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return false;
+            }
+            letters = self.arrived.wait_timeout(letters, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        true
+    }
+
     fn wait_letters(&self, until: Option<Instant>) -> Woken {
         let mut letters = self.lock();
         while !letters.any() {
@@ -264,6 +277,17 @@ mod tests {
         m.post(|l| l.work = true);
         assert_eq!(m.wait(&mut [], None).expect("a wait"), Woken::Letter);
         assert!(m.take().work && !m.take().work);
+    }
+
+    #[test]
+    fn a_wait_for_a_close_takes_nothing() {
+        let m = Mailbox::default();
+        m.post(|l| l.asked = true);
+        assert!(!m.wait_close(Instant::now() + Duration::from_millis(5)));
+        m.post(|l| l.close = Some(Close::Stop));
+        assert!(m.wait_close(Instant::now()));
+        let letters = m.take();
+        assert_eq!((letters.asked, letters.close), (true, Some(Close::Stop)));
     }
 
     #[test]

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::agent::process;
+use crate::client::Client;
 use crate::config::{self, Config};
 use crate::hooks::{self, Event, Hooks, Verdict};
 use crate::http::{Limits, Server};
@@ -20,6 +21,7 @@ use crate::{api, thread};
 pub mod coordinator;
 pub mod delivery;
 pub mod desk;
+mod dirs;
 pub mod doctor;
 mod home;
 pub mod house;
@@ -133,7 +135,7 @@ fn start(mut options: ServeOptions) -> Result<i32, NoStart> {
     // Agents and hooks are told of directories in it: those names must hold wherever they stand.
     options.state_dir = fs::canonicalize(&options.state_dir)
         .map_err(|e| NoStart(exit::STATE, format!("{}: {e}", options.state_dir.display())))?;
-    let lock = take_lock(&options.state_dir, options.replace, options.config.shutdown.deadline)?;
+    let lock = take_lock(&options.state_dir, &options.socket, options.replace, options.config.shutdown.deadline)?;
     probe(&options.state_dir)?;
     let state_id = crate::proc::mark::state_id(&options.state_dir)
         .map_err(|e| NoStart(exit::STATE, format!("{}: {e}", options.state_dir.display())))?;
@@ -300,9 +302,16 @@ fn keep_names(dir: &Path) {
     }
 }
 
-fn take_lock(dir: &Path, replace: bool, deadline: Duration) -> Result<lock::Lock, NoStart> {
-    let taken =
-        if replace { lock::Lock::replace(dir, deadline + Duration::from_secs(5)) } else { lock::Lock::take(dir) };
+fn take_lock(dir: &Path, socket: &Path, replace: bool, deadline: Duration) -> Result<lock::Lock, NoStart> {
+    let is_stopping = |pid: i32| {
+        let status = Client::unix(socket).status(Duration::from_secs(2));
+        status.is_ok_and(|s| s["pid"] == pid && !s["stop"].is_null())
+    };
+    let taken = if replace {
+        lock::Lock::replace(dir, deadline + Duration::from_secs(5), &is_stopping)
+    } else {
+        lock::Lock::take(dir)
+    };
     taken.map_err(|e| match e {
         lock::Held::Owned { .. } => NoStart(exit::OWNED, e.to_string()),
         lock::Held::Io { .. } => NoStart(exit::STATE, e.to_string()),

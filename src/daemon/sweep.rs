@@ -57,6 +57,7 @@ fn sweep(house: &House) {
     );
     crate::failpoint::hit("boot", "looked");
     house.registry.haunt(left.iter().filter_map(|(sid, _)| *sid));
+    house.tidy_now();
     if left.is_empty() {
         return;
     }
@@ -75,6 +76,7 @@ fn sweep(house: &House) {
         for sid in freed {
             if !left.iter().any(|(s, _)| *s == Some(sid)) {
                 house.registry.exorcise(sid);
+                house.tidy_now();
             }
         }
         crate::failpoint::hit("sweep", "round");

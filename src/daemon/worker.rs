@@ -23,6 +23,7 @@ use crate::agent::{self, Agent, Answer, Continuity, Identity, Prompt};
 use crate::config::{self, AgentKind};
 use crate::hooks::{Event, Verdict};
 use crate::model::event::{Actor, EndReason, HookEvent, MarkReason, Outcome, StopReason};
+use crate::model::names;
 use crate::store::{Batch, Begin, Begun, Error, Refusal};
 
 /// How long an agent may take to close when nobody else sets a limit.
@@ -63,7 +64,8 @@ struct Worker {
 impl Worker {
     /// Opens the activation. `None`: the session is not open any more, or a stop has begun.
     fn open(house: &Arc<House>, wish: &Wish, config: config::Agent, mailbox: &Arc<Mailbox>) -> Option<Self> {
-        let cwd = working_dir(&house.state_dir, &config.cwd, &wish.key);
+        let id = if names::needs_id(&config.cwd) { session_id(house, wish, mailbox)? } else { String::new() };
+        let cwd = working_dir(&house.state_dir, &config.cwd, &wish.key, &id);
         let mut doubt = false;
         let opened = loop {
             let mut opened = house.store.open_activation(wish.sid, config.name.clone(), cwd.display().to_string());
@@ -77,8 +79,13 @@ impl Worker {
                 Err(e) => {
                     doubt = true;
                     log::error!(key = wish.key; "the session cannot be opened yet: {e}");
-                    let _ = mailbox.wait(&mut [], Some(Instant::now() + AGAIN));
-                    if mailbox.take().close.is_some() {
+                    // What comes for it meanwhile is found by the worker once it is open, or by the next one.
+                    if mailbox.wait_close(Instant::now() + AGAIN) {
+                        let letters = mailbox.take();
+                        let _ = house.registry.set(wish.sid, Doing::Closing);
+                        if letters.close != Some(Close::Stop) {
+                            house.registry.want(Wish { asked: wish.asked || letters.asked, ..wish.clone() });
+                        }
                         return None;
                     }
                 }
@@ -93,6 +100,7 @@ impl Worker {
         crate::log::about("session_id", &identity.session_id);
         log::info!(key = identity.key, session_id = identity.session_id;
             "session live: activation {}, agent {}", opened.epoch, config.name);
+        let config = named(config, &identity);
         let agent = make(house, &config);
         let mut desk = Desk::new(house.clone(), wish.sid, opened.epoch, config, mailbox.clone(), identity);
         desk.work = true;
@@ -132,10 +140,16 @@ impl Worker {
             };
             match next {
                 Next::More | Next::Rest => idle_since = Instant::now(),
-                Next::Idle | Next::Reserved => {}
+                Next::Idle | Next::Reserved | Next::Doubt => {}
                 Next::Gone => break Close::Retire,
             }
-            if next == Next::More {
+            if next == Next::Doubt {
+                // A turn of its own may stand there: it counts as running until the store answers.
+                let _ = self.desk.rest(&mut [], Some(Instant::now() + AGAIN));
+                continue;
+            }
+            // A letter that it took in meanwhile, in a turn for one, does not come a second time.
+            if next == Next::More || next != Next::Reserved && self.desk.close.is_some() {
                 continue;
             }
             let ready = self.is_ready().then_some(self.desk.epoch);
@@ -260,8 +274,7 @@ impl Worker {
             Err(e) => {
                 log::error!(key = self.key(); "the next turn cannot begin yet: {e}");
                 self.desk.work = true;
-                self.start_after = Some(Instant::now() + AGAIN);
-                Next::Idle
+                Next::Doubt
             }
         }
     }
@@ -541,6 +554,8 @@ enum Next {
     Idle,
     /// Somebody else is about to begin a turn for it.
     Reserved,
+    /// Nobody knows whether a turn began.
+    Doubt,
     /// The session has gone on without it.
     Gone,
 }
@@ -573,43 +588,41 @@ fn make(house: &Arc<House>, config: &config::Agent) -> Box<dyn Agent> {
     }
 }
 
-/// The working directory: `{key}` with all but `A-Za-z0-9_-` percent-encoded, cut at 150 bytes plus a hash; `{hash}` the
-/// hash alone, for agents that cannot stand a percent sign in a path.
+/// The working directory of a session, as the system stands now.
 #[must_use]
-pub fn working_dir(state_dir: &Path, template: &str, key: &str) -> PathBuf {
-    const KEPT: &percent_encoding::AsciiSet = &percent_encoding::NON_ALPHANUMERIC.remove(b'_').remove(b'-');
-    let hash = uuid::Uuid::new_v5(&uuid::Uuid::NAMESPACE_OID, key.as_bytes()).simple().to_string();
-    let mut name = percent_encoding::utf8_percent_encode(key, KEPT).to_string();
-    if name.len() > 150 {
-        name.truncate(150);
-        name = format!("{name}-{hash}");
+pub fn working_dir(state_dir: &Path, template: &str, key: &str, id: &str) -> PathBuf {
+    let home = config::paths::process_env("HOME");
+    names::working_dir(state_dir, home.as_deref(), template, names::Whose { key, id }, Path::is_dir)
+}
+
+/// The session's id, as soon as the store says it; `None`: it is to close first, or there is no such session.
+fn session_id(house: &House, wish: &Wish, mailbox: &Mailbox) -> Option<String> {
+    loop {
+        match house.store.session_in_row(wish.sid) {
+            Ok(session) => return Some(session.id),
+            Err(Error::Refused(_)) => return None,
+            Err(e) => {
+                log::error!(key = wish.key; "the session cannot be opened yet: {e}");
+                if mailbox.wait_close(Instant::now() + AGAIN) {
+                    return None;
+                }
+            }
+        }
     }
-    state_dir.join(template.replace("{key}", &name).replace("{hash}", &hash))
+}
+
+/// The agent's definition with the session's names in its arguments and its environment.
+fn named(config: config::Agent, identity: &Identity) -> config::Agent {
+    let expand = |text: String| names::expand(&text, &identity.key, &identity.session_id);
+    let mut command = config.command.into_iter();
+    let command = command.next().into_iter().chain(command.map(expand)).collect();
+    let env = config.env.into_iter().map(|(name, value)| (name, expand(value))).collect();
+    config::Agent { command, env, ..config }
 }
 
 fn make_dir(cwd: &Path, kind: AgentKind) -> std::io::Result<()> {
     match kind {
         AgentKind::Acp | AgentKind::Exec => std::fs::create_dir_all(cwd),
         AgentKind::Openai | AgentKind::Lua | AgentKind::Echo => Ok(()),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn working_directories_are_safe_names() {
-        let dir = |key: &str| working_dir(Path::new("/s"), "work/{key}", key).display().to_string();
-        assert_eq!(dir("local:alice"), "/s/work/local%3Aalice");
-        assert_eq!(dir("x:../../etc"), "/s/work/x%3A%2E%2E%2F%2E%2E%2Fetc");
-        let long = |end: &str| dir(&format!("x:{}{end}", "ü".repeat(80)));
-        assert!(long("a").len() < 200 && long("a") != long("b"));
-        assert_eq!(working_dir(Path::new("/s"), "/abs", "x:y"), Path::new("/abs"));
-        // For agents that take percent signs in a path for something else.
-        let plain = |key: &str| working_dir(Path::new("/s"), "work/{hash}", key).display().to_string();
-        assert_ne!(plain("local:a"), plain("local:b"));
-        assert_eq!(plain("local:a").len(), "/s/work/".len() + 32);
-        assert!(plain("local:a")[8..].bytes().all(|b| b.is_ascii_hexdigit()));
     }
 }

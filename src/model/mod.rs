@@ -2,15 +2,18 @@
 //!
 //! Reading order: [`event`] is the vocabulary that the API, the database and the hooks share; [`session`] says which
 //! session answers a message; [`turn`] what a turn may become; [`lifecycle`] what a stop does next; [`recovery`] what a
-//! boot makes of what the last one left; [`op_queue`] and [`timers`] keep what is in progress and what is due, [`every`]
-//! which timers of scripts run now; [`trust`] says whether the wall clock is believed.
+//! boot makes of what the last one left; [`names`] says where a session works; [`turn_clock`] how long its turn may still
+//! take; [`op_queue`] and [`timers`] keep what is in progress and what is due, [`every`] which timers of scripts run now;
+//! [`trust`] says whether the wall clock is believed.
 
 pub mod event;
 pub mod every;
 pub mod lifecycle;
+pub mod names;
 pub mod op_queue;
 pub mod recovery;
 pub mod session;
 pub mod timers;
 pub mod trust;
 pub mod turn;
+pub mod turn_clock;

@@ -19,6 +19,7 @@ mod accept;
 mod activations;
 mod boots;
 mod condition;
+mod dirs;
 mod due;
 mod journal;
 mod kv;
@@ -38,6 +39,7 @@ mod writer;
 pub use accept::{Accept, Accepted, Limits};
 pub use activations::{Opened, OpenedSession};
 pub use boots::{BootInfo, Recovered, StopNote};
+pub use dirs::Leaving;
 pub use due::{Overlooked, StopOutcome, Wanted};
 pub use journal::{FailedEvent, JournalCounts, Owed, Settled, Tally};
 pub use read::{Counts, EventRow, Page, SessionFilter, SessionView, TranscriptEntry, TurnView};
@@ -144,6 +146,9 @@ pub enum Refusal {
     /// A late writer: the session, epoch or turn it speaks for is not the current one any more.
     #[error("the session has gone on without this writer")]
     Stale,
+    /// The directory of a session that is to go with its files is another's too.
+    #[error("another session of its key works in the same directory: delete that one too, or keep the files")]
+    DirInUse,
     /// Turns do not start now: a stop has begun, or the daemon is held.
     #[error("turns do not start now")]
     Closed,

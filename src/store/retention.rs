@@ -224,6 +224,7 @@ impl Tx<'_> {
         let sessions = self.rows(
             "SELECT sid FROM sessions WHERE purged=1 AND ended_at<?1
              AND NOT EXISTS (SELECT 1 FROM messages m WHERE m.sid=sessions.sid AND m.client_id IS NOT NULL)
+             AND NOT EXISTS (SELECT 1 FROM meta WHERE name='files:'||sessions.sid)
              AND NOT EXISTS (SELECT 1 FROM journal j JOIN deliveries d ON d.jid=j.jid
                              WHERE j.sid=sessions.sid AND d.state IN ('pending', 'failed')) LIMIT 100",
             [before],

@@ -57,38 +57,8 @@ impl Store {
     /// No such session.
     pub fn delete(&self, target: Target, all: bool, actor: Actor) -> Result<Acted, Error> {
         self.write("delete", move |tx| {
-            let sessions = match (&target, all) {
-                (Target::Key(key), true) => tx.rows(
-                    &format!("SELECT {SESSION_COLUMNS} FROM sessions WHERE key=?1 AND hidden=0 ORDER BY sid DESC"),
-                    [key],
-                    SessionRow::read,
-                )?,
-                (target, _) => {
-                    let one = tx.target(target)?;
-                    if all {
-                        tx.rows(
-                            &format!(
-                                "SELECT {SESSION_COLUMNS} FROM sessions WHERE key=?1 AND hidden=0 ORDER BY sid DESC"
-                            ),
-                            [&one.key],
-                            SessionRow::read,
-                        )?
-                    } else {
-                        vec![one]
-                    }
-                }
-            };
-            let Some(first) = sessions.first().cloned() else { return Err(Refusal::SessionNotFound.into()) };
-            let mut acted = Acted { session_id: first.id, sid: first.sid, ..Acted::default() };
-            for s in sessions {
-                if s.status != "ended" {
-                    tx.cancel_queued(&s, "deleted")?;
-                    tx.end_session(&s, EndReason::Deleted, actor, None)?;
-                    acted.retired.push(s.sid);
-                }
-                tx.run("UPDATE sessions SET hidden=1 WHERE sid=?1", [s.sid])?;
-            }
-            Ok(acted)
+            let sessions = tx.to_delete(&target, all)?;
+            tx.delete(sessions, actor)
         })
     }
 
@@ -177,6 +147,33 @@ impl Store {
 }
 
 impl Tx<'_> {
+    /// The sessions that a deletion means, the newest first.
+    pub(super) fn to_delete(&self, target: &Target, all: bool) -> Result<Vec<SessionRow>, Error> {
+        let key = match (target, all) {
+            (target, false) => return Ok(vec![self.target(target)?]),
+            (Target::Key(key), true) => key.clone(),
+            (target, true) => self.target(target)?.key,
+        };
+        let sql = format!("SELECT {SESSION_COLUMNS} FROM sessions WHERE key=?1 AND hidden=0 ORDER BY sid DESC");
+        let all = self.rows(&sql, [key], SessionRow::read)?;
+        if all.is_empty() { Err(Refusal::SessionNotFound.into()) } else { Ok(all) }
+    }
+
+    /// Ends and hides sessions, of which there is one.
+    pub(super) fn delete(&mut self, sessions: Vec<SessionRow>, actor: Actor) -> Result<Acted, Error> {
+        let first = sessions.first().ok_or(Refusal::SessionNotFound)?;
+        let mut acted = Acted { session_id: first.id.clone(), sid: first.sid, ..Acted::default() };
+        for s in sessions {
+            if s.status != "ended" {
+                self.cancel_queued(&s, "deleted")?;
+                self.end_session(&s, EndReason::Deleted, actor, None)?;
+                acted.retired.push(s.sid);
+            }
+            self.run("UPDATE sessions SET hidden=1 WHERE sid=?1", [s.sid])?;
+        }
+        Ok(acted)
+    }
+
     /// The session that is meant.
     pub(super) fn target(&self, target: &Target) -> Result<SessionRow, Error> {
         let found = match target {

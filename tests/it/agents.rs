@@ -3,6 +3,8 @@
 use serde_json::{Value, json};
 use ureq::http::Method;
 
+use ostler::model::names::slug;
+
 use crate::daemon::{Daemon, fake};
 use ostler::client::session_path;
 
@@ -329,7 +331,7 @@ fn an_agents_environment() {
         assert!(env.contains(&want), "{want}: {env:?}");
     }
     assert!(!text.contains("SECRET_OF_THE_DAEMON") && !text.contains("NOTIFY_SOCKET"), "{env:?}");
-    assert_eq!(d.send("local:a b", "cwd"), d.path("state/work/local%3Aa%20b").to_str().unwrap());
+    assert_eq!(d.send("local:a b", "cwd"), d.path("state/work").join(slug("local:a b")).to_str().unwrap());
     assert_eq!(d.stop(), 0);
 }
 
@@ -341,7 +343,7 @@ fn exec() {
     let turn = d.turn("local:a", "hello there");
     assert_eq!(
         turn.text(),
-        format!("hello there|local:a|{}|unset|{}\n", turn.id(), d.path("state/work/local%3Aa").display())
+        format!("hello there|local:a|{}|unset|{}\n", turn.id(), d.path("state/work").join(slug("local:a")).display())
     );
     assert_eq!(d.stop(), 0);
 }
@@ -420,4 +422,31 @@ fn a_lua_function_that_never_returns() {
         assert_eq!(d.send("local:a", "x"), "said x");
         assert_eq!(d.stop(), 0);
     }
+}
+
+/// An agent that says where it works, and what it was given.
+const WHERE: &str = "[agent.default]\nkind = \"exec\"\ncommand = [\"/bin/sh\", \"-c\", \"echo $(pwd) $0 $WHO ${HOME}\", \"{key}\"]\nenv = { WHO = \"{id}\" }\n";
+
+/// A session's names are in its directory, its environment and its agent's arguments; a shell's braces are left to it. What
+/// worked in the directory of the old default goes on there.
+#[test]
+fn a_session_keeps_its_directory() {
+    let mut d = Daemon::new().config(WHERE);
+    std::fs::create_dir_all(d.path("state/work/local%3Aold")).unwrap();
+    d.boot();
+    let work = |name: &str| d.path("state/work").join(name).display().to_string();
+    for (key, dir, encoded) in
+        [("local:old", work("local%3Aold"), "local%3Aold"), ("local:new", work(&slug("local:new")), "local%3Anew")]
+    {
+        let turn = d.turn(key, "x");
+        assert_eq!(
+            turn.text(),
+            format!("{dir} {encoded} {} {}\n", turn.session(), d.path("").display()).replace("/\n", "\n")
+        );
+    }
+    d.write_config(&format!("{WHERE}cwd = \"mine/{{id}}\"\n"));
+    d.restart();
+    let turn = d.turn("local:old", "x");
+    assert!(turn.text().starts_with(&d.path("state/mine").join(turn.session()).display().to_string()), "{turn:?}");
+    assert_eq!(d.stop(), 0);
 }

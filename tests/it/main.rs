@@ -8,6 +8,7 @@ mod bad;
 mod busy;
 #[allow(dead_code)] // Shared with the tests of faults.
 mod daemon;
+mod dirs;
 mod endpoint;
 mod ends;
 mod flight;

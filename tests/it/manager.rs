@@ -1,5 +1,6 @@
 //! What a service manager sees and does: its socket kept over a restart, what it is told, and the way to take a place.
 
+use std::io::{BufRead as _, BufReader};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -8,7 +9,7 @@ use ostler::client::session_path;
 use rustix::process::Signal;
 use serde_json::json;
 
-use crate::daemon::{Daemon, PATIENCE, Proc, fake, run};
+use crate::daemon::{Daemon, Lines, PATIENCE, Proc, fake, run};
 
 /// The socket is the service manager's: no connection is refused while the daemon restarts, what is asked in between is
 /// answered by the next boot, and each message is there once.
@@ -148,4 +149,41 @@ fn replace_kills_no_stranger() {
     drop(lock);
     let mut d = d.start();
     assert_eq!(d.stop(), 0);
+}
+
+/// Two `--replace` at once, or one beside a stop: the owner is asked once, so its drain is not cut short; one of them gets
+/// the state.
+#[test]
+fn a_second_replace_waits_for_the_drain_of_the_first() {
+    let mut d = Daemon::new().config(&fake(&[], "")).start();
+    let mut gate = d.gate("gate");
+    let mut events = d.events("local:a");
+    let running = d.post("local:a", &format!("say begun; wait-file {}; say done", gate.path.display()));
+    events.until("text");
+    let log = std::sync::Arc::new(Lines::default());
+    let replace = || {
+        let mut command = d.serve_command();
+        command.arg("--replace").env("NOTIFY_SOCKET", d.path("notify")).stderr(Stdio::piped());
+        let mut proc = Proc::spawn(&mut command);
+        let (stderr, log) = (BufReader::new(proc.child.stderr.take().unwrap()), log.clone());
+        std::thread::spawn(move || stderr.lines().map_while(Result::ok).for_each(|l| log.push(l)));
+        proc
+    };
+    let from = d.notes.count();
+    let first = replace();
+    d.notes.find(from, "STOPPING", |l| l == "STOPPING=1");
+    let second = replace();
+    log.find(0, "the second one", |l| l.contains("it is waited for"));
+    assert_eq!(d.status()["stop"]["urgency"], "graceful");
+    gate.open();
+    assert_eq!(events.end_of(&running).0, "completed");
+    assert_eq!(d.ended().code(), Some(0));
+    d.notes.find(from, "READY", |l| l == "READY=1");
+    let winner = i64::from(d.status()["pid"].as_u64().unwrap() as u32);
+    let (mut winner, mut loser) = if i64::from(first.pid()) == winner { (first, second) } else { (second, first) };
+    assert_eq!(loser.wait_for(PATIENCE).unwrap().code(), Some(69));
+    assert!(winner.wait_for(Duration::ZERO).is_none());
+    winner.signal(Signal::TERM);
+    assert_eq!(winner.wait_for(PATIENCE).unwrap().code(), Some(0));
+    d.check(true);
 }

@@ -4,6 +4,8 @@ use std::io::{BufRead as _, BufReader};
 use std::os::unix::fs::PermissionsExt as _;
 use std::process::{Command, Stdio};
 
+use ostler::model::names::slug;
+
 use crate::daemon::{Daemon, PATIENCE, Ran, fake, run};
 
 /// `serve` started by a shell that does something first; stopped through the API once `then` was done.
@@ -95,7 +97,7 @@ fn relative_paths() {
     let mut serve = d.command(&["serve", "--config", "ostler.toml", "--state-dir", "state", "--socket", "sock"]);
     serve.current_dir(d.path(""));
     let ran = serve_after(&d, ":", &serve, || {
-        assert_eq!(d.send("local:a", "x").trim(), d.path("state/work/local%3Aa").to_str().unwrap());
+        assert_eq!(d.send("local:a", "x").trim(), d.path("state/work").join(slug("local:a")).to_str().unwrap());
         d.write_config("[agent.default]\nkind = \"exec\"\ncommand = [\"echo\", \"new\"]\n");
         d.cli(&["reload"]).ok();
         assert_eq!(d.send("local:b", "x"), "new\n");

@@ -188,3 +188,27 @@ fn a_client_that_goes_cancels_nothing() {
     assert_eq!(events.until("turn_end").text("outcome"), "completed");
     assert_eq!(d.stop(), 0);
 }
+
+/// Who follows a turn gets previews of that one alone, whatever another turn says: its id, for one.
+#[test]
+fn a_preview_of_another_turn_is_not_sent() {
+    let says = "[agent.default]\nkind = \"exec\"\ncommand = [\"/bin/sh\", \"-c\", \"read -r m; if [ $m = quote ]; then cat @DIR@/gate; else echo $m; fi\"]\n";
+    let mut d = Daemon::new().config(says).start();
+    let gate = d.gate("gate");
+    let mut events = d.events("local:a");
+    d.post("local:a", "quote");
+    events.until("turn_start");
+    let body = json!({ "text": "mine" });
+    let until = Some(std::time::Instant::now() + PATIENCE);
+    let path = session_path("local:a", "/messages?deltas=1");
+    let mut follower = d.client().stream_until(&path, Method::POST, Some(&body), None, until).unwrap();
+    let accepted = follower.next().unwrap().unwrap();
+    let id = accepted.text("turn_id").to_owned();
+    std::fs::write(&gate.path, format!("not {id}\n")).unwrap();
+    let seen: Vec<_> = follower.map(|e| e.unwrap()).collect();
+    assert_eq!(seen.last().unwrap().event, "turn_end");
+    let strange: Vec<_> = seen.iter().filter(|e| e.text("turn_id") != id).collect();
+    assert!(strange.is_empty(), "{strange:?}");
+    assert!(seen.iter().any(|e| e.event == "delta" && e.text("text").contains("mine")), "{seen:?}");
+    assert_eq!(d.stop(), 0);
+}

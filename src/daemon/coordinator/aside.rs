@@ -14,7 +14,7 @@ use super::{ALONE, Coordinator, DOUBT, NO_THREAD, News, PRUNE, Timer, restart_te
 use crate::config::Resume;
 use crate::daemon::house::{House, RETIRE, Reloaded};
 use crate::daemon::registry::Wish;
-use crate::daemon::{desk, notify, prune, reload};
+use crate::daemon::{desk, dirs, notify, prune, reload};
 use crate::model::event::HookEvent;
 use crate::model::lifecycle::Phase;
 use crate::model::recovery::continuation_delay_s;
@@ -214,6 +214,32 @@ impl Coordinator {
         }
         self.timers.set(Timer::Prune, Instant::now() + PRUNE);
         self.begin_prune();
+    }
+
+    /// Files of deleted sessions may be removed.
+    pub(super) fn tidy(&mut self) {
+        self.tidies.request(None);
+        self.begin_tidy();
+    }
+
+    fn begin_tidy(&mut self) {
+        if self.machine.phase() != Phase::Running || !self.tidies.begin() {
+            return;
+        }
+        // Set while it runs as well: a worker that ends meanwhile asks again.
+        self.timers.set(Timer::Tidy, Instant::now() + PRUNE);
+        if self.aside("tidy", Some(News::Tidied(true)), |house| Some(News::Tidied(dirs::step(house)))).is_err() {
+            self.tidied(true);
+        }
+    }
+
+    /// Files were removed; some may be left.
+    pub(super) fn tidied(&mut self, left: bool) {
+        let _ = self.tidies.complete();
+        if !left {
+            self.timers.clear(Timer::Tidy);
+        }
+        self.begin_tidy();
     }
 
     /// A commit was in doubt: once the store answers again it says what nobody was told of.

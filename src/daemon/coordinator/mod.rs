@@ -60,6 +60,8 @@ enum Timer {
     Doubt,
     /// What waits is looked for again, for it could not be read.
     Schedule,
+    /// Files of deleted sessions are still to go.
+    Tidy,
     /// A stop's status line is renewed.
     Progress,
 }
@@ -79,6 +81,8 @@ pub enum News {
     Scheduled(Option<Vec<Wish>>),
     /// A step of retention ended; what it removed.
     Pruned(Option<Pruned>),
+    /// Files of deleted sessions were removed; whether some are still to go.
+    Tidied(bool),
     /// The store answers again after a commit in doubt, and says what nobody was told of; or it does not yet.
     Undoubted(Option<Overlooked>),
     /// The clean record was written, and the store checkpointed and released; or one of them failed.
@@ -122,6 +126,7 @@ pub struct Coordinator {
     reloads: OpQueue<Sender<Result<Reloaded, String>>>,
     prunes: OpQueue<()>,
     doubts: OpQueue<()>,
+    tidies: OpQueue<()>,
     schedules: OpQueue<()>,
     pruned: prune::Round,
     leave: bool,
@@ -151,6 +156,7 @@ impl Coordinator {
             reloads: OpQueue::default(),
             prunes: OpQueue::default(),
             doubts: OpQueue::default(),
+            tidies: OpQueue::default(),
             schedules: OpQueue::default(),
             pruned: prune::Round::default(),
             leave: false,
@@ -209,6 +215,7 @@ impl Coordinator {
             }),
         );
         self.schedule(recovered.recent_deaths);
+        self.tidy();
     }
 
     fn is_open(&self) -> bool {
@@ -238,6 +245,7 @@ impl Coordinator {
             // They are looked at whenever something happens.
             Timer::Alive | Timer::Alone | Timer::Seat => {}
             Timer::Prune => self.prune(),
+            Timer::Tidy => self.tidy(),
             Timer::Doubt => self.doubt(),
             Timer::Schedule => {
                 self.schedules.request(None);
@@ -330,7 +338,11 @@ impl Coordinator {
             Request::Ping(answer) => {
                 let _ = answer.try_send(());
             }
-            Request::Prune => self.prune(),
+            Request::Tidy => self.tidy(),
+            Request::Prune => {
+                self.prune();
+                self.tidy();
+            }
         }
     }
 
@@ -370,6 +382,10 @@ impl Coordinator {
                         log::error!("the worker of session row {sid} panicked at its end");
                     }
                     self.house.registry.alone_over(sid);
+                    if self.timers.is_set(Timer::Tidy) {
+                        // It may be the one in whose directory somebody was still at work.
+                        self.tidy();
+                    }
                     if let Some(wish) = again {
                         self.house.registry.want(wish);
                     }
@@ -379,6 +395,7 @@ impl Coordinator {
             News::Scheduled(wishes) => self.scheduled(wishes),
             News::Undoubted(overlooked) => self.undoubted(overlooked),
             News::Pruned(step) => self.pruned_step(step),
+            News::Tidied(left) => self.tidied(left),
             News::Closed(done) => {
                 self.released = done;
                 self.step(Event::StoreClosed);

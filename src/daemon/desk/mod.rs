@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use super::house::{CANCEL, House};
+use super::hub::Preview;
 use super::mailbox::{Close, Letters, Mailbox, Why, Woken};
 use crate::agent::{
     Entry, Host, Identity, Interrupt, PermissionOutcome, PermissionRequest, Said, ToolCall, Wake, Watch,
@@ -19,6 +20,7 @@ use crate::clock;
 use crate::config::{self, PermissionPolicy};
 use crate::hooks::Event;
 use crate::model::event::{EventKind, HookEvent};
+use crate::model::turn_clock::TurnClock;
 use crate::store::{Batch, Begun, Error, Item, PATIENCE, Refusal, TurnRef, Unkept};
 
 mod permissions;
@@ -52,7 +54,6 @@ struct Delta<'a> {
 /// A permission that waits for its answer.
 struct Open {
     request: PermissionRequest,
-    since: Instant,
     until: Option<Instant>,
 }
 
@@ -79,7 +80,7 @@ pub struct Running {
     unwritten: usize,
     flush_at: Option<Instant>,
     sent: Option<Sent>,
-    deadline: Option<Instant>,
+    clock: TurnClock,
     heard: Instant,
     offsets: [usize; 2],
     tools: HashMap<String, ToolCall>,
@@ -216,7 +217,7 @@ impl Desk {
             unwritten: 0,
             flush_at: None,
             sent: None,
-            deadline: self.agent.turn_timeout.map(|t| now + t),
+            clock: TurnClock::new(self.agent.turn_timeout.map(|t| now + t)),
             heard: now,
             offsets: [0; 2],
             tools: HashMap::new(),
@@ -251,7 +252,7 @@ impl Desk {
     fn due(&self) -> Option<Instant> {
         let r = self.running.as_ref()?;
         let quiet = r.open.is_empty();
-        let turn = r.deadline.filter(|_| quiet && self.interrupt.is_none());
+        let turn = r.clock.deadline().filter(|_| quiet && self.interrupt.is_none());
         let silence = self.agent.silence_timeout.map(|s| r.heard + s).filter(|_| quiet && self.interrupt.is_none());
         r.open.iter().filter_map(|o| o.until).chain(r.flush_at).chain(turn).chain(silence).min()
     }
@@ -271,7 +272,7 @@ impl Desk {
         let Some(r) = self.running.as_mut() else { return false };
         if r.open.is_empty() && self.interrupt.is_none() {
             let silent = self.agent.silence_timeout.filter(|s| r.heard + *s <= now);
-            let over = r.deadline.is_some_and(|d| d <= now);
+            let over = r.clock.deadline().is_some_and(|d| d <= now);
             let why = if over {
                 self.agent.turn_timeout.map(|t| format!("the turn took longer than {} s", t.as_secs_f64()))
             } else {
@@ -378,7 +379,9 @@ impl Desk {
         let id = &self.identity;
         self.house.hub.delta(&id.key, || {
             let (key, session_id, turn_id, text) = (&id.key, &id.session_id, &r.turn_id, &text);
-            serde_json::to_string(&Delta { key, session_id, turn_id, kind, offset, text }).unwrap_or_default().into()
+            let delta = Delta { key, session_id, turn_id, kind, offset, text };
+            let json = serde_json::to_string(&delta).unwrap_or_default();
+            Preview { session_id: session_id.clone(), turn_id: turn_id.clone(), json }
         });
         self.push(if kind == EventKind::Text { Item::Text(text) } else { Item::Thought(text) }, false);
     }
@@ -461,7 +464,7 @@ impl Host for Desk {
     fn deadline(&self) -> Option<Instant> {
         let r = self.running.as_ref()?;
         let silence = self.agent.silence_timeout.map(|s| r.heard + s);
-        [r.deadline, silence].into_iter().flatten().min()
+        [r.clock.deadline(), silence].into_iter().flatten().min()
     }
 
     fn interrupted_flag(&self) -> Arc<AtomicBool> {

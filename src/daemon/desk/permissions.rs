@@ -30,7 +30,8 @@ impl Desk {
         let until = self.agent.permission_timeout.map(|t| now + t);
         let hooked = self.house.hooked(HookEvent::Permission);
         if let Some(r) = self.running.as_mut() {
-            r.open.push(Open { request: request.clone(), since: now, until });
+            r.open.push(Open { request: request.clone(), until });
+            r.clock.begin_wait(now);
         }
         if !hooked {
             self.open_to_client(&request);
@@ -122,9 +123,9 @@ impl Desk {
         let Some(at) = r.open.iter().position(|o| o.request.request_id == id) else { return };
         let open = r.open.remove(at);
         // The wait does not count against the turn.
-        let waited = open.since.elapsed();
-        r.deadline = r.deadline.map(|d| d + waited);
-        r.heard = Instant::now();
+        let now = Instant::now();
+        r.clock.end_wait(now);
+        r.heard = now;
         self.settled.push((id.to_owned(), outcome.clone()));
         self.tell_outcome(&open.request, &outcome, by);
     }

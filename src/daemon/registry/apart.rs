@@ -30,6 +30,12 @@ impl Registry {
         self.nudge();
     }
 
+    /// Whether a session's worker, or what an earlier one left, may still be at work.
+    pub fn is_held(&self, sid: i64) -> bool {
+        let inner = self.lock();
+        inner.searching || inner.haunted.contains(&sid) || inner.live.contains_key(&sid)
+    }
+
     /// Nobody knows what is left, and nobody waits for it.
     pub fn exorcise_all(&self) {
         let mut inner = self.lock();

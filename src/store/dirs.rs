@@ -1,0 +1,112 @@
+//! The files of deleted sessions: whose directories are to go, and whether they may.
+//!
+//! A wish for it is durable (in `meta`, by the session's row) from the deletion until the directory is gone, so neither an
+//! agent that still writes there nor a death of the daemon loses it.
+
+use rusqlite::{OptionalExtension as _, params};
+
+use super::sessions::Acted;
+use super::tx::SessionRow;
+use super::{Error, Refusal, Store, Target, Tx};
+use crate::model::event::Actor;
+
+const WISH: &str = "files:";
+/// The wishes' names are from [`WISH`] up to this.
+const BEHIND: &str = "files;";
+
+/// A deleted session whose directories are to go.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Leaving {
+    /// Its row.
+    pub sid: i64,
+    /// Its id.
+    pub session_id: String,
+    /// Its key.
+    pub key: String,
+    /// Its ends are settled, and it is not live.
+    pub settled: bool,
+    /// The directories in which it worked, each with the id of a session that is left under the key and works there too.
+    pub dirs: Vec<(String, Option<String>)>,
+}
+
+/// A session that is left under a key and works in a directory: in that of an activation of its own, or, where it had none
+/// yet, in any.
+const USER: &str = "SELECT s.id FROM sessions s WHERE s.key=?1 AND s.sid<>?2 AND s.hidden=0 AND s.status<>'ended'
+    AND (s.epoch=0 OR EXISTS (SELECT 1 FROM activations a WHERE a.sid=s.sid AND a.cwd=?3)) ORDER BY s.sid LIMIT 1";
+const DIRS: &str = "SELECT DISTINCT cwd FROM activations WHERE sid=?1";
+
+impl Store {
+    /// As [`Store::delete`], and the directories in which the sessions worked go as well, once their ends are settled.
+    ///
+    /// # Errors
+    /// No such session; [`Refusal::DirInUse`]: another one is left under the key that works there.
+    pub fn delete_with_files(&self, target: Target, all: bool, actor: Actor) -> Result<Acted, Error> {
+        self.write("delete_with_files", move |tx| {
+            let sessions = tx.to_delete(&target, all)?;
+            for s in &sessions {
+                // With all of its key nobody is left.
+                if !all && tx.works_beside(s)? {
+                    return Err(Refusal::DirInUse.into());
+                }
+                tx.run("INSERT OR REPLACE INTO meta (name, value) VALUES (?1, 1)", [format!("{WISH}{}", s.sid)])?;
+            }
+            tx.delete(sessions, actor)
+        })
+    }
+
+    /// The deleted sessions whose directories are still to go.
+    ///
+    /// # Errors
+    /// The store fails.
+    pub fn leaving(&self) -> Result<Vec<Leaving>, Error> {
+        self.read(|conn| {
+            let mut wishes = conn.prepare_cached("SELECT name FROM meta WHERE name>?1 AND name<?2")?;
+            let names: Vec<String> = wishes.query_map([WISH, BEHIND], |r| r.get(0))?.collect::<Result<_, _>>()?;
+            let sids = names.iter().filter_map(|name| name[WISH.len()..].parse::<i64>().ok());
+            let mut session = conn.prepare_cached(
+                "SELECT id, key, NOT EXISTS (SELECT 1 FROM activations a WHERE a.sid=s.sid AND a.closed_at IS NULL)
+                   AND NOT EXISTS (SELECT 1 FROM journal j JOIN deliveries d ON d.jid=j.jid
+                                   WHERE j.sid=s.sid AND d.state='pending')
+                 FROM sessions s WHERE sid=?1",
+            )?;
+            let (mut dirs, mut user) = (conn.prepare_cached(DIRS)?, conn.prepare_cached(USER)?);
+            let mut leaving = Vec::new();
+            for sid in sids {
+                let found = session.query_row([sid], |r| Ok((r.get(0)?, r.get(1)?, r.get(2)?))).optional()?;
+                // One of which nothing is known any more has no directories either.
+                let (session_id, key, settled) = found.unwrap_or((String::new(), String::new(), true));
+                let all: Vec<String> = dirs.query_map([sid], |r| r.get(0))?.collect::<Result<_, _>>()?;
+                let by = |dir: String| -> rusqlite::Result<_> {
+                    let by = user.query_row(params![key, sid, dir], |r| r.get(0)).optional()?;
+                    Ok((dir, by))
+                };
+                let dirs = all.into_iter().map(by).collect::<Result<_, _>>()?;
+                leaving.push(Leaving { sid, session_id, key, settled, dirs });
+            }
+            Ok(leaving)
+        })
+    }
+
+    /// A deleted session's directories are gone, or stay for good.
+    ///
+    /// # Errors
+    /// The store fails.
+    pub fn has_left(&self, sid: i64) -> Result<(), Error> {
+        self.write("has_left", move |tx| {
+            tx.run("DELETE FROM meta WHERE name=?1", [format!("{WISH}{sid}")])?;
+            Ok(())
+        })
+    }
+}
+
+impl Tx<'_> {
+    /// Whether another session that is left under the key works in a directory of this one's.
+    fn works_beside(&self, s: &SessionRow) -> Result<bool, Error> {
+        for dir in self.rows(DIRS, [s.sid], |r| r.get::<_, String>(0))? {
+            if self.row(USER, params![s.key, s.sid, dir], |r| r.get::<_, String>(0))?.is_some() {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+}
