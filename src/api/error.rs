@@ -30,6 +30,12 @@ impl ApiError {
         Self::new(403, "refused", why)
     }
 
+    /// 403 for an agent's own process.
+    #[must_use]
+    pub fn agent() -> Self {
+        Self::new(403, "agent", "an agent's own process may read its own conversation and send to it, and no more")
+    }
+
     /// 401.
     #[must_use]
     pub fn unauthorized() -> Self {

@@ -150,7 +150,25 @@ impl Api {
 
     fn admit(&self, head: &Head, peer: &Peer) -> Result<(), ApiError> {
         let (host, origin, site) = (head.header("host"), head.header("origin"), head.header("sec-fetch-site"));
-        access::judge(self.caller(head, peer), &head.path, &Marks { host, origin, site })
+        access::judge(self.caller(head, peer), &head.path, &Marks { host, origin, site })?;
+        match self.agent(peer) {
+            Some(session_id) => {
+                // One whose session is not known here is nobody's.
+                let Ok(key) = self.house.store.key_of(session_id) else { return Ok(()) };
+                if route::agent_may(head, session_id, &key) { Ok(()) } else { Err(ApiError::agent()) }
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// The session of whose agent the peer is a process. Agents run as the daemon's own user: nobody else is one.
+    fn agent<'p>(&self, peer: &'p Peer) -> Option<&'p str> {
+        let Peer::Unix { uid, pid: Some(pid), note, .. } = peer else { return None };
+        if *uid != rustix::process::geteuid().as_raw() || !crate::proc::any_made() {
+            return None;
+        }
+        let look = || crate::proc::origin::agent_of_boot(u32::try_from(*pid).ok()?, &self.house.boot_id);
+        note.get_or_init(look).as_deref()
     }
 }
 

@@ -164,6 +164,23 @@ pub fn unknown(head: &Head) -> Option<Response> {
     (!takes).then(|| no_such(&parts))
 }
 
+/// Whether an agent's own process may ask for this: to read its own session (by its key or its id), and to send to it. What
+/// it must not do is to answer its own questions, read what others say, or stop the daemon.
+pub fn agent_may(head: &Head, session_id: &str, key: &str) -> bool {
+    let parts: Vec<&str> = head.path.strip_prefix('/').unwrap_or_default().split('/').collect();
+    let own = |segment: &str| match target(segment) {
+        Ok(Target::Key(named)) => named == key,
+        Ok(Target::Id(named)) => named == session_id,
+        Err(_) => false,
+    };
+    match (head.method.as_str(), parts.as_slice()) {
+        ("GET" | "HEAD", ["healthz" | "readyz"]) => true,
+        ("GET" | "HEAD", ["v1", "sessions", named] | ["v1", "sessions", named, "transcript" | "events"])
+        | ("POST", ["v1", "sessions", named, "messages"]) => own(named),
+        _ => false,
+    }
+}
+
 /// The methods of a path that exists.
 fn allowed(parts: &[&str]) -> Option<&'static str> {
     match parts {
@@ -180,5 +197,47 @@ fn allowed(parts: &[&str]) -> Option<&'static str> {
         ["v1", "sessions", _] => Some("GET, HEAD, DELETE"),
         ["v1", "hooks", "failed", _] => Some("DELETE"),
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_agent_reaches_its_own_session_only() {
+        let id = "0190c0de-0000-7000-8000-000000000001";
+        let own = ["local%3Aa", id, "local:a"];
+        let may = |method: &str, path: &str| {
+            let head = Head { method: method.into(), path: path.into(), query: None, headers: Vec::new(), minor: 1 };
+            agent_may(&head, id, "local:a")
+        };
+        for name in own {
+            for (method, path) in [("GET", ""), ("HEAD", ""), ("GET", "/transcript"), ("GET", "/events")] {
+                assert!(may(method, &format!("/v1/sessions/{name}{path}")), "{method} {name}{path}");
+            }
+            assert!(may("POST", &format!("/v1/sessions/{name}/messages")));
+            assert!(!may("DELETE", &format!("/v1/sessions/{name}")));
+            for path in ["permission", "cancel", "reset", "suspend", "resume"] {
+                assert!(!may("POST", &format!("/v1/sessions/{name}/{path}")), "{path}");
+            }
+        }
+        for name in ["local%3Ab", "0190c0de-0000-7000-8000-000000000002", "a", "%FF", ""] {
+            assert!(!may("GET", &format!("/v1/sessions/{name}")), "{name}");
+            assert!(!may("POST", &format!("/v1/sessions/{name}/messages")), "{name}");
+        }
+        for (method, path) in [
+            ("GET", "/v1/sessions"),
+            ("GET", "/v1/events"),
+            ("GET", "/v1/status"),
+            ("GET", "/v1/hooks"),
+            ("GET", "/metrics"),
+            ("POST", "/v1/stop"),
+            ("POST", "/v1/reload"),
+            ("POST", "/v1/backup"),
+        ] {
+            assert!(!may(method, path), "{method} {path}");
+        }
+        assert!(may("GET", "/healthz") && may("GET", "/readyz"));
     }
 }

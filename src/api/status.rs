@@ -8,7 +8,7 @@ use super::route::Query;
 use super::{Api, ApiError, bodies};
 use crate::clock;
 use crate::daemon::house::Request as Ask;
-use crate::http::{Request, Response};
+use crate::http::{Peer, Request, Response};
 use crate::model::event::{StopReason, Urgency};
 use crate::thread;
 
@@ -145,6 +145,15 @@ pub fn hold(api: &Api, hold: bool) -> Answer {
 }
 
 pub fn backup(api: &Api, request: &Request) -> Answer {
+    // The daemon makes a file, wherever its user may: that is for whoever is this user, or root, or has the daemon's token.
+    let may = match &request.peer {
+        Peer::Unix { uid, .. } => *uid == 0 || *uid == rustix::process::geteuid().as_raw(),
+        Peer::Tcp(_) => api.token.is_some(),
+    };
+    if !may {
+        let who = "root, the daemon's own user, or a TCP client with the token";
+        return Err(ApiError::refused(format!("a copy is written by the daemon: only {who} may ask for one")));
+    }
     let body: bodies::Backup = bodies::read(&request.body)?;
     let path = body.path.needed("path")?;
     let Some(path) = Some(std::path::Path::new(&path)).filter(|p| p.is_absolute()) else {

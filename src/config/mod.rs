@@ -335,6 +335,11 @@ pub fn parse(text: &str, file: Option<&Path>) -> Result<Config, ConfigError> {
 pub fn load(file: Option<&Path>) -> Result<Config, ConfigError> {
     let Some(path) = file else { return Ok(Config::default()) };
     let unreadable = |why: String| ConfigError { file: Some(path.to_path_buf()), line: None, key: None, why };
+    if let Some(mode) = paths::open_to_all(path) {
+        return Err(unreadable(format!(
+            "every user could write to it (mode {mode:o}), and it says what is run: chmod o-w it"
+        )));
+    }
     let bytes = std::fs::read(path).map_err(|e| unreadable(format!("cannot be read: {e}")))?;
     let text = String::from_utf8(bytes).map_err(|e| {
         let valid = e.utf8_error().valid_up_to();

@@ -59,7 +59,23 @@ pub fn examine(config: &Config, state_dir: &Path, boot_id: Option<&str>) -> Vec<
     }
     all.push(examine_unit(config));
     all.push(examine_threads(config));
+    all.extend(examine_http(config));
     all
+}
+
+/// Where anybody on this machine comes in without being asked who he is.
+fn examine_http(config: &Config) -> Option<Finding> {
+    let http = config.http.as_ref()?;
+    let address = http.listen;
+    Some(match &http.token_file {
+        Some(file) => finding("http", Level::Good, format!("{address}, with the token in {}", file.display()), ""),
+        None => finding(
+            "http",
+            Level::Warning,
+            format!("{address} has no token: every user of this machine may drive the daemon, and so may agents"),
+            "set [http] token_file",
+        ),
+    })
 }
 
 fn examine_lock(state_dir: &Path, answers: bool) -> Finding {

@@ -228,6 +228,7 @@ fn run(
     let limits = Limits { stack: 512 * 1024, max_connections, ..Limits::default() };
     let server = Arc::new(Server::start(opened.listeners, limits, service.clone()).map_err(internal)?);
     service.enter(&server);
+    let keeper = opened.own.map(|own| socket::Keeper::start(own, &server));
     let _fed = notify::watchdog(requests, store);
     crate::failpoint::hit("boot", "listening");
 
@@ -245,8 +246,8 @@ fn run(
             log::error!("what an agent left behind could not be ended: {left}");
         }
     }
-    if let Some(own) = opened.own {
-        own.remove();
+    if let Some(keeper) = keeper {
+        keeper.end();
     }
     log::info!("stopped{}", if ending.clean { "" } else { ", uncleanly" });
     let code = match (ending.reason, ending.clean) {

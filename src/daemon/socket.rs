@@ -1,5 +1,5 @@
 //! The API's listeners: those that a service manager passed, else our own socket, and TCP where configured. What is not
-//! safe to listen on is refused here, what is doubtful is warned of.
+//! safe to listen on is refused here, what is doubtful is warned of, and a file of ours that is swept away is made again.
 
 use std::fs;
 use std::io;
@@ -7,16 +7,25 @@ use std::net::{SocketAddr, TcpListener};
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use crossbeam_channel::{RecvTimeoutError, Sender};
 
 use super::{NoStart, exit};
 use crate::config::{self, paths};
-use crate::http::Listener;
+use crate::http::{Listener, Server};
+use crate::thread;
 
 /// The listeners, and the socket's file if it is ours.
 pub(super) struct Opened {
     pub listeners: Vec<Listener>,
     pub own: Option<Own>,
 }
+
+/// Where our own socket stands among the listeners.
+const OWN_PLACE: usize = 0;
 
 /// A socket's file that we made.
 #[derive(Debug)]
@@ -35,6 +44,77 @@ impl Own {
     }
 }
 
+/// How often the socket's file is looked for.
+const LOOK: Duration = Duration::from_secs(2);
+
+/// Keeps the socket's file where clients look for it: a daemon whose file was swept away (a runtime directory goes with the
+/// user's last login) would live on and answer nobody. Ended, it removes the file, if it is still ours.
+pub(super) struct Keeper {
+    own: Arc<Mutex<Own>>,
+    thread: Option<(Sender<()>, JoinHandle<()>)>,
+}
+
+impl Keeper {
+    /// Begins to look. Without a thread the file is as it was made.
+    pub fn start(own: Own, server: &Arc<Server>) -> Self {
+        let own = Arc::new(Mutex::new(own));
+        let (stop, stopped) = crossbeam_channel::bounded(0);
+        let (kept, server) = (own.clone(), server.clone());
+        let look = move || {
+            let mut seen = None;
+            while stopped.recv_timeout(LOOK) == Err(RecvTimeoutError::Timeout) {
+                look(&mut kept.lock().unwrap_or_else(PoisonError::into_inner), &server, &mut seen);
+            }
+        };
+        let thread = thread::spawn_own("socket", thread::IO_STACK, look);
+        let thread = thread.inspect_err(|e| log::warn!("nobody looks after the socket's file: {e}")).ok();
+        Self { own, thread: thread.map(|t| (stop, t)) }
+    }
+
+    /// The end.
+    pub fn end(self) {
+        if let Some((stop, thread)) = self.thread {
+            drop(stop);
+            let _ = thread.join();
+        }
+        self.own.lock().unwrap_or_else(PoisonError::into_inner).remove();
+    }
+}
+
+/// What stood in the socket's place when it could not be made again, and why; told when it changes.
+type Obstacle = (Option<(u64, u64)>, String);
+
+/// Makes the socket anew if its file is gone, or is one that nobody answers at.
+fn look(own: &mut Own, server: &Server, obstacle: &mut Option<Obstacle>) {
+    let there = identity(&own.path);
+    if there == Some(own.id) {
+        *obstacle = None;
+        return;
+    }
+    // Another daemon's socket is not knocked at again and again.
+    if there.is_some() && obstacle.as_ref().is_some_and(|(id, _)| *id == there) {
+        return;
+    }
+    let made = bind(&own.path).map_err(|e| e.1).and_then(|(listener, made)| {
+        server.replace(OWN_PLACE, Listener::Unix(listener)).map_err(|e| e.to_string())?;
+        Ok(made)
+    });
+    match made {
+        Ok(made) => {
+            log::warn!("{}: the socket's file was gone; it is made again", own.path.display());
+            *own = made;
+            *obstacle = None;
+        }
+        Err(why) => {
+            let new = (there, why);
+            if obstacle.as_ref() != Some(&new) {
+                log::error!("the socket's file is not ours any more, and cannot be made again yet: {}", new.1);
+            }
+            *obstacle = Some(new);
+        }
+    }
+}
+
 /// Device and inode of a socket's file.
 fn identity(path: &Path) -> Option<(u64, u64)> {
     let meta = fs::symlink_metadata(path).ok()?;
@@ -49,6 +129,7 @@ pub(super) fn listen(socket: &Path, http: Option<&config::Http>, token: bool) ->
     if listeners.is_empty() {
         let (listener, made) = bind(socket)?;
         log::info!("listening on {}", socket.display());
+        // In the first place: see `OWN_PLACE`.
         listeners.push(Listener::Unix(listener));
         own = Some(made);
     } else {

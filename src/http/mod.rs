@@ -24,6 +24,7 @@ use std::borrow::Cow;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::os::unix::net::UnixListener;
+use std::sync::OnceLock;
 use std::time::Duration;
 
 mod attendant;
@@ -68,6 +69,8 @@ pub enum Peer {
         pid: Option<i32>,
         /// The socket that it came to: its place among the listeners that the server was started with.
         listener: usize,
+        /// What the handler found out about it, once for the connection.
+        note: OnceLock<Option<String>>,
     },
     /// An address, which proves nothing.
     Tcp(SocketAddr),

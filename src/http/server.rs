@@ -209,7 +209,15 @@ impl Drop for Entry {
 /// A running server. Dropped, it stops accepting and cuts every connection.
 pub struct Server {
     shared: Arc<Shared>,
-    accepting: Mutex<Vec<JoinHandle<()>>>,
+    accepting: Mutex<Vec<Accepting>>,
+}
+
+/// A thread that accepts on one listener.
+struct Accepting {
+    place: usize,
+    /// Readable once its listener has been replaced.
+    over: Arc<OwnedFd>,
+    thread: JoinHandle<()>,
 }
 
 impl Server {
@@ -231,20 +239,49 @@ impl Server {
         });
         let server = Self { shared, accepting: Mutex::default() };
         for (place, listener) in listeners.into_iter().enumerate() {
-            // The client may be gone between poll and accept, which must not block the thread.
-            match &listener {
-                Listener::Unix(l) => l.set_nonblocking(true)?,
-                Listener::Tcp(l) => l.set_nonblocking(true)?,
-            }
-            let shared = Arc::clone(&server.shared);
-            let accept = move || accept_all(&shared, &listener, place);
-            let thread = thread::spawn_own("http-accept", thread::IO_STACK, accept)?;
-            server.accept_threads().push(thread);
+            let accepting = server.accept(place, listener)?;
+            server.accept_threads().push(accepting);
         }
         Ok(server)
     }
 
-    fn accept_threads(&self) -> MutexGuard<'_, Vec<JoinHandle<()>>> {
+    /// Accepts on a listener from now on.
+    fn accept(&self, place: usize, listener: Listener) -> io::Result<Accepting> {
+        // The client may be gone between poll and accept, which must not block the thread.
+        match &listener {
+            Listener::Unix(l) => l.set_nonblocking(true)?,
+            Listener::Tcp(l) => l.set_nonblocking(true)?,
+        }
+        let over = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
+        let (shared, ends) = (Arc::clone(&self.shared), Arc::clone(&over));
+        let accept = move || accept_all(&shared, &listener, place, &ends);
+        let thread = thread::spawn_own("http-accept", thread::IO_STACK, accept)?;
+        Ok(Accepting { place, over, thread })
+    }
+
+    /// Puts another listener in the place of one; whoever has connected to the old one is still served. A server that has
+    /// stopped accepting takes none.
+    ///
+    /// # Errors
+    /// As [`Server::start`]; the old one stays.
+    pub fn replace(&self, place: usize, listener: Listener) -> io::Result<()> {
+        let mut threads = self.accept_threads();
+        if self.shared.register().stopping {
+            return Ok(());
+        }
+        let new = self.accept(place, listener)?;
+        let (old, rest): (Vec<_>, Vec<_>) = std::mem::take(&mut *threads).into_iter().partition(|a| a.place == place);
+        *threads = rest;
+        threads.push(new);
+        drop(threads);
+        for accepting in old {
+            let _ = rustix::io::write(&accepting.over, &1_u64.to_ne_bytes());
+            let _ = accepting.thread.join();
+        }
+        Ok(())
+    }
+
+    fn accept_threads(&self) -> MutexGuard<'_, Vec<Accepting>> {
         self.accepting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -276,7 +313,7 @@ impl Server {
         // The write can only fail for a counter that is full, and then the descriptor is readable as well.
         let _ = rustix::io::write(&self.shared.wake, &1_u64.to_ne_bytes());
         let threads = std::mem::take(&mut *self.accept_threads());
-        for thread in threads {
+        for Accepting { thread, .. } in threads {
             // An accept thread never waits but for `wake` and `changed`. Its panic was told by the panic hook.
             let _ = thread.join();
         }
@@ -342,14 +379,17 @@ impl Listener {
     }
 }
 
-/// The accept thread. It waits for the listener or the wake, and for nothing else but a breath when the system is out
+/// The accept thread. It waits for the listener, the wake, or the end of its place, and for nothing else but a breath when the system is out
 /// of descriptors.
-fn accept_all(shared: &Arc<Shared>, listener: &Listener, place: usize) {
+fn accept_all(shared: &Arc<Shared>, listener: &Listener, place: usize, over: &OwnedFd) {
     let mut starved = false;
     loop {
-        let mut fds = [PollFd::new(listener, PollFlags::IN), PollFd::new(&shared.wake, PollFlags::IN)];
+        let fd = PollFd::new(listener, PollFlags::IN);
+        let mut fds = [fd, PollFd::new(&shared.wake, PollFlags::IN), PollFd::new(over, PollFlags::IN)];
         let error = match poll(&mut fds, None) {
             Ok(_) if !fds[1].revents().is_empty() => return,
+            // Whoever waits there already is still taken in.
+            Ok(_) if fds[0].revents().is_empty() && !fds[2].revents().is_empty() => return,
             Ok(_) => listener.accept().map(|socket| admit(shared, socket, place)).err(),
             Err(e) => Some(e.into()),
         };

@@ -10,6 +10,7 @@ use std::io::{self, IoSlice, Read};
 use std::net::{Shutdown, TcpStream};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -77,7 +78,7 @@ impl Socket {
                 let cred = crate::sys::peer_cred(s)?;
                 // A kernel that cannot tell them leaves the one group above.
                 let groups = crate::sys::peer_groups(s).unwrap_or_default();
-                Ok(Peer::Unix { uid: cred.uid, gid: cred.gid, groups, pid: cred.pid, listener })
+                Ok(Peer::Unix { uid: cred.uid, gid: cred.gid, groups, pid: cred.pid, listener, note: OnceLock::new() })
             }
             Kind::Tcp(s) => {
                 s.set_nodelay(true)?;

@@ -3,6 +3,7 @@
 
 mod children;
 pub mod mark;
+pub mod origin;
 pub mod procfs;
 
 pub use children::{Registered, any_made, is_registered, reap_strays, spawn};
