@@ -166,6 +166,13 @@ pub enum Command {
         /// Shell
         shell: clap_complete::Shell,
     },
+    /// Print the keys that may stand at the end of a command line; for the shells' completions
+    #[command(hide = true)]
+    Complete {
+        /// The words up to the cursor
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        words: Vec<String>,
+    },
     /// Make files for packages
     #[command(subcommand, hide = true)]
     Generate(Generate),
@@ -228,7 +235,7 @@ pub struct Limit(pub Maybe);
 
 fn limit(text: &str) -> Result<Limit, String> {
     match parse_maybe(text)? {
-        Some(Duration::ZERO) => Err("must be longer than nothing (--no-wait does not wait)".into()),
+        Some(Duration::ZERO) => Err("must be longer than zero (use --no-wait)".into()),
         other => Ok(Limit(other)),
     }
 }

@@ -28,11 +28,11 @@ const LINE: u64 = 5 << 20;
 
 const HELP: &str = "\
 /reset   end the session; the next message begins a new one
-/cancel  cancel what runs and what waits
+/cancel  cancel the running turn and the queued messages
 /status  show the session
-/help    this
-/quit    leave (Ctrl-D too)
-Ctrl-C cancels the running turn; twice, it leaves. A line beginning with // is sent with one /.";
+/help    show this help
+/quit    quit (or Ctrl-D)
+Ctrl-C cancels the running turn; a second Ctrl-C quits. A line that begins with // is sent with one /.";
 
 /// `chat [KEY]`
 pub fn chat(client: &Client, key: Option<&str>, ui: &mut Ui) -> Done {
@@ -65,7 +65,7 @@ fn cancel_on_interrupt(client: &Client, key: &str, presses: &Arc<AtomicUsize>) -
             std::process::exit(130);
         }
         if let Err(e) = client.post(&path, None) {
-            eprintln!("ostler: cancel: {}; once more to leave", e.message);
+            eprintln!("ostler: cancel: {}; press Ctrl-C again to quit", e.message);
         }
     })
 }
@@ -160,7 +160,9 @@ impl Conversation<'_> {
                 "/cancel" => self.cancel()?,
                 "/status" => self.status()?,
                 _ if line.starts_with("//") => self.ask(&line[1..])?,
-                _ if line.starts_with('/') => self.ui.say(format!("no such command: {line}; /help lists them"))?,
+                _ if line.starts_with('/') => {
+                    self.ui.say(format!("unknown command: {line}; /help lists the commands"))?
+                }
                 _ => self.ask(line)?,
             }
         }
@@ -275,7 +277,7 @@ impl Show<'_, '_> {
             Seen::Thought(piece) => screen.thought(ui, piece),
             Seen::Tool(call) => screen.tool(ui, call),
             Seen::Accepted { deferred: true, .. } => {
-                screen.note(ui, "the daemon is stopping: the message is kept and answered after its next start")
+                screen.note(ui, "the daemon is stopping: the message is kept, and answered after the next start")
             }
             Seen::Accepted { deferred: false, .. } => Ok(()),
             Seen::Lost(e) => screen.note(ui, &format!("{}; waiting for the daemon", e.message)),
@@ -285,7 +287,7 @@ impl Show<'_, '_> {
                 screen.note(ui, if resumed { "the message runs again" } else { "the turn is continued" })
             }
             Seen::Turn { continues: false, .. } => Ok(()),
-            Seen::Interrupted => screen.note(ui, "the turn was cut off; waiting for its continuation"),
+            Seen::Interrupted => screen.note(ui, "the turn was interrupted; waiting for it to continue"),
             Seen::Notice(code, said) => screen.note(ui, if said.is_empty() { code } else { said }),
             Seen::Permission(p) if text(p, "/state") == "open" => {
                 match ask_permission(self.client, self.key, p, screen, ui, self.input)? {
@@ -338,18 +340,18 @@ fn ask_permission(
                 if let Some(option) = choice {
                     break json!({ "request_id": request["request_id"], "option_id": option["option_id"] });
                 }
-                ui.say(format!("a number from 1 to {}, please; an empty line leaves it open", options.len()))?;
+                ui.say(format!("enter a number from 1 to {}, or an empty line to leave it open", options.len()))?;
             }
             Line::Interrupted => return Ok(Asked::Interrupted),
             Line::End => {
-                screen.note(ui, "no more input: left unanswered")?;
+                screen.note(ui, "end of input: not answered")?;
                 return Ok(Asked::Done);
             }
         }
     };
     match client.post(&session_path(key, "/permission"), Some(&body)) {
         Ok(_) => {}
-        Err(e) if e.code == "resolved" => screen.note(ui, "it was settled already")?,
+        Err(e) if e.code == "resolved" => screen.note(ui, "already answered")?,
         Err(e) => screen.note(ui, &e.message)?,
     }
     Ok(Asked::Done)

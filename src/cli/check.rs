@@ -44,5 +44,8 @@ fn warnings(config: &Config) -> Vec<String> {
     if let Some(dir) = config.hooks.dir.as_ref().filter(|d| !d.exists()) {
         out.push(format!("hooks.dir: {} does not exist", dir.display()));
     }
+    for root in config.hooks.fs_roots.iter().filter(|r| !r.is_dir()) {
+        out.push(format!("hooks.fs_roots: {} is not a directory", root.display()));
+    }
     out
 }

@@ -138,7 +138,7 @@ pub fn hold(client: &Client, a: &Plain, on: bool, ui: &mut Ui) -> Done {
     if a.json {
         ui.json(&answer)?;
     } else if on {
-        ui.say("held: messages are accepted, no turn starts until `ostler release`")?;
+        ui.say("held: messages are accepted, but no turn starts until `ostler release`")?;
     } else {
         ui.say("released: turns start")?;
     }
@@ -158,7 +158,7 @@ pub fn reload(client: &Client, a: &Plain, ui: &mut Ui) -> Done {
     };
     let (changed, restart) = (list("changed"), list("needs_restart"));
     if changed.is_empty() {
-        ui.say("reloaded: no key changed; the scripts were read anew")?;
+        ui.say("reloaded: no key changed; scripts reloaded")?;
     } else {
         ui.say(format!("reloaded: {}", changed.join(", ")))?;
     }

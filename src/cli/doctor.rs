@@ -166,7 +166,7 @@ fn configuration(config: &Config) -> Vec<Check> {
     let found = config.file.as_ref().map_or("no file: the defaults".into(), |f| format!("{} is valid", f.display()));
     let mut out = vec![Check::good("configuration", found)];
     for warning in &config.warnings {
-        let remedy = "remove it, or correct what it was meant to do";
+        let remedy = "remove or correct it";
         out.push(Check::not_good(Verdict::Warning, "configuration", warning, remedy));
     }
     out
@@ -184,6 +184,9 @@ fn secret(name: String, file: &Path, config: &Config) -> Check {
     let path = paths::secret_file(file, config, &paths::process_env);
     let shown = path.display();
     match path.metadata() {
+        Ok(m) if !m.is_file() => {
+            Check::not_good(Verdict::Bad, name, format!("{shown} is not a file"), "name the file with the secret")
+        }
         Ok(m) if m.len() == 0 => {
             Check::not_good(Verdict::Bad, name, format!("{shown} is empty"), "put the secret into it")
         }
@@ -193,7 +196,7 @@ fn secret(name: String, file: &Path, config: &Config) -> Check {
         }
         Ok(_) => Check::good(name, format!("{shown} is there")),
         Err(e) if e.kind() == ErrorKind::PermissionDenied => {
-            Check::not_good(Verdict::Skipped, name, format!("{shown}: {e}"), "ask as the daemon's user")
+            Check::not_good(Verdict::Skipped, name, format!("{shown}: {e}"), "run this as the daemon's user")
         }
         Err(e) if file.components().count() == 1 && e.kind() == ErrorKind::NotFound => {
             let remedy = "if the service manager passes it as a credential, all is well";
@@ -212,7 +215,7 @@ fn scripts(dir: &Path) -> Vec<Check> {
         Ok(entries) => entries,
         Err(e) if e.kind() == ErrorKind::PermissionDenied => {
             let found = format!("{}: {e}", dir.display());
-            return vec![Check::not_good(Verdict::Skipped, "hooks", found, "ask as the daemon's user")];
+            return vec![Check::not_good(Verdict::Skipped, "hooks", found, "run this as the daemon's user")];
         }
         Err(e) => return vec![bad(dir, e.to_string(), "make the directory, or correct hooks.dir".into())],
     };
@@ -270,8 +273,7 @@ fn agents(config: &Config, hooks_dir: Option<&Path>) -> Vec<Check> {
                             Check::not_good(Verdict::Bad, name, found, "write it, or correct handler")
                         }
                         None => {
-                            let found =
-                                format!("{} is looked for below a hooks directory, and there is none", agent.handler);
+                            let found = format!("{} belongs below a hooks directory, and there is none", agent.handler);
                             Check::not_good(Verdict::Bad, name, found, "set hooks.dir")
                         }
                     }
@@ -322,7 +324,7 @@ fn state(dir: &Path) -> Vec<Check> {
     if let Ok(fs) = rustix::fs::statvfs(dir) {
         let free = fs.f_bavail.saturating_mul(fs.f_frsize);
         let found = format!("{} free at {shown}", bytesize::ByteSize(free));
-        let remedy = "make room: on a full disk messages are refused";
+        let remedy = "free some space: messages are refused when the disk is full";
         out.push(match free {
             ..SPACE_BAD => Check::not_good(Verdict::Bad, "disk", found, remedy),
             SPACE_BAD..SPACE_LOW => Check::not_good(Verdict::Warning, "disk", found, remedy),
@@ -340,11 +342,12 @@ fn daemon(client: &Client, status: &Result<Value, ClientError>) -> Vec<Check> {
     let s = match status {
         Ok(s) => s,
         Err(e) if e.is_unreachable() => {
-            let found = format!("not running (nobody listens at {})", client.name());
-            return vec![Check::not_good(Verdict::Skipped, "daemon", found, "start it to have it checked too")];
+            let found = format!("not running (nothing listens on {})", client.name());
+            return vec![Check::not_good(Verdict::Skipped, "daemon", found, "start it to check it too")];
         }
         Err(e) if e.code == "forbidden" => {
-            let remedy = "join the group that owns the socket (ostler, for the service), or ask as the daemon's user";
+            let remedy =
+                "join the group that owns the socket (ostler, for the service), or run this as the daemon's user";
             return vec![Check::not_good(Verdict::Warning, "daemon", e.message.clone(), remedy)];
         }
         Err(e) => {
@@ -373,7 +376,7 @@ fn daemon(client: &Client, status: &Result<Value, ClientError>) -> Vec<Check> {
     for (pointer, what, remedy) in [
         ("/sessions/suspended", "suspended sessions", "ostler sessions --state suspended; ostler resume ID"),
         ("/hooks/failed", "hook deliveries set aside", "ostler hooks failed; then retry or discard"),
-        ("/dropped_log_lines", "log lines dropped", "log less (daemon.log), or to something faster"),
+        ("/dropped_log_lines", "log lines dropped", "lower daemon.log, or see whether stderr is full, slow or closed"),
     ] {
         if number(s, pointer) > 0 {
             warn(format!("{} {what}", number(s, pointer)), remedy);

@@ -220,10 +220,10 @@ impl Follow<'_> {
         let Ask { key, id, .. } = self.ask;
         let why = if self.accepted() {
             format!(
-                "no answer in time; the message is kept (id {id}), and `ostler transcript {key}` will show the answer"
+                "no answer in time; the message is kept (id {id}), and `ostler transcript {key}` shows the answer when it is there"
             )
         } else {
-            format!("no answer in time; whether the message is kept is not known: send it again with --id {id}")
+            format!("no answer in time; the message may or may not be kept: send it again with --id {id}")
         };
         Err(Failure::coded(exit::TIMEOUT, format!("{key}: {why}")))
     }
@@ -375,7 +375,7 @@ impl Follow<'_> {
         let waiting = self.cut_off.as_deref().is_some_and(|s| s == event.text("session_id"));
         (over && waiting).then(|| End {
             outcome: "interrupted".into(),
-            error: format!("the turn was cut off and will not be continued: session {reason}"),
+            error: format!("the turn was interrupted and will not continue: session {reason}"),
             turn: self.turns.last().cloned().unwrap_or_default(),
         })
     }

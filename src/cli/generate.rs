@@ -18,8 +18,59 @@ pub fn completions(shell: clap_complete::Shell, ui: &mut Ui) -> Done {
 fn completion(shell: clap_complete::Shell) -> String {
     let mut text = Vec::new();
     clap_complete::generate(shell, &mut Cli::command(), "ostler", &mut text);
-    String::from_utf8_lossy(&text).into_owned()
+    let text = String::from_utf8_lossy(&text).into_owned();
+    match shell {
+        clap_complete::Shell::Bash => text.replace("    complete -F _ostler ", "    complete -F _ostler_keys ") + BASH,
+        clap_complete::Shell::Zsh => {
+            let (head, rest) = text.split_once("\n_ostler() {").unwrap_or(("", &text));
+            let rest = rest.replace("Key or id of the session:_default'", "Key or id of the session:_ostler_keys'");
+            let rest = rest.replace(":KEY:_default'", ":KEY:_ostler_keys'");
+            format!("{head}{ZSH}\n_ostler() {{{rest}")
+        }
+        clap_complete::Shell::Fish => text + FISH,
+        _ => text,
+    }
 }
+
+/// Keys where a key belongs, else what there is without them. Bash splits words at colons, so the words are taken from the
+/// line, and what stands before the last colon is not given again.
+const BASH: &str = r#"
+_ostler_keys() {
+    local line="${COMP_LINE:0:COMP_POINT}" key cut=""
+    local -a words=() keys=()
+    read -ra words <<< "$line"
+    [[ "$line" == *[[:space:]] ]] && words+=("")
+    while IFS= read -r key; do
+        keys+=("$key")
+    done < <("$1" complete -- "${words[@]}" 2>/dev/null)
+    if (( ${#keys[@]} == 0 )); then
+        _ostler "$@"
+        return
+    fi
+    local cur="${words[${#words[@]}-1]}"
+    if [[ "$cur" == *:* && "$COMP_WORDBREAKS" == *:* ]]; then
+        cut="${cur%"${cur##*:}"}"
+    fi
+    COMPREPLY=()
+    for key in "${keys[@]}"; do
+        printf -v key '%q' "${key#"$cut"}"
+        COMPREPLY+=("$key")
+    done
+}
+"#;
+
+const ZSH: &str = r#"
+_ostler_keys() {
+    local -a keys
+    keys=("${(@f)$(_call_program keys ostler complete -- ostler "${(@q)words[1,CURRENT-1]}" "${(q)PREFIX}" 2>/dev/null)}")
+    keys=(${keys:#})
+    (( ${#keys} )) && compadd -a keys
+}
+"#;
+
+const FISH: &str = r#"
+complete -c ostler -a "(ostler complete -- (commandline -opc) (commandline -ct) 2>/dev/null)"
+"#;
 
 /// Every file that is made, with its place in `packaging/`.
 pub fn files() -> Vec<(&'static str, String)> {

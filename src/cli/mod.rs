@@ -18,6 +18,7 @@ use crate::model::event::HookEvent;
 mod args;
 mod chat;
 mod check;
+mod complete;
 mod control;
 pub mod doctor;
 mod follow;
@@ -353,6 +354,7 @@ fn run(cli: Cli, doors: &Doors, ui: &mut Ui) -> Done {
         Command::Doctor(a) => doctor::doctor(&a, &reach(to)?, doors, ui),
         Command::Backup(a) => control::backup(&client(to)?, &a, ui),
         Command::Completions { shell } => generate::completions(shell, ui),
+        Command::Complete { words } => complete::complete(&words, ui),
         Command::Generate(a) => generate::generate(&a, ui),
     }
 }

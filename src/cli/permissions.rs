@@ -172,7 +172,7 @@ pub fn answer(client: &Client, a: &Answer, allow: bool, ui: &mut Ui) -> Done {
         id => id,
     };
     let after = client.post(&session_path(&id, "/permission"), Some(&body)).map_err(|e| match e.code.as_str() {
-        "resolved" => Failure { text: format!("{key}: {}: it is settled already", title(request)), ..fail(e) },
+        "resolved" => Failure { text: format!("{key}: {}: already answered", title(request)), ..fail(e) },
         _ => fail(e),
     })?;
     if a.json {

@@ -5,6 +5,7 @@ use serde_json::Value;
 
 use super::Ui;
 use crate::clock::{self, Millis};
+use crate::config::is_unseen;
 
 /// A table without lines, as wide as the terminal; `-` where there is nothing.
 pub fn table(ui: &Ui, headers: &[&str], rows: Vec<Vec<String>>) -> String {
@@ -151,10 +152,9 @@ pub fn label(text: &str) -> String {
         .collect()
 }
 
-/// Characters of no width and those that change the direction of what follows.
-fn is_unseen(c: char) -> bool {
-    matches!(c, '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}'
-        | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}')
+/// Whether a name is shown and typed as it is.
+pub fn is_plain(text: &str) -> bool {
+    !text.chars().any(|c| c.is_control() || is_unseen(c))
 }
 
 /// JSON whose strings cannot command a terminal: JSON itself only escapes U+0000 to U+001F.

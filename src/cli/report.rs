@@ -29,7 +29,7 @@ pub fn report(client: &Client, a: &Report, named: bool, doors: &Doors, ui: &mut 
     }
     let newest = items(&all).iter().max_by_key(|r| text(r, "/started_at"));
     let Some(newest) = newest else {
-        return Err(Failure::new("report", "there is none yet: the daemon has not stopped once"));
+        return Err(Failure::new("report", "no report yet: the daemon has not been stopped"));
     };
     // The list may be without the details.
     match newest.get("phases") {
@@ -55,7 +55,7 @@ fn of_database(a: &Report, doors: &Doors, ui: &mut Ui) -> Done {
     match &a.boot {
         None => match reports.first() {
             Some(newest) => print(newest, a.plain.json, ui),
-            None => Err(Failure::new("report", "there is none yet: the daemon has not stopped once")),
+            None => Err(Failure::new("report", "no report yet: the daemon has not been stopped")),
         },
         Some(boot) => match reports.iter().find(|r| text(r, "/boot_id") == *boot) {
             Some(report) => print(report, a.plain.json, ui),

@@ -32,7 +32,7 @@ pub fn send(client: &Client, a: &Send, ui: &mut Ui) -> Done {
         let answer = client.request(Method::POST, &path, Some(&body), left(ACCEPT)).map_err(|e| {
             let mut failure = Failure::api(&key, &e);
             if e.is_passing() && !e.is_unreachable() {
-                failure.text += &format!("; whether the message is kept is not known: send it again with --id {id}");
+                failure.text += &format!("; the message may or may not be kept: send it again with --id {id}");
             }
             if e.code == "timeout" {
                 failure.code = exit::TIMEOUT;
@@ -159,12 +159,12 @@ impl Listener for Answer<'_> {
                 if !deferred {
                     return Ok(());
                 }
-                self.note("the daemon is stopping: the message is kept and answered after its next start")
+                self.note("the daemon is stopping: the message is kept, and answered after the next start")
             }
             Seen::Lost(e) => self.note(&format!("{}; waiting for the daemon", e.message)),
             Seen::Back { restarted: true } => self.note("the daemon restarted; waiting for the answer"),
             Seen::Back { restarted: false } => self.note("connected again"),
-            Seen::Interrupted => self.note("the turn was cut off; waiting for its continuation"),
+            Seen::Interrupted => self.note("the turn was interrupted; waiting for it to continue"),
             Seen::Notice(code, said) => {
                 let said = if said.is_empty() { code } else { said };
                 self.note(&clean(said))

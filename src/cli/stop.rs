@@ -46,7 +46,7 @@ pub fn restart(client: &Client, a: &Restart, ui: &mut Ui) -> Done {
     if !a.force {
         let before = client.status(STATUS).map_err(|e| Failure::api("restart", &e))?;
         if before["supervised"] != true {
-            let why = "the daemon has no supervisor, so nothing starts it again; it goes on (--force stops it)";
+            let why = "the daemon has no supervisor, so nothing starts it again; it was not stopped (use --force)";
             return Err(Failure::new("restart", why));
         }
     }
@@ -120,7 +120,7 @@ fn bring_down(client: &Client, reason: StopReason, urgency: Urgency, ui: &mut Ui
         }
         if Instant::now() > limit.unwrap_or(since + UNKNOWN) + GRACE {
             progress.clear();
-            return Err(Failure::new("stop", "the daemon is still there after its deadline; its log says what hangs"));
+            return Err(Failure::new("stop", "the daemon still runs after its deadline; its log says what hangs"));
         }
     }
     progress.clear();

@@ -245,14 +245,47 @@ pub fn warnings(c: &Config, given: &BTreeMap<String, RawAgent>) -> Vec<(String, 
         warn("agent".into(), "none is called `default`: keys that no route claims are answered by echo".into());
     }
     for (n, route) in c.routes.iter().enumerate() {
+        if let Some(what) = no_pattern(&route.pattern) {
+            warn(format!("route[{n}].match"), format!("{:?}: {what}", route.pattern));
+        }
         if !route.pattern.contains([':', '*']) {
             warn(format!("route[{n}].match"), format!("{:?} matches no key: every key has a colon", route.pattern));
         }
+    }
+    for (name, agent) in c.agents.iter().filter(|(_, a)| a.kind == AgentKind::Openai) {
+        let path = agent.url.split(['?', '#']).next().unwrap_or_default().trim_end_matches('/');
+        if path.ends_with("/chat/completions") {
+            let base = path.trim_end_matches("/chat/completions");
+            let why = format!("requests go to URL/chat/completions: leave that out ({base:?})");
+            warn(join(&join("agent", name), "url"), why);
+        }
+    }
+    for name in given.keys().filter(|n| n.chars().any(is_unseen)) {
+        warn(join("agent", name), format!("{name:?} has characters that are not seen"));
     }
     if !c.hooks.fs_roots.is_empty() && !c.hooks.allow_fs {
         warn("hooks.fs_roots".into(), "has no effect without \"fs\" in hooks.allow".into());
     }
     out
+}
+
+/// What in a pattern looks as if it meant more than itself: `*` alone does.
+fn no_pattern(pattern: &str) -> Option<&'static str> {
+    const WHY: &str = "only * has a meaning in a pattern, everything else stands for itself";
+    let regex = pattern.starts_with('^')
+        || pattern.ends_with('$')
+        || [".*", ".+", "\\d", "\\w"].iter().any(|w| pattern.contains(w));
+    let glob = pattern.contains(['?', '[', ']', '{', '}', '(', '|']);
+    if regex || glob {
+        return Some(WHY);
+    }
+    pattern.chars().any(is_unseen).then_some("it has characters that are not seen")
+}
+
+/// Characters of no width, and those that change the direction of what follows: two names that look the same should be.
+pub fn is_unseen(c: char) -> bool {
+    matches!(c, '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}'
+        | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}')
 }
 
 /// Refuses a log filter that would not do what it looks like. A lone word that is no level would silence everything but

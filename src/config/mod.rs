@@ -23,6 +23,7 @@ pub mod paths;
 mod read;
 mod show;
 
+pub use check::is_unseen;
 pub use keys::{KEYS, KeyDoc, diff, needs_restart};
 pub use paths::{Paths, find_file};
 pub use read::{duration_text, parse_duration, parse_maybe};
@@ -325,7 +326,8 @@ impl std::error::Error for ConfigError {}
 /// # Errors
 /// The text is not TOML, has a key that is not in [`KEYS`], or a value that cannot be.
 pub fn parse(text: &str, file: Option<&Path>) -> Result<Config, ConfigError> {
-    read::config(text, file)
+    // Some editors begin a file with a byte order mark, which is no part of it.
+    read::config(text.strip_prefix('\u{feff}').unwrap_or(text), file)
 }
 
 /// Reads the configuration file; `None` gives the defaults.
@@ -346,7 +348,17 @@ pub fn load(file: Option<&Path>) -> Result<Config, ConfigError> {
         let line = 1 + e.as_bytes().iter().take(valid).filter(|b| **b == b'\n').count();
         ConfigError { line: Some(line), ..unreadable("is not UTF-8 text".into()) }
     })?;
-    parse(&text, Some(path))
+    let mut config = parse(&text, Some(path))?;
+    config.warnings.extend(open_to_all(path));
+    Ok(config)
+}
+
+/// The configuration names commands that the daemon runs: whoever can write to it can run what they like.
+fn open_to_all(path: &Path) -> Option<String> {
+    let mode = std::os::unix::fs::MetadataExt::mode(&path.metadata().ok().filter(std::fs::Metadata::is_file)?);
+    let shown = path.display();
+    (mode & 0o002 != 0)
+        .then(|| format!("{shown}: every user can write to it (mode {:o}): chmod o-w {shown}", mode & 0o777))
 }
 
 /// The name of the agent that serves keys without a route.

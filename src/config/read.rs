@@ -154,7 +154,7 @@ pub fn config(text: &str, file: Option<&Path>) -> Result<Config, ConfigError> {
 
 /// The reader's words in those of TOML.
 fn plain(why: &str) -> String {
-    const WORDS: [(&str, &str); 10] = [
+    const WORDS: [(&str, &str); 12] = [
         ("unknown field", "unknown key"),
         ("missing field", "missing key"),
         ("unknown variant", "unknown value"),
@@ -165,6 +165,11 @@ fn plain(why: &str) -> String {
         ("invalid type: map", "invalid type: table"),
         ("invalid type: sequence", "invalid type: list"),
         (" as i128", ""),
+        (
+            "string values must be quoted, expected literal string",
+            "is not a value: text must be in quotes, and a key has one value",
+        ),
+        ("expected struct RawAgent", "expected a table: [agent.NAME]"),
     ];
     let line = why.trim_end().replace('\n', "; ");
     WORDS.iter().fold(line, |line, (theirs, ours)| line.replace(theirs, ours))
@@ -292,7 +297,7 @@ fn string_as<'de, D: Deserializer<'de>, T>(
     parse: fn(&str) -> Result<T, String>,
 ) -> Result<T, D::Error> {
     struct Visitor<T>(&'static str, fn(&str) -> Result<T, String>);
-    impl<T> de::Visitor<'_> for Visitor<T> {
+    impl<'de, T> de::Visitor<'de> for Visitor<T> {
         type Value = T;
         fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
             f.write_str(self.0)
@@ -308,6 +313,14 @@ fn string_as<'de, D: Deserializer<'de>, T>(
         }
         fn visit_bool<E: de::Error>(self, b: bool) -> Result<T, E> {
             Err(E::custom(format!("{b} is not {}", self.0)))
+        }
+        /// A bare date or time, such as `04:00:00`, comes as a table of one.
+        fn visit_map<A: de::MapAccess<'de>>(self, map: A) -> Result<T, A::Error> {
+            let at = toml::value::Datetime::deserialize(de::value::MapAccessDeserializer::new(map));
+            Err(A::Error::custom(match at {
+                Ok(at) => format!("{at} is not {}: put it in quotes", self.0),
+                Err(_) => format!("a table is not {}", self.0),
+            }))
         }
     }
     d.deserialize_any(Visitor(wanted, parse))

@@ -140,7 +140,15 @@ const BAD: &[(&str, usize, &str, &str)] = &[
     ("\n[sessions]\ndaily_reset = \"25:00\"", 3, "sessions.daily_reset", "\"25:00\" is not a local time (HH:MM)"),
     ("[sessions]\ndaily_reset = \"4:00\"", 2, "sessions.daily_reset", "not a local time"),
     ("[sessions]\ndaily_reset = \"04:60\"", 2, "sessions.daily_reset", "not a local time"),
-    ("[sessions]\ndaily_reset = 04:00:00", 2, "sessions.daily_reset", "expected a local time"),
+    (
+        "[sessions]\ndaily_reset = 04:00:00",
+        2,
+        "sessions.daily_reset",
+        "04:00:00 is not a local time (HH:MM) or \"never\": put it in quotes",
+    ),
+    ("[sessions]\nmax_live = 5 6", 2, "sessions.max_live", "text must be in quotes, and a key has one value"),
+    ("[agent]\nkind = \"acp\"", 2, "agent.kind", "expected a table: [agent.NAME]"),
+    ("[shutdown]\ndrain = { a = 1 }", 2, "shutdown.drain", "a table is not a duration"),
     ("[sessions]\nmax_liv = 3", 2, "sessions.max_liv", "unknown key `max_liv`"),
     ("[session]\n", 1, "session", "unknown key `session`"),
     ("log = 1", 1, "log", "unknown key `log`"),
@@ -275,6 +283,22 @@ fn a_file_that_cannot_be_read_is_named() {
 }
 
 #[test]
+fn a_file_may_begin_with_a_mark_and_should_not_be_open_to_all() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("ostler.toml");
+    std::fs::write(&path, "\u{feff}[sessions]\nmax_live = 3\n").unwrap();
+    let mode = |mode| std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
+    mode(0o664);
+    let c = load(Some(&path)).unwrap();
+    assert_eq!((c.sessions.max_live, c.warnings), (3, Vec::new()));
+    mode(0o666);
+    let told = load(Some(&path)).unwrap().warnings;
+    let want = format!("{0}: every user can write to it (mode 666): chmod o-w {0}", path.display());
+    assert_eq!(told, [want]);
+}
+
+#[test]
 fn hook_configuration_becomes_json() {
     let c = ok("[hooks.config]\nn = 3\nx = 1.5\nat = 2026-11-22\nlist = [true, { a = \"b\" }]");
     let want = serde_json::json!({ "n": 3, "x": 1.5, "at": "2026-11-22", "list": [true, { "a": "b" }] });
@@ -319,6 +343,14 @@ fn what_has_no_effect_is_told() {
     warns("[agent.a]", "1: agent.a: is never used");
     warns("[[route]]\nmatch = \"*\"\n[[route]]\nmatch = \"a:*\"", "3: route[1]: is never reached");
     warns("[[route]]\nmatch = \"alice\"", "2: route[0].match: \"alice\" matches no key");
+    warns("[[route]]\nmatch = \"alice:?\"", "2: route[0].match: \"alice:?\": only * has a meaning");
+    warns("[[route]]\nmatch = \"^alice:.*$\"", "only * has a meaning");
+    warns("[[route]]\nmatch = \"al\u{200b}ice:*\"", "characters that are not seen");
+    warns("[agent.\"a\u{202e}b\"]", "characters that are not seen");
+    warns(
+        "[agent.default]\nkind = \"openai\"\nmodel = \"m\"\nurl = \"http://h/v1/chat/completions/\"",
+        "4: agent.default.url: requests go to URL/chat/completions: leave that out (\"http://h/v1\")",
+    );
     warns("[hooks]\nfs_roots = [\"/srv\"]", "2: hooks.fs_roots: has no effect without \"fs\"");
     warns("[agent.default]\npermission = \"deny\"\npermission_timeout = \"1m\"", "3: agent.default.permission_timeout");
 }

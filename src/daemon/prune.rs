@@ -16,14 +16,20 @@ impl Round {
             return true;
         }
         let Pruned { events, ids, deliveries, set_aside, sessions, rows, kv } = std::mem::take(&mut self.0);
-        if events + ids + deliveries + sessions + rows + kv > 0 {
-            log::info!(
-                "retention: removed {events} events, {ids} ids of messages, {deliveries} settled deliveries, the text of \
-                 {sessions} sessions ({rows} rows of theirs), {kv} expired values"
-            );
+        let counts = [
+            (events, "events"),
+            (ids, "message ids"),
+            (deliveries, "settled deliveries"),
+            (sessions, "sessions' transcripts"),
+            (rows, "rows of sessions"),
+            (kv, "expired values"),
+        ];
+        let removed: Vec<_> = counts.iter().filter(|(n, _)| *n > 0).map(|(n, what)| format!("{n} {what}")).collect();
+        if !removed.is_empty() {
+            log::info!("retention: removed {}", removed.join(", "));
         }
         if set_aside > 0 {
-            log::warn!("retention: gave up {set_aside} set-aside deliveries that nobody retried or discarded");
+            log::warn!("retention: gave up {set_aside} set-aside deliveries that were neither retried nor discarded");
         }
         false
     }

@@ -69,7 +69,13 @@ fn check_one(file: &Path, config: &config::Hooks) -> Result<Vec<Problem>, script
 /// One script, and the modules that it finds: those in `lib` beside it, or below `config.dir`.
 pub(super) fn sources(file: &Path, config: &config::Hooks) -> Result<Sources, scripts::LoadError> {
     let text = scripts::read_script(file)?;
-    let beside = file.parent().map_or_else(|| PathBuf::from("."), Path::to_path_buf);
+    let beside =
+        file.parent().filter(|p| !p.as_os_str().is_empty()).map_or_else(|| PathBuf::from("."), Path::to_path_buf);
+    // The hooks directory has to be as the daemon wants it; a script that stands elsewhere is a draft.
+    let real = |dir: &Path| dir.canonicalize().ok();
+    if config.dir.as_deref().is_some_and(|hooks| real(hooks).is_some() && real(hooks) == real(&beside)) {
+        scripts::guarded(&beside)?;
+    }
     let lib = |dir: &Path| dir.join("lib").is_dir();
     let dir = if lib(&beside) { Some(beside) } else { config.dir.clone().filter(|d| lib(d)) };
     let modules = dir.map(|dir| scripts::modules_below(&dir)).transpose()?.unwrap_or_default();

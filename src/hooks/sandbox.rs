@@ -124,7 +124,7 @@ impl Globals {
                 };
                 Err(api::Fault::Text(match name.as_str() {
                     "http" | "exec" if agent => {
-                        format!("ostler.{name}: not to be had in an agent, which may not block")
+                        format!("ostler.{name}: not available in an agent: agents must not block")
                     }
                     "http" | "exec" => format!("ostler.{name}: not allowed here: add \"{name}\" to allow in [hooks]"),
                     _ => format!("ostler.{name}: there is no such thing"),

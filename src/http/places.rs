@@ -53,7 +53,7 @@ impl Places {
             self.unknown.resize(listener + 1, 0);
         }
         let here = &mut self.unknown[listener];
-        let full = |n: usize, what: &str| Err(format!("{n} connections{what} are the most"));
+        let full = |n: usize, what: &str| Err(format!("too many connections{what} (limit {n})"));
         match kind {
             _ if self.live >= most => return full(most, ""),
             Kind::Own => {}

@@ -6,6 +6,7 @@ mod access;
 mod agents;
 mod bad;
 mod busy;
+mod completion;
 #[allow(dead_code)] // Shared with the tests of faults.
 mod daemon;
 mod dirs;

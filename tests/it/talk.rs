@@ -421,6 +421,17 @@ fn commands_without_a_daemon() {
     let ran = run(d.command(&["hooks", "check"]).arg(&script), "");
     assert_eq!(ran.code, 78, "{ran:?}");
     assert!(ran.err.contains("a.lua:2") && ran.err.contains("no_such_event"), "{ran:?}");
+    // A directory that `serve` refuses is refused here.
+    use std::os::unix::fs::PermissionsExt as _;
+    std::fs::write(&script, "ostler.on('turn_end', function() end)\n").unwrap();
+    let mode = |mode| std::fs::set_permissions(d.path("hooks.d"), std::fs::Permissions::from_mode(mode)).unwrap();
+    mode(0o777);
+    let config = d.path("ostler.toml");
+    let ran = run(d.command(&["hooks", "check"]).arg(&script).arg("--config").arg(&config), "");
+    assert!(ran.code == 78 && ran.err.contains("chmod go-w"), "{ran:?}");
+    assert_eq!(d.refuses().code, 78, "as serve does");
+    mode(0o755);
+    assert_eq!(run(d.command(&["hooks", "check"]).arg(&script).arg("--config").arg(&config), "").code, 0);
 }
 
 /// A daemon that is stopped, or hangs, still has its connections accepted: no command waits for it, and none is carried out

@@ -218,6 +218,13 @@ fn json_is_for_every_command_and_every_error() {
         assert_eq!(error["error"]["code"], word, "{args:?}");
         assert!(error["error"]["message"].as_str().unwrap().contains(piece), "{args:?}: {error}");
     }
+    let roots = file(
+        "roots.toml",
+        "[hooks]\nallow = [\"fs\"]\nfs_roots = [\"/nonexistent/x\"]\n[http]\ntoken_file = \"/tmp\"\n",
+    );
+    let told = json(&["check-config", &roots, "--json"]).1["warnings"].to_string();
+    assert!(told.contains("hooks.fs_roots: /nonexistent/x is not a directory"), "{told}");
+    assert!(told.contains("http.token_file: /tmp is not a file"), "{told}");
     let ran = ostler(&["check-config", &empty, "--show"]);
     assert!(ran.code == 0 && ran.out.contains("[sessions]\nmax_live = 1024\n"), "{ran:?}");
 }

@@ -104,7 +104,7 @@ fn permissions_are_answered_by_command() {
     assert_eq!(ran.code, 2, "{ran:?}");
     assert!(ran.err.contains("2 are open") && ran.err.contains("1: Run it; 2: Late"), "{ran:?}");
     let ran = at(&socket, &["allow", "a", "2"]);
-    assert!(ran.code == 1 && ran.err.contains("settled already"), "{ran:?}");
+    assert!(ran.code == 1 && ran.err.contains("already answered"), "{ran:?}");
     let ran = at(&socket, &["deny", "a", "2"]);
     assert!(ran.code == 1 && ran.err.contains("no option that rejects it"), "{ran:?}");
     assert_eq!(answered(&fake), [("late".to_owned(), "always".to_owned())]);
@@ -137,7 +137,7 @@ fn chat_answers_what_is_open_when_it_begins() {
     let mut chat = Conversation { client: &client, key: "local:a".into(), ui: &mut ui, input, presses, boot: None };
     assert_eq!(chat.run(), Ok(0));
     let out = out.text();
-    assert!(out.contains(SHOWN) && out.contains("a number from 1 to 3, please"), "{out}");
+    assert!(out.contains(SHOWN) && out.contains("enter a number from 1 to 3"), "{out}");
     assert!(out.contains("[left open: `ostler allow local:a`"), "{out}");
     assert_eq!(answered(&fake), [("r1".to_owned(), "no".to_owned())], "and no message was sent");
     assert!(fake.seen().iter().all(|r| !r.path.contains("/messages")));

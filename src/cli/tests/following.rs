@@ -195,7 +195,7 @@ fn what_does_not_complete_is_a_failure_and_says_why() {
     assert_eq!(ran.err, "ostler: local:alice: turn failed: exit status 3 (agent_died)\n");
     assert_eq!(send().err, "ostler: local:alice: turn cancelled: reset\n");
     let ran = send();
-    assert!(ran.code == 1 && ran.err.ends_with("will not be continued: session expired\n"), "{}", ran.err);
+    assert!(ran.code == 1 && ran.err.ends_with("will not continue: session expired\n"), "{}", ran.err);
     let ran = send();
     assert_eq!((ran.code, ran.err.as_str()), (1, "ostler: local:alice: because of queue_full (queue_full)\n"));
 }

@@ -90,8 +90,8 @@ fn a_permission_is_asked_for_and_given() {
     });
     let (out, _) = talk(&fake, "hi\nwhat\n3\n1\nhi\n2\n", false);
     assert!(out.contains("Permission requested: rm x\n  1. Do it\n  2. Do not\n"), "{out}");
-    assert_eq!(out.matches("a number from 1 to 2, please").count(), 2);
-    assert!(out.contains("[permission: yes by client]") && out.contains("[it was settled already]"), "{out}");
+    assert_eq!(out.matches("enter a number from 1 to 2").count(), 2);
+    assert!(out.contains("[permission: yes by client]") && out.contains("[already answered]"), "{out}");
     let given: Vec<_> = fake.seen().iter().filter(|r| r.path.ends_with("/permission")).map(Request::json).collect();
     assert_eq!(
         given,
@@ -110,7 +110,7 @@ fn commands_do_not_reach_the_agent_and_errors_end_nothing() {
     });
     let (out, err) = talk(&fake, "/reset\n/cancel\n/status\n/help\n/nonsense\nhi\n//slash\n", false);
     assert!(out.contains("[the next message begins a new session]"), "{out}");
-    assert!(out.contains("no such command: /nonsense") && out.contains("/quit") && out.ends_with("ok\n"), "{out}");
+    assert!(out.contains("unknown command: /nonsense") && out.contains("/quit") && out.ends_with("ok\n"), "{out}");
     let want = "ostler: local:a: because of session_not_found (session_not_found)\n\
         ostler: local:a: because of queue_full (queue_full)\n";
     assert_eq!(err, want);
