@@ -4,8 +4,11 @@ use std::io;
 use std::net::TcpListener;
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd};
 use std::os::unix::net::UnixListener;
+use std::os::unix::process::CommandExt as _;
+use std::process::Command;
 
 use rustix::net::{AddressFamily, SocketType, sockopt};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::http::Listener;
 
@@ -88,6 +91,49 @@ pub fn passed_listeners() -> io::Result<Vec<Listener>> {
         });
     }
     Ok(listeners)
+}
+
+/// Has a child begin a session of its own, so that no terminal is its own and its group bears its number, with the soft
+/// limit of descriptors `descriptors` and the soft limit of real-time `tag`, where they are given and possible.
+#[allow(unsafe_code)]
+pub fn set_up_child(command: &mut Command, descriptors: Option<u64>, tag: Option<u64>) {
+    // SAFETY: the closure runs in the child between fork and exec, where no lock may be taken and nothing allocated: it
+    // makes five system calls at most, by wrappers that do nothing else, on integers that it owns.
+    unsafe {
+        command.pre_exec(move || {
+            rustix::process::setsid()?;
+            if let Some(soft) = descriptors {
+                set_soft_limit(Resource::Nofile, soft);
+            }
+            if let Some(soft) = tag {
+                set_soft_limit(Resource::Rttime, soft);
+            }
+            Ok(())
+        });
+    }
+}
+
+/// Sets the soft limit of this process; whether it could be.
+pub fn set_soft_limit(resource: Resource, soft: u64) -> bool {
+    let limit = getrlimit(resource);
+    setrlimit(resource, Rlimit { current: Some(soft), maximum: limit.maximum }).is_ok()
+}
+
+/// Who of this process's children is dead and not reaped yet: one of them, which stays as it is.
+#[allow(unsafe_code)]
+#[must_use]
+pub fn dead_child() -> Option<u32> {
+    // SAFETY: all bytes of a `siginfo_t` may be nought; the kernel fills in what it has to say, into memory that lives
+    // through the call. After it, `si_pid` is that of a child, or still nought when none is dead.
+    let pid = unsafe {
+        let mut info: libc::siginfo_t = std::mem::zeroed();
+        let options = libc::WEXITED | libc::WNOHANG | libc::WNOWAIT;
+        if libc::waitid(libc::P_ALL, 0, &raw mut info, options) != 0 {
+            return None;
+        }
+        info.si_pid()
+    };
+    u32::try_from(pid).ok().filter(|pid| *pid > 0)
 }
 
 /// Who connected a unix socket, as the kernel noted it then.

@@ -296,6 +296,7 @@ mod tests {
         let identity = Identity {
             key: "local:a".to_owned(),
             session_id: "S".to_owned(),
+            sid: 1,
             boot_id: "B".to_owned(),
             cwd: PathBuf::from("/"),
         };

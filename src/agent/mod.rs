@@ -29,6 +29,8 @@ pub struct Identity {
     pub key: String,
     /// The session's id.
     pub session_id: String,
+    /// The session's row, which tags every process of an agent.
+    pub sid: i64,
     /// The daemon's boot id, which marks every process of an agent.
     pub boot_id: String,
     /// The working directory, made and absolute.

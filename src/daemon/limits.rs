@@ -68,6 +68,10 @@ fn cgroup_pids() -> Option<u64> {
 /// Raises the soft limit of open descriptors to the hard one; returns it.
 pub fn raise_descriptors() -> u64 {
     let limit = getrlimit(Resource::Nofile);
+    // What it starts gets the old one back: programs that select, or close every number, suffer from a large one.
+    if let Some(soft) = limit.current {
+        crate::proc::note_descriptors(soft);
+    }
     let wanted = Rlimit { current: limit.maximum, maximum: limit.maximum };
     match setrlimit(Resource::Nofile, wanted) {
         Ok(()) => limit.maximum.unwrap_or(u64::MAX),

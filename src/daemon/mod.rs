@@ -103,6 +103,7 @@ fn start(mut options: ServeOptions) -> Result<i32, NoStart> {
     if let Err(e) = crate::sys::keep_inherited() {
         log::warn!("what was open at the start may be passed on to agents: {e}");
     }
+    crate::proc::note_inherited();
     let bad_config = |e: String| NoStart(exit::CONFIG, e);
     options.config.hooks.dir = config::paths::hooks_dir(&options.config);
     let (safe, by) = limits::threads();
@@ -137,9 +138,6 @@ fn start(mut options: ServeOptions) -> Result<i32, NoStart> {
         .map_err(|e| NoStart(exit::STATE, format!("{}: {e}", options.state_dir.display())))?;
     let lock = take_lock(&options.state_dir, &options.socket, options.replace, options.config.shutdown.deadline)?;
     probe(&options.state_dir)?;
-    let state_id = crate::proc::mark::state_id(&options.state_dir)
-        .map_err(|e| NoStart(exit::STATE, format!("{}: {e}", options.state_dir.display())))?;
-    crate::proc::mark::declare(state_id);
     crate::failpoint::hit("boot", "locked");
     let store = Store::open(&options.state_dir.join("ostler.db")).map_err(|e| NoStart(exit::STATE, e.to_string()))?;
     crate::reserved::keep(&options.state_dir);
@@ -166,6 +164,9 @@ fn run(
     crate::failpoint::hit("boot", "opened");
     let boot_id = uuid::Uuid::new_v4().to_string();
     crate::log::set_boot(&boot_id);
+    let state_id = crate::proc::mark::state_id(&options.state_dir)
+        .map_err(|e| NoStart(exit::STATE, format!("{}: {e}", options.state_dir.display())))?;
+    crate::proc::mark::declare(state_id, boot_id.clone());
     let home = home::Scripts::new(store.clone());
     let hooks = Hooks::start(scripts, home.clone(), &boot_id).map_err(internal)?;
     let hub = Arc::new(hub::Hub::default());

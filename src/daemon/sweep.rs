@@ -104,7 +104,7 @@ fn ours<E: std::fmt::Display>(
     let mut told = false;
     for leftover in found {
         let sid = loop {
-            let Some(id) = leftover.session_id.as_deref() else { break None };
+            let Some(id) = leftover.session_id.as_deref() else { break leftover.sid };
             match sid_of(id) {
                 Ok(sid) => break sid,
                 Err(e) => {
@@ -137,6 +137,7 @@ mod tests {
             pid,
             start: 1,
             session_id: session_id.map(str::to_owned),
+            sid: None,
             boot_id: "old".to_owned(),
             state_id: None,
             name: "agent".to_owned(),
@@ -163,5 +164,7 @@ mod tests {
         let mut marked = found();
         marked.iter_mut().for_each(|l| l.state_id = Some("here".to_owned()));
         assert_eq!(ours_of(marked), [(Some(1), 10), (None, 11), (Some(2), 12), (None, 13)], "of this very directory");
+        let tagged = Leftover { sid: Some(5), state_id: Some("here".to_owned()), ..leftover(14, None) };
+        assert_eq!(ours_of(vec![tagged]), [(Some(5), 14)], "of which only the row is known");
     }
 }

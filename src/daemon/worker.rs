@@ -94,6 +94,7 @@ impl Worker {
         let identity = Identity {
             key: opened.session.key.clone(),
             session_id: opened.session.id.clone(),
+            sid: wish.sid,
             boot_id: house.boot_id.clone(),
             cwd,
         };

@@ -7,10 +7,11 @@
 use std::collections::HashSet;
 use std::io;
 use std::process::{Child, Command};
-use std::sync::{Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 
-use rustix::process::{Pid, WaitId, WaitIdOptions, WaitOptions};
+use rustix::process::{Pid, WaitOptions};
 
+use super::mark::{Tag, own_tag};
 use super::procfs;
 
 /// Held for reading while a child is made and registered, for writing while strays are reaped.
@@ -30,7 +31,39 @@ impl Drop for Registered {
         if let Some(set) = owned().as_mut() {
             set.remove(&self.0);
         }
+        // It may have hidden others.
+        reap_strays();
     }
+}
+
+/// The children that were there when this process became the daemon: whoever started it had them, and they are left alone.
+static INHERITED: OnceLock<Vec<(u32, u64)>> = OnceLock::new();
+
+/// The soft limit of descriptors that this process was started with, which its children get back.
+static DESCRIPTORS: OnceLock<u64> = OnceLock::new();
+
+/// Notes the children that are there. Called once, before the first is made.
+pub fn note_inherited() {
+    let me = std::process::id();
+    let of_ours = |(stat, _): &(procfs::Stat, _)| (stat.parent == me).then_some((stat.pid, stat.start));
+    let _ = INHERITED.set(procfs::picture().all.iter().filter_map(of_ours).collect());
+}
+
+/// Whether this very process was there when this one became the daemon.
+#[must_use]
+pub fn is_inherited(stat: &procfs::Stat) -> bool {
+    INHERITED.get().is_some_and(|all| all.contains(&(stat.pid, stat.start)))
+}
+
+/// Notes the soft limit of descriptors that children are to have. Called before this process raises its own.
+pub fn note_descriptors(soft: u64) {
+    let _ = DESCRIPTORS.set(soft);
+}
+
+/// Prepares a child: a session of its own without a terminal, the limit of descriptors that this process was started with,
+/// and the tag of a session's processes (the row 0: of none's).
+pub fn set_apart(command: &mut Command, sid: i64) {
+    crate::sys::set_up_child(command, DESCRIPTORS.get().copied(), own_tag(sid).map(Tag::limit));
 }
 
 /// Whether somebody waits for this child.
@@ -61,29 +94,36 @@ pub fn spawn(command: &mut Command) -> io::Result<(Child, Registered)> {
     Ok((child, registered))
 }
 
-/// Reaps the zombies that became this process's children when their parent died, and returns how many there were. Cheap
-/// when there are none. Call it when a child signal comes; while a child is being made it does nothing, for [`spawn`] then
-/// does it.
+/// Reaps the zombies that became this process's children when their parent died, and returns how many there were. Cheap,
+/// however many processes the machine has. Call it when a child signal comes; while a child is being made it does nothing,
+/// for [`spawn`] then does it. A zombie that somebody waits for may hide others, which are reaped when it is.
 pub fn reap_strays() -> usize {
     let Ok(_alone) = MAKING.try_write() else { return 0 };
-    // A look that takes nothing: mostly nobody is dead.
-    let peek = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
-    if !matches!(rustix::process::waitid(WaitId::All, peek), Ok(Some(_))) {
-        return 0;
-    }
-    let me = std::process::id();
-    let own_group = procfs::stat(me).map(|s| s.group);
+    let own_group = rustix::process::getpgrp().as_raw_nonzero().get().unsigned_abs();
+    let reap = |pid: u32| {
+        let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
+        pid.is_some_and(|pid| matches!(rustix::process::waitpid(Some(pid), WaitOptions::NOHANG), Ok(Some(_))))
+    };
+    // A child in the daemon's own group was made by a library of ours that did not register it: it waits by itself.
+    let stray = |stat: &procfs::Stat| (stat.group != own_group || is_inherited(stat)) && !is_registered(stat.pid);
     let mut reaped = 0;
-    for entry in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
-        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
-        let Some(stat) = procfs::stat(pid).filter(|s| s.parent == me && s.state == 'Z') else { continue };
-        // A child in the daemon's own group was made by a library of ours that did not register it: it waits by itself.
-        if Some(stat.group) == own_group || is_registered(pid) {
-            continue;
-        }
-        let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) else { continue };
-        if matches!(rustix::process::waitpid(Some(pid), WaitOptions::NOHANG), Ok(Some(_))) {
-            reaped += 1;
+    while let Some(pid) = crate::sys::dead_child().filter(|pid| !is_registered(*pid)) {
+        match procfs::stat(pid) {
+            Some(stat) if stray(&stat) => {
+                if !reap(pid) {
+                    break;
+                }
+                reaped += 1;
+            }
+            None => break,
+            // Nobody tells when this one is gone, so what it hides is looked for.
+            Some(_) => {
+                let all = procfs::picture();
+                let me = std::process::id();
+                let dead = all.all.iter().map(|(s, _)| s).filter(|s| s.parent == me && s.state == 'Z' && stray(s));
+                reaped += dead.filter(|s| reap(s.pid)).count();
+                break;
+            }
         }
     }
     reaped

@@ -1,5 +1,5 @@
-//! What marks a process as an agent's: variables in its environment, and the identity of the state directory that it
-//! belongs to.
+//! What marks a process as an agent's: variables in its environment, a tag in an inherited limit, and the identity of the
+//! state directory that it belongs to.
 //!
 //! The identity is kept outside the database on purpose: a copy of the database, or of the whole directory, is another
 //! directory, and what it knows of is not its own. It must not know what a process is for.
@@ -10,6 +10,9 @@ use std::path::Path;
 use std::sync::OnceLock;
 
 use rustix::fs::{AtFlags, StatxFlags};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+use crate::sys;
 
 /// The variable that carries the session's id into every process of an agent.
 pub const SESSION_VAR: &str = "OSTLER_SESSION_ID";
@@ -44,18 +47,107 @@ impl Marks {
     }
 }
 
-static OWN: OnceLock<String> = OnceLock::new();
+/// A mark that survives a cleared environment: the soft limit of real-time, which every child inherits and which binds
+/// nobody, for it is some hundred thousand years. It says whose a process is as the variables do: the state directory, the
+/// boot, and the session's row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tag(u64);
 
-/// From now on this process is the daemon of that state directory: the agents that it starts carry its identity.
-pub fn declare(state_id: String) {
-    // A process is the daemon of one directory for all its life.
-    let _ = OWN.set(state_id);
+impl Tag {
+    /// The highest bits of each tag. No limit that means a time has them.
+    const SIGN: u64 = 1 << 62;
+    const STATE: u32 = 30;
+    const BOOT: u32 = 6;
+    const ROW: u32 = 26;
+
+    /// The tag of a session's processes; the row 0 is that of what belongs to no session.
+    #[must_use]
+    pub fn new(state_id: &str, boot_id: &str, sid: i64) -> Self {
+        let digest = |text: &str, bits: u32| {
+            uuid::Uuid::new_v5(&uuid::Uuid::NAMESPACE_OID, text.as_bytes()).as_u64_pair().0 >> (64 - bits)
+        };
+        let row = sid.cast_unsigned() & ((1 << Self::ROW) - 1);
+        Self(
+            Self::SIGN
+                | digest(state_id, Self::STATE) << (Self::BOOT + Self::ROW)
+                | digest(boot_id, Self::BOOT) << Self::ROW
+                | row,
+        )
+    }
+
+    /// The tag that a limit is, if it is one.
+    #[must_use]
+    pub const fn of_limit(limit: u64) -> Option<Self> {
+        if limit >> 62 == 1 { Some(Self(limit)) } else { None }
+    }
+
+    /// The limit.
+    #[must_use]
+    pub const fn limit(self) -> u64 {
+        self.0
+    }
+
+    /// The session's row; `None` for what belongs to no session.
+    #[must_use]
+    pub fn sid(self) -> Option<i64> {
+        let row = self.0 & ((1 << Self::ROW) - 1);
+        i64::try_from(row).ok().filter(|row| *row > 0)
+    }
+
+    /// Whether it was given by that state directory's daemon, in whichever of its boots.
+    #[must_use]
+    pub fn is_of(self, state_id: &str) -> bool {
+        self.0 >> (Self::BOOT + Self::ROW) == Self::new(state_id, "", 0).0 >> (Self::BOOT + Self::ROW)
+    }
+
+    /// Whether the same boot of the same state directory gave both.
+    #[must_use]
+    pub const fn same_boot(self, other: Self) -> bool {
+        self.0 >> Self::ROW == other.0 >> Self::ROW
+    }
+}
+
+/// Which daemon this process is.
+#[derive(Debug)]
+struct Own {
+    state_id: String,
+    boot_id: String,
+    tags: bool,
+}
+
+static OWN: OnceLock<Own> = OnceLock::new();
+
+/// From now on this process is that boot of the daemon of that state directory: the agents that it starts say so. It takes
+/// off a tag that it was started with itself, should an agent have done so: what it starts is not that agent's.
+pub fn declare(state_id: String, boot_id: String) {
+    let before = getrlimit(Resource::Rttime);
+    let tags = sys::set_soft_limit(Resource::Rttime, Tag::new(&state_id, &boot_id, 0).limit());
+    let back = match before.current.and_then(Tag::of_limit) {
+        Some(_) => before.maximum,
+        None => before.current,
+    };
+    let _ = setrlimit(Resource::Rttime, Rlimit { current: back, maximum: before.maximum });
+    // A process is one daemon for all its life.
+    let _ = OWN.set(Own { state_id, boot_id, tags });
 }
 
 /// The identity of this daemon's state directory; `None` in a process that is no daemon.
 #[must_use]
 pub fn own_state() -> Option<&'static str> {
-    OWN.get().map(String::as_str)
+    OWN.get().map(|own| own.state_id.as_str())
+}
+
+/// The tag that this daemon gives to the processes of a session's agent, 0 for none's. `None` where this system keeps no
+/// tag, and in a process that is no daemon.
+#[must_use]
+pub fn own_tag(sid: i64) -> Option<Tag> {
+    OWN.get().filter(|own| own.tags).map(|own| Tag::new(&own.state_id, &own.boot_id, sid))
+}
+
+/// This daemon's boot; `None` in a process that is no daemon.
+#[must_use]
+pub fn own_boot() -> Option<&'static str> {
+    OWN.get().map(|own| own.boot_id.as_str())
 }
 
 /// The identity of a state directory: where it is on which disk, and when it was made there. It survives a rename and a
@@ -111,5 +203,20 @@ mod tests {
         assert_eq!(state_id(&moved).unwrap(), id);
         assert_ne!(state_id(&two).unwrap(), id);
         assert!(state_id(&one).is_err());
+    }
+
+    #[test]
+    fn a_tag_says_whose_it_is() {
+        let tag = Tag::new("here", "one", 77);
+        assert_eq!(
+            (Tag::of_limit(tag.limit()), tag.sid(), tag.is_of("here"), tag.is_of("there")),
+            (Some(tag), Some(77), true, false)
+        );
+        assert!(tag.same_boot(Tag::new("here", "one", 5)) && Tag::new("here", "two", 5).is_of("here"));
+        assert!(!tag.same_boot(Tag::new("here", "two", 77)) && !tag.same_boot(Tag::new("there", "one", 77)));
+        assert_eq!(Tag::new("here", "one", 0).sid(), None);
+        for limit in [0, 1, 200_000, u64::MAX, u64::MAX >> 1 >> 1, 1 << 63] {
+            assert_eq!(Tag::of_limit(limit), None, "{limit}: no time that anybody means");
+        }
     }
 }

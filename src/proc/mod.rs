@@ -3,7 +3,10 @@
 
 mod children;
 pub mod mark;
+pub mod moment;
 pub mod origin;
 pub mod procfs;
 
-pub use children::{Registered, any_made, is_registered, reap_strays, spawn};
+pub use children::{
+    Registered, any_made, is_inherited, is_registered, note_descriptors, note_inherited, reap_strays, set_apart, spawn,
+};

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
-use super::mark::Marks;
+use super::mark::{Marks, Tag};
 
 /// One line of `/proc/PID/stat`, as far as it matters here.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,6 +40,28 @@ impl Stat {
 #[must_use]
 pub fn stat(pid: u32) -> Option<Stat> {
     parse_stat(std::str::from_utf8(&read(&format!("/proc/{pid}/stat"))?).ok()?)
+}
+
+/// The numbers of all processes.
+pub(super) fn pids() -> Vec<u32> {
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
+}
+
+/// The tag of a process, which outlives a cleared environment.
+#[must_use]
+pub fn tag(pid: u32) -> Option<Tag> {
+    parse_tag(&text(&format!("/proc/{pid}/limits"))?)
+}
+
+fn parse_tag(limits: &str) -> Option<Tag> {
+    let line = limits.lines().find_map(|l| l.strip_prefix("Max realtime timeout"))?;
+    Tag::of_limit(line.split_ascii_whitespace().next()?.parse().ok()?)
+}
+
+/// A whole text of the kernel's.
+pub(super) fn text(path: &str) -> Option<String> {
+    String::from_utf8(read(path)?).ok()
 }
 
 /// A whole file of the kernel's, `None` if it is not to be had. Their size is said to be nought, so the library would
@@ -127,9 +149,14 @@ impl Picture {
 
     fn take() -> Self {
         let begun = Instant::now();
-        let pids = fs::read_dir("/proc").into_iter().flatten().flatten();
+        Self { begun, ..Self::read(pids()) }
+    }
+
+    /// Those of these that there are.
+    pub(super) fn read(pids: Vec<u32>) -> Self {
+        let begun = Instant::now();
         let mut all: Vec<_> = pids
-            .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+            .into_iter()
             .filter_map(|pid| {
                 let stat = stat(pid)?;
                 let environ = if stat.is_live() { environ(pid) } else { Environ::Closed };
@@ -216,6 +243,16 @@ mod tests {
         assert_eq!((stat.pid, stat.name.as_str(), stat.state), (4711, "a) b (c", 'S'));
         assert_eq!((stat.parent, stat.group, stat.start), (12, 4711, 987_654));
         assert_eq!(parse_stat("4711 (cut off"), None);
+    }
+
+    #[test]
+    fn only_the_soft_limit_of_real_time_is_a_tag() {
+        let tag = Tag::new("here", "boot", 3);
+        let line = |name: &str, soft: u64| format!("{name:<26}{soft:<21}unlimited            us\n");
+        assert_eq!(parse_tag(&line("Max realtime timeout", tag.limit())), Some(tag));
+        assert_eq!(parse_tag(&line("Max cpu time", tag.limit())), None);
+        assert_eq!(parse_tag(&line("Max realtime timeout", 200_000)), None);
+        assert_eq!(parse_tag("Max realtime timeout      unlimited            unlimited            us\n"), None);
     }
 
     #[test]

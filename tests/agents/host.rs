@@ -50,6 +50,7 @@ impl TestHost {
         let identity = Identity {
             key: format!("test:{n}"),
             session_id: format!("session-{}-{n}", std::process::id()),
+            sid: 1,
             boot_id: format!("boot-{}", std::process::id()),
             cwd: dir.path().join("work"),
         };
@@ -229,6 +230,15 @@ pub fn config(kind: config::AgentKind, command: &[&str]) -> config::Agent {
 /// Whether a process is gone for good: not even a zombie is left of it.
 pub fn is_reaped(pid: u32) -> bool {
     !std::path::Path::new(&format!("/proc/{pid}")).exists()
+}
+
+/// Waits until a killed child is dead, and reaps it, as the daemon does at its signal, if nobody has yet.
+pub fn reap(pid: u32) {
+    let pid = rustix::process::Pid::from_raw(i32::try_from(pid).unwrap());
+    match rustix::process::waitpid(pid, rustix::process::WaitOptions::empty()) {
+        Ok(Some(_)) | Err(rustix::io::Errno::CHILD) => {}
+        other => panic!("{other:?}"),
+    }
 }
 
 /// Makes this process inherit orphans, as the daemon does.

@@ -1,20 +1,22 @@
 //! How a process ends, with everything that it started.
 //!
 //! End of input, SIGTERM to the group, SIGKILL to the group, SIGKILL to what left the group and is found by its markers
-//! or, if it cleared its environment, by its descent.
+//! or, if it cleared its environment, by its descent or its tag. Only what began since the leader did is looked at.
 //! Each rung is skipped when nothing is left for it, each has a share of the time, and a kill asked for by the host
 //! skips to the last two. A group kill alone is not enough: agents start their tools in sessions of their own.
 
+use std::collections::HashSet;
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 
 use super::Process;
-use super::leftovers::{Target, marked};
+use super::leftovers::Target;
 use crate::agent::{Host, Interrupt, Watch};
-use crate::proc::procfs::Stat;
-use crate::proc::{self, procfs};
+use crate::proc::mark::Marks;
+use crate::proc::procfs::{self, Stat};
+use crate::proc::{self, moment};
 
 /// The most that each of the rungs before the kill waits.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -37,13 +39,16 @@ pub enum Rung {
 impl Process {
     /// Ends it and all it started, over by the instant. Returns a line for each process that could not be ended.
     pub fn end(mut self, host: &mut dyn Host, from: Rung, until: Instant) -> Vec<String> {
-        let family = self.family();
+        // Before the leader is gone: what descends from it is nobody's afterwards.
+        let gone = self.is_gone();
+        let family = self.relatives();
+        let over = gone && family.is_empty();
         let patience = (until.saturating_duration_since(Instant::now()) / 3).min(PATIENCE);
         if from <= Rung::EndOfInput {
             self.close_stdin();
             self.wait_for(host, Instant::now() + patience, &[], true);
         }
-        if from <= Rung::Terminate {
+        if from <= Rung::Terminate && !over {
             let members = self.group_members();
             if !self.is_gone() || !members.is_empty() {
                 self.signal_group(Signal::TERM);
@@ -65,7 +70,7 @@ impl Process {
     /// What a dropped one does: it may be the stack of a worker that died.
     pub(super) fn kill(&mut self) {
         if !self.ended {
-            let family = self.family();
+            let family = self.relatives();
             self.signal_group(Signal::KILL);
             self.strays(&family).iter().for_each(|t| t.signal(Signal::KILL));
             self.reap();
@@ -82,6 +87,9 @@ impl Process {
     fn sweep(&mut self, host: &mut dyn Host, until: Instant, family: &[Stat]) -> Vec<String> {
         loop {
             let strays = self.strays(family);
+            if !self.is_gone() {
+                let _ = rustix::process::pidfd_send_signal(&self.pidfd, Signal::KILL);
+            }
             strays.iter().for_each(|t| t.signal(Signal::KILL));
             if self.wait_for(host, until, &strays, false) && strays.is_empty() {
                 return Vec::new();
@@ -96,32 +104,39 @@ impl Process {
         }
     }
 
-    /// What carries the markers of this session and boot, wherever it went, the leader too; and of the family whoever
-    /// still lives.
+    /// What belongs to it and is there, and of the family whoever still lives.
     fn strays(&self, family: &[Stat]) -> Vec<Target> {
-        let mut found: Vec<Target> = marked(&procfs::picture())
-            .filter(|l| l.boot_id == self.boot_id && l.session_id.as_deref() == Some(&self.session_id))
-            .filter_map(|l| Target::hold(&l))
-            .collect();
-        let others = family.iter().filter_map(Target::hold_known).filter(|t| found.iter().all(|f| f.pid() != t.pid()));
-        let others: Vec<Target> = others.collect();
-        found.extend(others);
-        found
+        let mut all = self.relatives();
+        all.extend_from_slice(family);
+        let mut seen = HashSet::new();
+        all.retain(|s| seen.insert(s.pid));
+        all.iter().filter_map(Target::hold_known).collect()
     }
 
-    /// The descendants of the leader that carry no markers at all: their environment was cleared. Those with the markers
-    /// of another boot or session belong to another daemon, which answers for them.
-    fn family(&self) -> Vec<Stat> {
-        let picture = procfs::picture();
-        let descendants = picture.descendants(self.id());
-        descendants.into_iter().filter(|(_, marks)| marks.is_none()).map(|(stat, _)| stat.clone()).collect()
+    /// All live processes beside the leader that belong to it: its group, what carries the markers of this session and
+    /// boot, wherever it went, and of what carries none, for its environment was cleared, what descends from the leader or
+    /// has its tag. Those with the markers of another boot or session belong to another daemon, which answers for them.
+    fn relatives(&self) -> Vec<Stat> {
+        let picture = moment::since(self.moment.as_ref());
+        let spared = picture.untouchable();
+        let below: HashSet<u32> = picture.descendants(self.id()).iter().map(|(s, _)| s.pid).collect();
+        let belongs = |stat: &Stat, marks: Option<&Marks>| {
+            stat.group == self.id()
+                || match marks {
+                    Some(m) => m.boot_id == self.boot_id && m.session_id.as_deref() == Some(&self.session_id),
+                    None => {
+                        let tagged = || stat.start >= self.start && procfs::tag(stat.pid) == self.tag;
+                        below.contains(&stat.pid) || (self.tag.is_some() && tagged())
+                    }
+                }
+        };
+        let others = picture.all.iter().filter(|(s, _)| s.pid != self.id() && s.is_live() && !spared.contains(&s.pid));
+        others.filter(|(s, marks)| belongs(s, marks.as_ref())).map(|(s, _)| s.clone()).collect()
     }
 
     /// The live members of the group beside its leader, marked or not.
     fn group_members(&self) -> Vec<Target> {
-        let picture = procfs::picture();
-        let others = picture.all.iter().filter(|(s, _)| s.group == self.id() && s.pid != self.id() && s.is_live());
-        others.filter_map(|(s, _)| Target::hold_known(s)).collect()
+        self.relatives().iter().filter(|s| s.group == self.id()).filter_map(Target::hold_known).collect()
     }
 
     /// Waits until the leader and the targets have ended; what the child still writes is thrown away, so that a full pipe

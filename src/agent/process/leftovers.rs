@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::process::{Pid, PidfdFlags, Signal};
 
+use crate::proc::mark::{self, Tag};
 use crate::proc::procfs::{self, Picture, Stat};
 
 /// A process that carries the markers of an agent.
@@ -21,12 +22,22 @@ pub struct Leftover {
     pub start: u64,
     /// Whose agent it belongs to, when it says so.
     pub session_id: Option<String>,
-    /// The boot that made it.
+    /// The session's row, where only that is known.
+    pub sid: Option<i64>,
+    /// The boot that made it; empty when its environment was cleared.
     pub boot_id: String,
     /// The identity of the state directory that it belongs to; a version before it had none.
     pub state_id: Option<String>,
     /// Its name, at most 15 bytes.
     pub name: String,
+}
+
+impl Leftover {
+    /// One whose environment was cleared, so that nothing is known of it yet.
+    fn unmarked(stat: &Stat) -> Self {
+        let (pid, start, name) = (stat.pid, stat.start, stat.name.clone());
+        Self { pid, start, session_id: None, sid: None, boot_id: String::new(), state_id: None, name }
+    }
 }
 
 impl std::fmt::Display for Leftover {
@@ -53,19 +64,50 @@ pub struct Claim<'a> {
 }
 
 impl Claim<'_> {
-    /// The processes of a picture that dead boots of this state directory left. One without a directory's identity was made
-    /// by an older version: whoever asks must know its session, and no live daemon may be there that it descends from.
-    fn choose(&self, picture: &Picture, is_daemon: impl Fn(&Stat) -> bool) -> Vec<Leftover> {
-        let own: HashSet<u32> =
-            self.owner.map(|owner| picture.descendants(owner)).into_iter().flatten().map(|(s, _)| s.pid).collect();
+    /// The processes of a picture that dead boots of this state directory left: marked ones, what has their tag, and what
+    /// descends from them, if their environment was cleared. One without a directory's identity was made by an older
+    /// version: whoever asks must know its session, and no live daemon may be there that it descends from.
+    fn choose(
+        &self,
+        picture: &Picture,
+        is_daemon: impl Fn(&Stat) -> bool,
+        tag: impl Fn(u32) -> Option<Tag>,
+    ) -> Vec<Leftover> {
+        let mut spared = picture.untouchable();
+        if let Some(owner) = self.owner {
+            spared.insert(owner);
+            spared.extend(picture.descendants(owner).iter().map(|(s, _)| s.pid));
+        }
         let dead = |l: &Leftover| {
             let ours = match &l.state_id {
                 Some(id) => self.state_id == Some(id),
                 None => !picture.ancestors(l.pid).into_iter().any(&is_daemon),
             };
-            ours && self.boot_id != Some(&l.boot_id) && self.owner != Some(l.pid) && !own.contains(&l.pid)
+            ours && self.boot_id != Some(&l.boot_id) && !spared.contains(&l.pid)
         };
-        marked(picture).filter(dead).collect()
+        let mut found: Vec<Leftover> = marked(picture).filter(dead).collect();
+        if let Some(state_id) = self.state_id {
+            // The kernel's own threads have neither an environment nor a parent of ours.
+            let unmarked = picture.all.iter().filter(|(s, marks)| marks.is_none() && s.is_live() && s.parent != 2);
+            for (stat, _) in unmarked.filter(|(s, _)| !spared.contains(&s.pid)) {
+                if let Some(tag) = tag(stat.pid).filter(|tag| tag.is_of(state_id)) {
+                    let state_id = Some(state_id.to_owned());
+                    found.push(Leftover { state_id, sid: tag.sid(), ..Leftover::unmarked(stat) });
+                }
+            }
+        }
+        let mut known: HashSet<u32> = found.iter().map(|l| l.pid).collect();
+        let mut at = 0;
+        while let Some(parent) = found.get(at).cloned() {
+            for (stat, marks) in picture.descendants(parent.pid) {
+                if marks.is_none() && !spared.contains(&stat.pid) && known.insert(stat.pid) {
+                    let (session_id, state_id) = (parent.session_id.clone(), parent.state_id.clone());
+                    found.push(Leftover { session_id, sid: parent.sid, state_id, ..Leftover::unmarked(stat) });
+                }
+            }
+            at += 1;
+        }
+        found
     }
 }
 
@@ -79,7 +121,7 @@ pub fn find_dead(claim: &Claim<'_>) -> Vec<Leftover> {
             && (s.name == "ostler"
                 || procfs::locked_files(s.pid).iter().any(|f| f.file_name() == Some("lock".as_ref())))
     };
-    claim.choose(&procfs::picture(), is_daemon)
+    claim.choose(&procfs::picture(), is_daemon, procfs::tag)
 }
 
 /// The live processes that carry a boot marker: of that session if one is given, and not of the boot `not_boot`.
@@ -93,7 +135,7 @@ pub fn find_marked(session_id: Option<&str>, not_boot: Option<&str>) -> Vec<Left
 }
 
 /// The marked live processes of a picture that may be signalled.
-pub(super) fn marked(picture: &Picture) -> impl Iterator<Item = Leftover> {
+fn marked(picture: &Picture) -> impl Iterator<Item = Leftover> {
     let spared = picture.untouchable();
     picture.all.iter().filter_map(move |(stat, marks)| {
         let marks = marks.as_ref().filter(|_| !spared.contains(&stat.pid))?;
@@ -101,6 +143,7 @@ pub(super) fn marked(picture: &Picture) -> impl Iterator<Item = Leftover> {
             pid: stat.pid,
             start: stat.start,
             session_id: marks.session_id.clone(),
+            sid: None,
             boot_id: marks.boot_id.clone(),
             state_id: marks.state_id.clone(),
             name: stat.name.clone(),
@@ -122,7 +165,8 @@ impl Target {
         // Looked at after the descriptor was opened: if these still agree, the descriptor is the one that was found. The
         // markers can be gone, if it became another program with a cleared environment; but they do not change.
         let same = || {
-            let others = procfs::marks(leftover.pid).is_some_and(|m| {
+            let unmarked = leftover.boot_id.is_empty();
+            let others = procfs::marks(leftover.pid).filter(|_| !unmarked).is_some_and(|m| {
                 (&m.session_id, &m.boot_id, &m.state_id)
                     != (&leftover.session_id, &leftover.boot_id, &leftover.state_id)
             });
@@ -140,11 +184,6 @@ impl Target {
         let raw = i32::try_from(pid).ok().and_then(Pid::from_raw).filter(|_| pid > 1 && pid != std::process::id())?;
         let fd = rustix::process::pidfd_open(raw, PidfdFlags::empty()).ok()?;
         same().then(|| Self { pid, name: name.to_string(), fd })
-    }
-
-    /// Its pid.
-    pub const fn pid(&self) -> u32 {
-        self.pid
     }
 
     /// Its pid and name, for people.
@@ -180,19 +219,35 @@ pub(super) fn is_readable(fd: BorrowedFd<'_>) -> bool {
 }
 
 /// Ends what agents left behind that is known by nothing but its descent: live children of this process that it did not
-/// make, orphans whose parent died. For the end of a stop, when every agent is closed; blocks until all are gone or the
-/// instant has passed, and returns a line for each that could not be ended.
+/// make, orphans whose parent died; but not those that it was started with. Where tags are kept, only what has one of this
+/// boot, or its marks: another child is of what it was started with, or of nobody here. For the end of a stop, when every
+/// agent is closed; blocks until all are gone or the instant has passed, and returns a line for each that could not be ended.
 #[must_use]
 pub fn end_orphans(until: Instant) -> Vec<String> {
+    let me = std::process::id();
+    let ours = |stat: &Stat, boot_id: Option<&str>| match mark::own_tag(0) {
+        Some(own) => {
+            procfs::tag(stat.pid).is_some_and(|tag| tag.same_boot(own))
+                || (boot_id.is_some() && boot_id == mark::own_boot())
+        }
+        None => true,
+    };
     loop {
         let picture = procfs::picture();
-        let me = std::process::id();
         let own_group = picture.all.iter().find(|(s, _)| s.pid == me).map(|(s, _)| s.group);
-        let orphans = picture.all.iter().map(|(s, _)| s).filter(|s| {
-            s.parent == me && s.is_live() && Some(s.group) != own_group && !crate::proc::is_registered(s.pid)
+        let orphans = picture.all.iter().filter(|(s, marks)| {
+            s.parent == me
+                && s.is_live()
+                && Some(s.group) != own_group
+                && !crate::proc::is_registered(s.pid)
+                && !crate::proc::is_inherited(s)
+                && ours(s, marks.as_ref().map(|m| m.boot_id.as_str()))
         });
-        let mut left: Vec<Target> = orphans.filter_map(Target::hold_known).collect();
-        left.iter().for_each(|t| t.signal(Signal::KILL));
+        let mut left: Vec<Target> = orphans.filter_map(|(s, _)| Target::hold_known(s)).collect();
+        for target in &left {
+            log::warn!("{} is what an agent left behind: it is ended", target.name());
+            target.signal(Signal::KILL);
+        }
         let none = left.is_empty();
         wait_gone(&mut left, until);
         crate::proc::reap_strays();
@@ -269,16 +324,44 @@ mod tests {
             process(pid(51), pid(50), "sh", None),
             process(pid(52), pid(51), "older-of-another", Some(("dead", None))),
             process(pid(60), 1, "unmarked", None),
+            process(pid(61), 1, "tagged", None),
+            process(pid(62), 1, "tagged-copy's", None),
+            process(pid(63), pid(10), "tagged-own", None),
+            process(pid(64), 1, "tagged-of-none", None),
+            process(pid(70), pid(20), "cleared", None),
+            process(pid(71), pid(70), "cleared-below", None),
+            process(pid(72), pid(71), "another's-below", Some(("live", Some("copy")))),
         ]);
+        let tag = |of: u32| match of - base {
+            61 => Some(Tag::new("here", "dead", 7)),
+            62 => Some(Tag::new("copy", "dead", 7)),
+            63 => Some(Tag::new("here", "live", 7)),
+            64 => Some(Tag::new("here", "dead", 0)),
+            _ => None,
+        };
         let is_daemon = |s: &Stat| s.name == "ostler";
         let found = |claim: Claim<'_>| -> Vec<String> {
-            claim.choose(&picture, is_daemon).into_iter().map(|l| l.name).collect()
+            claim.choose(&picture, is_daemon, tag).into_iter().map(|l| l.name).collect()
         };
         let claim = Claim { state_id: Some("here"), boot_id: Some("live"), owner: Some(pid(10)) };
-        assert_eq!(found(claim), ["dead", "older"]);
+        assert_eq!(found(claim), ["dead", "older", "tagged", "tagged-of-none", "cleared", "cleared-below"]);
+        let of = |name: &str| claim.choose(&picture, is_daemon, tag).into_iter().find(|l| l.name == name);
+        assert_eq!(of("tagged").map(|l| (l.session_id, l.sid)), Some((None, Some(7))));
+        assert_eq!(of("cleared-below").map(|l| (l.session_id, l.sid)), Some((Some("s".to_owned()), None)));
         assert_eq!(
             found(Claim { boot_id: None, owner: None, ..claim }),
-            ["own", "there-at-the-start", "dead", "away-from-its-line", "older"]
+            [
+                "own",
+                "there-at-the-start",
+                "dead",
+                "away-from-its-line",
+                "older",
+                "tagged",
+                "tagged-own",
+                "tagged-of-none",
+                "cleared",
+                "cleared-below"
+            ]
         );
         assert_eq!(found(Claim { state_id: None, boot_id: Some("dead"), owner: None }), Vec::<String>::new());
     }

@@ -17,7 +17,9 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions};
 
 use super::{Failure, Host, Identity, Wake, Watch};
-use crate::proc::{self, Registered, mark, procfs};
+use crate::proc::mark::{self, Tag};
+use crate::proc::moment::Moment;
+use crate::proc::{self, Registered, procfs};
 
 mod ladder;
 mod leftovers;
@@ -58,6 +60,9 @@ pub struct Process {
     name: String,
     session_id: String,
     boot_id: String,
+    tag: Option<Tag>,
+    /// Before it was made: all that it starts began since.
+    moment: Option<Moment>,
     stdin: Option<ChildStdin>,
     stdout: Option<ChildStdout>,
     stderr: Option<ChildStderr>,
@@ -74,7 +79,7 @@ pub struct Process {
 }
 
 impl Process {
-    /// Starts it in the session's working directory, in a group of its own.
+    /// Starts it in the session's working directory, in a session of the kernel's and a group of its own.
     ///
     /// # Errors
     /// `agent_start`: says which program, and why (not found, not executable, the working directory).
@@ -86,14 +91,21 @@ impl Process {
         let mut command = Command::new(program);
         command.args(args).current_dir(&identity.cwd).env_clear().envs(&env);
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        std::os::unix::process::CommandExt::process_group(&mut command, 0);
+        proc::set_apart(&mut command, identity.sid);
+        let moment = Moment::now();
         let (child, registered) =
             proc::spawn(&mut command).map_err(|e| Failure::new("agent_start", why_not(program, &env, &e)))?;
-        Self::adopt(child, registered, program, identity)
+        Self::adopt(child, registered, moment, program, identity)
             .map_err(|e| Failure::new("agent_start", format!("{program}: it was started, but cannot be watched: {e}")))
     }
 
-    fn adopt(mut child: Child, registered: Registered, program: &str, identity: &Identity) -> io::Result<Self> {
+    fn adopt(
+        mut child: Child,
+        registered: Registered,
+        moment: Option<Moment>,
+        program: &str,
+        identity: &Identity,
+    ) -> io::Result<Self> {
         let pid = Pid::from_child(&child);
         let taken = (child.stdin.take(), child.stdout.take(), child.stderr.take());
         let pidfd = rustix::process::pidfd_open(pid, PidfdFlags::empty());
@@ -118,6 +130,8 @@ impl Process {
             name: program.to_string(),
             session_id: identity.session_id.clone(),
             boot_id: identity.boot_id.clone(),
+            tag: mark::own_tag(identity.sid),
+            moment,
             stdin,
             stdout,
             stderr,

@@ -1,8 +1,8 @@
-//! `ostler.exec{}`: one program, without a shell, in a process group of its own that is killed when time is up.
+//! `ostler.exec{}`: one program, without a shell, in a session of its own whose group is killed when time is up.
 
 use std::io::{ErrorKind, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
@@ -98,7 +98,8 @@ fn run(wanted: &Wanted, kick: Option<&Kick>) -> Result<Ran, String> {
     let awake = Span::begin();
     let name = wanted.argv[0].to_string_lossy().into_owned();
     let mut command = Command::new(&wanted.argv[0]);
-    command.args(&wanted.argv[1..]).env_clear().process_group(0);
+    command.args(&wanted.argv[1..]).env_clear();
+    crate::proc::set_apart(&mut command, 0);
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     for (key, fallback) in [("PATH", "/usr/local/bin:/usr/bin:/bin"), ("HOME", "/"), ("LANG", "C.UTF-8")] {
         command.env(key, std::env::var_os(key).unwrap_or_else(|| fallback.into()));
