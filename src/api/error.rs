@@ -86,7 +86,7 @@ impl From<Error> for ApiError {
                 Refusal::NotCurrent => Self::new(409, "not_current", text),
                 Refusal::Ended => Self::new(409, "ended", text),
                 Refusal::NoInteger | Refusal::TooLarge | Refusal::DirInUse => Self::new(409, "conflict", text),
-                Refusal::Stale => Self::new(409, "conflict", text),
+                Refusal::Stale | Refusal::Damaged => Self::new(409, "conflict", text),
                 Refusal::IdReused => Self::new(422, "id_reused", text),
                 Refusal::QueueFull => Self::new(429, "queue_full", text),
                 Refusal::Overloaded => Self::new(503, "overloaded", text),

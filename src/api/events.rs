@@ -16,7 +16,7 @@ use crate::store::{EventRow, Target};
 
 /// A comment that keeps the connection known to be alive.
 const PING: Duration = Duration::from_secs(15);
-/// Events read at once.
+/// Events read at once, beside the store's own limit in bytes.
 const PAGE: usize = 256;
 
 pub const HEADERS: &[(&str, &str)] =
@@ -129,8 +129,8 @@ impl Feed {
                     .store
                     .events(self.key.as_deref(), self.after, PAGE)
                     .map_err(|e| io::Error::other(e.to_string()))?;
-                let full = page.len() == PAGE;
-                if self.write_all(&page, &only, &mut buf, &mut delivering) {
+                let full = page.next.is_some();
+                if self.write_all(&page.items, &only, &mut buf, &mut delivering) {
                     return stream.finish_with(&buf);
                 }
                 stream.write(&buf)?;
@@ -219,7 +219,7 @@ impl Feed {
         let only = Only::Turn { id: turn_id.to_owned(), replay: true };
         'pages: loop {
             let page = self.house.store.events(Some(&key), at, PAGE)?;
-            for event in &page {
+            for event in &page.items {
                 if past(event) {
                     break 'pages;
                 }
@@ -228,7 +228,7 @@ impl Feed {
                     return Ok(true);
                 }
             }
-            if page.len() < PAGE {
+            if page.next.is_none() {
                 break;
             }
         }

@@ -53,7 +53,7 @@ pub fn examine(config: &Config, state_dir: &Path, boot_id: Option<&str>) -> Vec<
         }
         _ => {
             all.push(examine_lock(state_dir, boot_id.is_some()));
-            all.push(examine_database(&db));
+            all.extend(examine_database(&db));
             all.push(examine_leftovers(state_dir, &db, boot_id));
         }
     }
@@ -99,14 +99,19 @@ fn examine_lock(state_dir: &Path, answers: bool) -> Finding {
     }
 }
 
-fn examine_database(db: &Path) -> Finding {
+fn examine_database(db: &Path) -> Vec<Finding> {
     if !db.exists() {
-        return finding("database", Level::Good, "none yet: the first start makes it", "");
+        return vec![finding("database", Level::Good, "none yet: the first start makes it", "")];
     }
-    match store::examine(db) {
+    let file = match store::examine(db) {
         Ok(exam) if exam.sound == "ok" => {
             let found = format!("sound, schema {}, {} sessions, {} KiB", exam.schema, exam.sessions, exam.bytes / 1024);
-            finding("database", Level::Good, found, "")
+            let damaged = exam.damaged.into_iter().map(|d| {
+                let found = format!("{} {}: {}", d.key, d.session_id, d.why);
+                let remedy = "all others are served; `ostler delete` puts this session away, a backup has it as it was";
+                finding("session", Level::Bad, found, remedy)
+            });
+            return std::iter::once(finding("database", Level::Good, found, "")).chain(damaged).collect();
         }
         Ok(exam) => finding(
             "database",
@@ -115,7 +120,8 @@ fn examine_database(db: &Path) -> Finding {
             "stop the daemon, keep a copy of the file, and go back to a backup (`ostler backup`), started once with --no-resume",
         ),
         Err(e) => finding("database", Level::Bad, e.to_string(), "see the message; nothing was changed"),
-    }
+    };
+    vec![file]
 }
 
 fn examine_leftovers(state_dir: &Path, db: &Path, boot_id: Option<&str>) -> Finding {

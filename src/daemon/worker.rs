@@ -272,6 +272,23 @@ impl Worker {
                 if self.house().registry.wait_apart(sid) { Next::More } else { Next::Idle }
             }
             Err(Error::Refused(_)) => self.gone(),
+            Err(e) if e.lies_in_rows() => {
+                // To try again would be in vain: its sender is told, and what waits behind it has its turn.
+                log::error!(key = self.key(); "the next turn cannot begin, it fails: {e}");
+                let why = format!("what was kept of the turn cannot be used: {e}");
+                match self.house().store.fail_queued(sid, self.desk.epoch, "internal".to_owned(), why) {
+                    Ok(more) => {
+                        (self.desk.work, self.desk.asked) = (more, false);
+                        if more { Next::More } else { Next::Rest }
+                    }
+                    Err(Error::Refused(_)) => self.gone(),
+                    Err(e) => {
+                        log::error!(key = self.key(); "nor can that be written: {e}");
+                        self.start_after = Some(Instant::now() + BACKOFF);
+                        Next::Idle
+                    }
+                }
+            }
             Err(e) => {
                 log::error!(key = self.key(); "the next turn cannot begin yet: {e}");
                 self.desk.work = true;
@@ -463,6 +480,11 @@ impl Worker {
                         _ => Next::Rest,
                     };
                 }
+                Err(e) if e.lies_in_rows() => {
+                    // To try again would be in vain, for this worker and for the next.
+                    log::error!(key = self.key(), turn_id = begun.turn_id; "the turn's outcome cannot be written, the session is given up: {e}");
+                    return Next::Gone;
+                }
                 Err(e) => {
                     log::error!(key = self.key(), turn_id = begun.turn_id; "the turn's outcome cannot be written yet: {e}");
                     let _ = self.desk.rest(&mut [], Some(Instant::now() + AGAIN));
@@ -531,6 +553,9 @@ impl Worker {
             let store = &self.desk.house.store;
             match store.close_activation(self.desk.sid, self.desk.epoch, EndReason::Parked, Actor::Policy) {
                 Ok(_) | Err(Error::Refused(_)) => return,
+                Err(e) if e.lies_in_rows() => {
+                    return log::error!(key = self.key(); "the session cannot be parked, the next boot tries it: {e}");
+                }
                 Err(e) => {
                     log::error!(key = self.key(); "the session cannot be parked yet: {e}");
                     let _ = self.desk.rest(&mut [], Some(Instant::now() + AGAIN));

@@ -70,7 +70,7 @@ pub fn judge(death: &Death, left: &Left, threshold: i64) -> Verdict {
             Some(_) => left.abandoned,
             None => !death.solo || left.solo,
         };
-    let unclean = left.unclean + i64::from(blamed);
+    let unclean = left.unclean.saturating_add(i64::from(blamed));
     Verdict {
         end,
         actor,

@@ -341,12 +341,20 @@ impl Tx<'_> {
 
     /// The key's current session: the newest that is neither ended, deleted nor suspended.
     pub(super) fn current(&self, key: &str) -> Result<Option<SessionRow>, Error> {
+        self.current_as(key, SessionRow::read)
+    }
+
+    pub(super) fn current_as(
+        &self,
+        key: &str,
+        read: fn(&rusqlite::Row<'_>) -> rusqlite::Result<SessionRow>,
+    ) -> Result<Option<SessionRow>, Error> {
         let sql = concat!(
             "SELECT ",
             super::tx::session_columns!(),
             " FROM sessions WHERE key=?1 AND status='open' AND hidden=0 ORDER BY sid DESC LIMIT 1"
         );
-        Ok(self.row(sql, [key], SessionRow::read)?)
+        Ok(self.row(sql, [key], read)?)
     }
 
     pub(super) fn newest_is_suspended(&self, key: &str) -> Result<bool, Error> {

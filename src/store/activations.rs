@@ -36,8 +36,15 @@ impl Store {
     ///
     /// # Errors
     /// [`Refusal::Stale`]: it is not open any more, or live already. [`Refusal::Closed`]: a stop has begun.
+    /// [`Refusal::Damaged`]: its rows do not allow it, today or later.
     pub fn open_activation(&self, sid: i64, agent: String, cwd: String) -> Result<Opened, Error> {
-        self.write("open_activation", move |tx| tx.open_activation(sid, &agent, &cwd))
+        self.write("open_activation", move |tx| match tx.apart(|tx| tx.open_activation(sid, &agent, &cwd))? {
+            Err(why) if why.refusal().is_none() => {
+                tx.name_damaged("activation", sid, &why);
+                Err(Refusal::Damaged.into())
+            }
+            opened => opened,
+        })
     }
 
     /// The activation that this boot has open already: after an [`Store::open_activation`] whose commit was in doubt, which
@@ -135,7 +142,7 @@ impl Tx<'_> {
         if s.status != "open" || s.hidden || self.open_activation_of(sid)?.is_some() {
             return Err(Refusal::Stale.into());
         }
-        let epoch = s.epoch + 1;
+        let epoch = s.epoch.checked_add(1).ok_or(Refusal::Damaged)?;
         // The first activation tells how the session before gave way; later ones how this one goes on.
         let reason = if s.epoch == 0 {
             StartReason::parse(&s.start_reason).unwrap_or(StartReason::New)
@@ -149,7 +156,7 @@ impl Tx<'_> {
         self.run(
             "INSERT INTO activations (sid, epoch, bid, start_reason, agent, cwd, opened_at, turns_before, messages_before)
              VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
-            params![sid, epoch, self.bid, reason.as_str(), agent, cwd, self.now, s.turns, s.messages - s.queued],
+            params![sid, epoch, self.bid, reason.as_str(), agent, cwd, self.now, s.turns, s.messages.saturating_sub(s.queued)],
         )?;
         let fields = json!({
             "epoch": epoch, "reason": reason, "previous_id": s.previous_id, "agent": agent, "cwd": cwd,

@@ -3,7 +3,8 @@
 use rusqlite::params;
 use serde_json::Value;
 
-use super::tx::{SESSION_COLUMNS, SessionRow, Tx};
+use super::isolate::{maybe_number, maybe_text, number};
+use super::tx::{SessionRow, Tx};
 use super::{Error, Store};
 use crate::clock::Millis;
 use crate::model::event::{Actor, MarkReason, StopReason, Urgency};
@@ -50,9 +51,19 @@ pub struct StopNote {
 /// that other writers can come between.
 const BATCH: i64 = 1024;
 
+impl Recovered {
+    /// One more session was recovered.
+    fn count(&mut self, verdict: &Verdict) {
+        self.activations += 1;
+        self.interrupted += i64::from(verdict.turn.is_some());
+        self.suspended += i64::from(verdict.suspend);
+    }
+}
+
 impl Store {
     /// Opens this boot's row and closes what dead boots left: every open activation gets its end, running turns become
-    /// interrupted, their sessions are marked, the death is counted. One transaction: a death in it changes nothing.
+    /// interrupted, their sessions are marked, the death is counted. One transaction: a death in it changes nothing. A
+    /// session whose rows do not allow it is left alone.
     ///
     /// # Errors
     /// The store fails.
@@ -68,10 +79,19 @@ impl Store {
             let mut r = Recovered { deaths: deaths.len() as i64, ..Recovered::default() };
             for (bid, death, solo) in &deaths {
                 tx.recover(*bid, death, *solo, info.threshold, &mut r)?;
-                tx.run("UPDATE boots SET ended_at=coalesce(ended_at, ?2), clean=0, solo=NULL WHERE bid=?1", params![bid, death.last_life])?;
+                let ended = tx.apart(|tx| {
+                    Ok(tx.run(
+                        "UPDATE boots SET ended_at=coalesce(ended_at, ?2), clean=0, solo=NULL WHERE bid=?1",
+                        params![bid, death.last_life],
+                    )?)
+                })?;
+                if let Err(e) = ended {
+                    log::warn!("recovery: the end of boot {bid} cannot be noted: {e}");
+                }
             }
+            tx.recover_rest(deaths.last().map(|d| d.1), info.threshold, &mut r)?;
             // Marks of that stop are marks from before now.
-            tx.run("UPDATE sessions SET mark_boot=NULL WHERE mark_reason IS NOT NULL AND mark_boot IS NOT NULL", [])?;
+            tx.update_sessions("recovery", "mark_boot=NULL", "mark_reason IS NOT NULL AND mark_boot IS NOT NULL", &[])?;
             let recent = tx.row(
                 "SELECT count(*) FROM (SELECT 1 FROM boots WHERE clean=0 AND stop_reason IS NULL AND ended_at>?1 LIMIT 100)",
                 [tx.now - 300_000],
@@ -116,7 +136,9 @@ impl Store {
     pub fn note_abandoned(&self, sids: Vec<i64>) -> Result<(), Error> {
         self.write("note_abandoned", move |tx| {
             for sid in &sids {
-                tx.run("UPDATE activations SET abandoned=1 WHERE sid=?1 AND closed_at IS NULL", [sid])?;
+                tx.for_one("stop", *sid, |tx| {
+                    Ok(tx.run("UPDATE activations SET abandoned=1 WHERE sid=?1 AND closed_at IS NULL", [sid])?)
+                })?;
             }
             Ok(())
         })
@@ -134,11 +156,13 @@ impl Store {
                 params![tx.bid, stop.reason.as_str(), stop.urgency.as_str(), tx.now, stop.deadline_at],
             )?;
             // Marks from before are left alone; those that are made here are remembered as this stop's.
-            Ok(tx.run(
-                "UPDATE sessions SET mark_reason=?1, marked_at=?2, mark_boot=?3 WHERE mark_reason IS NULL AND status='open'
-                 AND sid IN (SELECT sid FROM turns WHERE state='running')",
-                params![stop.reason.mark().as_str(), tx.now, tx.bid],
-            )?)
+            let (now, bid) = (tx.now, tx.bid);
+            tx.update_sessions(
+                "stop",
+                "mark_reason=?1, marked_at=?2, mark_boot=?3",
+                "mark_reason IS NULL AND status='open' AND sid IN (SELECT sid FROM turns WHERE state='running')",
+                params![stop.reason.mark().as_str(), now, bid],
+            )
         })
     }
 
@@ -149,11 +173,13 @@ impl Store {
     pub fn refresh_marks(&self, reason: MarkReason) -> Result<usize, Error> {
         self.write("refresh_marks", move |tx| {
             // A mark from before gets the reason and the time, and stays one from before: only a completed turn clears it.
-            Ok(tx.run(
-                "UPDATE sessions SET mark_boot=CASE WHEN mark_reason IS NULL THEN ?3 ELSE mark_boot END, mark_reason=?1,
-                 marked_at=?2 WHERE status='open' AND sid IN (SELECT sid FROM turns WHERE state='running')",
-                params![reason.as_str(), tx.now, tx.bid],
-            )?)
+            let (now, bid) = (tx.now, tx.bid);
+            tx.update_sessions(
+                "stop",
+                "mark_boot=CASE WHEN mark_reason IS NULL THEN ?3 ELSE mark_boot END, mark_reason=?1, marked_at=?2",
+                "status='open' AND sid IN (SELECT sid FROM turns WHERE state='running')",
+                params![reason.as_str(), now, bid],
+            )
         })
     }
 
@@ -163,28 +189,23 @@ impl Store {
     /// # Errors
     /// The store fails; the next boot writes the ends.
     pub fn close_activations(&self, reason: StopReason, threshold: i64) -> Result<i64, Error> {
-        let mut closed = 0;
+        let (mut closed, mut after) = (0, i64::MIN);
         loop {
-            let batch = self.write("close_activations", move |tx| {
-                let open = tx.rows(
-                    &format!(
-                        "SELECT {SESSION_COLUMNS} FROM sessions
-                         WHERE sid IN (SELECT sid FROM activations WHERE closed_at IS NULL LIMIT {BATCH})"
-                    ),
-                    [],
-                    SessionRow::read,
+            let (batch, last) = self.write("close_activations", move |tx| {
+                let open = tx.sids(
+                    "SELECT sid FROM activations WHERE closed_at IS NULL AND sid>?1 ORDER BY sid LIMIT ?2",
+                    [after, BATCH],
                 )?;
                 let now = Death { stop: Some(reason), last_life: tx.now, solo: false };
-                let n = open.len() as i64;
-                for s in open {
-                    tx.settle_left(s, &now, None, threshold)?;
+                let mut batch = 0;
+                for sid in &open {
+                    batch += i64::from(tx.settle_session(*sid, &now, None, threshold)?.is_some());
                 }
-                Ok(n)
+                Ok((batch, open.last().copied()))
             })?;
             closed += batch;
-            if batch < BATCH {
-                return Ok(closed);
-            }
+            let Some(last) = last else { return Ok(closed) };
+            after = last;
         }
     }
 
@@ -209,7 +230,7 @@ impl Store {
     /// The store fails.
     pub fn forget_cut_turns(&self) -> Result<usize, Error> {
         self.write("forget_cut_turns", |tx| {
-            Ok(tx.run("UPDATE sessions SET cut_turn=NULL WHERE mark_reason IS NOT NULL AND cut_turn IS NOT NULL", [])?)
+            tx.update_sessions("restore", "cut_turn=NULL", "mark_reason IS NOT NULL AND cut_turn IS NOT NULL", &[])
         })
     }
 }
@@ -222,14 +243,7 @@ impl Tx<'_> {
             "SELECT bid, alive_at, stop_reason, solo FROM boots WHERE ended_at IS NULL
              OR bid IN (SELECT bid FROM activations WHERE closed_at IS NULL) ORDER BY bid",
             [],
-            |r| {
-                Ok((
-                    r.get::<_, i64>(0)?,
-                    r.get::<_, i64>(1)?,
-                    r.get::<_, Option<String>>(2)?,
-                    r.get::<_, Option<i64>>(3)?,
-                ))
-            },
+            |r| Ok((r.get::<_, i64>(0)?, number(r, 1)?, maybe_text(r, 2)?, maybe_number(r, 3)?)),
         )?;
         let newest = self.newest_commit()?.unwrap_or(0);
         Ok(boots
@@ -245,16 +259,17 @@ impl Tx<'_> {
 
     /// The time of the newest event or message.
     fn newest_commit(&self) -> Result<Option<Millis>, Error> {
-        let newest = |sql: &str| self.row(sql, [], |r| r.get::<_, Option<i64>>(0)).map(Option::flatten);
+        let newest = |sql: &str| self.row(sql, [], |r| maybe_number(r, 0)).map(Option::flatten);
         let event = newest("SELECT at FROM events ORDER BY seq DESC LIMIT 1")?;
         Ok(event.max(newest("SELECT at FROM messages ORDER BY mid DESC LIMIT 1")?))
     }
 
     /// Holds the wall clock against what the boots before this one knew.
     fn trust_clock(&mut self) -> Result<(), Error> {
-        let boot =
-            self.row("SELECT coalesce(ended_at, alive_at) FROM boots ORDER BY bid DESC LIMIT 1", [], |r| r.get(0))?;
-        self.shared.hold_clock_against(self.newest_commit()?.max(boot));
+        let boot = self.row("SELECT coalesce(ended_at, alive_at) FROM boots ORDER BY bid DESC LIMIT 1", [], |r| {
+            maybe_number(r, 0)
+        })?;
+        self.shared.hold_clock_against(self.newest_commit()?.max(boot.flatten()));
         self.now = self.shared.clock().0;
         Ok(())
     }
@@ -267,21 +282,63 @@ impl Tx<'_> {
         threshold: i64,
         r: &mut Recovered,
     ) -> Result<(), Error> {
-        let left = self.rows(
-            &format!(
-                "SELECT {SESSION_COLUMNS} FROM sessions WHERE sid IN
-                 (SELECT sid FROM activations WHERE closed_at IS NULL AND bid=?1)"
-            ),
-            [bid],
-            SessionRow::read,
-        )?;
-        for s in left {
-            let verdict = self.settle_left(s, death, solo, threshold)?;
-            r.activations += 1;
-            r.interrupted += i64::from(verdict.turn.is_some());
-            r.suspended += i64::from(verdict.suspend);
+        let left = self.sids("SELECT sid FROM activations WHERE closed_at IS NULL AND bid=?1 ORDER BY sid", [bid])?;
+        for sid in left {
+            if let Some(verdict) = self.settle_session(sid, death, solo, threshold)? {
+                r.count(&verdict);
+            }
         }
         Ok(())
+    }
+
+    /// What no boot that is known left: activations of a boot whose row is gone, and turns that run in none.
+    fn recover_rest(&mut self, newest: Option<Death>, threshold: i64, r: &mut Recovered) -> Result<(), Error> {
+        let left = self.sids(
+            "SELECT sid FROM activations WHERE closed_at IS NULL AND bid NOT IN (SELECT bid FROM boots WHERE bid<>?1)
+             UNION SELECT t.sid FROM turns t WHERE t.state='running'
+               AND NOT EXISTS (SELECT 1 FROM activations a WHERE a.sid=t.sid AND a.closed_at IS NULL)",
+            [self.bid],
+        )?;
+        let death = newest.unwrap_or(Death { stop: None, last_life: self.now, solo: false });
+        for sid in left {
+            log::warn!("recovery: session row {sid} was left live by a boot of which nothing is known");
+            if let Some(verdict) = self.settle_session(sid, &death, None, threshold)? {
+                r.count(&verdict);
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes what becomes of one session that a death, or a stop's end, leaves live, by itself. `None`: its rows do not
+    /// allow it; it is left as it is, and named.
+    fn settle_session(
+        &mut self,
+        sid: i64,
+        death: &Death,
+        solo: Option<i64>,
+        threshold: i64,
+    ) -> Result<Option<Verdict>, Error> {
+        let what = if death.stop.is_some() { "stop" } else { "recovery" };
+        self.for_one(what, sid, |tx| match tx.session_any(sid)? {
+            Some(s) => tx.settle_left(s, death, solo, threshold),
+            None => tx.settle_nobody(sid, death),
+        })
+    }
+
+    /// An activation or a turn whose session is gone: it ends, and there is nobody to be told.
+    fn settle_nobody(&mut self, sid: i64, death: &Death) -> Result<Verdict, Error> {
+        log::warn!("recovery: session row {sid} is missing; what was left of it is closed");
+        let left = Left { running: false, cancelled: false, solo: false, abandoned: false, unclean: 0 };
+        let verdict = judge(death, &left, 0);
+        self.run(
+            "UPDATE turns SET state='interrupted', ended_at=?2 WHERE sid=?1 AND state='running'",
+            params![sid, self.now],
+        )?;
+        self.run(
+            "UPDATE activations SET closed_at=?2, end_reason=?3 WHERE sid=?1 AND closed_at IS NULL",
+            params![sid, self.now, verdict.end.as_str()],
+        )?;
+        Ok(verdict)
     }
 
     /// Writes what becomes of one session that a death, or a stop's end, leaves live.
@@ -292,9 +349,8 @@ impl Tx<'_> {
         solo: Option<i64>,
         threshold: i64,
     ) -> Result<Verdict, Error> {
-        let cancel = self.row("SELECT cancel FROM turns WHERE sid=?1 AND state='running'", [s.sid], |row| {
-            row.get::<_, Option<String>>(0)
-        })?;
+        let cancel =
+            self.row("SELECT cancel FROM turns WHERE sid=?1 AND state='running'", [s.sid], |row| maybe_text(row, 0))?;
         let abandoned = cancel.is_some()
             && self
                 .row("SELECT 1 FROM activations WHERE sid=?1 AND closed_at IS NULL AND abandoned=1", [s.sid], |_| {
@@ -313,7 +369,7 @@ impl Tx<'_> {
             self.end_running(&s, outcome, verdict.mark, None)?;
             self.run("UPDATE sessions SET unclean=?2 WHERE sid=?1", params![s.sid, verdict.unclean])?;
         }
-        let s = if verdict.turn.is_some() { self.session(s.sid)?.unwrap_or(s) } else { s };
+        let s = if verdict.turn.is_some() { self.session_any(s.sid)?.unwrap_or(s) } else { s };
         self.close_activation(&s, verdict.end, verdict.actor, None)?;
         if verdict.suspend {
             log::warn!(key = s.key, session_id = s.id; "session suspended: the daemon died {} times in a row while it ran", verdict.unclean);

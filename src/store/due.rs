@@ -3,6 +3,7 @@
 
 use rusqlite::{OptionalExtension as _, params};
 
+use super::isolate::{maybe_text, number, text};
 use super::{Error, Store};
 use crate::clock::Millis;
 
@@ -54,18 +55,22 @@ impl Store {
     /// The store fails.
     pub fn wanted(&self, after: i64, limit: usize, marked_since: Option<Millis>) -> Result<Vec<Wanted>, Error> {
         self.read(|conn| {
-            conn.prepare_cached(
+            let mut statement = conn.prepare_cached(
                 "SELECT s.sid, s.key, s.agent, s.unclean,
                    EXISTS (SELECT 1 FROM turns t WHERE t.sid=s.sid AND t.state='queued')
                  FROM (SELECT sid FROM turns WHERE state='queued' AND sid>?1
                        UNION SELECT sid FROM sessions
                        WHERE mark_reason IS NOT NULL AND sid>?1 AND cut_turn IS NOT NULL AND marked_at>=?3) w
                  CROSS JOIN sessions s ON s.sid=w.sid WHERE s.status='open' ORDER BY s.sid LIMIT ?2",
-            )?
-            .query_map(params![after, limit as i64, marked_since.unwrap_or(i64::MAX)], |r| {
-                Ok(Wanted { sid: r.get(0)?, key: r.get(1)?, agent: r.get(2)?, unclean: r.get(3)?, queued: r.get(4)? })
-            })?
-            .collect()
+            )?;
+            let mut rows = statement.query(params![after, limit as i64, marked_since.unwrap_or(i64::MAX)])?;
+            let mut found = Vec::new();
+            while let Some(r) = rows.next()? {
+                // A worker finds out whether the session can be used, and says so.
+                let (sid, queued) = (r.get(0)?, number(r, 4)? != 0);
+                found.push(Wanted { sid, key: text(r, 1)?, agent: text(r, 2)?, unclean: number(r, 3)?, queued });
+            }
+            Ok(found)
         })
     }
 
@@ -118,11 +123,11 @@ impl Store {
                 let found = statement.query_row(params![sid, turn], |r| {
                     Ok(StopOutcome {
                         sid: *sid,
-                        key: r.get(0)?,
-                        session_id: r.get(1)?,
-                        mark: r.get(2)?,
-                        turn: r.get(3)?,
-                        end_pending: r.get(4)?,
+                        key: text(r, 0)?,
+                        session_id: text(r, 1)?,
+                        mark: maybe_text(r, 2)?,
+                        turn: maybe_text(r, 3)?,
+                        end_pending: number(r, 4)? != 0,
                     })
                 });
                 outcomes.extend(found.optional()?);

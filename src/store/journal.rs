@@ -5,6 +5,7 @@ use std::sync::PoisonError;
 use rusqlite::params;
 use serde_json::{Value, json};
 
+use super::isolate::{maybe_text, number, text};
 use super::tx::Tx;
 use super::{Error, Pruned, Refusal, Store};
 use crate::clock::{self, Millis};
@@ -55,6 +56,9 @@ impl Owed {
         self.attempts.max(u32::from(self.earlier_boot && !self.uncalled)) + 1
     }
 }
+
+/// A delivery that cannot be read, and why.
+type Unreadable = (i64, String);
 
 /// What became of a delivery.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -114,6 +118,13 @@ impl Store {
     /// # Errors
     /// The store fails.
     pub fn pending_deliveries(&self, after: i64, limit: usize) -> Result<Vec<Owed>, Error> {
+        let (owed, unreadable) = self.read_pending(after, limit)?;
+        self.set_aside_unreadable(unreadable);
+        Ok(owed)
+    }
+
+    /// As there, and which cannot be read and why.
+    fn read_pending(&self, after: i64, limit: usize) -> Result<(Vec<Owed>, Vec<Unreadable>), Error> {
         let bid = self.shared.boot.load(std::sync::atomic::Ordering::SeqCst);
         self.read(|conn| {
             let mut statement = conn.prepare_cached(
@@ -122,7 +133,9 @@ impl Store {
                  FROM deliveries d JOIN journal j ON j.jid=d.jid LEFT JOIN boots b ON b.bid=d.noted_by
                  WHERE d.state='pending' AND d.did>?1 ORDER BY d.did LIMIT ?2",
             )?;
-            let rows = statement.query_map(params![after, limit as i64], |r| {
+            // A row that cannot be read is nobody's who could be called: it is set aside, and the others go on.
+            let mut unreadable = Vec::new();
+            let read = |r: &rusqlite::Row<'_>| -> rusqlite::Result<Owed> {
                 let event: String = r.get(1)?;
                 let fields: String = r.get(8)?;
                 Ok(Owed {
@@ -144,9 +157,42 @@ impl Store {
                     fatal: r.get(13)?,
                     uncalled: r.get(14)?,
                 })
-            })?;
-            rows.collect()
+            };
+            let mut owed = Vec::new();
+            let mut rows = statement.query(params![after, limit as i64])?;
+            while let Some(row) = rows.next()? {
+                match read(row) {
+                    Ok(one) => owed.push(one),
+                    Err(why) => unreadable.push((row.get(0)?, why.to_string())),
+                }
+            }
+            Ok((owed, unreadable))
         })
+    }
+
+    /// Sets deliveries aside whose rows cannot be read.
+    fn set_aside_unreadable(&self, unreadable: Vec<Unreadable>) {
+        if unreadable.is_empty() {
+            return;
+        }
+        for (did, why) in &unreadable {
+            log::error!("hook journal: delivery {did} cannot be read, it is set aside: {why}");
+        }
+        self.write_then(
+            "set_aside_unreadable",
+            move |tx| {
+                for (did, why) in &unreadable {
+                    let set_aside = tx.apart(|tx| {
+                        tx.settle(*did, &Settled::SetAside(format!("its row cannot be read: {why}")), true)
+                    })?;
+                    if let Err(e) = set_aside {
+                        log::error!("hook journal: delivery {did} cannot be set aside: {e}");
+                    }
+                }
+                Ok(())
+            },
+            |_| (),
+        );
     }
 
     /// Commits an attempt, by its number, before its call, so that a handler that kills the daemon is set aside in the end.
@@ -266,12 +312,11 @@ impl Store {
                  ORDER BY d.state='orphaned', d.did DESC LIMIT ?1",
             )?;
             let rows = statement.query_map([limit as i64], |r| {
-                let fields: String = r.get(10)?;
                 Ok(FailedEvent(json!({
-                    "event_id": r.get::<_, String>(0)?, "event": r.get::<_, String>(1)?, "key": r.get::<_, String>(2)?,
-                    "session_id": r.get::<_, String>(3)?, "script": r.get::<_, String>(4)?, "name": r.get::<_, String>(5)?,
-                    "state": r.get::<_, String>(6)?, "attempts": r.get::<_, i64>(7)?, "error": r.get::<_, Option<String>>(8)?,
-                    "at": clock::rfc3339(r.get(9)?), "fields": serde_json::from_str::<Value>(&fields).unwrap_or_default(),
+                    "event_id": text(r, 0)?, "event": text(r, 1)?, "key": text(r, 2)?, "session_id": text(r, 3)?,
+                    "script": text(r, 4)?, "name": text(r, 5)?, "state": text(r, 6)?, "attempts": number(r, 7)?,
+                    "error": maybe_text(r, 8)?, "at": clock::rfc3339(number(r, 9)?),
+                    "fields": serde_json::from_str::<Value>(&text(r, 10)?).unwrap_or_default(),
                 })))
             })?;
             rows.collect()

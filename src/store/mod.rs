@@ -6,6 +6,7 @@
 //!
 //! It must not know threads other than its own, agents, hooks or HTTP.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
@@ -19,8 +20,10 @@ mod accept;
 mod activations;
 mod boots;
 mod condition;
+mod damage;
 mod dirs;
 mod due;
+mod isolate;
 mod journal;
 mod kv;
 mod lane;
@@ -39,6 +42,7 @@ mod writer;
 pub use accept::{Accept, Accepted, Limits};
 pub use activations::{Opened, OpenedSession};
 pub use boots::{BootInfo, Recovered, StopNote};
+pub use damage::Damaged;
 pub use dirs::Leaving;
 pub use due::{Overlooked, StopOutcome, Wanted};
 pub use journal::{FailedEvent, JournalCounts, Owed, Settled, Tally};
@@ -161,6 +165,9 @@ pub enum Refusal {
     /// The session is one death short of suspension, and another such one runs alone just now.
     #[error("another session that may be what kills the daemon runs alone just now")]
     Apart,
+    /// The session's rows cannot be used.
+    #[error("the session's rows cannot be used; see the daemon's log")]
+    Damaged,
     /// No such thing (set-aside event, report).
     #[error("no such entry")]
     NotFound,
@@ -187,6 +194,8 @@ struct Shared {
     condition: condition::Condition,
     known: RwLock<Known>,
     tally: Mutex<Tally>,
+    /// Sessions whose rows could not be used, and for what: logged already.
+    damaged: Mutex<BTreeSet<(i64, &'static str)>>,
     owed: RwLock<OwedTo>,
     observer: RwLock<Observer>,
     doubt: RwLock<Doubt>,
@@ -258,6 +267,7 @@ impl Store {
             condition: condition::Condition::default(),
             known: RwLock::new(None),
             tally: Mutex::default(),
+            damaged: Mutex::default(),
             owed: RwLock::new(Arc::new(|_| Vec::new())),
             observer: RwLock::new(Arc::new(|_| ())),
             doubt: RwLock::new(Arc::new(|| ())),

@@ -3,11 +3,15 @@
 use rusqlite::{Connection, OptionalExtension as _, params};
 use serde_json::{Value, json};
 
+use super::isolate::{lies_in_rows, maybe_number, maybe_text, number, text};
 use super::sessions::{Target, mark_json};
 use super::tx::{Published, SESSION_COLUMNS, SessionRow, time};
 use super::{Error, Refusal, Store};
 use crate::clock::{self, Millis};
 use crate::model::event::{Entry, Role};
+
+/// The most bytes of text on one page, of a transcript or of events; one thing that is longer is a page of its own.
+pub const PAGE: usize = 4 << 20;
 
 /// One session, as the API shows it.
 #[derive(Clone, Debug, PartialEq)]
@@ -59,6 +63,48 @@ pub struct Page<T> {
     pub next: Option<i64>,
 }
 
+/// A page while it is filled.
+struct Filling<T> {
+    page: Page<T>,
+    limit: usize,
+    left: usize,
+    last: i64,
+}
+
+impl<T> Filling<T> {
+    const fn new(limit: usize) -> Self {
+        Self { page: Page { items: Vec::new(), next: None }, limit, left: PAGE, last: 0 }
+    }
+
+    /// Whether something of this size still goes on it. If not, the next page begins there.
+    fn has_room(&mut self, size: usize) -> bool {
+        let fits = self.page.items.is_empty() || self.page.items.len() < self.limit && size <= self.left;
+        if fits {
+            self.left = self.left.saturating_sub(size);
+        } else {
+            self.page.next = Some(self.last);
+        }
+        fits
+    }
+
+    fn put(&mut self, place: i64, item: T) {
+        self.last = place;
+        self.page.items.push(item);
+    }
+
+    fn done(self) -> Page<T> {
+        self.page
+    }
+}
+
+/// How long the text in a column is.
+fn size(r: &rusqlite::Row<'_>, column: usize) -> rusqlite::Result<usize> {
+    Ok(match r.get_ref(column)? {
+        rusqlite::types::ValueRef::Text(text) | rusqlite::types::ValueRef::Blob(text) => text.len(),
+        _ => 0,
+    })
+}
+
 /// A transcript entry, as the API shows it.
 pub type TranscriptEntry = Value;
 
@@ -103,7 +149,7 @@ impl Store {
     /// [`Refusal::SessionNotFound`].
     pub fn session(&self, target: &Target) -> Result<SessionView, Error> {
         self.read(|conn| match find(conn, target)? {
-            Some(row) => view(conn, &row).map(Some),
+            Some(row) => shown(conn, &row).map(Some),
             None => Ok(None),
         })?
         .ok_or_else(|| Refusal::SessionNotFound.into())
@@ -116,8 +162,8 @@ impl Store {
     pub fn session_in_row(&self, sid: i64) -> Result<SessionView, Error> {
         self.read(|conn| {
             let sql = format!("SELECT {SESSION_COLUMNS} FROM sessions WHERE sid=?1");
-            let row = conn.prepare_cached(&sql)?.query_row([sid], SessionRow::read).optional()?;
-            row.map(|row| view(conn, &row)).transpose()
+            let row = conn.prepare_cached(&sql)?.query_row([sid], any).optional()?;
+            row.map(|row| shown(conn, &row)).transpose()
         })?
         .ok_or_else(|| Refusal::SessionNotFound.into())
     }
@@ -136,54 +182,58 @@ impl Store {
                 "SELECT {columns} FROM {source} WHERE hidden=0 AND {row}<?1 AND (?3 IS NULL OR key=?3) AND {meant}
                  ORDER BY {row} DESC LIMIT ?2"
             );
-            let rows: Vec<SessionRow> = conn
+            let rows: Vec<Any> = conn
                 .prepare_cached(&sql)?
-                .query_map(params![filter.before.unwrap_or(i64::MAX), limit as i64 + 1, filter.key], SessionRow::read)?
+                .query_map(params![filter.before.unwrap_or(i64::MAX), limit as i64 + 1, filter.key], any)?
                 .collect::<Result<_, _>>()?;
             let more = rows.len() > limit;
-            let items = rows.iter().take(limit).map(|row| view(conn, row)).collect::<Result<Vec<_>, _>>()?;
+            let items = rows.iter().take(limit).map(|row| shown(conn, row)).collect::<Result<Vec<_>, _>>()?;
             let next = if more { items.last().map(|v| v.sid) } else { None };
             Ok(Page { items, next })
         })
     }
 
-    /// The transcript after an entry.
+    /// The transcript after an entry: at most so many entries and at most [`PAGE`] bytes of them, but always one.
     ///
     /// # Errors
     /// [`Refusal::SessionNotFound`].
     pub fn transcript(&self, target: &Target, after: i64, limit: usize) -> Result<Page<TranscriptEntry>, Error> {
         self.read(|conn| {
-            let Some(s) = find(conn, target)? else { return Ok(None) };
+            let Some((s, _)) = find(conn, target)? else { return Ok(None) };
             let mut statement = conn.prepare_cached(
                 "SELECT e.seq, t.id, e.role, coalesce(e.text, m.text, ''), e.at, e.detail, m.id, c.id FROM entries e
                  LEFT JOIN messages m ON m.mid=e.mid LEFT JOIN turns t ON t.tid=e.tid LEFT JOIN turns c ON c.tid=t.continues
                  WHERE e.sid=?1 AND e.seq>?2 ORDER BY e.seq LIMIT ?3",
             )?;
-            let rows = statement.query_map(params![s.sid, after, limit as i64 + 1], |r| {
+            let read = |r: &rusqlite::Row<'_>| -> rusqlite::Result<Value> {
                 let mut entry = json!({
-                    "seq": r.get::<_, i64>(0)?, "turn_id": r.get::<_, Option<String>>(1)?, "role": r.get::<_, String>(2)?,
-                    "text": r.get::<_, String>(3)?, "at": clock::rfc3339(r.get(4)?),
+                    "seq": r.get::<_, i64>(0)?, "turn_id": maybe_text(r, 1)?, "role": text(r, 2)?,
+                    "text": text(r, 3)?, "at": clock::rfc3339(number(r, 4)?),
                 });
-                if let Some(detail) = r.get::<_, Option<String>>(5)?
+                if let Some(detail) = maybe_text(r, 5)?
                     && let Ok(Value::Object(detail)) = serde_json::from_str(&detail)
                 {
                     for (name, value) in detail {
                         entry[name] = value;
                     }
                 }
-                if let Some(message) = r.get::<_, Option<String>>(6)? {
+                if let Some(message) = maybe_text(r, 6)? {
                     entry["message_id"] = message.into();
                 }
-                if let Some(continues) = r.get::<_, Option<String>>(7)? {
+                if let Some(continues) = maybe_text(r, 7)? {
                     entry["continues"] = continues.into();
                 }
                 Ok(entry)
-            })?;
-            let mut items: Vec<Value> = rows.collect::<Result<_, _>>()?;
-            let more = items.len() > limit;
-            items.truncate(limit);
-            let next = if more { items.last().and_then(|e| e["seq"].as_i64()) } else { None };
-            Ok(Some(Page { items, next }))
+            };
+            let mut page = Filling::new(limit);
+            let mut rows = statement.query(params![s.sid, after, limit as i64 + 1])?;
+            while let Some(r) = rows.next()? {
+                if !page.has_room(size(r, 3)? + size(r, 5)?) {
+                    break;
+                }
+                page.put(r.get(0)?, read(r)?);
+            }
+            Ok(Some(page.done()))
         })?
         .ok_or_else(|| Refusal::SessionNotFound.into())
     }
@@ -202,7 +252,7 @@ impl Store {
     ) -> Result<Option<Vec<Entry>>, Error> {
         self.read(|conn| {
             let mut statement = conn.prepare_cached(&format!(
-                "{ENTRY} WHERE e.sid=(SELECT sid FROM sessions WHERE id=?1) AND e.seq>?2 AND e.seq<=?3 ORDER BY e.seq LIMIT ?4"
+                "{COLUMNS} WHERE e.sid=(SELECT sid FROM sessions WHERE id=?1) AND e.seq>?2 AND e.seq<=?3 ORDER BY e.seq LIMIT ?4"
             ))?;
             let mut rows = statement.query(params![session_id, after, upto, limit as i64])?;
             let (mut found, mut size) = (Vec::new(), 0);
@@ -247,39 +297,61 @@ impl Store {
     pub fn history(&self, sid: i64, but: i64, bytes: u64) -> Result<Vec<Entry>, Error> {
         self.read(|conn| {
             let mut statement = conn.prepare_cached(&format!(
-                "{ENTRY} WHERE e.sid=?1 AND e.role IN ('user', 'agent') AND e.tid IS NOT ?2 ORDER BY e.seq DESC"
+                "{COLUMNS} WHERE e.sid=?1 AND e.role IN ('user', 'agent') AND e.tid IS NOT ?2 ORDER BY e.seq DESC"
             ))?;
             let mut rows = statement.query(params![sid, but])?;
-            let (mut kept, mut left) = (Vec::new(), bytes);
+            // Each with whether it goes on in the one after it: a long text is several entries, and is given as one.
+            let (mut kept, mut left) = (Vec::<(Entry, bool)>::new(), bytes);
             while let Some(row) = rows.next()? {
                 let e = entry(row)?;
+                let more = kept.last().is_some_and(|(next, _)| goes_on(&e, next));
                 let size = e.text.len() as u64;
                 if size > left {
+                    let mut cut = more;
+                    while cut {
+                        cut = kept.pop().is_some_and(|(_, more)| more);
+                    }
                     break;
                 }
                 left -= size;
-                kept.push(e);
+                kept.push((e, more));
             }
-            kept.reverse();
-            Ok(kept)
+            let (mut joined, mut going) = (Vec::<Entry>::with_capacity(kept.len()), false);
+            for (e, more) in kept.into_iter().rev() {
+                match joined.last_mut().filter(|_| going) {
+                    Some(last) => last.text.push_str(&e.text),
+                    None => joined.push(e),
+                }
+                going = more;
+            }
+            Ok(joined)
         })
     }
 
-    /// Events after `after`, of one key or of all.
+    /// Events after `after`, of one key or of all: at most so many and at most [`PAGE`] bytes of them, but always one.
     ///
     /// # Errors
     /// The store fails.
-    pub fn events(&self, key: Option<&str>, after: i64, limit: usize) -> Result<Vec<EventRow>, Error> {
-        const COLUMNS: &str = "seq, kind, session_id, turn_id, data, at, key";
-        self.read(|conn| match key {
-            Some(key) => conn
-                .prepare_cached(&format!("SELECT {COLUMNS} FROM events WHERE key=?1 AND seq>?2 ORDER BY seq LIMIT ?3"))?
-                .query_map(params![key, after, limit as i64], event)?
-                .collect(),
-            None => conn
-                .prepare_cached(&format!("SELECT {COLUMNS} FROM events WHERE seq>?1 ORDER BY seq LIMIT ?2"))?
-                .query_map(params![after, limit as i64], event)?
-                .collect(),
+    pub fn events(&self, key: Option<&str>, after: i64, limit: usize) -> Result<Page<EventRow>, Error> {
+        const FIELDS: &str = "seq, kind, session_id, turn_id, data, at, key";
+        self.read(|conn| {
+            let mut statement = conn.prepare_cached(&match key {
+                Some(_) => format!("SELECT {FIELDS} FROM events WHERE key=?1 AND seq>?2 ORDER BY seq LIMIT ?3"),
+                None => format!("SELECT {FIELDS} FROM events WHERE seq>?1 ORDER BY seq LIMIT ?2"),
+            })?;
+            let more = limit as i64 + 1;
+            let mut rows = match key {
+                Some(key) => statement.query(params![key, after, more])?,
+                None => statement.query(params![after, more])?,
+            };
+            let mut page = Filling::new(limit);
+            while let Some(r) = rows.next()? {
+                if !page.has_room(size(r, 4)?) {
+                    break;
+                }
+                page.put(r.get(0)?, event(r)?);
+            }
+            Ok(page.done())
         })
     }
 
@@ -352,7 +424,10 @@ impl Store {
     /// The store fails.
     pub fn counts(&self) -> Result<Counts, Error> {
         self.read(|conn| {
-            let count = |sql: &str| conn.prepare_cached(sql)?.query_row([], |r| r.get::<_, f64>(0)).map(|n| n as i64);
+            let count = |sql: &str| {
+                let n = conn.prepare_cached(sql)?.query_row([], |r| r.get::<_, f64>(0)).optional()?;
+                Ok::<_, rusqlite::Error>(n.unwrap_or(0.0) as i64)
+            };
             let live = count("SELECT count(*) FROM activations WHERE closed_at IS NULL")?;
             let suspended = count("SELECT count(*) FROM sessions WHERE status='suspended'")?;
             let ended = count("SELECT count(*) FROM sessions WHERE status='ended'")?;
@@ -377,7 +452,7 @@ impl Store {
             conn.prepare_cached(
                 "SELECT report FROM boots WHERE report IS NOT NULL AND (?1 IS NULL OR boot_id=?1) ORDER BY bid DESC LIMIT ?2",
             )?
-            .query_map(params![boot_id, limit as i64], |r| r.get(0))?
+            .query_map(params![boot_id, limit as i64], |r| text(r, 0))?
             .collect()
         })?;
         if rows.is_empty() && boot_id.is_some() {
@@ -387,24 +462,30 @@ impl Store {
     }
 }
 
-const ENTRY: &str = "SELECT e.seq, t.id, e.role, coalesce(e.text, m.text, ''), e.at FROM entries e
+/// Whether a text that an entry filled goes on in the next one.
+fn goes_on(e: &Entry, next: &Entry) -> bool {
+    let full = e.text.len() + 4 > super::words::ENTRY;
+    full && e.role == Role::Agent && next.role == Role::Agent && e.turn_id == next.turn_id
+}
+
+const COLUMNS: &str = "SELECT e.seq, t.id, e.role, coalesce(e.text, m.text, ''), e.at FROM entries e
      LEFT JOIN messages m ON m.mid=e.mid LEFT JOIN turns t ON t.tid=e.tid";
 
 fn entry(r: &rusqlite::Row<'_>) -> rusqlite::Result<Entry> {
     Ok(Entry {
         seq: r.get(0)?,
-        turn_id: r.get(1)?,
-        role: Role::parse(&r.get::<_, String>(2)?).unwrap_or(Role::System),
-        text: r.get(3)?,
-        at: r.get(4)?,
+        turn_id: maybe_text(r, 1)?,
+        role: Role::parse(&text(r, 2)?).unwrap_or(Role::System),
+        text: text(r, 3)?,
+        at: number(r, 4)?,
     })
 }
 
 fn event(r: &rusqlite::Row<'_>) -> rusqlite::Result<EventRow> {
-    let (session_id, turn_id): (String, Option<String>) = (r.get(2)?, r.get(3)?);
-    let (own, at, key): (String, Millis, String) = (r.get(4)?, r.get(5)?, r.get(6)?);
+    let (session_id, turn_id) = (text(r, 2)?, maybe_text(r, 3)?);
+    let (own, at, key) = (text(r, 4)?, number(r, 5)?, text(r, 6)?);
     let data = whole(&key, &session_id, turn_id.as_deref(), at, &own);
-    Ok(EventRow { seq: r.get(0)?, kind: r.get(1)?, session_id, turn_id, at, data })
+    Ok(EventRow { seq: r.get(0)?, kind: text(r, 1)?, session_id, turn_id, at, data })
 }
 
 /// What every event has.
@@ -482,7 +563,33 @@ fn listing(filter: &SessionFilter) -> (&'static str, String) {
     }
 }
 
-fn find(conn: &Connection, target: &Target) -> rusqlite::Result<Option<SessionRow>> {
+/// A session as far as its row can be read, and why it cannot be read whole.
+type Any = (SessionRow, Option<String>);
+
+fn any(r: &rusqlite::Row<'_>) -> rusqlite::Result<Any> {
+    match SessionRow::read(r) {
+        Ok(row) => Ok((row, None)),
+        Err(why) => Ok((SessionRow::read_any(r)?, Some(why.to_string()))),
+    }
+}
+
+/// A session as the API shows it. One whose rows cannot be read is shown as far as they can, with `damaged`, the reason.
+fn shown(conn: &Connection, (s, why): &Any) -> rusqlite::Result<SessionView> {
+    let (mut view, why) = match (view(conn, s), why) {
+        (Ok(view), why) => (view, why.clone()),
+        (Err(e), _) if lies_in_rows(&e) => (
+            SessionView { id: s.id.clone(), sid: s.sid, key: s.key.clone(), json: bare(s, Value::Null) },
+            Some("its turn cannot be read".to_owned()),
+        ),
+        (Err(e), _) => return Err(e),
+    };
+    if let Some(why) = why {
+        view.json["damaged"] = why.into();
+    }
+    Ok(view)
+}
+
+fn find(conn: &Connection, target: &Target) -> rusqlite::Result<Option<Any>> {
     let (sql, value) = match target {
         Target::Key(key) => (
             format!(
@@ -492,7 +599,7 @@ fn find(conn: &Connection, target: &Target) -> rusqlite::Result<Option<SessionRo
         ),
         Target::Id(id) => (format!("SELECT {SESSION_COLUMNS} FROM sessions WHERE id=?1 AND hidden=0"), id),
     };
-    conn.prepare_cached(&sql)?.query_row([value], SessionRow::read).optional()
+    conn.prepare_cached(&sql)?.query_row([value], any).optional()
 }
 
 fn view(conn: &Connection, s: &SessionRow) -> rusqlite::Result<SessionView> {
@@ -501,11 +608,6 @@ fn view(conn: &Connection, s: &SessionRow) -> rusqlite::Result<SessionView> {
         .query_row([s.sid], |_| Ok(()))
         .optional()?
         .is_some();
-    let state = match s.status.as_str() {
-        "open" if live => "live",
-        "open" => "parked",
-        other => other,
-    };
     let turn = conn
         .prepare_cached(
             "SELECT t.id, t.state, t.started_at, c.id,
@@ -517,21 +619,30 @@ fn view(conn: &Connection, s: &SessionRow) -> rusqlite::Result<SessionView> {
         )?
         .query_row([s.sid], |r| {
             Ok(json!({
-                "id": r.get::<_, String>(0)?, "state": r.get::<_, String>(1)?, "started_at": time(r.get(2)?),
-                "tool": r.get::<_, Option<String>>(4)?, "continues": r.get::<_, Option<String>>(3)?,
+                "id": text(r, 0)?, "state": text(r, 1)?, "started_at": time(maybe_number(r, 2)?),
+                "tool": maybe_text(r, 4)?, "continues": maybe_text(r, 3)?,
             }))
         })
         .optional()?;
-    let queued: i64 =
-        conn.prepare_cached("SELECT queued FROM sessions WHERE sid=?1")?.query_row([s.sid], |r| r.get(0))?;
-    let (ended_at, end_reason): (Option<i64>, Option<String>) = conn
+    let mut json = bare(s, turn.into());
+    if live && s.status == "open" {
+        json["state"] = "live".into();
+    }
+    let (ended_at, end_reason) = conn
         .prepare_cached("SELECT ended_at, end_reason FROM sessions WHERE sid=?1")?
-        .query_row([s.sid], |r| Ok((r.get(0)?, r.get(1)?)))?;
-    let json = json!({
-        "key": s.key, "id": s.id, "state": state, "epoch": s.epoch, "agent": s.agent, "turn": turn, "queued": queued,
-        "resume_pending": mark_json(s.mark_reason.as_deref(), s.marked_at), "unclean": s.unclean,
-        "created_at": clock::rfc3339(s.created_at), "updated_at": clock::rfc3339(s.active_at), "ended_at": time(ended_at),
-        "end_reason": end_reason, "previous_id": s.previous_id, "next_id": s.next_id, "turns": s.turns, "messages": s.messages,
-    });
+        .query_row([s.sid], |r| Ok((maybe_number(r, 0)?, maybe_text(r, 1)?)))?;
+    json["ended_at"] = time(ended_at);
+    json["end_reason"] = end_reason.into();
     Ok(SessionView { id: s.id.clone(), sid: s.sid, key: s.key.clone(), json })
+}
+
+/// What the session's own row says.
+fn bare(s: &SessionRow, turn: Value) -> Value {
+    let state = if s.status == "open" { "parked" } else { s.status.as_str() };
+    json!({
+        "key": s.key, "id": s.id, "state": state, "epoch": s.epoch, "agent": s.agent, "turn": turn, "queued": s.queued,
+        "resume_pending": mark_json(s.mark_reason.as_deref(), s.marked_at), "unclean": s.unclean,
+        "created_at": clock::rfc3339(s.created_at), "updated_at": clock::rfc3339(s.active_at), "ended_at": null,
+        "end_reason": null, "previous_id": s.previous_id, "next_id": s.next_id, "turns": s.turns, "messages": s.messages,
+    })
 }

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use rusqlite::params;
 
+use super::isolate::number;
 use super::tx::Tx;
 use super::{Error, Store};
 use crate::clock::Millis;
@@ -13,6 +14,11 @@ use crate::config::Retention;
 const STEP: i64 = 500;
 /// Rows of sessions removed by one, however long their conversations were.
 const ROWS: usize = 2000;
+/// How many pages of things that their rows do not allow to be pruned are passed over at once.
+const PAGES: usize = 20;
+/// Whether a session's ends are settled.
+const SETTLED: &str = "NOT EXISTS (SELECT 1 FROM journal j JOIN deliveries d ON d.jid=j.jid
+     WHERE j.sid=sessions.sid AND d.state='pending')";
 /// Set-aside events are kept longer than settled ones.
 const SET_ASIDE: Duration = Duration::from_secs(30 * 86_400);
 
@@ -72,17 +78,20 @@ impl Store {
             let mut left = ROWS;
             let sessions = tx.purge_sessions(ended, &mut left)?;
             tx.forget_sessions(ids, &mut left)?;
+            let settled = "('delivered', 'orphaned', 'discarded')";
             let pruned = Pruned {
-                events: tx.prune_events(events)?,
+                events: tx.part("events", |tx| tx.prune_events(events))?,
                 ids: tx.prune_ids(ids)?,
-                deliveries: tx.prune_deliveries("('delivered', 'orphaned', 'discarded')", journal)?,
-                set_aside: tx.prune_deliveries("('failed')", set_aside)?,
+                deliveries: tx.part("deliveries", |tx| tx.prune_deliveries(settled, journal))?,
+                set_aside: tx.part("set-aside deliveries", |tx| tx.prune_deliveries("('failed')", set_aside))?,
                 sessions,
                 rows: ROWS - left,
-                kv: tx.run(
-                    "DELETE FROM kv WHERE name IN (SELECT name FROM kv WHERE expires_at<=?1 LIMIT ?2)",
-                    params![tx.now, STEP],
-                )?,
+                kv: tx.part("kv", |tx| {
+                    Ok(tx.run(
+                        "DELETE FROM kv WHERE name IN (SELECT name FROM kv WHERE expires_at<=?1 LIMIT ?2)",
+                        params![tx.now, STEP],
+                    )?)
+                })?,
             };
             tx.out.tally.pruned += pruned;
             Ok(pruned)
@@ -125,21 +134,52 @@ impl Tx<'_> {
         Ok(n)
     }
 
+    /// One kind of thing: where its rows do not allow it, the other kinds go on.
+    fn part(
+        &mut self,
+        what: &'static str,
+        run: impl FnOnce(&mut Self) -> Result<usize, Error>,
+    ) -> Result<usize, Error> {
+        Ok(self.for_one(what, 0, run)?.unwrap_or(0))
+    }
+
     fn prune_ids(&mut self, before: Option<Millis>) -> Result<usize, Error> {
+        const FORGET: &str = "UPDATE messages SET client_id=NULL, digest=NULL WHERE mid=?1";
         let Some(before) = before else { return Ok(0) };
-        // An interrupted turn is not over while one of its chain runs, or waits for its continuation.
-        Ok(self.run(
-            "UPDATE messages SET client_id=NULL, digest=NULL WHERE mid IN (
-               SELECT m.mid FROM messages m JOIN turns t ON t.tid=m.tid
-               WHERE m.client_id IS NOT NULL AND m.at<?1 AND t.state NOT IN ('queued', 'running')
-               AND (t.state<>'interrupted' OR NOT EXISTS (
-                 WITH RECURSIVE chain(tid) AS (
-                   SELECT t.tid UNION
-                   SELECT c.continued_by FROM chain JOIN turns c ON c.tid=chain.tid WHERE c.continued_by IS NOT NULL)
-                 SELECT 1 FROM chain JOIN turns c ON c.tid=chain.tid JOIN sessions s ON s.sid=c.sid
-                 WHERE c.state='running' OR s.cut_turn=c.tid)) LIMIT ?2)",
-            params![before, STEP],
-        )?)
+        let mut after = (i64::MIN, i64::MIN);
+        for _ in 0..PAGES {
+            // An interrupted turn is not over while one of its chain runs, or waits for its continuation.
+            let old = self.rows(
+                "SELECT m.mid, m.at, m.sid FROM messages m JOIN turns t ON t.tid=m.tid
+                 WHERE m.client_id IS NOT NULL AND m.at<?1 AND (m.at, m.mid)>(?3, ?4)
+                 AND t.state NOT IN ('queued', 'running')
+                 AND (t.state<>'interrupted' OR NOT EXISTS (
+                   WITH RECURSIVE chain(tid) AS (
+                     SELECT t.tid UNION
+                     SELECT c.continued_by FROM chain JOIN turns c ON c.tid=chain.tid WHERE c.continued_by IS NOT NULL)
+                   SELECT 1 FROM chain JOIN turns c ON c.tid=chain.tid JOIN sessions s ON s.sid=c.sid
+                   WHERE c.state='running' OR s.cut_turn=c.tid)) ORDER BY m.at, m.mid LIMIT ?2",
+                params![before, STEP, after.0, after.1],
+                |r| Ok((r.get::<_, i64>(0)?, number(r, 1)?, number(r, 2)?)),
+            )?;
+            let at_once = self.apart(|tx| {
+                for (mid, ..) in &old {
+                    tx.run(FORGET, [mid])?;
+                }
+                Ok(old.len())
+            })?;
+            let Err(_) = at_once else { return Ok(old.len()) };
+            let mut n = 0;
+            for (mid, _, sid) in &old {
+                n += self.for_one("retention of ids", *sid, |tx| Ok(tx.run(FORGET, [mid])?))?.unwrap_or(0);
+            }
+            match old.last() {
+                // All that came first cannot be changed: what is behind it must not wait for that.
+                Some((mid, at, _)) if n == 0 && old.len() as i64 == STEP => after = (*at, *mid),
+                _ => return Ok(n),
+            }
+        }
+        Ok(0)
     }
 
     fn remember(&self, name: &str, value: i64) -> Result<(), Error> {
@@ -156,7 +196,7 @@ impl Tx<'_> {
         let gone = self.rows(
             &format!("SELECT did, jid FROM deliveries WHERE settled_at<?1 AND state IN {states} LIMIT ?2"),
             params![before, STEP],
-            |r| Ok((r.get::<_, i64>(0)?, r.get::<_, i64>(1)?)),
+            |r| Ok((r.get::<_, i64>(0)?, number(r, 1)?)),
         )?;
         for (did, jid) in &gone {
             self.run("DELETE FROM deliveries WHERE did=?1", [did])?;
@@ -170,84 +210,102 @@ impl Tx<'_> {
 
     /// Removes the text of deleted sessions, once their ends are settled, and of sessions that ended long ago.
     fn purge_sessions(&mut self, ended_before: Option<Millis>, left: &mut usize) -> Result<usize, Error> {
-        const SETTLED: &str = "NOT EXISTS (SELECT 1 FROM journal j JOIN deliveries d ON d.jid=j.jid
-             WHERE j.sid=sessions.sid AND d.state='pending')";
-        let row = |r: &rusqlite::Row<'_>| {
-            Ok((r.get::<_, i64>(0)?, r.get::<_, String>(1)?, r.get::<_, String>(2)?, r.get::<_, bool>(3)?))
-        };
-        let mut sessions = self.rows(
-            &format!("SELECT sid, id, key, hidden FROM sessions WHERE hidden=1 AND purged=0 AND {SETTLED} LIMIT 20"),
-            [],
-            row,
-        )?;
+        let hidden = "SELECT sid, 0 FROM sessions WHERE hidden=1 AND purged=0 AND (0, sid)>(?3, ?2) AND ?1=0";
+        let hidden = format!("{hidden} AND {SETTLED} ORDER BY sid LIMIT 20");
+        let mut purged = self.sweep("retention", &hidden, 0, left, |tx, sid, left| tx.purge(sid, true, left))?;
         if let Some(before) = ended_before {
-            sessions.extend(self.rows(
-                &format!(
-                    "SELECT sid, id, key, hidden FROM sessions
-                     WHERE ended_at IS NOT NULL AND purged=0 AND hidden=0 AND ended_at<?1 AND {SETTLED} LIMIT 20"
-                ),
-                [before],
-                row,
-            )?);
-        }
-        let mut purged = 0;
-        for (sid, id, key, hidden) in &sessions {
-            // The ids stay known for their time; the text goes.
-            let gone = self.step(
-                "DELETE FROM entries WHERE seq IN (SELECT seq FROM entries WHERE sid=?1 LIMIT ?2)",
-                params![sid],
-                left,
-            )? && self.step(
-                "UPDATE messages SET text='' WHERE mid IN (SELECT mid FROM messages WHERE sid=?1 AND text<>'' LIMIT ?2)",
-                params![sid],
-                left,
-            )? && (!*hidden
-                || self.step(
-                    "DELETE FROM events WHERE seq IN (SELECT seq FROM events WHERE key=?1 AND session_id=?3
-                     AND kind IN ('text', 'thought', 'tool', 'plan', 'permission') LIMIT ?2)",
-                    params![key, id],
-                    left,
-                )?);
-            if !gone {
-                return Ok(purged);
-            }
-            self.run("UPDATE sessions SET purged=1 WHERE sid=?1", [sid])?;
-            purged += 1;
+            let ended = "SELECT sid, ended_at FROM sessions WHERE ended_at IS NOT NULL AND purged=0 AND hidden=0
+                         AND ended_at<?1 AND (ended_at, sid)>(?3, ?2)";
+            let ended = format!("{ended} AND {SETTLED} ORDER BY ended_at, sid LIMIT 20");
+            purged += self.sweep("retention", &ended, before, left, |tx, sid, left| tx.purge(sid, false, left))?;
         }
         Ok(purged)
+    }
+
+    /// Does something to the first sessions of a list, each by itself; where its rows do not allow it, to those behind it.
+    /// Returns for how many it was done: at most a page, and not more than there is room for.
+    fn sweep(
+        &mut self,
+        what: &'static str,
+        page: &str,
+        before: Millis,
+        left: &mut usize,
+        run: impl Fn(&mut Self, i64, &mut usize) -> Result<bool, Error>,
+    ) -> Result<usize, Error> {
+        let (mut done, mut after) = (0, (i64::MIN, i64::MIN));
+        for _ in 0..PAGES {
+            let sessions =
+                self.rows(page, params![before, after.0, after.1], |r| Ok((r.get::<_, i64>(0)?, number(r, 1)?)))?;
+            for (sid, _) in &sessions {
+                let mut room = *left;
+                if let Some(whole) = self.for_one(what, *sid, |tx| run(tx, *sid, &mut room))? {
+                    *left = room;
+                    if !whole {
+                        return Ok(done);
+                    }
+                    done += 1;
+                }
+            }
+            let Some(last) = sessions.last().filter(|_| done == 0) else { break };
+            after = *last;
+        }
+        Ok(done)
+    }
+
+    /// Removes the text of a session; its ids stay known for their time. `false`: there is more of it.
+    fn purge(&mut self, sid: i64, hidden: bool, left: &mut usize) -> Result<bool, Error> {
+        let gone = self.step(
+            "DELETE FROM entries WHERE seq IN (SELECT seq FROM entries WHERE sid=?1 LIMIT ?2)",
+            params![sid],
+            left,
+        )? && self.step(
+            "UPDATE messages SET text='' WHERE mid IN (SELECT mid FROM messages WHERE sid=?1 AND text<>'' LIMIT ?2)",
+            params![sid],
+            left,
+        )? && (!hidden
+            || self.step(
+                "DELETE FROM events WHERE seq IN (SELECT e.seq FROM sessions s JOIN events e ON e.key=s.key
+                 WHERE s.sid=?1 AND e.session_id=s.id
+                 AND e.kind IN ('text', 'thought', 'tool', 'plan', 'permission') LIMIT ?2)",
+                params![sid],
+                left,
+            )?);
+        if gone {
+            self.run("UPDATE sessions SET purged=1 WHERE sid=?1", [sid])?;
+        }
+        Ok(gone)
     }
 
     /// Forgets sessions whose text is gone, once no id of theirs is kept any more: their turns, their messages, their
     /// activations and they themselves. A set-aside event may be tried again, and then asks for its session. So what ends and is not kept leaves nothing, and the database does not grow.
     fn forget_sessions(&mut self, ids_before: Option<Millis>, left: &mut usize) -> Result<(), Error> {
         let Some(before) = ids_before else { return Ok(()) };
-        let sessions = self.rows(
-            "SELECT sid FROM sessions WHERE purged=1 AND ended_at<?1
+        let page = "SELECT sid, ended_at FROM sessions WHERE purged=1 AND ended_at<?1 AND (ended_at, sid)>(?3, ?2)
              AND NOT EXISTS (SELECT 1 FROM messages m WHERE m.sid=sessions.sid AND m.client_id IS NOT NULL)
              AND NOT EXISTS (SELECT 1 FROM meta WHERE name='files:'||sessions.sid)
              AND NOT EXISTS (SELECT 1 FROM journal j JOIN deliveries d ON d.jid=j.jid
-                             WHERE j.sid=sessions.sid AND d.state IN ('pending', 'failed')) LIMIT 100",
-            [before],
-            |r| r.get::<_, i64>(0),
-        )?;
-        for sid in &sessions {
-            for sql in [
-                // By their messages, for no index leads to them; the newest first, for a continuation has none of its own
-                // and is found by the turn that it goes on with.
-                "DELETE FROM turns WHERE tid IN (
-                   WITH RECURSIVE of(tid) AS (SELECT tid FROM messages WHERE sid=?1 UNION
-                     SELECT t.continued_by FROM of JOIN turns t ON t.tid=of.tid WHERE t.continued_by IS NOT NULL)
-                   SELECT t.tid FROM of JOIN turns t ON t.tid=of.tid ORDER BY t.tid DESC LIMIT ?2)",
-                "DELETE FROM messages WHERE mid IN (SELECT mid FROM messages WHERE sid=?1 LIMIT ?2)",
-                "DELETE FROM activations WHERE aid IN (SELECT aid FROM activations WHERE sid=?1 LIMIT ?2)",
-                "DELETE FROM sessions WHERE sid IN (SELECT ?1 LIMIT ?2)",
-            ] {
-                if !self.step(sql, params![sid], left)? {
-                    return Ok(());
-                }
+                             WHERE j.sid=sessions.sid AND d.state IN ('pending', 'failed'))
+             ORDER BY ended_at, sid LIMIT 100";
+        self.sweep("retention", page, before, left, Self::forget).map(|_| ())
+    }
+
+    fn forget(&mut self, sid: i64, left: &mut usize) -> Result<bool, Error> {
+        for sql in [
+            // By their messages, for no index leads to them; the newest first, for a continuation has none of its own
+            // and is found by the turn that it goes on with.
+            "DELETE FROM turns WHERE tid IN (
+               WITH RECURSIVE of(tid) AS (SELECT tid FROM messages WHERE sid=?1 UNION
+                 SELECT t.continued_by FROM of JOIN turns t ON t.tid=of.tid WHERE t.continued_by IS NOT NULL)
+               SELECT t.tid FROM of JOIN turns t ON t.tid=of.tid ORDER BY t.tid DESC LIMIT ?2)",
+            "DELETE FROM messages WHERE mid IN (SELECT mid FROM messages WHERE sid=?1 LIMIT ?2)",
+            "DELETE FROM activations WHERE aid IN (SELECT aid FROM activations WHERE sid=?1 LIMIT ?2)",
+            "DELETE FROM sessions WHERE sid IN (SELECT ?1 LIMIT ?2)",
+        ] {
+            if !self.step(sql, params![sid], left)? {
+                return Ok(false);
             }
         }
-        Ok(())
+        Ok(true)
     }
 
     /// Runs a statement that touches at most `?2` rows. `false`: there may be more of them, for the next small transaction.

@@ -10,6 +10,7 @@ use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags};
 
 use super::Error;
+use super::damage::{self, Damaged};
 use crate::failpoint;
 
 /// `application_id` of our files: "ostl".
@@ -100,6 +101,8 @@ pub struct Exam {
     pub sessions: i64,
     /// The file's size.
     pub bytes: u64,
+    /// Sessions of which something cannot be used.
+    pub damaged: Vec<Damaged>,
 }
 
 /// Examines a database for the doctor, beside a daemon that may have it open; changes nothing.
@@ -115,6 +118,7 @@ pub fn examine(path: &Path) -> Result<Exam, Error> {
             schema: conn.query_row("PRAGMA user_version", [], |r| r.get(0))?,
             sessions: conn.query_row("SELECT count(*) FROM sessions WHERE hidden=0", [], |r| r.get(0))?,
             bytes: std::fs::metadata(path).map_or(0, |m| m.len()),
+            damaged: damage::find(&conn)?,
         })
     };
     ask().map_err(|e| Error::open(path, &e))

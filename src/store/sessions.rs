@@ -4,6 +4,7 @@
 use rusqlite::params;
 use serde_json::{Value, json};
 
+use super::isolate::{number, text};
 use super::tx::{SESSION_COLUMNS, SessionRow, Tx, time};
 use super::{Error, Refusal, Store};
 use crate::clock;
@@ -155,7 +156,7 @@ impl Tx<'_> {
             (target, true) => self.target(target)?.key,
         };
         let sql = format!("SELECT {SESSION_COLUMNS} FROM sessions WHERE key=?1 AND hidden=0 ORDER BY sid DESC");
-        let all = self.rows(&sql, [key], SessionRow::read)?;
+        let all = self.rows(&sql, [key], SessionRow::read_any)?;
         if all.is_empty() { Err(Refusal::SessionNotFound.into()) } else { Ok(all) }
     }
 
@@ -177,11 +178,12 @@ impl Tx<'_> {
     /// The session that is meant.
     pub(super) fn target(&self, target: &Target) -> Result<SessionRow, Error> {
         let found = match target {
-            Target::Key(key) => self.current(key)?,
+            // As far as it can be read: who puts a session away must be able to, whatever is wrong with it.
+            Target::Key(key) => self.current_as(key, SessionRow::read_any)?,
             Target::Id(id) => self.row(
                 &format!("SELECT {SESSION_COLUMNS} FROM sessions WHERE id=?1 AND hidden=0"),
                 [id],
-                SessionRow::read,
+                SessionRow::read_any,
             )?,
         };
         found.ok_or_else(|| Refusal::SessionNotFound.into())
@@ -208,7 +210,7 @@ impl Tx<'_> {
         match s.status.as_str() {
             "ended" => Err(Refusal::Ended.into()),
             "suspended" => Err(Refusal::NotCurrent.into()),
-            _ => match self.current(&s.key)? {
+            _ => match self.current_as(&s.key, SessionRow::read_any)? {
                 Some(current) if current.sid == s.sid => Ok(()),
                 _ => Err(Refusal::NotCurrent.into()),
             },
@@ -220,7 +222,7 @@ impl Tx<'_> {
         self.end_running(s, Outcome::Cancelled, None, Some("suspended"))?;
         self.run("UPDATE sessions SET status='suspended' WHERE sid=?1", [s.sid])?;
         // A mark of this stop went with the turn: its end must not tell of it.
-        let s = &self.session(s.sid)?.unwrap_or_else(|| s.clone());
+        let s = &self.session_any(s.sid)?.unwrap_or_else(|| s.clone());
         self.close_activation(s, EndReason::Suspended, actor, None)?;
         self.notice(s, None, "session_suspended", "the session is suspended; `ostler resume` brings it back")?;
         if s.queued == 0 {
@@ -263,7 +265,7 @@ impl Tx<'_> {
             params![s.sid, self.now, reason.as_str(), next_id],
         )?;
         // The counts may have changed in this transaction.
-        let s = &self.session(s.sid)?.unwrap_or_else(|| s.clone());
+        let s = &self.session_any(s.sid)?.unwrap_or_else(|| s.clone());
         self.close_activation(s, reason, actor, next_id)?;
         let fields = json!({
             "reason": reason, "actor": actor, "previous_id": s.previous_id, "next_id": next_id, "epochs": s.epoch,
@@ -289,7 +291,7 @@ impl Tx<'_> {
         let fields = json!({
             "epoch": a.epoch, "reason": reason, "final": reason.is_final(), "actor": actor, "agent": a.agent, "cwd": a.cwd,
             "started_at": clock::rfc3339(a.opened_at), "ended_at": clock::rfc3339(self.now),
-            "turns": s.turns - a.turns_before, "messages": s.messages - a.messages_before,
+            "turns": s.turns.saturating_sub(a.turns_before), "messages": s.messages.saturating_sub(a.messages_before),
             "previous_id": s.previous_id, "next_id": next_id,
             "resume_pending": mark_json(s.mark_reason.as_deref(), s.marked_at),
         });
@@ -317,12 +319,12 @@ impl Tx<'_> {
             |r| {
                 Ok(ActivationRow {
                     aid: r.get(0)?,
-                    epoch: r.get(1)?,
-                    agent: r.get(2)?,
-                    cwd: r.get(3)?,
-                    opened_at: r.get(4)?,
-                    turns_before: r.get(5)?,
-                    messages_before: r.get(6)?,
+                    epoch: number(r, 1)?,
+                    agent: text(r, 2)?,
+                    cwd: text(r, 3)?,
+                    opened_at: number(r, 4)?,
+                    turns_before: number(r, 5)?,
+                    messages_before: number(r, 6)?,
                 })
             },
         )?)

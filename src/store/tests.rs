@@ -17,6 +17,7 @@ mod accept;
 mod boots;
 pub(super) mod cost;
 mod disk;
+mod damage;
 mod journal;
 mod keep;
 mod people;
@@ -184,7 +185,7 @@ impl Rig {
 
     /// The events under a key after `after`, each `kind` or `kind:what`.
     pub fn events(&self, key: &str, after: i64) -> Vec<String> {
-        self.store.events(Some(key), after, 10_000).unwrap().iter().map(told).collect()
+        self.store.events(Some(key), after, 10_000).unwrap().items.iter().map(told).collect()
     }
 
     /// The newest event's number.

@@ -3,6 +3,7 @@
 use rusqlite::params;
 use serde_json::json;
 
+use super::isolate::{maybe_text, text};
 use super::tx::{SessionRow, Tx};
 use super::unkept::Batch;
 use super::words::Live;
@@ -155,14 +156,14 @@ impl Store {
     ) -> Result<Ended, Error> {
         self.write("finish_turn", move |tx| {
             let (s, live) = tx.current_turn(turn)?;
-            let text = tx.last_words(&s, turn.tid, &live, &batches)?;
+            let sealed = tx.last_words(&s, turn.tid, &live, &batches)?;
             // Whoever asked for a cancel gets one, unless the whole answer came first.
             let outcome = match (outcome, &live.cancel) {
                 (Outcome::Failed | Outcome::Interrupted, Some(_)) => Outcome::Cancelled,
                 (outcome, _) => outcome,
             };
             let error = if outcome == Outcome::Failed { error.clone() } else { None };
-            tx.end_turn_with(&s, (turn.tid, &live.id), text, outcome, error.as_ref(), live.cancel.as_deref(), mark)?;
+            tx.end_turn_with(&s, (turn.tid, &live.id), sealed, outcome, error.as_ref(), live.cancel.as_deref(), mark)?;
             Ok(Ended { outcome, more: s.queued > 0 })
         })
     }
@@ -214,7 +215,7 @@ impl Tx<'_> {
         let s = self.current_activation(b.sid, b.epoch)?;
         // A worker has one turn at a time. One that runs already is its own, begun by a commit of whose fate it never heard.
         if let Some(tid) = self.running_turn(b.sid)? {
-            let before = SessionRow { turns: s.turns - 1, ..s };
+            let before = SessionRow { turns: s.turns.saturating_sub(1), ..s };
             return self.begun(&before, b, tid).map(|(begun, _)| Some(begun));
         }
         if self.admission() != Admission::Open {
@@ -441,7 +442,7 @@ impl Tx<'_> {
     ) -> Result<bool, Error> {
         let Some((tid, cancel)) =
             self.row("SELECT tid, cancel FROM turns WHERE sid=?1 AND state='running'", [s.sid], |r| {
-                Ok((r.get::<_, i64>(0)?, r.get::<_, Option<String>>(1)?))
+                Ok((r.get::<_, i64>(0)?, maybe_text(r, 1)?))
             })?
         else {
             return Ok(false);
@@ -466,27 +467,23 @@ impl Tx<'_> {
         cancel: Option<&str>,
         mark: MarkReason,
     ) -> Result<(), Error> {
-        let turn_id: String =
-            self.row("SELECT id FROM turns WHERE tid=?1", [tid], |r| r.get(0))?.ok_or(Refusal::Stale)?;
-        let text = self.unsealed(s, tid, &turn_id)?;
-        self.end_turn_with(s, (tid, &turn_id), text, outcome, error, cancel, mark)
+        let turn_id = self.row("SELECT id FROM turns WHERE tid=?1", [tid], |r| text(r, 0))?.ok_or(Refusal::Stale)?;
+        let sealed = self.move_to_transcript(s, tid, &turn_id)?;
+        self.end_turn_with(s, (tid, &turn_id), sealed, outcome, error, cancel, mark)
     }
 
-    /// The same, where `text` is what is not yet in the transcript.
+    /// The same, once the whole answer is in the transcript: up to the event `sealed`, if there was any.
     #[allow(clippy::too_many_arguments)]
     fn end_turn_with(
         &mut self,
         s: &SessionRow,
         (tid, turn_id): (i64, &str),
-        text: Option<(i64, String)>,
+        sealed: Option<i64>,
         outcome: Outcome,
         error: Option<&(String, String)>,
         cancel: Option<&str>,
         mark: MarkReason,
     ) -> Result<(), Error> {
-        if let Some((_, text)) = &text {
-            self.entry(s.sid, Some(tid), Role::Agent, text, None)?;
-        }
         self.run(
             "UPDATE turns SET state=?2, ended_at=?3, error_code=?4, error_text=?5, sealed=coalesce(?6, sealed)
              WHERE tid=?1 AND state='running'",
@@ -496,7 +493,7 @@ impl Tx<'_> {
                 self.now,
                 error.map(|e| e.0.as_str()),
                 error.map(|e| e.1.as_str()),
-                text.map(|t| t.0)
+                sealed
             ],
         )?;
         self.run("UPDATE sessions SET active_at=?2 WHERE sid=?1", params![s.sid, self.now])?;

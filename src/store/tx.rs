@@ -6,6 +6,7 @@ use rusqlite::{Connection, params};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
+use super::isolate::{maybe_number, maybe_text, number, text};
 use super::{Admission, Error, Shared, Tally};
 use crate::clock::{self, Millis};
 use crate::model::event::{EventKind, HookEvent};
@@ -137,6 +138,34 @@ impl SessionRow {
     }
 }
 
+impl SessionRow {
+    /// As [`SessionRow::read`], as far as the row can be read: for what must be done to a session in any case.
+    pub(super) fn read_any(r: &rusqlite::Row<'_>) -> rusqlite::Result<Self> {
+        Ok(Self {
+            sid: r.get(0)?,
+            id: text(r, 1)?,
+            key: text(r, 2)?,
+            status: text(r, 3)?,
+            hidden: number(r, 4)? != 0,
+            agent: text(r, 5)?,
+            epoch: number(r, 6)?,
+            created_at: number(r, 7)?,
+            active_at: number(r, 8)?,
+            mark_reason: maybe_text(r, 9)?,
+            marked_at: maybe_number(r, 10)?,
+            cut_turn: maybe_number(r, 11)?,
+            previous_id: maybe_text(r, 12)?,
+            next_id: maybe_text(r, 13)?,
+            turns: number(r, 14)?,
+            messages: number(r, 15)?,
+            start_reason: text(r, 16)?,
+            unclean: number(r, 17)?,
+            agent_session: maybe_text(r, 18)?,
+            queued: number(r, 19)?,
+        })
+    }
+}
+
 impl Tx<'_> {
     /// Whether turns may start.
     pub(super) fn admission(&self) -> Admission {
@@ -173,6 +202,12 @@ impl Tx<'_> {
     pub(super) fn session(&self, sid: i64) -> Result<Option<SessionRow>, Error> {
         let sql = concat!("SELECT ", session_columns!(), " FROM sessions WHERE sid=?1");
         Ok(self.row(sql, [sid], SessionRow::read)?)
+    }
+
+    /// As [`Tx::session`], as far as the row can be read.
+    pub(super) fn session_any(&self, sid: i64) -> Result<Option<SessionRow>, Error> {
+        let sql = concat!("SELECT ", session_columns!(), " FROM sessions WHERE sid=?1");
+        Ok(self.row(sql, [sid], SessionRow::read_any)?)
     }
 
     /// Appends to the durable event stream. `data` holds what is beside `key`, `session_id`, `turn_id` and `at`.

@@ -1,15 +1,20 @@
 //! What a turn says, as it goes into the stream and the transcript.
 //!
-//! Text stays in the stream until something else closes it off; then it becomes one entry of the transcript. A batch that
-//! was kept already, though its commit was in doubt, is not added again.
+//! Text stays in the stream until something else closes it off; then it goes into the transcript, as entries of at most
+//! [`ENTRY`] bytes: however long an answer is, no more than that of it is put together in memory. A batch that was kept
+//! already, though its commit was in doubt, is not added again.
 
 use rusqlite::params;
 use serde_json::{Value, json};
 
+use super::isolate::{lies_in_rows, maybe_text};
 use super::tx::{SessionRow, Tx};
 use super::unkept::Batch;
 use super::{Error, Refusal};
 use crate::model::event::{EventKind, Role};
+
+/// The most bytes of one event of an answer, and of one entry of the transcript that an agent writes.
+pub(super) const ENTRY: usize = 1 << 20;
 
 /// Something that a turn adds to the transcript or the stream.
 #[derive(Clone, Debug, PartialEq)]
@@ -44,30 +49,37 @@ pub(super) struct Live {
     pub(super) pieces: i64,
 }
 
+/// How much of a text fits into [`ENTRY`] bytes, in whole characters.
+fn fitting(text: &str) -> usize {
+    if text.len() <= ENTRY { text.len() } else { (0..=ENTRY).rev().find(|n| text.is_char_boundary(*n)).unwrap_or(0) }
+}
+
 impl Tx<'_> {
-    /// Adds the last that a turn said. What of its answer is not in the transcript yet, and the number of the last text
-    /// event: known without asking, where all of it comes in this one write.
+    /// Adds the last that a turn said, and moves what of its answer is not in the transcript yet there. The number of the
+    /// last text event. Nothing is read back, where all of it comes in this one write.
     pub(super) fn last_words(
         &mut self,
         s: &SessionRow,
         tid: i64,
         live: &Live,
         batches: &[Batch],
-    ) -> Result<Option<(i64, String)>, Error> {
+    ) -> Result<Option<i64>, Error> {
         let mut items = batches.iter().flat_map(|b| &b.items);
         if live.pieces > 0 || items.any(|i| matches!(i, Item::Tool { .. })) {
             self.add_new(s, tid, &live.id, batches)?;
-            return self.unsealed(s, tid, &live.id);
+            return self.move_to_transcript(s, tid, &live.id);
         }
-        let mut said: Option<(i64, String)> = None;
+        let (mut last, mut said) = (None, String::new());
         for item in batches.iter().flat_map(|b| &b.items) {
             self.add(s, tid, &live.id, std::slice::from_ref(item))?;
-            if let (Item::Text(text), Some(last)) = (item, self.out.events.last()) {
-                let so_far = said.map(|(_, t)| t).unwrap_or_default();
-                said = Some((last.seq, so_far + text));
+            if let (Item::Text(text), Some(event)) = (item, self.out.events.last()) {
+                last = Some(event.seq);
+                said.push_str(text);
+                self.write_full(s.sid, tid, &mut said)?;
             }
         }
-        Ok(said)
+        self.write_rest(s.sid, tid, said)?;
+        Ok(last)
     }
 
     /// Adds the batches that are not kept yet.
@@ -84,12 +96,8 @@ impl Tx<'_> {
     fn add(&mut self, s: &SessionRow, tid: i64, turn_id: &str, items: &[Item]) -> Result<(), Error> {
         for item in items {
             match item {
-                Item::Text(text) => {
-                    self.emit(EventKind::Text, &s.key, &s.id, Some(turn_id), &json!({ "text": text }))?;
-                }
-                Item::Thought(text) => {
-                    self.emit(EventKind::Thought, &s.key, &s.id, Some(turn_id), &json!({ "text": text }))?;
-                }
+                Item::Text(text) => self.say(EventKind::Text, s, turn_id, text)?,
+                Item::Thought(text) => self.say(EventKind::Thought, s, turn_id, text)?,
                 Item::Event(kind, data) => {
                     self.emit(*kind, &s.key, &s.id, Some(turn_id), data)?;
                 }
@@ -114,24 +122,89 @@ impl Tx<'_> {
         Ok(())
     }
 
-    /// Moves the answer so far from the stream into the transcript, as one entry.
-    pub(super) fn seal(&mut self, s: &SessionRow, tid: i64, turn_id: &str) -> Result<(), Error> {
-        let Some((last, text)) = self.unsealed(s, tid, turn_id)? else { return Ok(()) };
-        self.run("UPDATE turns SET sealed=?2 WHERE tid=?1", params![tid, last])?;
-        self.entry(s.sid, Some(tid), Role::Agent, &text, None)
+    /// A piece of an answer or of its reasoning, as events of at most [`ENTRY`] bytes.
+    fn say(&mut self, kind: EventKind, s: &SessionRow, turn_id: &str, text: &str) -> Result<(), Error> {
+        let mut rest = text;
+        loop {
+            let (piece, more) = rest.split_at(fitting(rest));
+            self.emit(kind, &s.key, &s.id, Some(turn_id), &json!({ "text": piece }))?;
+            if more.is_empty() {
+                return Ok(());
+            }
+            rest = more;
+        }
     }
 
-    /// What of the answer is in the stream and not yet in the transcript, and the number of the last event of it.
-    pub(super) fn unsealed(&self, s: &SessionRow, tid: i64, turn_id: &str) -> Result<Option<(i64, String)>, Error> {
+    /// Moves the answer so far from the stream into the transcript.
+    pub(super) fn seal(&mut self, s: &SessionRow, tid: i64, turn_id: &str) -> Result<(), Error> {
+        if let Some(last) = self.move_to_transcript(s, tid, turn_id)? {
+            self.run("UPDATE turns SET sealed=?2 WHERE tid=?1", params![tid, last])?;
+        }
+        Ok(())
+    }
+
+    /// Writes what of the answer is in the stream and not yet in the transcript there. The number of its last event, up to
+    /// which the turn is to be noted as sealed. What cannot be read is left out, and that is told.
+    pub(super) fn move_to_transcript(&mut self, s: &SessionRow, tid: i64, turn_id: &str) -> Result<Option<i64>, Error> {
         let sealed: i64 =
             self.row("SELECT sealed FROM turns WHERE tid=?1", [tid], |r| r.get(0))?.ok_or(Refusal::Stale)?;
-        let pieces = self.rows(
-            "SELECT seq, json_extract(data, '$.text') FROM events
+        let (mut last, mut said, mut lost) = (None, String::new(), 0);
+        let conn = self.conn;
+        let mut pieces = conn.prepare_cached(
+            "SELECT seq, CASE WHEN json_valid(data) THEN json_extract(data, '$.text') END FROM events
              WHERE key=?1 AND seq>?2 AND turn_id=?3 AND kind='text' ORDER BY seq",
-            params![s.key, sealed, turn_id],
-            |r| Ok((r.get::<_, i64>(0)?, r.get::<_, String>(1)?)),
         )?;
-        Ok(pieces.last().map(|(last, _)| (*last, pieces.iter().map(|(_, t)| t.as_str()).collect())))
+        let mut pieces = pieces.query(params![s.key, sealed, turn_id])?;
+        loop {
+            match pieces.next() {
+                Ok(None) => break,
+                Ok(Some(piece)) => {
+                    last = Some(piece.get(0)?);
+                    match maybe_text(piece, 1)? {
+                        Some(text) => said.push_str(&text),
+                        None => lost += 1,
+                    }
+                    self.write_full(s.sid, tid, &mut said)?;
+                }
+                // What comes after it cannot be reached: the statement is over.
+                Err(e) => {
+                    if !lies_in_rows(&e) {
+                        return Err(e.into());
+                    }
+                    lost += 1;
+                    last = self
+                        .row("SELECT max(seq) FROM events WHERE key=?1 AND seq>?2", params![s.key, sealed], |r| {
+                            r.get::<_, Option<i64>>(0)
+                        })?
+                        .flatten();
+                    break;
+                }
+            }
+        }
+        self.write_rest(s.sid, tid, said)?;
+        if lost > 0 {
+            log::error!(key = s.key, session_id = s.id, turn_id = turn_id; "a part of the answer cannot be read, and is not in the transcript");
+            let text = "a part of the answer could not be read, and is not in the transcript";
+            self.notice(s, Some(turn_id), "answer_lost", text)?;
+            self.entry(s.sid, Some(tid), Role::System, text, None)?;
+        }
+        Ok(last)
+    }
+
+    /// Writes as many entries as `said` fills, and leaves the rest in it.
+    fn write_full(&mut self, sid: i64, tid: i64, said: &mut String) -> Result<(), Error> {
+        let mut rest = said.as_str();
+        while rest.len() > ENTRY {
+            let (full, more) = rest.split_at(fitting(rest));
+            self.entry(sid, Some(tid), Role::Agent, full, None)?;
+            rest = more;
+        }
+        said.drain(..said.len() - rest.len());
+        Ok(())
+    }
+
+    fn write_rest(&mut self, sid: i64, tid: i64, said: String) -> Result<(), Error> {
+        if said.is_empty() { Ok(()) } else { self.entry(sid, Some(tid), Role::Agent, &said, None) }
     }
 
     pub(super) fn user_entries(&mut self, s: &SessionRow, tid: i64) -> Result<(), Error> {

@@ -9,6 +9,7 @@ mod busy;
 mod completion;
 #[allow(dead_code)] // Shared with the tests of faults.
 mod daemon;
+mod damage;
 mod dirs;
 mod endpoint;
 mod ends;

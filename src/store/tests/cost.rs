@@ -185,7 +185,7 @@ fn look(rig: &Rig, a: &Accepted, turn_id: &str) {
     store.events(Some(KEY), newest - 3, 10).unwrap();
     store.events(None, newest - 3, 10).unwrap();
     let first = store.turn(turn_id).unwrap().events_after;
-    let events = store.events(Some(KEY), first, 2).unwrap();
+    let events = store.events(Some(KEY), first, 2).unwrap().items;
     assert!(events.iter().any(|e| e.turn_id.as_deref() == Some(turn_id)), "{events:?}");
     store.key_of(&a.session_id).unwrap();
     store.key_of_row(a.sid).unwrap();

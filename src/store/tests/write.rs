@@ -73,7 +73,7 @@ pub(super) fn well(_: &mut Tx<'_>) -> Result<(), Error> {
 }
 
 pub(super) fn kept(store: &Store) -> Vec<i64> {
-    store.events(Some(KEY), 0, 1000).unwrap().iter().map(|e| e.seq).collect()
+    store.events(Some(KEY), 0, 1000).unwrap().items.iter().map(|e| e.seq).collect()
 }
 
 /// A fault in one transaction is not the end of the writer: nobody of its group is acknowledged, and the next is served.
