@@ -10,8 +10,6 @@ use super::text::Utf8;
 use super::{Agent, Answer, Continuity, Failure, Host, Interrupt, Prompt, Said, Started};
 use crate::config;
 
-/// The longest answer.
-const ANSWER_LIMIT: usize = 16 * 1024 * 1024;
 /// How long the output may stay open after the command has exited: something that it started still holds it.
 const LINGER: Duration = Duration::from_millis(500);
 /// For ending what a turn left behind, and for a kill.
@@ -72,7 +70,7 @@ impl Agent for Exec {
         let (succeeded, tail) = (process.succeeded(), process.stderr_tail());
         let (rung, until) = match &end {
             End::Interrupted(Interrupt::Cancel(until)) => (Rung::Terminate, *until),
-            End::Interrupted(Interrupt::Kill) | End::TooLong => (Rung::Kill, Instant::now() + SWEEP),
+            End::Interrupted(Interrupt::Kill) => (Rung::Kill, Instant::now() + SWEEP),
             End::Over => (Rung::Terminate, Instant::now() + SWEEP),
         };
         for line in process.end(host, rung, until) {
@@ -81,7 +79,6 @@ impl Agent for Exec {
         let failed = |why: String| Answer::Failed(Failure::new("agent_error", format!("{}: {why}", self.command[0])));
         match end {
             End::Interrupted(_) => Answer::Cancelled,
-            End::TooLong => failed(format!("its answer is longer than {ANSWER_LIMIT} bytes")),
             End::Over if succeeded => Answer::Completed { stop_reason: None },
             End::Over if tail.is_empty() => failed(how),
             End::Over => failed(format!("{how}: {tail}")),
@@ -97,8 +94,6 @@ impl Agent for Exec {
 enum End {
     /// The command exited, and its output is read.
     Over,
-    /// Its output is longer than anybody wants.
-    TooLong,
     /// The host asked.
     Interrupted(Interrupt),
 }
@@ -106,7 +101,6 @@ enum End {
 /// Streams the output as text until the command is over or the host wants it to be.
 fn read_answer(host: &mut dyn Host, process: &mut Process) -> End {
     let (mut out, mut text) = (Vec::new(), Utf8::default());
-    let mut total = 0;
     let mut linger = None;
     loop {
         if let Some(interrupt) = host.interrupt() {
@@ -114,12 +108,8 @@ fn read_answer(host: &mut dyn Host, process: &mut Process) -> End {
             return End::Interrupted(interrupt);
         }
         process.step(host, linger, &mut out);
-        total += out.len();
         say(host, text.push(&out));
         out.clear();
-        if total > ANSWER_LIMIT {
-            return End::TooLong;
-        }
         if process.has_exited() {
             let until = *linger.get_or_insert_with(|| Instant::now() + LINGER);
             if !process.has_output() || Instant::now() >= until {

@@ -62,6 +62,9 @@ fn sessions(c: &Config) -> Check {
     at_least_one("sessions.max_live", s.max_live, "no session run")?;
     at_least_one("sessions.queue_limit", s.queue_limit, "no message wait")?;
     at_least_one("sessions.queue_total", s.queue_total, "no message wait")?;
+    if s.answer == 0 {
+        return fail("sessions.answer", "\"0B\" would let no agent answer");
+    }
     above_zero("sessions.idle_reset", s.idle_reset, "end the session with every message; \"never\" is off")
 }
 

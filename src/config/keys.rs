@@ -85,6 +85,11 @@ pub static KEYS: &[KeyDoc] = &[
     key("sessions.queue_limit", "32", "Queued messages a session; beyond it a message is refused (queue_full)."),
     key("sessions.queue_total", "10000", "Waiting messages in all; beyond it a message is refused (overloaded)."),
     key(
+        "sessions.answer",
+        "\"64MiB\"",
+        "The most that an agent may say in one turn; beyond it the turn fails (answer_too_large), and what was said is kept.",
+    ),
+    key(
         "sessions.busy",
         "\"queue\"",
         "What a message during a turn does: \"queue\" waits, \"collect\" makes all that wait share one turn, \
@@ -295,6 +300,7 @@ pub(super) fn flat(c: &Config) -> BTreeMap<String, String> {
             daily_reset,
             queue_limit,
             queue_total,
+            answer,
             busy,
             resume,
             resume_window,

@@ -160,6 +160,9 @@ pub struct Sessions {
     pub queue_limit: usize,
     /// Waiting messages in all.
     pub queue_total: usize,
+    /// The most that an agent may say in one turn, in bytes.
+    #[serde(deserialize_with = "read::size")]
+    pub answer: u64,
     /// What a message during a turn does.
     pub busy: Busy,
     /// When interrupted sessions go on.
@@ -413,6 +416,7 @@ impl Default for Sessions {
             daily_reset: None,
             queue_limit: 32,
             queue_total: 10_000,
+            answer: 64 << 20,
             busy: Busy::Queue,
             resume: Resume::Auto,
             resume_window: Some(minutes(60)),

@@ -342,7 +342,7 @@ pub fn filter<'de, D: Deserializer<'de>>(d: D) -> Result<String, D::Error> {
     string_as(d, "a log filter (such as \"info\")", |text| check::log_filter(text).map(|()| text.to_owned()))
 }
 
-fn size<'de, D: Deserializer<'de>>(d: D) -> Result<u64, D::Error> {
+pub(super) fn size<'de, D: Deserializer<'de>>(d: D) -> Result<u64, D::Error> {
     string_as(d, SIZE, parse_size)
 }
 

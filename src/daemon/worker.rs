@@ -40,14 +40,33 @@ pub fn run(house: &Arc<House>, wish: &Wish, config: config::Agent, mailbox: &Arc
     if std::panic::catch_unwind(body).is_err() {
         // The panic itself was logged where it happened. Its turn fails, its activation ends, and the session goes on.
         log::error!(key = wish.key; "the session's worker panicked; its turn fails");
-        match house.store.worker_died(wish.sid) {
+        write_death(house, wish, mailbox);
+    }
+}
+
+/// Writes the death of a worker, as often as it takes: while its activation stands open no other worker gets the session. A
+/// stop, or somebody who put the session away, writes the end instead.
+fn write_death(house: &House, wish: &Wish, mailbox: &Mailbox) {
+    let mut again = false;
+    loop {
+        match house.store.worker_died(wish.sid, again) {
             // What waited was told to this worker alone: the next one is told here. Each panic ends a turn, so it is not
             // for ever.
             Ok(()) => {
                 let _ = house.registry.set(wish.sid, Doing::Closing);
-                house.registry.want(Wish { asked: false, ..wish.clone() });
+                return house.registry.want(Wish { asked: false, ..wish.clone() });
             }
-            Err(e) => log::error!(key = wish.key; "its end could not be written, the next boot writes it: {e}"),
+            Err(e) if e.lies_in_rows() => {
+                return log::error!(key = wish.key; "its end could not be written, the next boot writes it: {e}");
+            }
+            Err(e) => {
+                again = true;
+                log::error!(key = wish.key; "its end cannot be written yet: {e}");
+                let _ = mailbox.wait(&mut [], Some(Instant::now() + AGAIN));
+                if mailbox.take().close.is_some() {
+                    return;
+                }
+            }
         }
     }
 }
@@ -589,6 +608,9 @@ enum Next {
 /// What an answer means for its turn.
 fn verdict(answer: &Answer, running: &Running, why: Option<Why>) -> (Outcome, Option<(String, String)>) {
     let failed = |code: &str, text: String| (Outcome::Failed, Some((code.to_owned(), text)));
+    if let Some(why) = &running.too_large {
+        return failed("answer_too_large", why.clone());
+    }
     match (answer, &running.timed_out, why) {
         (Answer::Completed { .. }, ..) => (Outcome::Completed, None),
         (_, Some(timeout), _) => failed("timeout", timeout.clone()),

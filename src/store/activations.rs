@@ -112,12 +112,16 @@ impl Store {
     }
 
     /// A worker ended without a word (it panicked): its turn fails, or the one that it could not begin; its activation ends.
+    /// `again`: this was sent before and may have been kept, which the closed activation then says.
     ///
     /// # Errors
     /// The store fails; the next boot writes the end.
-    pub fn worker_died(&self, sid: i64) -> Result<(), Error> {
+    pub fn worker_died(&self, sid: i64, again: bool) -> Result<(), Error> {
         self.write("worker_died", move |tx| {
-            let Some(s) = tx.session(sid)? else { return Ok(()) };
+            let Some(s) = tx.session_any(sid)? else { return Ok(()) };
+            if again && tx.open_activation_of(sid)?.is_none() {
+                return Ok(());
+            }
             let (code, text) = ("internal", "the session's worker failed; see the daemon's log");
             match tx.running_turn(sid)? {
                 Some(tid) => {
@@ -126,7 +130,7 @@ impl Store {
                 }
                 None => tx.fail_first(&s, code, text)?,
             }
-            let s = tx.session(sid)?.unwrap_or(s);
+            let s = tx.session_any(sid)?.unwrap_or(s);
             tx.close_activation(&s, EndReason::Crash, Actor::Supervisor, None)?;
             Ok(())
         })

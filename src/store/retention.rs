@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use rusqlite::params;
 
-use super::isolate::number;
+use super::isolate::{maybe_number, number};
 use super::tx::Tx;
 use super::{Error, Store};
 use crate::clock::Millis;
@@ -19,6 +19,9 @@ const PAGES: usize = 20;
 /// Whether a session's ends are settled.
 const SETTLED: &str = "NOT EXISTS (SELECT 1 FROM journal j JOIN deliveries d ON d.jid=j.jid
      WHERE j.sid=sessions.sid AND d.state='pending')";
+/// A running turn's text is still needed for its transcript.
+const NEEDED: &str = "(e.kind='text' AND EXISTS (
+     SELECT 1 FROM turns t WHERE t.id=e.turn_id AND t.state='running' AND e.seq>t.sealed))";
 /// Set-aside events are kept longer than settled ones.
 const SET_ASIDE: Duration = Duration::from_secs(30 * 86_400);
 
@@ -102,36 +105,38 @@ impl Store {
 impl Tx<'_> {
     fn prune_events(&mut self, before: Option<Millis>) -> Result<usize, Error> {
         let Some(before) = before else { return Ok(0) };
-        // Events rise with time, so what is old stands first, and nothing behind the first that is known to be young goes; a
-        // running turn's text is still needed for its transcript. A clock that was wrong wrote times ahead: they say nothing.
-        let mut last: Option<i64> = self
+        // Numbers rise with time, so what is old stands first, and nothing behind the first that is known to be young goes.
+        // One whose time lies ahead was written by a clock that was set back since: that time says nothing, but it is no
+        // younger than the first one behind it whose time does not lie ahead.
+        let first = self.row(
+            &format!("SELECT seq FROM events e WHERE at<=?1 AND NOT {NEEDED} ORDER BY seq LIMIT 1"),
+            [self.now],
+            |r| r.get::<_, i64>(0),
+        )?;
+        let Some(first) = first else { return Ok(0) };
+        let last: Option<i64> = self
             .row(
-                "WITH front AS (SELECT seq, at FROM events ORDER BY seq LIMIT ?2)
-                 SELECT max(seq) FROM front WHERE at<?1 AND seq<coalesce(
-                   (SELECT min(seq) FROM front WHERE at>=?1 AND at<=?3), 9223372036854775807)",
-                params![before, STEP, self.now],
+                &format!(
+                    "WITH front AS (SELECT seq, at FROM events e WHERE seq>=?4 AND NOT {NEEDED} ORDER BY seq LIMIT ?2)
+                     SELECT max(seq) FROM front WHERE at<?1 AND seq<coalesce(
+                       (SELECT min(seq) FROM front WHERE at>=?1 AND at<=?3), 9223372036854775807)"
+                ),
+                params![before, STEP, self.now, first],
                 |r| r.get(0),
             )?
             .flatten();
-        if last.is_none() {
-            // Times ahead are as old as what stands behind them, at least.
-            let next = self.row("SELECT seq, at FROM events WHERE at<=?1 ORDER BY seq LIMIT 1", [self.now], |r| {
-                Ok((r.get::<_, i64>(0)?, r.get::<_, Millis>(1)?))
-            })?;
-            if let Some((next, _)) = next.filter(|(_, at)| *at < before) {
-                let sql = "SELECT max(seq) FROM (SELECT seq FROM events WHERE seq<=?1 ORDER BY seq LIMIT ?2)";
-                last = self.row(sql, [next, STEP], |r| r.get(0))?.flatten();
-            }
-        }
         let Some(last) = last else { return Ok(0) };
-        let oldest_needed: Option<i64> =
-            self.row("SELECT min(sealed) FROM turns WHERE state='running'", [], |r| r.get(0))?.flatten();
-        let last = oldest_needed.map_or(last, |needed| last.min(needed));
-        let n = self.run("DELETE FROM events WHERE seq<=?1", [last])?;
-        if n > 0 {
-            self.remember("events_pruned", last)?;
+        let gone = self.sids(
+            &format!("SELECT seq FROM events e WHERE seq<=?1 AND NOT {NEEDED} ORDER BY seq LIMIT ?2"),
+            [last, STEP],
+        )?;
+        for seq in &gone {
+            self.run("DELETE FROM events WHERE seq=?1", [seq])?;
         }
-        Ok(n)
+        if let Some(newest) = gone.last() {
+            self.remember("events_pruned", *newest)?;
+        }
+        Ok(gone.len())
     }
 
     /// One kind of thing: where its rows do not allow it, the other kinds go on.
@@ -144,14 +149,31 @@ impl Tx<'_> {
     }
 
     fn prune_ids(&mut self, before: Option<Millis>) -> Result<usize, Error> {
-        const FORGET: &str = "UPDATE messages SET client_id=NULL, digest=NULL WHERE mid=?1";
         let Some(before) = before else { return Ok(0) };
+        // A message whose time lies ahead was accepted before the next one whose time does not.
+        let newest = "SELECT max(mid) FROM messages INDEXED BY messages_ids WHERE client_id IS NOT NULL AND at>?1";
+        let next = "SELECT at FROM messages WHERE mid>?1 AND at<=?2 ORDER BY mid LIMIT 1";
+        let ahead =
+            if self.is_old_though_ahead(newest, next, before)? { self.forget_ids(self.now, i64::MAX)? } else { 0 };
+        Ok(ahead + self.forget_ids(i64::MIN, before)?)
+    }
+
+    /// Whether what a clock wrote that was set back since is older than `before`: it was written before the first thing
+    /// behind it, `next`, whose time does not lie ahead.
+    fn is_old_though_ahead(&self, newest: &str, next: &str, before: Millis) -> Result<bool, Error> {
+        let Some(newest) = self.row(newest, [self.now], |r| maybe_number(r, 0))?.flatten() else { return Ok(false) };
+        let next = self.row(next, [newest, self.now], |r| maybe_number(r, 0))?.flatten();
+        Ok(next.is_some_and(|at| at < before))
+    }
+
+    fn forget_ids(&mut self, from: Millis, before: Millis) -> Result<usize, Error> {
+        const FORGET: &str = "UPDATE messages SET client_id=NULL, digest=NULL WHERE mid=?1";
         let mut after = (i64::MIN, i64::MIN);
         for _ in 0..PAGES {
             // An interrupted turn is not over while one of its chain runs, or waits for its continuation.
             let old = self.rows(
                 "SELECT m.mid, m.at, m.sid FROM messages m JOIN turns t ON t.tid=m.tid
-                 WHERE m.client_id IS NOT NULL AND m.at<?1 AND (m.at, m.mid)>(?3, ?4)
+                 WHERE m.client_id IS NOT NULL AND m.at<?1 AND m.at>?5 AND (m.at, m.mid)>(?3, ?4)
                  AND t.state NOT IN ('queued', 'running')
                  AND (t.state<>'interrupted' OR NOT EXISTS (
                    WITH RECURSIVE chain(tid) AS (
@@ -159,7 +181,7 @@ impl Tx<'_> {
                      SELECT c.continued_by FROM chain JOIN turns c ON c.tid=chain.tid WHERE c.continued_by IS NOT NULL)
                    SELECT 1 FROM chain JOIN turns c ON c.tid=chain.tid JOIN sessions s ON s.sid=c.sid
                    WHERE c.state='running' OR s.cut_turn=c.tid)) ORDER BY m.at, m.mid LIMIT ?2",
-                params![before, STEP, after.0, after.1],
+                params![before, STEP, after.0, after.1, from],
                 |r| Ok((r.get::<_, i64>(0)?, number(r, 1)?, number(r, 2)?)),
             )?;
             let at_once = self.apart(|tx| {
@@ -193,9 +215,15 @@ impl Tx<'_> {
 
     fn prune_deliveries(&mut self, states: &str, before: Option<Millis>) -> Result<usize, Error> {
         let Some(before) = before else { return Ok(0) };
+        // As for ids: what was owed before something that was settled long ago was settled long ago, too.
+        let newest = "SELECT max(did) FROM deliveries INDEXED BY deliveries_settled WHERE settled_at>?1";
+        let next = "SELECT settled_at FROM deliveries NOT INDEXED WHERE did>?1 AND settled_at<=?2 ORDER BY did LIMIT 1";
+        let ahead = if self.is_old_though_ahead(newest, next, before)? { self.now } else { i64::MAX };
         let gone = self.rows(
-            &format!("SELECT did, jid FROM deliveries WHERE settled_at<?1 AND state IN {states} LIMIT ?2"),
-            params![before, STEP],
+            &format!(
+                "SELECT did, jid FROM deliveries WHERE (settled_at<?1 OR settled_at>?3) AND state IN {states} LIMIT ?2"
+            ),
+            params![before, STEP, ahead],
             |r| Ok((r.get::<_, i64>(0)?, number(r, 1)?)),
         )?;
         for (did, jid) in &gone {

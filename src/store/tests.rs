@@ -15,9 +15,10 @@ use crate::model::session::Policy;
 
 mod accept;
 mod boots;
+mod bytes;
 pub(super) mod cost;
-mod disk;
 mod damage;
+mod disk;
 mod journal;
 mod keep;
 mod people;

@@ -1,9 +1,11 @@
 //! Turns: begun, written to, ended. Every write carries session, epoch and turn, and is refused when they are not current.
 
+use std::collections::BTreeSet;
+
 use rusqlite::params;
 use serde_json::json;
 
-use super::isolate::{maybe_text, text};
+use super::isolate::{maybe_number, maybe_text, text};
 use super::tx::{SessionRow, Tx};
 use super::unkept::Batch;
 use super::words::Live;
@@ -13,6 +15,11 @@ use crate::config::{OnInterrupt, Resume};
 use crate::model::event::{EventKind, MarkReason, Outcome, Role};
 use crate::model::session::{Policy, age, may_resume};
 use crate::model::turn::{Continuation, CutOff, TurnState, continuation, note};
+
+/// The most bytes of messages that an agent is told of again, of a turn that was cut off and of those that it went on with.
+const CHAIN: usize = 16 << 20;
+/// What stands where such a message was.
+const GONE: &str = "[Note from the session's host: the message that was cut off is lost.]";
 
 /// The turn for which a worker writes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -168,14 +175,15 @@ impl Store {
         })
     }
 
-    /// Fails the oldest turn that waits in a session for which not even a worker can be had.
+    /// Fails the oldest turn that waits in a session for which not even a worker can be had. `true`: another one waits.
     ///
     /// # Errors
     /// The store fails.
-    pub fn fail_waiting(&self, sid: i64, code: &'static str, text: String) -> Result<(), Error> {
+    pub fn fail_waiting(&self, sid: i64, code: &'static str, text: String) -> Result<bool, Error> {
         self.write("fail_waiting", move |tx| {
-            let Some(s) = tx.session(sid)? else { return Ok(()) };
-            tx.fail_first(&s, code, &text)
+            let Some(s) = tx.session(sid)? else { return Ok(false) };
+            tx.fail_first(&s, code, &text)?;
+            Ok(tx.first_queued(sid)?.is_some())
         })
     }
 
@@ -216,7 +224,7 @@ impl Tx<'_> {
         // A worker has one turn at a time. One that runs already is its own, begun by a commit of whose fate it never heard.
         if let Some(tid) = self.running_turn(b.sid)? {
             let before = SessionRow { turns: s.turns.saturating_sub(1), ..s };
-            return self.begun(&before, b, tid).map(|(begun, _)| Some(begun));
+            return self.begun(&before, b, tid).map(|(begun, ..)| Some(begun));
         }
         if self.admission() != Admission::Open {
             return Err(Refusal::Closed.into());
@@ -260,12 +268,17 @@ impl Tx<'_> {
             self.run("UPDATE turns SET continued_by=?2 WHERE tid=?1", params![cut, tid])?;
             self.run("UPDATE sessions SET cut_turn=NULL WHERE sid=?1", [s.sid])?;
         }
-        let (begun, note) = self.begun(&s, b, tid)?;
+        let (begun, note, lost) = self.begun(&s, b, tid)?;
         let data = json!({ "continues": begun.continues.as_ref().map(|c| &c.turn_id), "resumed": resumed });
         let seq = self.emit(EventKind::TurnStart, &s.key, &s.id, Some(&turn_id), &data)?;
         self.run("UPDATE turns SET sealed=?2 WHERE tid=?1", params![tid, seq])?;
         if let (Some(note), Some(cut)) = (note, &begun.continues) {
             self.entry(s.sid, Some(tid), Role::System, &note, Some(&json!({ "continues": cut.turn_id })))?;
+        }
+        if lost {
+            let text = "messages of the interrupted turns are not told to the agent again: they are too much, or lost";
+            self.notice(&s, Some(&turn_id), "message_lost", text)?;
+            self.entry(s.sid, Some(tid), Role::System, text, None)?;
         }
         if let Some(context) = &b.context {
             self.entry(s.sid, Some(tid), Role::System, context, None)?;
@@ -298,8 +311,8 @@ impl Tx<'_> {
     }
 
     /// What a turn that has begun is to its worker, read from its row: the first time and, where that commit was in doubt,
-    /// again. With the note of a continuation.
-    fn begun(&self, s: &SessionRow, b: &Begin, tid: i64) -> Result<(Begun, Option<String>), Error> {
+    /// again. With the note of a continuation, and whether something had to be left out of it.
+    fn begun(&self, s: &SessionRow, b: &Begin, tid: i64) -> Result<(Begun, Option<String>, bool), Error> {
         let (turn_id, cut, resumed) = self
             .row("SELECT id, continues, resumed FROM turns WHERE tid=?1", [tid], |r| {
                 Ok((r.get::<_, String>(0)?, r.get::<_, Option<i64>>(1)?, r.get::<_, bool>(2)?))
@@ -308,27 +321,29 @@ impl Tx<'_> {
         let alone =
             self.row("SELECT 1 FROM boots WHERE bid=?1 AND solo=?2", params![self.bid, s.sid], |_| Ok(()))?.is_some();
         let own = self.messages_of(tid)?.join("\n\n");
-        let (prompt, continues, note) = match cut {
-            None => (own, None, None),
+        let (prompt, continues, note, lost) = match cut {
+            None => (own, None, None, false),
             Some(cut) => self.take_up(s, cut, resumed, &own)?,
         };
         let turn = TurnRef { sid: b.sid, epoch: b.epoch, tid };
-        Ok((Begun { turn, turn_id, prompt, continues, first: s.turns == 0, turns: s.turns, alone }, note))
+        Ok((Begun { turn, turn_id, prompt, continues, first: s.turns == 0, turns: s.turns, alone }, note, lost))
     }
 
-    /// The prompt of a turn that goes on with the turn `cut`, and the note in it. `own`: its own messages, if any.
+    /// The prompt of a turn that goes on with the turn `cut`, the note in it, and whether messages had to be left out.
+    /// `own`: its own messages, if any.
     fn take_up(
         &self,
         s: &SessionRow,
         cut: i64,
         rerun: bool,
         own: &str,
-    ) -> Result<(String, Option<Cut>, Option<String>), Error> {
+    ) -> Result<(String, Option<Cut>, Option<String>, bool), Error> {
         let turn_id: String =
             self.row("SELECT id FROM turns WHERE tid=?1", [cut], |r| r.get(0))?.ok_or(Refusal::NotFound)?;
-        let told = self.chain_messages(cut)?.join("\n\n");
+        let (told, lost) = self.chain_messages(cut)?;
+        let told = if told.is_empty() { GONE.to_owned() } else { told.join("\n\n") };
         if rerun {
-            return Ok((told, Some(Cut { turn_id, rerun: true }), None));
+            return Ok((told, Some(Cut { turn_id, rerun: true }), None, lost));
         }
         let tools = self.rows(
             "SELECT text FROM entries WHERE tid=?1 AND role='tool'
@@ -342,7 +357,7 @@ impl Tx<'_> {
         let facts = CutOff { reason, age: ago, message: &told, tools: &tools, answered };
         let alone = note(&facts, None);
         let prompt = if own.is_empty() { alone.clone() } else { note(&facts, Some(own)) };
-        Ok((prompt, Some(Cut { turn_id, rerun: false }), Some(alone)))
+        Ok((prompt, Some(Cut { turn_id, rerun: false }), Some(alone), lost))
     }
 
     /// Whether a turn said anything: looked for from the newest entry on, as far as entries are the turn's own.
@@ -395,18 +410,29 @@ impl Tx<'_> {
         Ok(self.rows("SELECT text FROM messages WHERE tid=?1 ORDER BY mid", [tid], |r| r.get(0))?)
     }
 
-    /// The messages of a turn and of those that it goes on with, oldest first. A chain is as long as the interruptions in a
-    /// row; what is further back than a hundred was told to the agent often enough.
-    fn chain_messages(&self, tid: i64) -> Result<Vec<String>, Error> {
-        Ok(self.rows(
-            "WITH RECURSIVE chain(tid, depth) AS (
-               SELECT ?1, 0 UNION ALL
-               SELECT t.continues, depth+1 FROM chain JOIN turns t ON t.tid=chain.tid
-               WHERE t.continues IS NOT NULL AND depth < 100)
-             SELECT m.text FROM chain JOIN messages m ON m.tid=chain.tid ORDER BY m.mid",
-            [tid],
-            |r| r.get(0),
-        )?)
+    /// The messages of a turn and of those that it goes on with, oldest first, and whether some are not among them. A chain
+    /// is as long as the interruptions in a row; the newest messages are told that fit into [`CHAIN`] bytes, and one always.
+    fn chain_messages(&self, tid: i64) -> Result<(Vec<String>, bool), Error> {
+        let (mut told, mut left, mut lost) = (Vec::new(), CHAIN, false);
+        let (mut link, mut seen) = (Some(tid), BTreeSet::new());
+        'links: while let Some(tid) = link.filter(|tid| seen.insert(*tid)) {
+            let conn = self.conn;
+            let mut messages = conn.prepare_cached("SELECT mid, text FROM messages WHERE tid=?1 ORDER BY mid DESC")?;
+            let mut messages = messages.query([tid])?;
+            while let Some(row) = messages.next()? {
+                let message = text(row, 1)?;
+                if message.len() > left && !told.is_empty() {
+                    lost = true;
+                    break 'links;
+                }
+                left = left.saturating_sub(message.len());
+                told.push((row.get::<_, i64>(0)?, message));
+            }
+            link = self.row("SELECT continues FROM turns WHERE tid=?1", [tid], |r| maybe_number(r, 0))?.flatten();
+        }
+        told.sort_unstable_by_key(|(mid, _)| *mid);
+        lost |= told.is_empty();
+        Ok((told.into_iter().map(|(_, message)| message).collect(), lost))
     }
 
     /// The session of an activation, if that is the current one.

@@ -18,6 +18,7 @@ mod hooks;
 mod invariants;
 mod kill;
 mod leftovers;
+mod limits;
 mod manager;
 mod marks;
 mod operator;

@@ -282,8 +282,8 @@ impl Coordinator {
         let told = wish.clone();
         let refused = self.aside("refuse", None, move |house| {
             match house.store.fail_waiting(told.sid, "overloaded", why) {
-                Ok(()) if house.store.peek_turn(told.sid).is_ok_and(|next| next.is_none()) => {}
-                Ok(()) => house.registry.want(told),
+                Ok(false) => {}
+                Ok(true) => house.registry.want(told),
                 Err(e) => log::error!(key = told.key; "what waits there cannot be refused: {e}"),
             }
             None

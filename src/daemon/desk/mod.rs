@@ -72,12 +72,16 @@ pub struct Running {
     pub turn_id: String,
     /// Why its time ran out, if it did.
     pub timed_out: Option<String>,
+    /// Why no more of its answer is taken, if it was too long.
+    pub too_large: Option<String>,
     /// The answer so far, for `turn_end` handlers.
     pub answer: String,
     /// Somebody else ended the turn: nothing more is written.
     pub stale: bool,
     unkept: Unkept,
     unwritten: usize,
+    /// How much its agent may still say, in bytes.
+    left: usize,
     flush_at: Option<Instant>,
     sent: Option<Sent>,
     clock: TurnClock,
@@ -211,10 +215,12 @@ impl Desk {
             turn: begun.turn,
             turn_id: begun.turn_id.clone(),
             timed_out: None,
+            too_large: None,
             answer: String::new(),
             stale: false,
             unkept: Unkept::default(),
             unwritten: 0,
+            left: usize::try_from(self.house.config().sessions.answer).unwrap_or(usize::MAX),
             flush_at: None,
             sent: None,
             clock: TurnClock::new(self.agent.turn_timeout.map(|t| now + t)),
@@ -340,9 +346,13 @@ impl Desk {
         }
         let size = match &item {
             Item::Text(t) | Item::Thought(t) => t.len(),
-            Item::Tool { detail, .. } => detail.to_string().len(),
+            Item::Tool { title, detail, .. } => title.len() + detail.to_string().len(),
             Item::Event(_, v) => v.to_string().len(),
         };
+        let Some(left) = r.left.checked_sub(size).filter(|_| r.too_large.is_none()) else {
+            return self.cut_short();
+        };
+        r.left = left;
         r.unwritten += size;
         r.unkept.push(item);
         let now = Instant::now();
@@ -364,10 +374,27 @@ impl Desk {
         }
     }
 
-    fn speak(&mut self, kind: EventKind, text: String) {
+    /// The agent says more than it may: no more of it is taken, and it is cancelled.
+    fn cut_short(&mut self) {
+        let limit = self.house.config().sessions.answer;
+        let Some(r) = self.running.as_mut().filter(|r| r.too_large.is_none()) else { return };
+        let why = format!("the agent said more than {limit} bytes in one turn (sessions.answer)");
+        log::warn!(key = self.identity.key, turn_id = r.turn_id; "{why}; it is cancelled");
+        r.too_large = Some(why);
+        self.interrupt.get_or_insert((Interrupt::Cancel(Instant::now() + CANCEL), Why::Cancelled));
+    }
+
+    fn speak(&mut self, kind: EventKind, mut text: String) {
         let Some(r) = self.running.as_mut() else { return };
-        if text.is_empty() {
+        if text.is_empty() || r.too_large.is_some() {
             return;
+        }
+        let whole = text.len();
+        // What still fits is kept.
+        let fits = (0..=r.left.min(whole)).rev().find(|n| text.is_char_boundary(*n)).unwrap_or(0);
+        text.truncate(fits);
+        if fits == 0 {
+            return self.cut_short();
         }
         if kind == EventKind::Text && self.keep_answer && r.answer.len() < SHOWN {
             r.answer.push_str(&text);
@@ -384,11 +411,14 @@ impl Desk {
             Preview { session_id: session_id.clone(), turn_id: turn_id.clone(), json }
         });
         self.push(if kind == EventKind::Text { Item::Text(text) } else { Item::Thought(text) }, false);
+        if fits < whole {
+            self.cut_short();
+        }
     }
 
     fn tool(&mut self, call: ToolCall) {
         let Some(r) = self.running.as_mut() else { return };
-        if r.tools.len() >= TOOLS && !r.tools.contains_key(&call.id) {
+        if r.too_large.is_some() || r.tools.len() >= TOOLS && !r.tools.contains_key(&call.id) {
             return;
         }
         let known =

@@ -136,7 +136,7 @@ fn a_day(rig: &mut Rig) {
     let again = store.begin_turn(wish).unwrap().unwrap();
     assert!(again.continues.is_some());
     rig.finish(again.turn, Outcome::Completed);
-    store.worker_died(a.sid).unwrap();
+    store.worker_died(a.sid, false).unwrap();
     look(rig, &a, &again.turn_id);
     let store = &rig.store;
     store.reset(key(), "agent".into(), ACTOR).unwrap();

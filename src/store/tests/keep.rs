@@ -126,6 +126,58 @@ fn a_running_turns_text_is_kept_until_it_is_in_the_transcript() {
     assert_eq!(rig.transcript(&a.session_id).len(), 2);
 }
 
+/// A clock that ran ahead and was set back keeps nothing of what came since from being pruned, nor what it wrote itself.
+#[test]
+fn what_a_clock_wrote_that_ran_ahead_keeps_nothing_from_being_pruned() {
+    let rig = Rig::new();
+    let sent = |key: &str, n: i64| {
+        let id = Some(n.to_string());
+        rig.store.accept_message(Accept { client_id: id, ..rig.accept(key, "m") }).unwrap()
+    };
+    let settled = || {
+        let a = rig.say(KEY, "m");
+        rig.open(a.sid);
+        rig.store.reset(key(), "agent".into(), ACTOR).unwrap();
+        for o in rig.store.pending_deliveries(0, 100).unwrap() {
+            rig.store.settle_delivery(o.did, Settled::Delivered, false, |_| ());
+        }
+    };
+    rig.pass(400 * DAY);
+    for n in 0..700 {
+        let a = sent("local:ahead", n);
+        rig.store.fail_waiting(a.sid, "c", "t".into()).unwrap();
+    }
+    settled();
+    rig.now.store(T0, Ordering::SeqCst);
+    for n in 0..50 {
+        let a = sent("local:since", n);
+        rig.store.fail_waiting(a.sid, "c", "t".into()).unwrap();
+    }
+    settled();
+    assert_eq!(prune(&rig, &keep()).total(), 0, "all of it is young");
+    rig.pass(7 * DAY + 1);
+    let p = prune(&rig, &keep());
+    assert_eq!(rig.number("SELECT count(*) FROM events"), 0, "{p:?}");
+    assert_eq!((p.ids, rig.number("SELECT count(*) FROM messages WHERE client_id IS NOT NULL")), (750, 0), "{p:?}");
+    assert_eq!((p.deliveries, rig.number("SELECT count(*) FROM deliveries")), (6, 0), "{p:?}");
+}
+
+/// A turn that runs for long keeps its own text, and nothing else.
+#[test]
+fn a_turn_that_runs_keeps_nobody_elses_events() {
+    let rig = Rig::new();
+    let (_, b) = rig.running(KEY, "m");
+    for n in 1..700 {
+        rig.store.append(b.turn, batch(n, vec![Item::Text("x".into())])).unwrap();
+    }
+    let (_, other) = rig.running("local:other", "m");
+    rig.finish(other.turn, Outcome::Completed);
+    rig.pass(8 * DAY);
+    prune(&rig, &keep());
+    assert!(rig.store.events(Some("local:other"), 0, 10).unwrap().items.is_empty());
+    assert_eq!(rig.number("SELECT count(*) FROM events"), 699);
+}
+
 #[test]
 fn ids_are_known_for_their_time_and_until_their_turn_is_over() {
     let mut rig = Rig::new();

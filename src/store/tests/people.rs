@@ -311,8 +311,11 @@ fn a_worker_that_died_fails_its_turn_and_ends_its_activation() {
     let rig = Rig::new();
     let (a, b) = rig.running(KEY, "m");
     rig.store.append(b.turn, batch(1, vec![Item::Text("so far".into())])).unwrap();
-    rig.store.worker_died(a.sid).unwrap();
-    rig.store.worker_died(a.sid).unwrap();
+    let waits = rig.say(KEY, "next");
+    rig.store.worker_died(a.sid, false).unwrap();
+    // One whose commit was in doubt is sent again: what waits behind is not failed for it.
+    rig.store.worker_died(a.sid, true).unwrap();
+    assert_eq!(rig.state(&waits.turn_id), "queued");
     assert_eq!(rig.store.turn(&b.turn_id).unwrap().error.unwrap().0, "internal");
     assert_eq!(rig.transcript(&a.session_id), ["user: m", "agent: so far"]);
     assert_eq!(lives(&rig, 0), ["session_start:new", "session_end:crash"]);

@@ -351,7 +351,47 @@ fn a_message_whose_agent_cannot_start_fails_and_is_told() {
     assert!(rig.store.fail_queued(begun.turn.sid, 1, "agent_start".into(), "gone".into()).unwrap());
     assert_eq!([rig.state(&begun.turn_id), rig.state(&waits.turn_id)], ["failed", "queued"]);
     let c = rig.say("local:c", "c");
-    rig.store.fail_waiting(c.sid, "overloaded", "no thread".into()).unwrap();
-    rig.store.fail_waiting(c.sid, "overloaded", "no thread".into()).unwrap();
-    assert_eq!(rig.events("local:c", 0), ["turn_end:failed"]);
+    rig.say("local:c", "behind it");
+    let fail = || rig.store.fail_waiting(c.sid, "overloaded", "no thread".into()).unwrap();
+    assert_eq!([fail(), fail(), fail()], [true, false, false], "whether another one waits");
+    assert_eq!(rig.events("local:c", 0), ["turn_end:failed", "turn_end:failed"]);
+}
+
+/// However often it is cut off, what is run again is the message; nothing is left out but for its size.
+#[test]
+fn a_message_runs_again_after_any_number_of_interruptions() {
+    let mut rig = Rig::new();
+    let (a, _) = rig.running(KEY, "the question");
+    let again = |rig: &Rig| {
+        let epoch = rig.open(a.sid);
+        let wish = Begin { asked: true, on_interrupt: OnInterrupt::Rerun, alone_at: 0, ..rig.wish(a.sid, epoch) };
+        rig.store.begin_turn(wish).unwrap().unwrap()
+    };
+    for n in 0..130 {
+        rig.crash_at(0);
+        assert_eq!(again(&rig).prompt, "the question", "after {n} interruptions");
+    }
+    assert!(!rig.events(KEY, 0).contains(&"notice:message_lost".to_owned()));
+}
+
+#[test]
+fn of_messages_that_are_too_much_the_newest_are_told_again_and_the_rest_is_said_to_be_missing() {
+    let mut rig = Rig::new();
+    let long = |n: usize| format!("{n}{}", "x".repeat(4_000_000));
+    let (a, mut begun) = rig.running(KEY, &long(0));
+    for n in 1..6 {
+        rig.crash_at(0);
+        let epoch = rig.open(a.sid);
+        rig.say(KEY, &long(n));
+        // Each goes on with the one before it, and has a message of its own.
+        let wish = Begin { on_interrupt: OnInterrupt::Resume, alone_at: 0, ..rig.wish(a.sid, epoch) };
+        let next = rig.store.begin_turn(wish).unwrap().unwrap();
+        assert_eq!(next.continues.as_ref().unwrap().turn_id, begun.turn_id);
+        begun = next;
+    }
+    let told = rig.events(KEY, 0).iter().filter(|e| *e == "notice:message_lost").count();
+    assert_eq!(told, 1, "four of four million bytes fit into 16 MiB, five do not");
+    let quoted = |n: usize| begun.prompt.contains(&format!("> {n}x"));
+    assert_eq!([0, 1, 2, 3, 4].map(quoted), [false, true, true, true, true]);
+    assert!(begun.prompt.contains("5x"), "its own message is there in any case");
 }

@@ -160,7 +160,7 @@ impl House {
         if !self.quiet && run.ending.is_none() && self.dice.chance(2) {
             // The worker panics.
             let sid = w.sid;
-            return match self.call(|s| s.worker_died(sid)) {
+            return match self.call(|s| s.worker_died(sid, false)) {
                 Ok(()) => {
                     // What still waits in the session is for its next worker.
                     self.daemon.wishes.insert(sid, w.asked);
