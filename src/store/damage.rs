@@ -83,7 +83,7 @@ fn looks() -> Vec<Look> {
         (
             "activation",
             "SELECT a.sid, a.epoch, a.bid, a.agent, a.cwd, a.opened_at, a.turns_before, a.messages_before,
-               EXISTS (SELECT 1 FROM sessions s WHERE s.sid=a.sid), EXISTS (SELECT 1 FROM boots b WHERE b.bid=a.bid),
+               EXISTS (SELECT 1 FROM sessions s WHERE s.sid=a.sid), EXISTS (SELECT 1 FROM boots b WHERE b.bid=a.bid AND b.ended_at IS NULL),
                a.pid, a.pid_start, a.abandoned
              FROM activations a WHERE a.closed_at IS NULL"
                 .into(),
@@ -96,7 +96,7 @@ fn looks() -> Vec<Look> {
                 Ok(if !session {
                     Some("its session is missing".into())
                 } else if !boot {
-                    Some("its boot is missing".into())
+                    Some("its boot is over, or missing".into())
                 } else {
                     None
                 })
