@@ -203,7 +203,7 @@ function SessionEvent:transcript(options) end
 ---@field duration_ms integer
 ---@field text string The answer, or as much as there was of it.
 
----An agent asks for leave. The daemon waits.
+---An agent asks for permission. The daemon waits.
 ---@class ostler.Permission : ostler.SessionEvent
 ---@field key string
 ---@field session_id string
@@ -422,6 +422,20 @@ function ostler.kv.incr(key, by, options) end
 ---@field next_id string?
 ---@field turns integer
 ---@field messages integer
+---@field permissions ostler.OpenPermission[] What its agent waits for, oldest first.
+
+---What an agent waits for. Each field may be cut, as in `ostler.Permission`.
+---@class ostler.OpenPermission
+---@field request_id string
+---@field turn_id string
+---@field tool_call_id string
+---@field title string?
+---@field kind string?
+---@field input any
+---@field content any
+---@field locations ostler.Location[]?
+---@field options ostler.Option[]
+---@field since string RFC 3339.
 
 ---@class ostler.Session
 ---@field key string
