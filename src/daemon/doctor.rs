@@ -53,7 +53,7 @@ pub fn examine(config: &Config, state_dir: &Path, boot_id: Option<&str>) -> Vec<
         }
         _ => {
             all.push(examine_lock(state_dir, boot_id.is_some()));
-            all.extend(examine_database(&db));
+            all.extend(examine_database(&db, lock::holder(state_dir)));
             all.push(examine_leftovers(state_dir, &db, boot_id));
         }
     }
@@ -99,8 +99,13 @@ fn examine_lock(state_dir: &Path, answers: bool) -> Finding {
     }
 }
 
-fn examine_database(db: &Path) -> Vec<Finding> {
+fn examine_database(db: &Path, holder: Option<i32>) -> Vec<Finding> {
     if !db.exists() {
+        if let Some(pid) = holder {
+            let found = format!("{}: it is gone, though a daemon (pid {pid}) has it open", db.display());
+            let remedy = "put it back at its place, or stop the daemon: what it was sent since is refused";
+            return vec![finding("database", Level::Bad, found, remedy)];
+        }
         return vec![finding("database", Level::Good, "none yet: the first start makes it", "")];
     }
     let file = match store::examine(db) {

@@ -2,7 +2,7 @@
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, Read as _, Seek as _, Write as _};
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -11,10 +11,29 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use crate::proc::procfs;
 
-/// The lock, until it is dropped.
+/// How long an owner may take to write its pid after it took the lock.
+const BEGINNING: Duration = Duration::from_secs(5);
+/// How often that is looked for.
+const AGAIN: Duration = Duration::from_millis(50);
+
+/// The lock, until it is dropped. The directory itself is locked too: the file can be removed by hand, and a second daemon
+/// must not start beside the first for that.
 #[derive(Debug)]
 pub struct Lock {
     file: File,
+    path: PathBuf,
+    _dir: Option<File>,
+}
+
+/// What became of the file meanwhile.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Look {
+    /// It is ours.
+    Ours,
+    /// It had been removed or replaced, and is made anew.
+    Remade,
+    /// It is another's now, or cannot be made anew: why.
+    Lost(String),
 }
 
 /// Why it was not taken.
@@ -50,24 +69,52 @@ impl Lock {
     pub fn take(dir: &Path) -> Result<Self, Held> {
         let path = dir.join("lock");
         let fail = |error| Held::Io { path: path.clone(), error };
-        let mut file = OpenOptions::new()
-            .create(true)
-            .truncate(false)
-            .read(true)
-            .write(true)
-            .mode(0o600)
-            .open(&path)
-            .map_err(fail)?;
+        let locked = match lock_dir(dir) {
+            Ok(locked) => locked,
+            Err(()) => {
+                let pid = File::open(&path).ok().and_then(|mut file| read_pid(&mut file));
+                return Err(Held::Owned { dir: dir.into(), pid });
+            }
+        };
+        let mut file = open(&path).map_err(fail)?;
         match file.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => return Err(Held::Owned { dir: dir.into(), pid: read_pid(&mut file) }),
             Err(TryLockError::Error(error)) => return Err(fail(error)),
         }
-        file.set_len(0)
-            .and_then(|()| file.rewind())
-            .and_then(|()| writeln!(file, "{}", std::process::id()))
-            .map_err(fail)?;
-        Ok(Self { file })
+        write_pid(&mut file).map_err(fail)?;
+        Ok(Self { file, path, _dir: locked })
+    }
+
+    /// Looks whether the file under the lock's name is still the one that is locked, and makes it anew where it is not.
+    pub fn look(&mut self) -> Look {
+        let lost = |e: io::Error| Look::Lost(e.to_string());
+        let ours = match self.file.metadata() {
+            Ok(meta) => (meta.dev(), meta.ino()),
+            Err(e) => return lost(e),
+        };
+        match std::fs::metadata(&self.path) {
+            Ok(meta) if (meta.dev(), meta.ino()) == ours => return Look::Ours,
+            Ok(_) => {}
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+            Err(e) => return lost(e),
+        }
+        let mut file = match open(&self.path) {
+            Ok(file) => file,
+            Err(e) => return lost(e),
+        };
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                return Look::Lost(format!("another ostler{} owns it", pid_text(read_pid(&mut file))));
+            }
+            Err(TryLockError::Error(e)) => return lost(e),
+        }
+        if let Err(e) = write_pid(&mut file) {
+            return lost(e);
+        }
+        self.file = file;
+        Look::Remade
     }
 
     /// Takes the lock from a live owner: asks it to stop, waits, then forces it. A process that does not hold the lock is
@@ -81,18 +128,29 @@ impl Lock {
         let until = Instant::now() + patience;
         let mut asked: Option<i32> = None;
         let mut speaks: Option<File> = None;
-        for _ in 0..8 {
+        let mut begins_by = Instant::now() + BEGINNING;
+        let mut rounds = 0;
+        while rounds < 8 {
             let pid = match Self::take(dir) {
-                Err(Held::Owned { pid: Some(pid), .. }) => pid,
+                Err(Held::Owned { pid, .. }) => pid,
                 other => return other,
             };
+            // One that has just taken the lock has not written its pid yet, or another's still stands there.
+            let Some((pid, owner)) = pid.and_then(|pid| Some((pid, owner(dir, pid)?))) else {
+                if Instant::now() >= begins_by {
+                    break;
+                }
+                std::thread::park_timeout(AGAIN);
+                continue;
+            };
+            begins_by = Instant::now() + BEGINNING;
+            rounds += 1;
             if asked.is_some_and(|first| first != pid) {
                 return Err(Held::Owned { dir: dir.into(), pid: Some(pid) });
             }
-            let Some(owner) = owner(dir, pid) else { continue };
             // One of those that want it speaks to the owner.
             if speaks.is_none() {
-                speaks = File::open(dir).ok().filter(|d| d.try_lock().is_ok());
+                speaks = open(&dir.join("lock.replace")).ok().filter(|f| f.try_lock().is_ok());
             }
             let (signal, what) = match (asked, &speaks) {
                 (None, None) => (None, "another one has asked it to stop, it is waited for"),
@@ -116,11 +174,27 @@ impl Lock {
         }
         Self::take(dir)
     }
+}
 
-    /// The file's descriptor is the lock; it must live as long as the daemon.
-    #[must_use]
-    pub const fn file(&self) -> &File {
-        &self.file
+/// The file, made if it is not there.
+fn open(path: &Path) -> io::Result<File> {
+    OpenOptions::new().create(true).truncate(false).read(true).write(true).mode(0o600).open(path)
+}
+
+fn write_pid(file: &mut File) -> io::Result<()> {
+    file.set_len(0).and_then(|()| file.rewind()).and_then(|()| writeln!(file, "{}", std::process::id()))
+}
+
+/// Locks the directory itself. Nothing where the file system cannot; an error: another daemon holds it.
+fn lock_dir(dir: &Path) -> Result<Option<File>, ()> {
+    let Ok(file) = File::open(dir) else { return Ok(None) };
+    match file.try_lock() {
+        Ok(()) => Ok(Some(file)),
+        Err(TryLockError::WouldBlock) => Err(()),
+        Err(TryLockError::Error(e)) => {
+            log::debug!("{}: the directory cannot be locked: {e}", dir.display());
+            Ok(None)
+        }
     }
 }
 
@@ -166,6 +240,45 @@ mod tests {
         drop(first);
         assert_eq!(holder(dir.path()), None);
         Lock::take(dir.path()).expect("free again, whatever pid stands in it");
+    }
+
+    #[test]
+    fn a_file_that_is_removed_is_made_anew_and_nobody_comes_in_between() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("lock");
+        let mut first = Lock::take(dir.path()).expect("the lock");
+        assert_eq!(first.look(), Look::Ours);
+        std::fs::remove_file(&path).expect("removed");
+        assert!(matches!(Lock::take(dir.path()), Err(Held::Owned { .. })), "before it was noticed");
+        assert_eq!(first.look(), Look::Remade);
+        assert_eq!(holder(dir.path()), i32::try_from(std::process::id()).ok());
+        // Somebody who does not know of the directory's lock.
+        std::fs::remove_file(&path).expect("removed");
+        let other = open(&path).expect("another file");
+        other.try_lock().expect("locked");
+        assert!(matches!(first.look(), Look::Lost(_)));
+        drop(other);
+        assert_eq!(first.look(), Look::Remade);
+        drop(first);
+        Lock::take(dir.path()).expect("free");
+    }
+
+    /// The owner has the lock, and its pid does not stand in the file yet: it is waited for, not given up.
+    #[test]
+    fn an_owner_that_just_begins_is_waited_for() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("lock");
+        let beginning = open(&path).expect("the file");
+        beginning.try_lock().expect("locked");
+        let (taken, take) = std::sync::mpsc::channel();
+        let theirs = dir.path().to_owned();
+        let replacer = std::thread::spawn(move || {
+            taken.send(()).expect("heard");
+            Lock::replace(&theirs, Duration::from_secs(30), &|_| false).map(drop)
+        });
+        take.recv().expect("it begins");
+        drop(beginning);
+        replacer.join().expect("no panic").expect("it is taken once it is free");
     }
 
     #[test]

@@ -23,6 +23,7 @@ pub mod delivery;
 pub mod desk;
 mod dirs;
 pub mod doctor;
+mod files;
 mod home;
 pub mod house;
 pub mod hub;
@@ -76,9 +77,9 @@ pub mod exit {
     pub const CONFIG: i32 = 78;
 }
 
-/// The most threads of the daemon's own that live at once, beside those of the hooks: each of its rooms has one (12 with two
+/// The most threads of the daemon's own that live at once, beside those of the hooks: each of its rooms has one (13 with two
 /// listeners), whatever it does aside one each (8), and as many as there may be hooks that hang (8).
-const OWN_THREADS: usize = 28;
+const OWN_THREADS: usize = 29;
 
 /// Why the daemon did not start: an exit code and a text.
 struct NoStart(i32, String);
@@ -141,6 +142,7 @@ fn start(mut options: ServeOptions) -> Result<i32, NoStart> {
     crate::failpoint::hit("boot", "locked");
     let store = Store::open(&options.state_dir.join("ostler.db")).map_err(|e| NoStart(exit::STATE, e.to_string()))?;
     crate::reserved::keep(&options.state_dir);
+    let lock = files::watch(&options.state_dir, lock, store.clone()).map_err(internal)?;
     let opened = store.clone();
     let (code, deadline) = run(options, token, store, scripts, signals).inspect_err(|_| {
         // A start that fails leaves the file as a stop does; after a stop it is closed already.
@@ -192,7 +194,7 @@ fn run(
     let opened = socket::listen(&options.socket, http.as_ref(), token.is_some())?;
     let recovered = store
         .open_boot(BootInfo { boot_id, pid: std::process::id(), threshold })
-        .map_err(|e| NoStart(exit::STATE, format!("recovery: {e}")))?;
+        .map_err(|e| NoStart(exit::STATE, format!("{}: recovery: {e}", store.path().display())))?;
     if recovered.deaths > 0 {
         log::warn!(
             "the last boot died: {} activations closed, {} turns interrupted, {} sessions suspended",

@@ -12,6 +12,8 @@ use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
+use rusqlite::ffi;
+
 use crate::clock::Millis;
 use crate::model::event::{HandlerId, HookEvent};
 use crate::model::trust::{Problem, judge};
@@ -23,6 +25,7 @@ mod condition;
 mod damage;
 mod dirs;
 mod due;
+mod files;
 mod isolate;
 mod journal;
 mod kv;
@@ -101,7 +104,17 @@ pub enum Error {
 
 impl Error {
     fn open(path: &Path, error: &rusqlite::Error) -> Self {
-        Self::Open { path: path.into(), why: error.to_string() }
+        let mut why = error.to_string();
+        let code = error.sqlite_error().map_or(0, |e| e.extended_code);
+        if [ffi::SQLITE_IOERR_SHMMAP, ffi::SQLITE_IOERR_SHMOPEN, ffi::SQLITE_IOERR_SHMSIZE, ffi::SQLITE_IOERR_SHMLOCK]
+            .contains(&code)
+        {
+            why.push_str(
+                ": the file system cannot map memory that processes share (FUSE with direct_io?); the state directory \
+                 must be on another one (--state-dir)",
+            );
+        }
+        Self::Open { path: path.into(), why }
     }
 
     /// The refusal, if the rules said no.
@@ -193,6 +206,8 @@ struct Shared {
     working: AtomicBool,
     condition: condition::Condition,
     known: RwLock<Known>,
+    /// None where the database is in memory.
+    files: Option<Arc<files::Files>>,
     tally: Mutex<Tally>,
     /// Sessions whose rows could not be used, and for what: logged already.
     damaged: Mutex<BTreeSet<(i64, &'static str)>>,
@@ -242,7 +257,8 @@ impl Store {
     /// As there.
     pub fn open_in(path: &Path, world: World) -> Result<Self, Error> {
         let conn = if world.memory { schema::open_memory(path)? } else { schema::open(path, world.durable)? };
-        let readers = readers::Readers::new(path, world.readers);
+        let files = (!world.memory).then(|| Arc::new(files::Files::new(path)));
+        let readers = readers::Readers::new(path, world.readers, files);
         Self::with(path, world, conn, readers)
     }
 
@@ -266,6 +282,7 @@ impl Store {
             working: AtomicBool::new(false),
             condition: condition::Condition::default(),
             known: RwLock::new(None),
+            files: readers.files(),
             tally: Mutex::default(),
             damaged: Mutex::default(),
             owed: RwLock::new(Arc::new(|_| Vec::new())),
@@ -416,6 +433,14 @@ impl Store {
         hurried.note_alive().err().map(|e| self.shared.condition.trouble().unwrap_or_else(|| e.to_string()))
     }
 
+    /// Looks whether the database's files are still those that were opened; else the trouble is told and shown at once, not
+    /// only when the next message comes.
+    pub fn look(&self) {
+        if let Err(e) = self.shared.intact() {
+            self.shared.condition.failed(&not_kept(&e).to_string());
+        }
+    }
+
     /// The time that what is stored goes by: the wall clock, where it is believed.
     #[must_use]
     pub fn now(&self) -> Millis {
@@ -453,6 +478,7 @@ impl Store {
     /// # Errors
     /// The copy cannot be written, or is not sound.
     pub fn backup(&self, to: &Path) -> Result<(), Error> {
+        self.shared.intact()?;
         let from = schema::open_reader(self.path())?;
         schema::create(to).map_err(|e| Error::Open { path: to.into(), why: e.to_string() })?;
         let done = copy(&from, to);
@@ -502,6 +528,11 @@ impl Shared {
         *self.known.write().unwrap_or_else(PoisonError::into_inner) = newest.map(|newest| (newest, Instant::now()));
     }
 
+    /// The files are those that were opened.
+    fn intact(&self) -> Result<(), Error> {
+        self.files.as_ref().map_or(Ok(()), |files| files.look().map_err(Error::Unavailable))
+    }
+
     /// The writer is about to call SQLite. Guards do not nest: one thread alone has the writer.
     fn working(&self) -> Working<'_> {
         self.working.store(true, Ordering::SeqCst);
@@ -520,6 +551,12 @@ impl Shared {
             _ => Admission::Stopping,
         }
     }
+}
+
+/// Nothing was changed, for this reason.
+fn not_kept(why: &Error) -> Error {
+    let why = why.to_string();
+    Error::Unavailable(format!("nothing was kept of this: {}", why.trim_start_matches("store: ")))
 }
 
 fn closed() -> Error {

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use rusqlite::Connection;
 
+use super::files::Files;
 use super::{Error, Store, closed, schema};
 
 /// The pool: so many may read at once. A connection is opened by the first who needs one more, so that a start does not
@@ -16,6 +17,8 @@ pub(super) struct Readers(Arc<Pool>);
 
 struct Pool {
     path: PathBuf,
+    /// None where the database is in memory.
+    files: Option<Arc<Files>>,
     state: Mutex<State>,
     returned: Condvar,
 }
@@ -30,9 +33,14 @@ struct State {
 }
 
 impl Readers {
-    pub(super) fn new(path: &Path, readers: usize) -> Self {
+    pub(super) fn new(path: &Path, readers: usize, files: Option<Arc<Files>>) -> Self {
         let state = State { free: Vec::new(), unopened: readers, lent: 0, closed: false };
-        Self(Arc::new(Pool { path: path.into(), state: Mutex::new(state), returned: Condvar::new() }))
+        Self(Arc::new(Pool { path: path.into(), files, state: Mutex::new(state), returned: Condvar::new() }))
+    }
+
+    /// The database's files.
+    pub(super) fn files(&self) -> Option<Arc<Files>> {
+        self.0.files.clone()
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -74,6 +82,10 @@ impl Readers {
         // From here on the place is given back whatever comes.
         let mut lent = Lent { readers: self.clone(), conn };
         if lent.conn.is_none() {
+            // Another file under the name is another database.
+            if let Some(files) = &self.0.files {
+                files.look().map_err(Error::Unavailable)?;
+            }
             lent.conn = Some(schema::open_reader(&self.0.path)?);
         }
         Ok(lent)

@@ -41,6 +41,21 @@ pub fn open(path: &Path, durable: bool) -> Result<Connection, Error> {
     connect(path, durable)
 }
 
+/// Opens a database file again that [`open`] has made ready; it makes none.
+///
+/// # Errors
+/// It cannot be opened.
+pub fn reopen(path: &Path, durable: bool) -> Result<Connection, Error> {
+    connect(path, durable)
+}
+
+/// How an existing file is opened: none is made where it is gone. What is in memory is made by whoever comes first.
+fn existing(path: &Path) -> OpenFlags {
+    let mut flags = OpenFlags::default();
+    flags.set(OpenFlags::SQLITE_OPEN_CREATE, path.to_string_lossy().starts_with("file:"));
+    flags
+}
+
 /// Opens a database in memory by its URI: no file is there to inspect or to make.
 ///
 /// # Errors
@@ -50,7 +65,7 @@ pub fn open_memory(uri: &Path) -> Result<Connection, Error> {
 }
 
 fn connect(path: &Path, durable: bool) -> Result<Connection, Error> {
-    let mut conn = Connection::open(path).map_err(|e| Error::open(path, &e))?;
+    let mut conn = Connection::open_with_flags(path, existing(path)).map_err(|e| Error::open(path, &e))?;
     configure(&conn, durable).map_err(|e| Error::open(path, &e))?;
     migrate(&mut conn).map_err(|e| Error::open(path, &e))?;
     #[cfg(test)]
@@ -73,7 +88,7 @@ pub fn create(path: &Path) -> std::io::Result<()> {
 /// # Errors
 /// The file cannot be opened.
 pub fn open_reader(path: &Path) -> Result<Connection, Error> {
-    let conn = Connection::open(path).map_err(|e| Error::open(path, &e))?;
+    let conn = Connection::open_with_flags(path, existing(path)).map_err(|e| Error::open(path, &e))?;
     conn.execute_batch("PRAGMA query_only=ON; PRAGMA cache_size=-2048; PRAGMA mmap_size=0;")
         .and_then(|()| conn.busy_timeout(BUSY))
         .and_then(|()| keep_plans(&conn))

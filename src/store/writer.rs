@@ -17,10 +17,11 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::Sender;
 use rusqlite::{Connection, ErrorCode};
 
+use super::files;
 use super::lane::{NotTaken, Queue, Woken};
 use super::tx::{Commit, Tx};
 use super::world::Step;
-use super::{Error, Shared, closed, schema};
+use super::{Error, Shared, closed, not_kept, schema};
 use crate::failpoint;
 
 /// The most members of one transaction.
@@ -118,6 +119,8 @@ enum Fate {
     Lost,
     /// It could not begin: nothing was kept.
     Refused(Error),
+    /// It was committed into files that are not under the database's name any more.
+    Gone(Error),
     /// The COMMIT failed.
     Broken(Error),
 }
@@ -233,7 +236,12 @@ impl Writer {
             }
             Fate::Lost => self.refuse(group, &disk_full()),
             Fate::Refused(error) => {
-                self.refuse(group, &Error::Unavailable(format!("nothing was kept of this: {error}")));
+                self.refuse(group, &not_kept(&error));
+            }
+            Fate::Gone(error) => {
+                // Put back in time, the file holds it.
+                self.refuse(group, &Error::Unavailable(format!("it may or may not have been kept: {error}")));
+                self.shielded("who is told of doubts", || self.shared.doubted());
             }
             Fate::Broken(error) => self.broken(group, &error),
         }
@@ -280,15 +288,25 @@ impl Writer {
 
     fn give_up_connection(&mut self) {
         if !self.shared.world.memory {
-            let _working = self.shared.working();
-            self.conn = None;
+            let shared = self.shared.clone();
+            let _working = shared.working();
+            self.drop_connection();
+        }
+    }
+
+    fn drop_connection(&mut self) {
+        let conn = self.conn.take();
+        match &self.shared.files {
+            Some(files) => files.with_new_log(|| drop(conn)),
+            None => drop(conn),
         }
     }
 
     /// The connection, opened anew if the last commit failed.
     fn ready(&mut self) -> Result<&Connection, Error> {
         if self.conn.is_none() {
-            self.conn = Some(schema::open(&self.shared.path, self.shared.world.durable)?);
+            let open = || schema::reopen(&self.shared.path, self.shared.world.durable);
+            self.conn = Some(self.shared.files.as_ref().map_or_else(open, |files| files.with_new_log(open))?);
             log::info!("store: the database is open again");
         }
         self.conn.as_ref().ok_or_else(closed)
@@ -296,11 +314,26 @@ impl Writer {
 
     /// Begins a transaction. A lock that another process holds, or a full disk, is no fault of the connection.
     fn begin(&mut self) -> Result<(), Error> {
+        self.shared.intact()?;
         let begun = quick(self.ready()?, "BEGIN IMMEDIATE").map_err(Error::from);
-        if begun.as_ref().is_err_and(|e| !is_full(e) && !is_busy(e)) && !self.shared.world.memory {
-            self.conn = None;
+        match begun {
+            Err(e) if is_busy(&e) => Err(Error::Unavailable(self.locked())),
+            Err(e) if !is_full(&e) && !self.shared.world.memory => {
+                self.drop_connection();
+                Err(e)
+            }
+            begun => begun,
         }
-        begun
+    }
+
+    /// Another process holds the write lock: which one.
+    fn locked(&self) -> String {
+        let path = self.shared.path.display();
+        let index = format!("{path}-shm");
+        match files::lockers(std::path::Path::new(&index)).as_slice() {
+            [] => format!("{path}: the database is locked by another process"),
+            holders => format!("{path}: the database is locked by {}", holders.join(", ")),
+        }
     }
 
     fn attempt(&mut self, group: &mut [Box<dyn Work>]) -> Fate {
@@ -354,6 +387,9 @@ impl Writer {
         if strikes(Step::Committed) {
             return Fate::Broken(Error::Unavailable("the answer of the disk was lost".into()));
         }
+        if let Err(gone) = shared.intact() {
+            return Fate::Gone(gone);
+        }
         Fate::Committed(outcomes, commit, wrote)
     }
 
@@ -371,7 +407,8 @@ impl Writer {
         }
         let folded = {
             let _working = self.shared.working();
-            self.conn.as_ref().map_or(Ok(true), fold)
+            let intact = self.shared.intact().is_ok();
+            self.conn.as_ref().map_or(Ok(true), |conn| if intact { fold(conn) } else { Ok(false) })
         };
         if let Ok(true) = folded {
             self.fold_at = None;
@@ -393,6 +430,7 @@ impl Writer {
         }
         let Some(conn) = self.conn.take() else { return Ok(()) };
         let _working = self.shared.working();
+        self.shared.intact()?;
         let folded = fold(&conn)?;
         conn.close().map_err(|(conn, e)| {
             drop(conn);

@@ -97,7 +97,7 @@ fn a_slow_store() {
 }
 
 /// Why it is not ready.
-fn not_ready(d: &Daemon) -> String {
+pub fn not_ready(d: &Daemon) -> String {
     let mut answer = d.raw_request(b"GET /readyz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
     assert!(answer.starts_with("HTTP/1.1 503"), "{answer}");
     let told: Value = serde_json::from_str(&answer.split_off(answer.find('{').unwrap())).unwrap();
