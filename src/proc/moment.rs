@@ -1,5 +1,5 @@
-//! A moment in the life of the machine's processes, and which of them began since: told by their numbers alone, so that
-//! it costs one listing of `/proc` and not a look at every process.
+//! A moment in the life of the machine's processes, and which of them began since: told by their numbers alone. Where few
+//! began, each number is asked for, whatever else the machine has; else it costs one listing of `/proc`.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
@@ -8,6 +8,9 @@ use super::procfs::{self, Picture};
 
 /// With so many processes since a moment one shared picture of all is cheaper.
 const FEW: usize = 128;
+
+/// So many numbers are asked for one by one; beyond it `/proc` is listed.
+const ASKED: u32 = 512;
 
 /// Numbers are given in rising order and begin anew at the machine's bound. With this many begun since a moment, by half
 /// the least bound that a machine has by default, they may have done so twice.
@@ -28,6 +31,12 @@ impl Moment {
         let forks =
             procfs::text("/proc/stat")?.lines().find_map(|l| l.strip_prefix("processes "))?.trim().parse().ok()?;
         Some(Self { last, forks })
+    }
+
+    /// The numbers that were given since, if they are few; those of threads and of what is gone are among them.
+    fn given_until(&self, now: &Self) -> Option<Vec<u32>> {
+        let known = now.forks.saturating_sub(self.forks) < TRUSTED && now.last >= self.last;
+        (known && now.last - self.last <= ASKED).then(|| (self.last + 1..=now.last).collect())
     }
 
     /// Whether a process of that number, found by `now`, may have begun since.
@@ -65,10 +74,14 @@ fn listing() -> Arc<Listing> {
     }
 }
 
-/// A picture, begun after this call, that has every process which began since the moment, and may have others.
+/// A picture, begun after this call, that has every process which began since the moment, and may have others. A thread can
+/// be among them, which no descriptor of a process can be had of.
 #[must_use]
 pub fn since(moment: Option<&Moment>) -> Arc<Picture> {
     let Some(moment) = moment else { return procfs::picture() };
+    if let Some(given) = Moment::now().and_then(|now| moment.given_until(&now)) {
+        return Arc::new(Picture::read(given));
+    }
     let listing = listing();
     let Some(now) = &listing.now else { return procfs::picture() };
     let new: Vec<u32> = listing.pids.iter().copied().filter(|pid| moment.may_have_begun(now, *pid)).collect();
@@ -95,6 +108,11 @@ mod tests {
         assert_eq!(begun(&at(100, 1000)), Vec::<u32>::new());
         assert_eq!(begun(&at(200, 1100)), [101, 200]);
         assert_eq!(begun(&at(99, 9000)), [1, 99, 101, 200, 32_000], "they began anew");
+        assert_eq!(at(100, 1000).given_until(&at(103, 1003)), Some(vec![101, 102, 103]));
+        assert_eq!(at(100, 1000).given_until(&at(100, 1000)), Some(Vec::new()));
+        for now in [at(99, 9000), at(101 + ASKED, 1600), at(103, 1000 + TRUSTED)] {
+            assert_eq!(at(100, 1000).given_until(&now), None, "{now:?}");
+        }
         assert_eq!(begun(&at(200, 1000 + TRUSTED)).len(), 6, "they may have done so twice: nobody knows");
     }
 
