@@ -107,13 +107,17 @@ fn a_timer_whose_last_run_lies_in_the_future_runs_again() {
 
 #[test]
 fn a_pause_of_the_process_is_no_timeout() {
-    // Two seconds of work in four, with a pause of five in each half.
+    // A program and a loop, each of which ends when the test says so: in the middle of a pause that is longer than the
+    // handler has.
     let script = format!(
         "{NOTE} ostler.on('session_end', function()
-          note('program') ostler.exec{{argv = {{'sleep', '1'}}}}
-          note('loop') local began = os.clock() while os.clock() - began < 0.5 do end
+          local root = ostler.config.out:match('^(.*)/out/log$')
+          note('program')
+          local wait = 'while ! test -e ' .. root .. '/program; do sleep 0.05; done'
+          assert(ostler.exec{{argv = {{'sh', '-c', wait}}, timeout = '1h'}}.status == 0)
+          note('loop') repeat local there <close> = io.open(root .. '/loop') until there
           note('done')
-        end, {{ timeout = '4s' }})"
+        end, {{ timeout = '6s' }})"
     );
     let mut daemon = Daemon::start(&script, CONFIG);
     assert_eq!(say(&daemon.client, "local:a", "hello").outcome, "completed");
@@ -122,7 +126,8 @@ fn a_pause_of_the_process_is_no_timeout() {
         daemon.await_lines(part, 1);
         let pid = Pid::from_child(&daemon.child);
         kill_process(pid, Signal::STOP).unwrap();
-        let slept = Command::new("sleep").arg("5").status();
+        let slept = Command::new("sleep").arg("7").status();
+        std::fs::write(daemon.at(part), "").unwrap();
         kill_process(pid, Signal::CONT).unwrap();
         assert!(slept.unwrap().success());
     }
