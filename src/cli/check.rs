@@ -41,8 +41,14 @@ fn warnings(config: &Config) -> Vec<String> {
     for check in doctor::secrets(config).into_iter().filter(|c| c.verdict != doctor::Verdict::Good) {
         out.push(format!("{}: {}; {}", check.name, check.found, check.remedy));
     }
-    if let Some(dir) = config.hooks.dir.as_ref().filter(|d| !d.exists()) {
-        out.push(format!("hooks.dir: {} does not exist", dir.display()));
+    if let Some(dir) = &config.hooks.dir {
+        if !dir.exists() {
+            out.push(format!("hooks.dir: {} does not exist", dir.display()));
+        } else {
+            for check in doctor::scripts(dir).into_iter().filter(|c| c.verdict == doctor::Verdict::Bad) {
+                out.push(format!("hooks.dir: {}; {}", check.found, check.remedy));
+            }
+        }
     }
     for root in config.hooks.fs_roots.iter().filter(|r| !r.is_dir()) {
         out.push(format!("hooks.fs_roots: {} is not a directory", root.display()));

@@ -207,7 +207,7 @@ fn secret(name: String, file: &Path, config: &Config) -> Check {
 }
 
 /// The scripts can be read, and nobody else can change them: others the daemon refuses.
-fn scripts(dir: &Path) -> Vec<Check> {
+pub(super) fn scripts(dir: &Path) -> Vec<Check> {
     let bad = |path: &Path, found: String, remedy: String| {
         Check::not_good(Verdict::Bad, "hooks", format!("{}: {found}", path.display()), remedy)
     };
@@ -225,7 +225,7 @@ fn scripts(dir: &Path) -> Vec<Check> {
     let mut out = Vec::new();
     for path in std::iter::once(dir).chain(scripts.iter().map(PathBuf::as_path)) {
         match path.metadata() {
-            Ok(m) if m.mode() & 0o022 != 0 => {
+            Ok(m) if m.mode() & 0o022 != 0 && !paths::is_read_only(path) => {
                 let remedy = format!("chmod go-w {}; until then the daemon refuses it", path.display());
                 out.push(bad(path, format!("others could write to it (mode {:o})", m.mode() & 0o777), remedy));
             }

@@ -179,15 +179,19 @@ fn first_dir(env: Env<'_>, name: &str) -> Option<PathBuf> {
     set(env, name)?.split(':').next().map(PathBuf::from).filter(|p| p.is_absolute())
 }
 
-/// The mode of a file that every user could write to; `None`: not every user could. What stands on a file system that is
-/// mounted for reading, as a container's volume of configuration does, cannot be written to whatever its mode says.
+/// Whether a file lies on a file system that is mounted for reading, as a container's volume of configuration is: nobody
+/// can write there, whatever its mode says.
+#[must_use]
+pub fn is_read_only(path: &Path) -> bool {
+    rustix::fs::statvfs(path).is_ok_and(|fs| fs.f_flag.contains(rustix::fs::StatVfsMountFlags::RDONLY))
+}
+
+/// The mode of a file that every user could write to; `None`: not every user could.
 #[must_use]
 pub fn open_to_all(file: &Path) -> Option<u32> {
     use std::os::unix::fs::MetadataExt as _;
     let meta = std::fs::metadata(file).ok().filter(|m| m.is_file() && m.mode() & 0o002 != 0)?;
-    let flags = rustix::fs::statvfs(file).map(|fs| fs.f_flag);
-    let fixed = flags.is_ok_and(|f| f.contains(rustix::fs::StatVfsMountFlags::RDONLY));
-    (!fixed).then(|| meta.mode() & 0o7777)
+    (!is_read_only(file)).then(|| meta.mode() & 0o7777)
 }
 
 #[cfg(test)]

@@ -11,7 +11,6 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use mlua::{Function, Lua, Table, Value};
-use rustix::fs::StatVfsMountFlags;
 
 use super::api::every::Schedule;
 use super::api::{self, Args, Call, Fault, duration, function, line_of, text, wrong};
@@ -541,8 +540,7 @@ fn listed(dir: &Path) -> Result<Vec<PathBuf>, LoadError> {
 pub fn guarded(path: &Path) -> Result<(), LoadError> {
     let meta = std::fs::metadata(path).map_err(|e| LoadError::new(path, format!("cannot be read: {e}")))?;
     let us = rustix::process::geteuid().as_raw();
-    let read_only = || rustix::fs::statvfs(path).is_ok_and(|s| s.f_flag.contains(StatVfsMountFlags::RDONLY));
-    if meta.mode() & 0o022 != 0 && !read_only() {
+    if meta.mode() & 0o022 != 0 && !config::paths::is_read_only(path) {
         let mode = meta.mode() & 0o7777;
         return Err(LoadError::new(path, format!("other users could write to it (mode {mode:o}): chmod go-w it")));
     }

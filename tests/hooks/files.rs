@@ -86,6 +86,10 @@ fn a_directory_for_everybody_is_taken_where_it_is_mounted_read_only() {
     let (_, said) = run(&["env"], check);
     assert!(said.contains("the daemon does not load it") && said.contains("(mode 777)"), "{said}");
     std::fs::set_permissions(data.join("a.lua"), std::fs::Permissions::from_mode(0o666)).unwrap();
+    let config = r#""$OSTLER" check-config "$DIR/ostler.toml" && "#;
+    let (code, said) = run(&["env"], &format!("{config} true"));
+    assert!(code == Some(0) && said.contains("others could write to it (mode 777)"), "{said}");
+    let check = format!("{config} {check}");
     let (code, said) = run(&["unshare", "--user", "--map-root-user", "--mount"], &format!("{mount} {check}"));
     if code == Some(99) || said.contains("unshare:") {
         eprintln!("SKIPPED: this sandbox lets nobody mount: {said}");
