@@ -18,6 +18,8 @@ const SWEEP: Duration = Duration::from_secs(3);
 /// The exec agent.
 #[derive(Debug)]
 pub struct Exec {
+    /// Its configuration's name.
+    name: String,
     command: Vec<String>,
     env: BTreeMap<String, String>,
     env_pass: Vec<String>,
@@ -27,7 +29,8 @@ impl Exec {
     /// Runs the command of this configuration.
     #[must_use]
     pub fn new(config: &config::Agent) -> Self {
-        Self { command: config.command.clone(), env: config.env.clone(), env_pass: config.env_pass.clone() }
+        let name = config.name.clone();
+        Self { name, command: config.command.clone(), env: config.env.clone(), env_pass: config.env_pass.clone() }
     }
 
     fn spawn(&self, host: &mut dyn Host, prompt: &Prompt) -> Result<Process, Failure> {
@@ -76,7 +79,7 @@ impl Agent for Exec {
         for line in process.end(host, rung, until) {
             log::warn!("{}: {line}: left by `{}`, and it cannot be ended", host.identity().key, self.command[0]);
         }
-        let failed = |why: String| Answer::Failed(Failure::new("agent_error", format!("{}: {why}", self.command[0])));
+        let failed = |why: String| Answer::Failed(Failure::new("agent_error", format!("agent {}: {why}", self.name)));
         match end {
             End::Interrupted(_) => Answer::Cancelled,
             End::Over if succeeded => Answer::Completed { stop_reason: None },

@@ -306,6 +306,16 @@ pub trait Agent: Send {
     /// Takes in what came between turns (late updates, end of file). Must not block.
     fn idle(&mut self, _host: &mut dyn Host) {}
 
+    /// Whether it has begun to say or ask something between turns: [`Agent::listen`] is to be called, in a turn of its own.
+    fn wants_turn(&self) -> bool {
+        false
+    }
+
+    /// Runs a turn that the agent itself has begun, until it has said nothing for a while. As [`Agent::prompt`] otherwise.
+    fn listen(&mut self, _host: &mut dyn Host) -> Answer {
+        Answer::Completed { stop_reason: None }
+    }
+
     /// Ends it, with everything it started: protocol, end of input, SIGTERM, SIGKILL, stray descendants; each step
     /// skipped when nothing is left, all of it over by the instant. Never fails: what could not be ended is returned, a
     /// line for each (pid and name).

@@ -278,7 +278,9 @@ fn agents(config: &Config, hooks_dir: Option<&Path>) -> Vec<Check> {
                         }
                     }
                 }
-                AgentKind::Openai => Check::good(name, format!("openai asks {}", agent.url)),
+                AgentKind::Openai => {
+                    Check::good(name, format!("openai asks {}", crate::agent::openai::shown(&agent.url)))
+                }
                 AgentKind::Echo => Check::good(name, "echo"),
             }
         })

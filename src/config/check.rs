@@ -187,7 +187,8 @@ fn kind_has_its_keys(a: &Agent, given: Option<&RawAgent>, key: &dyn Fn(&str) -> 
         }
         AgentKind::Openai => {
             if !a.url.starts_with("http://") && !a.url.starts_with("https://") {
-                let why = if a.url.is_empty() { "is missing".into() } else { format!("{:?}", a.url) };
+                let plain = a.url.rsplit('@').next().unwrap_or_default();
+                let why = if a.url.is_empty() { "is missing".into() } else { format!("{plain:?}") };
                 return fail(key("url"), format!("{why}: an agent of kind openai needs an http:// or https:// URL"));
             }
             if a.model.is_empty() {

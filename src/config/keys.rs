@@ -75,6 +75,11 @@ pub static KEYS: &[KeyDoc] = &[
         "Live sessions at once. Beyond it the least recently used idle one is parked; if all run, the newcomer waits.",
     ),
     key("sessions.park_after", "\"30m\"", "After this an idle session's agent is closed and its thread ends."),
+    key(
+        "sessions.background_hold",
+        "\"1h\"",
+        "For so long after an agent has worked by itself, between turns, its session is not parked by park_after.",
+    ),
     key("sessions.idle_reset", "\"never\"", "A message after this much silence opens a new session."),
     shown(
         "sessions.daily_reset",
@@ -170,6 +175,11 @@ pub static KEYS: &[KeyDoc] = &[
     key("agent.*.env_pass", "[\"PATH\", \"HOME\"]", "Variables of the daemon that the agent inherits."),
     key("agent.*.max_processes", "32", "Live sessions of this agent, by the same rule as sessions.max_live."),
     key("agent.*.start_timeout", "\"90s\"", "Until it must be ready for a prompt."),
+    key(
+        "agent.*.start_retries",
+        "1",
+        "acp: how often a start that failed is tried again within start_timeout. A missing login is not.",
+    ),
     key(
         "agent.*.turn_timeout",
         "\"2h\"",
@@ -296,6 +306,7 @@ pub(super) fn flat(c: &Config) -> BTreeMap<String, String> {
         Sessions {
             max_live,
             park_after,
+            background_hold,
             idle_reset,
             daily_reset,
             queue_limit,
@@ -316,7 +327,7 @@ pub(super) fn flat(c: &Config) -> BTreeMap<String, String> {
     for agent in agents.values() {
         let at = super::locate::join("agent", &agent.name);
         put!(out, at, agent, Agent {
-            kind, command, cwd, env, env_pass, max_processes, start_timeout, turn_timeout, silence_timeout, permission,
+            kind, command, cwd, env, env_pass, max_processes, start_timeout, start_retries, turn_timeout, silence_timeout, permission,
             permission_timeout, on_interrupt, url, model, api_key_file, history, handler, delay; name
         });
     }

@@ -150,6 +150,9 @@ pub struct Sessions {
     /// After this an idle session is parked.
     #[serde(deserialize_with = "read::maybe")]
     pub park_after: Maybe,
+    /// For so long an agent that has worked by itself is not parked.
+    #[serde(deserialize_with = "read::maybe")]
+    pub background_hold: Maybe,
     /// After this an idle session is over.
     #[serde(deserialize_with = "read::maybe")]
     pub idle_reset: Maybe,
@@ -259,6 +262,8 @@ pub struct Agent {
     pub max_processes: usize,
     /// To be ready for a prompt.
     pub start_timeout: Duration,
+    /// How often a start that failed is tried again, within `start_timeout`.
+    pub start_retries: u32,
     /// A whole turn, without waits for a permission.
     pub turn_timeout: Maybe,
     /// Without a word from it.
@@ -412,6 +417,7 @@ impl Default for Sessions {
         Self {
             max_live: 1024,
             park_after: Some(minutes(30)),
+            background_hold: Some(minutes(60)),
             idle_reset: None,
             daily_reset: None,
             queue_limit: 32,
@@ -481,6 +487,7 @@ impl Agent {
             env_pass: vec!["PATH".into(), "HOME".into()],
             max_processes: 32,
             start_timeout: Duration::from_secs(90),
+            start_retries: 1,
             turn_timeout: Some(minutes(120)),
             silence_timeout: None,
             permission: PermissionPolicy::Ask,

@@ -88,6 +88,7 @@ pub struct RawAgent {
     pub max_processes: Option<usize>,
     #[serde(deserialize_with = "some_duration")]
     pub start_timeout: Option<Duration>,
+    pub start_retries: Option<u32>,
     #[serde(deserialize_with = "some_maybe")]
     pub turn_timeout: Option<Maybe>,
     #[serde(deserialize_with = "some_maybe")]
@@ -220,6 +221,7 @@ fn agent(name: &str, given: &RawAgent) -> Agent {
         env_pass: given.env_pass.clone().unwrap_or(d.env_pass),
         max_processes: given.max_processes.unwrap_or(d.max_processes),
         start_timeout: given.start_timeout.unwrap_or(d.start_timeout),
+        start_retries: given.start_retries.unwrap_or(d.start_retries),
         turn_timeout: given.turn_timeout.unwrap_or(d.turn_timeout),
         silence_timeout: given.silence_timeout.unwrap_or(d.silence_timeout),
         permission: given.permission.unwrap_or(d.permission),

@@ -32,6 +32,7 @@ pub fn show(c: &Config) -> String {
     let Sessions {
         max_live,
         park_after,
+        background_hold,
         idle_reset,
         daily_reset,
         queue_limit,
@@ -48,6 +49,7 @@ pub fn show(c: &Config) -> String {
         table([
             ("max_live", number(*max_live)),
             ("park_after", maybe(*park_after)),
+            ("background_hold", maybe(*background_hold)),
             ("idle_reset", maybe(*idle_reset)),
             ("daily_reset", text(&daily)),
             ("queue_limit", number(*queue_limit)),
@@ -105,6 +107,7 @@ fn agent(a: &Agent) -> Value {
         env_pass,
         max_processes,
         start_timeout,
+        start_retries,
         turn_timeout,
         silence_timeout,
         permission,
@@ -130,6 +133,7 @@ fn agent(a: &Agent) -> Value {
             ("env_pass", Some(list(env_pass))),
             ("max_processes", Some(number(*max_processes))),
             ("start_timeout", Some(duration(*start_timeout))),
+            ("start_retries", Some(number(*start_retries as usize))),
             ("turn_timeout", Some(maybe(*turn_timeout))),
             ("silence_timeout", Some(maybe(*silence_timeout))),
             ("permission", Some(text(permission.as_str()))),

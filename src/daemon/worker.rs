@@ -26,6 +26,8 @@ use crate::model::event::{Actor, EndReason, HookEvent, MarkReason, Outcome, Stop
 use crate::model::names;
 use crate::store::{Batch, Begin, Begun, Error, Refusal};
 
+mod own;
+
 /// How long an agent may take to close when nobody else sets a limit.
 const CLOSE: Duration = Duration::from_secs(10);
 /// How long a worker waits before it tries the store again.
@@ -78,6 +80,8 @@ struct Worker {
     turns: i64,
     failures: u32,
     start_after: Option<Instant>,
+    /// When the agent last did something by itself: it may have more to do.
+    own_work: Option<Instant>,
 }
 
 impl Worker {
@@ -132,6 +136,7 @@ impl Worker {
             turns: opened.session.turns,
             failures: 0,
             start_after: None,
+            own_work: None,
         })
     }
 
@@ -154,6 +159,7 @@ impl Worker {
                         }
                         Next::More
                     }
+                    None if self.agent.wants_turn() => self.own_turn(),
                     None if self.desk.work || self.desk.asked => self.work(),
                     None => Next::Idle,
                 },
@@ -169,7 +175,10 @@ impl Worker {
                 continue;
             }
             // A letter that it took in meanwhile, in a turn for one, does not come a second time.
-            if next == Next::More || next != Next::Reserved && self.desk.close.is_some() {
+            if next == Next::More
+                || next == Next::Rest && self.agent.wants_turn()
+                || next != Next::Reserved && self.desk.close.is_some()
+            {
                 continue;
             }
             let ready = self.is_ready().then_some(self.desk.epoch);
@@ -190,8 +199,12 @@ impl Worker {
                 let _ = self.desk.rest(&mut [], Some(Instant::now() + AGAIN));
                 continue;
             }
-            let park_at = self.house().config().sessions.park_after.map(|after| idle_since + after);
-            let again = self.start_after.filter(|_| self.desk.work || self.desk.asked);
+            let sessions = &self.house().config().sessions;
+            let held_until =
+                self.own_work.and_then(|at| Some(at + sessions.background_hold?)).filter(|_| self.agent.is_ready());
+            let park_at =
+                sessions.park_after.map(|after| held_until.map_or(idle_since + after, |at| at.max(idle_since + after)));
+            let again = self.start_after.filter(|_| self.desk.work || self.desk.asked || self.agent.wants_turn());
             let until = [park_at, again].into_iter().flatten().min();
             let mut watches = self.agent.watches();
             let woken = self.desk.rest(&mut watches, until);
@@ -217,7 +230,7 @@ impl Worker {
     /// Whether a turn could begin for it at once.
     fn is_ready(&self) -> bool {
         let free = !self.desk.work && !self.desk.asked && self.desk.close.is_none() && self.desk.begun.is_none();
-        free && self.start_after.is_none() && self.agent.is_ready()
+        free && !self.agent.wants_turn() && self.start_after.is_none() && self.agent.is_ready()
     }
 
     /// Whether it is to wait with its close for a turn that somebody is about to begin for it.
@@ -433,8 +446,14 @@ impl Worker {
             resumed: begun.continues.as_ref().is_some_and(|c| c.rerun),
         };
         crate::failpoint::hit_for("prompt", "before", self.key());
-        let answer = self.agent.prompt(&mut self.desk, &prompt);
+        let answer = if begun.prompt.is_empty() {
+            self.agent.listen(&mut self.desk)
+        } else {
+            self.agent.prompt(&mut self.desk, &prompt)
+        };
         crate::failpoint::hit_for("prompt", "answered", self.key());
+        // What came with the answer and is none of it.
+        self.agent.idle(&mut self.desk);
         if self.agent.is_ready() {
             if matches!(answer, Answer::Completed { .. }) {
                 self.failures = 0;

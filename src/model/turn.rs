@@ -126,12 +126,18 @@ pub fn note(cut: &CutOff<'_>, next: Option<&str>) -> String {
         MarkReason::RestartTimeout => "the service was restarted",
         MarkReason::Crash => "the service crashed",
     };
-    let mut text = format!(
-        "[Note from the session's host: {what} {} ago while you were answering, and your answer was cut off. \
-         The message was:\n\n{}\n\n",
-        ago(cut.age),
-        quoted(cut.message)
-    );
+    let since = ago(cut.age);
+    let mut text = if cut.message.is_empty() {
+        format!(
+            "[Note from the session's host: {what} {since} ago while you were working by yourself, and you were cut off.\n\n"
+        )
+    } else {
+        format!(
+            "[Note from the session's host: {what} {since} ago while you were answering, and your answer was cut off. \
+             The message was:\n\n{}\n\n",
+            quoted(cut.message)
+        )
+    };
     if cut.tools.is_empty() {
         text.push_str("No tool call was in progress. ");
     } else {
@@ -248,6 +254,8 @@ mod tests {
         }
         let with = note(&CutOff { tools: &[], answered: true, ..cut }, Some("what now?"));
         assert!(with.ends_with("\n\nwhat now?") && with.contains("answer it first") && !with.contains("may never"));
+        let own = note(&CutOff { message: "", tools: &tools, answered: true, ..cut }, None);
+        assert!(own.contains("working by yourself") && !own.contains("> ") && own.contains("- rm -rf build"), "{own}");
         for (reason, word) in [
             (MarkReason::ShutdownTimeout, "stopped"),
             (MarkReason::RestartTimeout, "restarted"),

@@ -71,7 +71,7 @@ pub struct Begun {
     pub turn: TurnRef,
     /// The turn's id.
     pub turn_id: String,
-    /// What the agent is asked: the messages, or the continuation's note. Never empty.
+    /// What the agent is asked: the messages, or the continuation's note. Empty: the agent has begun it by itself.
     pub prompt: String,
     /// What it goes on with.
     pub continues: Option<Cut>,
@@ -101,6 +101,14 @@ impl Store {
     /// [`Refusal::Apart`] while another session that is one death short of suspension runs alone.
     pub fn begin_turn(&self, begin: Begin) -> Result<Option<Begun>, Error> {
         self.write("begin_turn", move |tx| tx.begin(&begin))
+    }
+
+    /// Begins a turn that the agent has begun by itself: it has no message. One whose commit was in doubt is sent again.
+    ///
+    /// # Errors
+    /// As [`Store::begin_turn`].
+    pub fn begin_agent_turn(&self, sid: i64, epoch: i64, id: String) -> Result<Begun, Error> {
+        self.write("begin_agent_turn", move |tx| tx.begin_by_agent(sid, epoch, &id))
     }
 
     /// What [`Store::begin_turn`] would begin now, without beginning it: what `before_turn` handlers are shown.
@@ -287,6 +295,34 @@ impl Tx<'_> {
         Ok(Some(begun))
     }
 
+    /// A turn that the agent begins: no message waits for its answer.
+    fn begin_by_agent(&mut self, sid: i64, epoch: i64, id: &str) -> Result<Begun, Error> {
+        let s = self.current_activation(sid, epoch)?;
+        let (tid, turn_id, turns) = match self.running_turn(sid)? {
+            // Its own, begun by a commit of whose fate the worker never heard.
+            Some(tid) => {
+                let id = self.row("SELECT id FROM turns WHERE tid=?1", [tid], |r| r.get(0))?;
+                (tid, id.ok_or(Refusal::NotFound)?, s.turns - 1)
+            }
+            None => {
+                if self.admission() != Admission::Open {
+                    return Err(Refusal::Closed.into());
+                }
+                let tid = self.new_turn(id, sid, 0)?;
+                let data = json!({ "continues": null, "resumed": false, "origin": "agent" });
+                let seq = self.emit(EventKind::TurnStart, &s.key, &s.id, Some(id), &data)?;
+                self.run(
+                    "UPDATE turns SET state='running', epoch=?2, started_at=?3, sealed=?4 WHERE tid=?1",
+                    params![tid, epoch, self.now, seq],
+                )?;
+                self.run("UPDATE sessions SET turns=turns+1 WHERE sid=?1", [sid])?;
+                (tid, id.to_owned(), s.turns)
+            }
+        };
+        let (turn, prompt) = (TurnRef { sid, epoch, tid }, String::new());
+        Ok(Begun { turn, turn_id, prompt, continues: None, first: turns == 0, turns, alone: false })
+    }
+
     /// Whether a session other than this one runs alone.
     fn another_is_alone(&self, sid: i64) -> Result<bool, Error> {
         Ok(self.row("SELECT 1 FROM boots WHERE bid=?1 AND solo<>?2", params![self.bid, sid], |_| Ok(()))?.is_some())
@@ -341,8 +377,14 @@ impl Tx<'_> {
         let turn_id: String =
             self.row("SELECT id FROM turns WHERE tid=?1", [cut], |r| r.get(0))?.ok_or(Refusal::NotFound)?;
         let (told, lost) = self.chain_messages(cut)?;
-        let told = if told.is_empty() { GONE.to_owned() } else { told.join("\n\n") };
-        if rerun {
+        // A turn that the agent had begun by itself has no message, and none that could run again.
+        let by_agent = told.is_empty()
+            && self
+                .row("SELECT 1 FROM turns WHERE tid=?1 AND messages=0 AND continues IS NULL", [cut], |_| Ok(()))?
+                .is_some();
+        let told = if told.is_empty() && !by_agent { GONE.to_owned() } else { told.join("\n\n") };
+        let lost = lost && !by_agent;
+        if rerun && !by_agent {
             return Ok((told, Some(Cut { turn_id, rerun: true }), None, lost));
         }
         let tools = self.rows(

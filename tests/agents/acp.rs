@@ -127,7 +127,7 @@ fn death_in_a_turn_is_told_with_status_and_stderr_and_the_next_start_works() {
     let (mut host, mut agent) = begun(&[]);
     let told = failure(host.prompt(&mut agent, "say partly;die 3"));
     assert_eq!(told.code, "agent_died");
-    assert!(told.message.contains("exited with status 3") && told.message.contains("fatal: told to die"), "{told}");
+    assert_eq!(told.message, "the agent exited with status 3: fatal: told to die");
     assert_eq!(host.text(), "partly");
     assert!(!agent.is_ready() && is_reaped(host.processes[0].0));
     host.start(&mut agent);
@@ -166,7 +166,7 @@ fn an_answer_given_before_the_exit_counts() {
 }
 
 #[test]
-fn late_words_do_not_go_into_the_next_turn() {
+fn late_words_do_not_go_into_the_next_turn_but_are_told() {
     let (mut host, mut agent) = begun(&[]);
     let dir = tempfile::tempdir().unwrap();
     let fifo = dir.path().join("fifo");
@@ -175,7 +175,47 @@ fn late_words_do_not_go_into_the_next_turn() {
     // Opened when the late words were written.
     std::fs::File::open(&fifo).unwrap();
     assert_eq!(host.prompt(&mut agent, "say second"), done());
-    assert_eq!(host.text(), "second");
+    assert_eq!((host.text().as_str(), host.notices()), ("second", vec!["between_turns"]));
+    let told = host.said.iter().any(|s| matches!(s, Said::Notice(_, text) if text.contains("stale")));
+    assert!(told, "{:?}", host.said);
+    host.close(&mut agent);
+}
+
+/// What comes between turns is a turn of the agent's own, which ends when it is quiet.
+#[test]
+fn an_agent_begins_a_turn_by_itself() {
+    let (mut host, mut agent) = begun(&[]);
+    assert_eq!(host.prompt(&mut agent, "say first;late the task;late , done"), done());
+    let until_it_speaks = |host: &mut TestHost, agent: &mut Acp| {
+        agent.idle(host);
+        while !agent.wants_turn() {
+            host.wait(&mut agent.watches(), Some(soon()));
+            agent.idle(host);
+        }
+        host.said.clear();
+    };
+    until_it_speaks(&mut host, &mut agent);
+    assert!(agent.watches().is_empty(), "nothing more is read before this is told");
+    assert_eq!(agent.listen(&mut host), Answer::Completed { stop_reason: None });
+    assert_eq!(host.text(), "the task, done");
+    assert!(!agent.wants_turn() && agent.is_ready());
+
+    host.settle = Box::new(|request, controls| {
+        assert_eq!(request.tool.title.as_deref(), Some("clean up"));
+        controls.answers.push((request.request_id.clone(), PermissionOutcome::Selected("reject".into())));
+        controls.letter = true;
+        None
+    });
+    assert_eq!(host.prompt(&mut agent, "say next;late-ask"), done());
+    until_it_speaks(&mut host, &mut agent);
+    assert_eq!(agent.listen(&mut host), Answer::Completed { stop_reason: None });
+    assert_eq!(host.text(), "late: selected reject");
+
+    // A cancel ends it at once.
+    assert_eq!(host.prompt(&mut agent, "say last;late more"), done());
+    until_it_speaks(&mut host, &mut agent);
+    host.controls.interrupt = Some(Interrupt::Cancel(soon()));
+    assert_eq!(agent.listen(&mut host), Answer::Cancelled);
     host.close(&mut agent);
 }
 
@@ -484,8 +524,8 @@ fn a_start_that_fails_says_why_and_leaves_nothing() {
         let (mut host, mut agent) = (TestHost::new(), agent(flags));
         let until = Instant::now() + Duration::from_millis(if flags == ["--never-init"] { 300 } else { 20_000 });
         let failure = agent.start(&mut host, None, false, until).unwrap_err();
-        assert_eq!(failure.code, "agent_start");
-        assert!(failure.message.contains(expected), "{failure}");
+        assert_eq!(failure.code, if flags == ["--auth"] { "auth_required" } else { "agent_start" });
+        assert!(failure.message.contains(expected) && failure.message.starts_with("agent test: "), "{failure}");
         assert!(!agent.is_ready() && is_reaped(host.processes[0].0), "{flags:?}");
     }
 }

@@ -213,6 +213,7 @@ pub fn config(kind: config::AgentKind, command: &[&str]) -> config::Agent {
         env_pass: vec!["PATH".into(), "HOME".into()],
         max_processes: 32,
         start_timeout: Duration::from_secs(90),
+        start_retries: 0,
         turn_timeout: None,
         silence_timeout: None,
         permission: config::PermissionPolicy::Ask,

@@ -6,7 +6,7 @@ use ostler::agent::{Agent, Answer, Failure, PermissionOutcome, Said};
 use ostler::config::AgentKind;
 use serde_json::json;
 
-use crate::host::{TestHost, config};
+use crate::host::{TestHost, config, soon};
 
 const FAKE: &str = env!("CARGO_BIN_EXE_ostler-fake-agent");
 
@@ -165,6 +165,58 @@ fn what_was_said_of_a_tool_call_before_is_asked_with_it() {
     assert_eq!((request.tool.title.as_deref(), request.tool.kind.as_deref()), (Some("Shell"), Some("execute")));
     assert_eq!(request.options[0].name, "Yes   2. No");
     host.close(&mut agent);
+}
+
+#[test]
+fn a_turn_without_a_word_says_so() {
+    let (mut host, mut agent) = begun();
+    assert_eq!(host.prompt(&mut agent, "stop end_turn"), done());
+    assert_eq!(host.notices(), ["empty_answer"]);
+    assert_eq!(host.prompt(&mut agent, "say a word"), done());
+    assert_eq!(host.notices(), [""; 0]);
+    let error = r#"{"jsonrpc":"2.0","id":@ID@,"error":{"code":-32000,"message":"Authentication required"}}"#;
+    assert_eq!(failure(host.prompt(&mut agent, &end(error))).code, "auth_required");
+    host.close(&mut agent);
+}
+
+/// One that prints why it leaves where its messages should be, and one with a long story on stderr.
+#[test]
+fn what_an_agent_printed_before_it_left_is_told_in_one_line() {
+    for (script, expected) in [
+        (
+            "echo 'this program is no longer maintained'",
+            "the agent exited with status 0: this program is no longer maintained",
+        ),
+        (
+            "echo a secret of the operator >&2; echo last words >&2; exit 3",
+            "the agent exited with status 3: last words",
+        ),
+    ] {
+        let (mut host, mut agent) = (TestHost::new(), Acp::new(&config(AgentKind::Acp, &["/bin/sh", "-c", script])));
+        let failure = agent.start(&mut host, None, false, soon()).unwrap_err();
+        assert_eq!(failure.message, format!("agent test: initialize: {expected}"));
+    }
+}
+
+#[test]
+fn a_start_that_failed_is_tried_once_more() {
+    let state = tempfile::tempdir().unwrap();
+    let script = format!("cd '{}'; if mkdir first 2>/dev/null; then exit 1; fi; exec '{FAKE}'", state.path().display());
+    let mut config = config(AgentKind::Acp, &["/bin/sh", "-c", &script]);
+    config.start_retries = 1;
+    let (mut host, mut agent) = (TestHost::new(), Acp::new(&config));
+    host.start(&mut agent);
+    assert_eq!(host.processes.len(), 2);
+    assert_eq!(host.prompt(&mut agent, "say here"), done());
+    host.close(&mut agent);
+    // Not for ever, and not for a login.
+    for (command, code, processes) in [(&["/bin/false"][..], "agent_start", 2), (&[FAKE, "--auth"], "auth_required", 1)]
+    {
+        config.command = command.iter().map(ToString::to_string).collect();
+        let (mut host, mut agent) = (TestHost::new(), Acp::new(&config));
+        assert_eq!(agent.start(&mut host, None, false, soon()).unwrap_err().code, code);
+        assert_eq!(host.processes.len(), processes);
+    }
 }
 
 #[test]

@@ -159,6 +159,45 @@ fn an_error_status_is_told_with_its_text() {
     assert!(failure(run(&nobody).1).message.contains("api_key_file /no/such/key"));
 }
 
+/// A password in the address is in no error, and a piece that cannot be read is told.
+#[test]
+fn what_cannot_be_read_is_told_and_a_password_is_not() {
+    let (mut config, _asks) = serve(|stream| {
+        write!(stream, "HTTP/1.1 401 Unauthorized\r\nContent-Length: 2\r\n\r\nno").unwrap();
+    });
+    config.url = config.url.replace("http://", "http://user:s3cret@");
+    let told = failure(run(&config).1);
+    assert!(told.message.contains("401") && told.message.contains("/v1/chat/completions"), "{told}");
+    assert!(!told.message.contains("s3cret") && !told.message.contains("user"), "{told}");
+
+    let (config, _asks) = serve(|stream| {
+        head(stream, "");
+        event(stream, &json!({ "content": "whole " }), None);
+        stream.write_all(b"data: {\"choices\":[{\"delta\":{\"content\":\"lost\n\n").unwrap();
+        stream.write_all(b"data: {\"choices\":[{\"delta\":{\"content\":\"\\ud83d\",\"x\":NaN}}]}\n\n").unwrap();
+        stream.write_all(b"data: {\"choices\":[{\"delta\":{\"content\":\"\\ude00\"}}]}\n\n").unwrap();
+        event(stream, &json!({ "content": " end" }), Some("stop"));
+        stream.write_all(b"data: [DONE]\n\n").unwrap();
+    });
+    let (host, answer) = run(&config);
+    assert_eq!(answer, Answer::Completed { stop_reason: Some("stop".into()) });
+    assert_eq!((host.text().as_str(), host.notices()), ("whole 😀 end", vec!["answer_damaged"]));
+
+    let (config, _asks) = serve(|stream| {
+        head(stream, "");
+        stream.write_all(b"data: {\"choices\":[{\"del\n\ndata: [DONE]\n\n").unwrap();
+    });
+    assert!(failure(run(&config).1).message.contains("could be read"));
+
+    let (config, _asks) = serve(|stream| {
+        head(stream, "");
+        event(stream, &json!({}), Some("stop"));
+        stream.write_all(b"data: [DONE]\n\n").unwrap();
+    });
+    let (host, _) = run(&config);
+    assert_eq!(host.notices(), ["empty_answer"]);
+}
+
 #[test]
 fn an_answer_that_is_cut_off_is_no_answer() {
     let (config, _asks) = serve(|stream| {

@@ -46,6 +46,7 @@
 //!   refuse             stops with `refusal`             stop REASON       stops with that reason
 //!   error TEXT         fails the prompt with -32603     bye               answers, then exits with status 0
 //!   forget             forgets the session after this turn
+//!   late-ask           asks for leave after the turn's end; says `late: OUTCOME OPTION`
 //!   late TEXT          says TEXT after the turn's end   foreign TEXT      says TEXT under another session's id
 //!   signal PATH        opens and closes PATH (a FIFO) for writing after the turn's end, `late` words included
 //!   recall             says how many prompts of this session came before: `prompts before: N`
@@ -102,6 +103,7 @@ const COMMANDS: &[&str] = &[
     "bye",
     "forget",
     "late",
+    "late-ask",
     "signal",
     "foreign",
     "recall",
@@ -223,6 +225,12 @@ impl Agent {
                 Some("session/close") => answer(&id, json!({})),
                 Some("session/prompt") => self.prompt(&id, &params),
                 Some(other) if !id.is_null() => fail(&id, -32601, other),
+                None if id == "late" => {
+                    let outcome = &message["result"]["outcome"];
+                    let text = |name: &str| outcome[name].as_str().unwrap_or_default().to_string();
+                    let session = self.sessions.keys().next().cloned().unwrap_or_default();
+                    say(&session, &format!("late: {} {}", text("outcome"), text("optionId")));
+                }
                 _ => {}
             }
         }
@@ -515,6 +523,13 @@ impl Agent {
                 if let Some(dir) = &self.state {
                     std::fs::remove_file(dir.join(session)).unwrap();
                 }
+            }
+            "late-ask" => {
+                let mut params = permission_params(session, "late-1");
+                params["toolCall"]["title"] = "clean up".into();
+                self.late.push(
+                    json!({ "jsonrpc": "2.0", "id": "late", "method": "session/request_permission", "params": params }),
+                );
             }
             "late" => self.late.push(message(session, rest)),
             "signal" => self.signal = Some(rest.to_string()),

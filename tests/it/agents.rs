@@ -188,7 +188,7 @@ fn an_agent_that_is_none() {
     assert_fails(&d, "x", "agent_start", "version");
     assert_eq!(d.stop(), 0);
     let mut d = Daemon::new().config(&fake(&["--auth"], "")).start();
-    assert_fails(&d, "x", "agent_start", "");
+    assert_fails(&d, "x", "auth_required", "agent default: session/new: the agent wants a login");
     assert_eq!(d.stop(), 0);
 }
 
@@ -252,13 +252,75 @@ fn what_a_long_line_costs() {
     assert_eq!(d.stop(), 0);
 }
 
-/// Checklist 24. What an agent says after its turn is in no later one.
+/// An answer, and what the agent says right after it, in one piece: it is there when the turn ends.
+const ANSWER_AND_MORE: &str = r#"say one; line {"jsonrpc":"2.0","id":@ID@,"result":{"stopReason":"end_turn"}}{"jsonrpc":"2.0","method":"session/update","params":{"sessionId":"@S@","update":{"sessionUpdate":"agent_message_chunk","content":{"type":"text","text":"LATE"}}}}; mute"#;
+
+/// Checklist 24. What an agent says after its turn is in no later one: it is a turn of its own, told and kept like any.
 #[test]
 fn late_words() {
     let mut d = Daemon::new().config(&fake(&[], "")).start();
-    assert_eq!(d.send("local:a", "say one; late LATE"), "one");
+    let mut events = d.events("local:a");
+    assert_eq!(d.send("local:a", ANSWER_AND_MORE), "one");
+    let own = loop {
+        let start = events.until("turn_start");
+        if start.data["origin"] == "agent" {
+            break start;
+        }
+    };
+    let said = events.until("text");
+    assert_eq!((said.text("text"), said.text("turn_id")), ("LATE", own.text("turn_id")));
+    assert_eq!(events.end_of(&json!({ "turn_id": own.text("turn_id") })).0, "completed");
     assert_eq!(d.send("local:a", "say two"), "two");
-    assert!(!d.said("local:a").concat().contains("agent: LATE"));
+    let said = d.said("local:a");
+    assert_eq!(said[1..3], ["agent: one", "agent: LATE"]);
+    assert_eq!(said.last().unwrap(), "agent: two");
+    assert_eq!(d.show("local:a")["turns"], 3);
+    assert!(d.wait_log("the agent begins a turn by itself").contains(own.text("turn_id")));
+    assert_eq!(d.stop(), 0);
+}
+
+/// A permission that an agent asks for between turns is opened like any other.
+#[test]
+fn a_permission_between_turns() {
+    let mut d = Daemon::new().config(&fake(&[], "")).start();
+    let mut events = d.events("local:a");
+    assert_eq!(d.send("local:a", "say one; late-ask"), "one");
+    let asked = events.until("permission");
+    assert_eq!((asked.text("state"), asked.text("title")), ("open", "clean up"));
+    let answer = json!({ "request_id": asked.text("request_id"), "option_id": "allow-once" });
+    d.client().post(&session_path("local:a", "/permission"), Some(&answer)).unwrap();
+    assert_eq!(events.end_of(&json!({ "turn_id": asked.text("turn_id") })).0, "completed");
+    assert_eq!(d.said("local:a").last().unwrap(), "agent: late: selected allow-once");
+    assert_eq!(d.stop(), 0);
+}
+
+/// An agent that works by itself is not parked meanwhile, and a stop waits for such a turn.
+#[test]
+fn an_agent_that_works_by_itself_is_kept() {
+    let config = format!("[sessions]\npark_after = \"1ms\"\n{}", fake(&[], ""));
+    let mut d = Daemon::new().config(&config).start();
+    let mut events = d.events("local:a");
+    let turn = d.post("local:a", ANSWER_AND_MORE);
+    events.end_of(&turn);
+    let own = events.until("turn_start");
+    assert_eq!(events.end_of(&json!({ "turn_id": own.text("turn_id") })).0, "completed");
+    // Another session, which is idle from then on, is parked.
+    let mut others = d.events("local:b");
+    d.send("local:b", "say x");
+    assert_eq!(others.until("session_end").text("reason"), "parked");
+    assert_eq!(d.show("local:a")["state"], "live", "{}", d.show("local:a"));
+    // A stop in such a turn lets it end.
+    d.send("local:a", ANSWER_AND_MORE);
+    let own = loop {
+        let start = events.until("turn_start");
+        if start.data["origin"] == "agent" {
+            break start;
+        }
+    };
+    assert_eq!(d.stop(), 0);
+    d.boot();
+    let mut events = d.events("local:a");
+    assert_eq!(events.end_of(&json!({ "turn_id": own.text("turn_id") })).0, "completed");
     assert_eq!(d.stop(), 0);
 }
 

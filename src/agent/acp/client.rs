@@ -12,12 +12,14 @@ use super::wire::{self, Id, Lost, Message, RpcError};
 use crate::agent::json::Raw;
 use crate::agent::lines::{Line, Lines};
 use crate::agent::process::Process;
-use crate::agent::{Host, Wake};
+use crate::agent::{Host, Wake, one_line};
 
 /// The longest line that is read: whole images and whole files come on one line.
 const LINE_LIMIT: usize = 32 * 1024 * 1024;
 /// How many lines that are no messages are logged for one process.
 const JUNK_LOGGED: u32 = 20;
+/// How much of an agent's last line is told.
+const LAST_SHOWN: usize = 500;
 /// How long one that closed its output is given to exit, so that its status can be told.
 const EXIT_AFTER_EOF: Duration = Duration::from_millis(500);
 
@@ -68,6 +70,8 @@ pub struct Client {
     messages: VecDeque<Message>,
     requests: u64,
     junk: u32,
+    /// The last line that was no message: some say there why they leave.
+    last_junk: String,
 }
 
 impl Client {
@@ -80,6 +84,7 @@ impl Client {
             messages: VecDeque::new(),
             requests: 0,
             junk: 0,
+            last_junk: String::new(),
         }
     }
 
@@ -167,7 +172,17 @@ impl Client {
         }
     }
 
-    /// How it ended, for people: exit status or signal, and the end of its stderr. Waits a moment for the exit of one
+    /// The last line that it wrote, for whoever sent a message; all that is kept of its stderr goes to the operator's log.
+    pub fn last_line(&self, host: &dyn Host, how: &str) -> String {
+        let tail = self.process.stderr_tail();
+        if !tail.is_empty() {
+            log::warn!("{}: the agent's process {} {how}; it wrote: {tail}", host.identity().key, self.process.id());
+        }
+        let last = tail.lines().rev().map(str::trim).find(|line| !line.is_empty());
+        one_line(last.unwrap_or(&self.last_junk), LAST_SHOWN)
+    }
+
+    /// How it ended, for people: exit status or signal, and its last line. Waits a moment for the exit of one
     /// that has only closed its output.
     pub fn epitaph(&mut self, host: &mut dyn Host) -> String {
         let until = Instant::now() + EXIT_AFTER_EOF;
@@ -176,8 +191,8 @@ impl Client {
             self.read.clear();
         }
         let how = self.process.exit_text().unwrap_or_else(|| "closed its output".to_string());
-        let tail = self.process.stderr_tail();
-        if tail.is_empty() { how } else { format!("{how}: {tail}") }
+        let last = self.last_line(host, &how);
+        if last.is_empty() { how } else { format!("{how}: {last}") }
     }
 
     fn next_read(&mut self) -> Option<Event> {
@@ -210,6 +225,7 @@ impl Client {
 
     fn log_junk(&mut self, text: &str) {
         self.junk = self.junk.saturating_add(1);
+        text.clone_into(&mut self.last_junk);
         if self.junk <= JUNK_LOGGED {
             let last = if self.junk == JUNK_LOGGED { "; further ones are not logged" } else { "" };
             log::warn!("agent process {}: a line that is no message was skipped: {text}{last}", self.process.id());

@@ -31,6 +31,8 @@ mod wire;
 
 /// The most that a cancel waits for the agent's own answer.
 const CANCEL_TIME: Duration = Duration::from_secs(5);
+/// The number of no request: they count from 1.
+const NO_REQUEST: u64 = 0;
 /// For ending a process that has failed.
 const END_TIME: Duration = Duration::from_secs(4);
 /// For `session/close`.
@@ -40,12 +42,19 @@ const RENEW_TIME: Duration = Duration::from_secs(60);
 /// What is taken in between turns before the worker is asked again: more than a slice can hold, so that nothing stale
 /// stays behind in the buffer when a prompt begins.
 const IDLE_EVENTS: usize = 50_000;
+/// A turn that the agent began by itself is over when nothing came for so long.
+const QUIET: Duration = Duration::from_secs(2);
+/// The most that is told of what came too late to be a turn of its own.
+const LATE_SHOWN: usize = 16 * 1024;
 /// After so many failures in a row to reopen a session it is given up.
 const REOPEN_FAILURES: u32 = 2;
 
 /// The agent.
 #[derive(Debug)]
 pub struct Acp {
+    /// Its configuration's name.
+    name: String,
+    start_retries: u32,
     command: Vec<String>,
     env: BTreeMap<String, String>,
     env_pass: Vec<String>,
@@ -68,6 +77,30 @@ struct Live {
     proven: bool,
     /// The session changed within a turn: the worker must be told its id by a `start`.
     changed: bool,
+    /// What the agent did first between turns, and is to be told in a turn of its own. Nothing after it was read yet.
+    own: Option<Event>,
+}
+
+impl Live {
+    /// Whether the agent works by itself: it says something in its session, or asks for leave.
+    fn is_own_work(&self, event: &Event) -> bool {
+        match event {
+            Event::Request(_, method, _) => method == "session/request_permission",
+            Event::Notification(method, params) if method == "session/update" => {
+                let [id, update] = Raw::of(params).fields(["sessionId", "update"]);
+                id.string().is_none_or(|id| id == self.session) && session::is_own_words(update)
+            }
+            _ => false,
+        }
+    }
+}
+
+/// Why a start failed.
+enum Stumble {
+    /// Another try may be better.
+    Again(Failure),
+    /// None will be.
+    Final(Failure),
 }
 
 /// How a prompt went.
@@ -88,6 +121,8 @@ impl Acp {
     #[must_use]
     pub fn new(config: &config::Agent) -> Self {
         Self {
+            name: config.name.clone(),
+            start_retries: config.start_retries,
             command: config.command.clone(),
             env: config.env.clone(),
             env_pass: config.env_pass.clone(),
@@ -124,6 +159,40 @@ impl Acp {
         }
     }
 
+    /// A failure, told with the agent's name.
+    fn named(&self, failure: Failure) -> Failure {
+        Failure { message: format!("agent {}: {}", self.name, failure.message), ..failure }
+    }
+
+    /// One try to start it.
+    fn start_once(
+        &mut self,
+        host: &mut dyn Host,
+        (agent_session, had_turns): (Option<&str>, bool),
+        until: Instant,
+    ) -> Result<Started, Stumble> {
+        let launch = Launch { command: &self.command, env: &self.env, env_pass: &self.env_pass, extra: &[] };
+        let spawned = Process::spawn(&launch, host.identity());
+        let process = spawned.map_err(|failure| Stumble::Final(self.named(failure)))?;
+        host.process_started(process.id(), process.start_time());
+        let mut client = Client::new(process);
+        match self.handshake(&mut client, host, (agent_session, had_turns), until) {
+            Ok((can, opened)) => {
+                self.forgot = opened.continuity == Continuity::Lost;
+                let started = Started { agent_session: Some(opened.id.clone()), continuity: opened.continuity };
+                self.live =
+                    Some(Live { client, can, session: opened.id, proven: opened.proven, changed: false, own: None });
+                Ok(started)
+            }
+            Err(failure) => {
+                let (rung, until) = hurry(host.interrupt());
+                end_process(host, client.process, rung, until);
+                let failure = self.named(failure);
+                Err(if failure.code == "auth_required" { Stumble::Final(failure) } else { Stumble::Again(failure) })
+            }
+        }
+    }
+
     /// Ends the process, if there is one, and logs what could not be ended.
     fn end(&mut self, host: &mut dyn Host, from: Rung, until: Instant) {
         if let Some(live) = self.live.take() {
@@ -134,11 +203,9 @@ impl Acp {
     /// Takes in what came since the last turn, so that it is not taken for the answer to the next prompt.
     fn take_in(&mut self, host: &mut dyn Host) {
         for _ in 0..IDLE_EVENTS {
-            let Some(live) = self.live.as_mut() else { return };
+            let Some(live) = self.live.as_mut().filter(|live| live.own.is_none()) else { return };
             match live.client.try_next() {
-                Some(Event::Request(id, method, _)) if method == "session/request_permission" => {
-                    live.client.respond(&id, &turn::outcome(&super::PermissionOutcome::Cancelled));
-                }
+                Some(event) if live.is_own_work(&event) => live.own = Some(event),
                 Some(Event::Request(id, method, _)) => live.client.refuse(&id, &method),
                 Some(Event::Gone) => {
                     let how = live.client.process.exit_text().unwrap_or_else(|| "closed its output".to_string());
@@ -154,6 +221,36 @@ impl Acp {
                 Some(_) => {}
                 None => return,
             }
+        }
+    }
+
+    /// What the agent did by itself and can be no turn any more, because another has begun: it is told in that, and a
+    /// permission withdrawn. It is no answer to the prompt.
+    fn tell_late(&mut self, host: &mut dyn Host) {
+        self.take_in(host);
+        let mut text = String::new();
+        for _ in 0..IDLE_EVENTS {
+            let Some(live) = self.live.as_mut() else { break };
+            let Some(event) = live.own.take() else { break };
+            match event {
+                Event::Notification(_, params) => {
+                    let words = turn::words(Raw::of(&params).get("update"));
+                    if text.len() < LATE_SHOWN {
+                        text.push_str(&wire::shorten(&words, LATE_SHOWN));
+                    }
+                }
+                Event::Request(id, ..) => {
+                    live.client.respond(&id, &turn::outcome(&super::PermissionOutcome::Cancelled));
+                    text.push_str("[asked for a permission, which was withdrawn]");
+                }
+                _ => {}
+            }
+            self.take_in(host);
+        }
+        if !text.is_empty() {
+            let text = format!("between the turns the agent said: {text}");
+            log::info!("{}: {}", host.identity().key, super::one_line(&text, 300));
+            host.said(Said::Notice("between_turns".into(), text));
         }
     }
 
@@ -197,6 +294,33 @@ impl Acp {
     }
 }
 
+/// What an end means for the agent, and what is told of it.
+fn settle(acp: &mut Acp, host: &mut dyn Host, end: End) -> Answer {
+    match end {
+        End::Over(answer) => answer,
+        End::UnknownSession => {
+            Answer::Failed(Failure::new("agent_error", "the agent does not know the session that it has just made"))
+        }
+        End::Broken(failure) => {
+            let interrupt = host.interrupt();
+            let (rung, until) = hurry(interrupt);
+            acp.end(host, rung, until);
+            if interrupt.is_some() { Answer::Cancelled } else { Answer::Failed(failure) }
+        }
+        End::Doubtful => {
+            let (_, until) = hurry(host.interrupt());
+            // Nothing runs in it, and it may have something to write down.
+            acp.end(host, Rung::EndOfInput, until);
+            Answer::Cancelled
+        }
+        End::Ended(interrupt) => {
+            let (rung, until) = hurry(Some(interrupt));
+            acp.end(host, rung, until);
+            Answer::Cancelled
+        }
+    }
+}
+
 /// A prompt on its way.
 struct Running<'a> {
     live: &'a mut Live,
@@ -227,6 +351,40 @@ impl Running<'_> {
                 && let Some(interrupt) = host.interrupt()
             {
                 return End::Ended(interrupt);
+            }
+        }
+    }
+
+    /// Listens to what the agent does by itself, until it is quiet and waits for nobody.
+    fn listen(&mut self, host: &mut dyn Host, first: Option<Event>) -> End {
+        let mut next = first;
+        let mut quiet_at = Instant::now() + QUIET;
+        loop {
+            match host.interrupt() {
+                Some(Interrupt::Cancel(_)) => {
+                    self.withdraw_all();
+                    let params = json!({ "sessionId": self.live.session });
+                    self.live.client.notify("session/cancel", &params);
+                    return End::Over(Answer::Cancelled);
+                }
+                Some(Interrupt::Kill) => return End::Ended(Interrupt::Kill),
+                None => {}
+            }
+            for (request_id, settled) in host.permission_answers() {
+                let answer = self.turn.settle(&request_id, &settled);
+                self.respond(answer);
+                quiet_at = Instant::now() + QUIET;
+            }
+            let until = (!self.turn.is_asking()).then_some(quiet_at);
+            match next.take().unwrap_or_else(|| self.live.client.next(host, until)) {
+                Event::Timeout if until.is_some() => return End::Over(Answer::Completed { stop_reason: None }),
+                Event::Look | Event::Timeout => {}
+                event => {
+                    quiet_at = Instant::now() + QUIET;
+                    if let Some(end) = self.take(host, event) {
+                        return end;
+                    }
+                }
             }
         }
     }
@@ -311,14 +469,17 @@ impl Running<'_> {
         self.turn.update(host, update);
     }
 
-    fn answered(&self, host: &dyn Host, answer: Result<String, wire::RpcError>) -> End {
+    fn answered(&self, host: &mut dyn Host, answer: Result<String, wire::RpcError>) -> End {
         if self.cancel.is_some() {
             return self.cancelled(host, answer.err());
         }
         let result = match answer {
             Ok(result) => result,
             Err(e) if session::is_unknown_session(&e) && !self.turn.spoke => return End::UnknownSession,
-            Err(e) => return End::Over(Answer::Failed(Failure::new("agent_error", format!("the agent failed: {e}")))),
+            Err(e) => {
+                let code = if e.code == session::AUTH_REQUIRED { "auth_required" } else { "agent_error" };
+                return End::Over(Answer::Failed(Failure::new(code, format!("the agent failed: {e}"))));
+            }
         };
         let stop_reason = Raw::of(&result).get("stopReason").string().map(|reason| wire::shorten(&reason, 200));
         let failed = |code, why: &str| End::Over(Answer::Failed(Failure::new(code, why)));
@@ -330,7 +491,13 @@ impl Running<'_> {
             Some("cancelled") if !self.turn.spoke && !self.turn.settled => {
                 failed("agent_error", "the agent cancelled the turn by itself")
             }
-            _ => End::Over(Answer::Completed { stop_reason }),
+            _ => {
+                if !self.turn.spoke {
+                    let text = "the agent ended its turn without a word";
+                    host.said(Said::Notice("empty_answer".into(), text.into()));
+                }
+                End::Over(Answer::Completed { stop_reason })
+            }
         }
     }
 
@@ -378,23 +545,27 @@ impl Agent for Acp {
             let continuity = if self.forgot { Continuity::Lost } else { Continuity::Kept };
             return Ok(Started { agent_session: Some(live.session.clone()), continuity });
         }
-        let launch = Launch { command: &self.command, env: &self.env, env_pass: &self.env_pass, extra: &[] };
-        let process = Process::spawn(&launch, host.identity())?;
-        host.process_started(process.id(), process.start_time());
-        let mut client = Client::new(process);
-        match self.handshake(&mut client, host, (agent_session, had_turns), until) {
-            Ok((can, opened)) => {
-                self.forgot = opened.continuity == Continuity::Lost;
-                let started = Started { agent_session: Some(opened.id.clone()), continuity: opened.continuity };
-                self.live = Some(Live { client, can, session: opened.id, proven: opened.proven, changed: false });
-                Ok(started)
+        let mut pause = Duration::from_secs(1);
+        for retries_left in (0..=self.start_retries).rev() {
+            let failure = match self.start_once(host, (agent_session, had_turns), until) {
+                Err(Stumble::Again(failure)) => failure,
+                Err(Stumble::Final(failure)) => return Err(failure),
+                Ok(started) => return Ok(started),
+            };
+            let next = Instant::now() + pause;
+            if retries_left == 0 || next >= until || host.interrupt().is_some() {
+                return Err(failure);
             }
-            Err(failure) => {
-                let (rung, until) = hurry(host.interrupt());
-                end_process(host, client.process, rung, until);
-                Err(Failure { message: format!("{}: {}", self.command[0], failure.message), ..failure })
+            log::warn!("{}: {failure}; it is started once more in {} s", host.identity().key, pause.as_secs());
+            while Instant::now() < next && host.interrupt().is_none() {
+                host.wait(&mut [], Some(next));
             }
+            if host.interrupt().is_some() {
+                return Err(failure);
+            }
+            pause *= 2;
         }
+        Err(Failure::new("agent_start", format!("agent {}: it was not started", self.name)))
     }
 
     fn is_ready(&self) -> bool {
@@ -402,7 +573,7 @@ impl Agent for Acp {
     }
 
     fn prompt(&mut self, host: &mut dyn Host, prompt: &Prompt) -> Answer {
-        self.take_in(host);
+        self.tell_late(host);
         if host.interrupt().is_some() {
             return Answer::Cancelled;
         }
@@ -416,33 +587,34 @@ impl Agent for Acp {
                 },
             };
         }
-        match end {
-            End::Over(answer) => answer,
-            End::UnknownSession => {
-                Answer::Failed(Failure::new("agent_error", "the agent does not know the session that it has just made"))
-            }
-            End::Broken(failure) => {
-                let interrupt = host.interrupt();
-                let (rung, until) = hurry(interrupt);
-                self.end(host, rung, until);
-                if interrupt.is_some() { Answer::Cancelled } else { Answer::Failed(failure) }
-            }
-            End::Doubtful => {
-                let (_, until) = hurry(host.interrupt());
-                // Nothing runs in it, and it may have something to write down.
-                self.end(host, Rung::EndOfInput, until);
-                Answer::Cancelled
-            }
-            End::Ended(interrupt) => {
-                let (rung, until) = hurry(Some(interrupt));
-                self.end(host, rung, until);
-                Answer::Cancelled
-            }
-        }
+        settle(self, host, end)
     }
 
     fn watches(&self) -> Vec<Watch<'_>> {
-        self.live.as_ref().map(|live| live.client.process.watches()).unwrap_or_default()
+        // With something to tell, nothing more is read until that is told.
+        let live = self.live.as_ref().filter(|live| live.own.is_none());
+        live.map(|live| live.client.process.watches()).unwrap_or_default()
+    }
+
+    fn wants_turn(&self) -> bool {
+        self.live.as_ref().is_some_and(|live| live.own.is_some())
+    }
+
+    fn listen(&mut self, host: &mut dyn Host) -> Answer {
+        let Some(live) = self.live.as_mut() else {
+            return Answer::Failed(Failure::new("agent_died", "the agent is not running"));
+        };
+        let first = live.own.take();
+        let mut running = Running {
+            live,
+            turn: Turn::default(),
+            number: NO_REQUEST,
+            permissions: &mut self.permissions,
+            cancel: None,
+        };
+        let end = running.listen(host, first);
+        running.turn.flush(host);
+        settle(self, host, end)
     }
 
     fn idle(&mut self, host: &mut dyn Host) {
@@ -452,6 +624,12 @@ impl Agent for Acp {
     fn close(&mut self, host: &mut dyn Host, until: Instant) -> Vec<String> {
         self.take_in(host);
         let Some(mut live) = self.live.take() else { return Vec::new() };
+        if live.own.is_some() {
+            log::warn!(
+                "{}: the agent had begun something by itself, which was not told before it was closed",
+                host.identity().key
+            );
+        }
         if live.can.close {
             let share = (until.saturating_duration_since(Instant::now()) / 4).min(CLOSE_TIME);
             let params = json!({ "sessionId": live.session });

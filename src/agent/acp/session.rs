@@ -16,7 +16,7 @@ use crate::agent::{Continuity, Entry, Failure, Host};
 /// The version that is spoken here.
 const VERSION: u64 = 1;
 /// ACP's code for an agent that wants somebody to log in.
-const AUTH_REQUIRED: i64 = -32000;
+pub const AUTH_REQUIRED: i64 = -32000;
 /// ACP's code for a session (or another resource) that the agent does not know.
 const NOT_FOUND: i64 = -32002;
 /// Pages of `session/list` that are read before it is taken for endless.
@@ -216,6 +216,11 @@ fn is_conversation(update: Raw<'_>) -> bool {
     )
 }
 
+/// Whether an update is something that the agent says or does, rather than its state or what a user said.
+pub fn is_own_words(update: Raw<'_>) -> bool {
+    is_conversation(update) && update.get("sessionUpdate").string().as_deref() != Some("user_message_chunk")
+}
+
 /// Another session's id in an answer, where agents have been seen to put one.
 fn other_id(result: Raw<'_>, known: &str) -> Option<String> {
     let meta = result.get("_meta");
@@ -271,15 +276,18 @@ pub fn is_unknown_session(error: &RpcError) -> bool {
 pub fn explain(client: &mut Client, host: &mut dyn Host, method: &str, error: CallError) -> Failure {
     let why = match error {
         CallError::Refused(e) if e.code == AUTH_REQUIRED => {
-            format!("{method}: the agent wants a login: {e}; log in once with its own program as the daemon's user")
+            let why = format!(
+                "{method}: the agent wants a login: {e}; log in once with its own program as the daemon's user"
+            );
+            return Failure::new("auth_required", why);
         }
         CallError::Refused(e) => format!("{method}: refused: {e}"),
         CallError::Lost(what) => format!("{method}: its answer was on {what}"),
         CallError::Gone => format!("{method}: the agent {}", client.epitaph(host)),
         CallError::Timeout => {
-            let tail = client.process.stderr_tail();
-            let tail = if tail.is_empty() { tail } else { format!(": {tail}") };
-            format!("{method}: no answer in time{tail}")
+            let last = client.last_line(host, "did not answer in time");
+            let last = if last.is_empty() { last } else { format!(": {last}") };
+            format!("{method}: no answer in time{last}")
         }
         CallError::Interrupted => format!("{method}: interrupted"),
     };

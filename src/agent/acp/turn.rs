@@ -155,6 +155,11 @@ impl Turn {
         }
     }
 
+    /// Whether a permission waits for its answer.
+    pub fn is_asking(&self) -> bool {
+        !self.open.is_empty()
+    }
+
     /// A permission was settled: what to answer; `None` when it is not open (any more).
     pub fn settle(&mut self, request_id: &str, settled: &PermissionOutcome) -> Option<(Id, Value)> {
         let at = self.open.iter().position(|(open, _)| open == request_id)?;
@@ -189,6 +194,16 @@ impl Turn {
             .entry(tool.id.clone())
             .or_insert_with(|| ToolCall { id: tool.id.clone(), ..ToolCall::default() })
             .merge(tool);
+    }
+}
+
+/// The words of an update that is told outside of its own turn; what is no text is named by its title.
+pub fn words(update: Raw<'_>) -> String {
+    let [kind, content, title] = update.fields(["sessionUpdate", "content", "title"]);
+    match kind.string().unwrap_or_default().as_str() {
+        "agent_message_chunk" => crate::agent::text::lossy(&content_bytes(content)),
+        "tool_call" => format!("[{}]", one_line(&title.string().unwrap_or_default(), LINE_LIMIT)),
+        _ => String::new(),
     }
 }
 

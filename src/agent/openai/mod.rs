@@ -41,6 +41,31 @@ const WHOLE: usize = 32 * 1024 * 1024;
 /// How much of an error's body is told.
 const ERROR_SHOWN: usize = 1000;
 
+/// An address as it may be shown: without the name and the password in it.
+#[must_use]
+pub fn shown(url: &str) -> String {
+    match login(url) {
+        Some(login) => url.replacen(&format!("{login}@"), "", 1),
+        None => url.to_string(),
+    }
+}
+
+/// The name and the password in an address.
+fn login(url: &str) -> Option<&str> {
+    let authority = url.split_once("://")?.1.split(['/', '?', '#']).next()?;
+    authority.rsplit_once('@').map(|(login, _)| login)
+}
+
+/// A text in which an address, or what it has of a login, may stand.
+fn scrub(text: &str, url: &str) -> String {
+    let Some(login) = login(url) else { return text.to_string() };
+    let plain = text.replace(&format!("{login}@"), "");
+    match login.split_once(':') {
+        Some((_, password)) if !password.is_empty() => plain.replace(password, "…"),
+        _ => plain,
+    }
+}
+
 /// The agent.
 #[derive(Debug)]
 pub struct Openai {
@@ -119,7 +144,7 @@ impl Agent for Openai {
             Request { connections: connections.clone(), url: self.url.clone(), key, body: self.body(host, prompt) };
         let reader = match Reader::spawn(request) {
             Ok(reader) => reader,
-            Err(e) => return failed(format!("{}: no thread to ask it with: {e}", self.url)),
+            Err(e) => return failed(format!("{}: no thread to ask it with: {e}", shown(&self.url))),
         };
         let end = take_answer(host, &reader);
         // Whatever the reader still waits for is not wanted any more.
@@ -186,7 +211,13 @@ fn take_answer(host: &mut dyn Host, reader: &Reader) -> Result<Answer, Interrupt
                     }
                     _ if !spoke && unreadable > 0 => failed("nothing of the answer could be read".to_string()),
                     None if !spoke => failed("the endpoint ended the answer before it began".to_string()),
-                    _ => Ok(Answer::Completed { stop_reason: finish }),
+                    _ => {
+                        if !spoke {
+                            let text = "the endpoint ended its answer without a word";
+                            host.said(Said::Notice("empty_answer".into(), text.into()));
+                        }
+                        Ok(Answer::Completed { stop_reason: finish })
+                    }
                 };
             }
             Ok(Brought::CutOff) if finish.is_some() && unreadable == 0 => {
@@ -275,7 +306,9 @@ impl Reader {
             // Dropped after the sender: who hears the last ring finds everything in the channel.
             let last = last;
             let line = Messenger { sender, bell: Arc::clone(&last.0) };
-            let end = ask(&request, &line).unwrap_or_else(|why| Brought::Failed(format!("{}: {why}", request.url)));
+            let end = ask(&request, &line).unwrap_or_else(|why| {
+                Brought::Failed(format!("{}: {}", shown(&request.url), scrub(&why, &request.url)))
+            });
             let _ = line.bring(end);
         })?;
         Ok(Self { pieces, bell, thread })
@@ -386,4 +419,24 @@ fn read_body(body: &mut dyn Read, line: &Messenger) -> std::io::Result<Brought> 
     let done = whole.is_some() || pieces.contains(&Piece::Done);
     let taken = pieces.into_iter().all(|piece| line.bring(Brought::Piece(piece)));
     Ok(if done || !taken { Brought::End } else { Brought::CutOff })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_login_in_an_address_is_shown_to_nobody() {
+        for (url, plain) in [
+            ("http://user:s3cret@host:1/v1?x=1", "http://host:1/v1?x=1"),
+            ("https://token@host/a@b", "https://host/a@b"),
+            ("http://u:p@ss@host", "http://host"),
+            ("http://host/v1", "http://host/v1"),
+        ] {
+            assert_eq!(shown(url), plain);
+            assert_eq!(scrub(&format!("cannot reach {url}: no"), url), format!("cannot reach {plain}: no"));
+        }
+        let text = scrub("401 for user with s3cret", "http://user:s3cret@host");
+        assert_eq!(text, "401 for user with …");
+    }
 }

@@ -100,6 +100,8 @@ struct Entry {
     again: Option<Wish>,
     permissions: Vec<Asked>,
     abandoned: bool,
+    /// Its agent has worked by itself and may go on: others give way before it.
+    busy_aside: bool,
     /// Its worker rests, or writes the end of a turn, with an agent that is ready: the activation's number.
     ready: Option<i64>,
     /// Somebody is about to begin a turn for it, and its worker begins none until it hears what came of that. What the
@@ -428,6 +430,13 @@ impl Registry {
         let all: Vec<_> = self.lock().live.values().map(|e| e.mailbox.clone()).collect();
         for mailbox in all {
             mailbox.post(|l| l.work = true);
+        }
+    }
+
+    /// The session's agent works by itself: others make room before it.
+    pub fn hold_back(&self, sid: i64) {
+        if let Some(entry) = self.lock().live.get_mut(&sid) {
+            entry.busy_aside = true;
         }
     }
 

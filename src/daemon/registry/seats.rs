@@ -103,9 +103,12 @@ impl Inner {
         let live = &self.live;
         let first = |of: &OfAgent| {
             let free = |sid: &i64| live.get(sid).is_some_and(|e| !e.mailbox.has_work());
-            of.resting.iter().find(|(_, sid)| free(sid)).map(|(used, sid)| (*used, *sid))
+            let aside = |sid: &i64| live.get(sid).is_some_and(|e| e.busy_aside);
+            let all = || of.resting.iter().filter(|(_, sid)| free(sid));
+            let first = all().find(|(_, sid)| !aside(sid)).or_else(|| all().next());
+            first.map(|(used, sid)| (aside(sid), *used, *sid))
         };
-        let (_, sid) = match agent {
+        let (_, _, sid) = match agent {
             Some(name) => self.by_agent.get(name).and_then(first),
             None => self.by_agent.values().filter_map(first).min(),
         }?;
@@ -136,6 +139,7 @@ impl Inner {
             again: None,
             permissions: Vec::new(),
             abandoned: false,
+            busy_aside: false,
             ready: None,
             reserved: None,
         };
