@@ -30,6 +30,7 @@ pub mod log;
 pub mod model;
 pub mod proc;
 pub mod reserved;
+pub mod sse;
 pub mod store;
 pub mod sys;
 pub mod thread;

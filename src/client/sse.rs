@@ -1,6 +1,8 @@
-//! Server-sent events, bytes in, events out. Pure and bounded.
+//! The daemon's events, as a client gets them: server-sent events with JSON in them.
 
 use serde_json::Value;
+
+use crate::sse::{Event, Reader};
 
 /// Longest event: a message has at most 4 MiB of body, and JSON may escape each byte with six.
 const LIMIT: usize = 32 << 20;
@@ -25,27 +27,19 @@ impl SseEvent {
 }
 
 /// Takes bytes in any pieces and gives events.
-#[derive(Debug, Default)]
-pub struct SseParser {
-    bytes: Vec<u8>,
-    /// What of `bytes` is used up.
-    used: usize,
-    /// From where a line's end has not been looked for yet.
-    looked: usize,
-    /// The last line ended with a carriage return: a line feed that follows belongs to it.
-    after_cr: bool,
-    id: Option<u64>,
-    event: String,
-    data: Option<String>,
+#[derive(Debug)]
+pub struct SseParser(Reader);
+
+impl Default for SseParser {
+    fn default() -> Self {
+        Self(Reader::new(LIMIT))
+    }
 }
 
 impl SseParser {
     /// Takes in what was read.
     pub fn feed(&mut self, bytes: &[u8]) {
-        self.bytes.drain(..self.used);
-        self.looked -= self.used;
-        self.used = 0;
-        self.bytes.extend_from_slice(bytes);
+        self.0.feed(bytes);
     }
 
     /// The next whole event, or `None` until more is fed.
@@ -53,63 +47,9 @@ impl SseParser {
     /// # Errors
     /// An event is longer than 32 MiB; nothing sensible can follow.
     pub fn next_event(&mut self) -> Result<Option<SseEvent>, String> {
-        while let Some(line) = self.line() {
-            if let Some(event) = self.take(&line) {
-                return Ok(Some(event));
-            }
-        }
-        let held = self.bytes.len() - self.used + self.data.as_ref().map_or(0, String::len);
-        if held > LIMIT { Err(format!("an event is longer than {LIMIT} bytes")) } else { Ok(None) }
-    }
-
-    fn line(&mut self) -> Option<String> {
-        if self.after_cr {
-            match self.bytes.get(self.used) {
-                Some(b'\n') => {
-                    self.used += 1;
-                    self.looked = self.looked.max(self.used);
-                    self.after_cr = false;
-                }
-                Some(_) => self.after_cr = false,
-                None => return None,
-            }
-        }
-        let Some(end) = self.bytes[self.looked..].iter().position(|b| matches!(b, b'\n' | b'\r')) else {
-            self.looked = self.bytes.len();
-            return None;
-        };
-        let end = self.looked + end;
-        let line = String::from_utf8_lossy(&self.bytes[self.used..end]).into_owned();
-        self.after_cr = self.bytes[end] == b'\r';
-        self.used = end + 1;
-        self.looked = self.used;
-        Some(line)
-    }
-
-    fn take(&mut self, line: &str) -> Option<SseEvent> {
-        if line.is_empty() {
-            let event = std::mem::take(&mut self.event);
-            let id = self.id.take();
-            let data = self.data.take()?;
-            let data = serde_json::from_str(&data).unwrap_or(Value::String(data));
-            let event = if event.is_empty() { "message".to_owned() } else { event };
-            return Some(SseEvent { id, event, data });
-        }
-        let (field, value) = line.split_once(':').unwrap_or((line, ""));
-        let value = value.strip_prefix(' ').unwrap_or(value);
-        match field {
-            "event" => value.clone_into(&mut self.event),
-            // Unlike a browser's, an id here is its own event's alone: previews must not inherit one.
-            "id" => self.id = value.parse().ok(),
-            "data" => match &mut self.data {
-                Some(data) => {
-                    data.push('\n');
-                    data.push_str(value);
-                }
-                None => self.data = Some(value.to_owned()),
-            },
-            _ => {}
-        }
-        None
+        let Some(Event { id, event, data }) = self.0.next_event()? else { return Ok(None) };
+        let event = if event.is_empty() { "message".to_owned() } else { event };
+        let data = serde_json::from_str(&data).unwrap_or(Value::String(data));
+        Ok(Some(SseEvent { id, event, data }))
     }
 }

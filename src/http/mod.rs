@@ -17,7 +17,7 @@
 //! body.rs     Content-Length and chunked bodies
 //! respond.rs  answers, whole or streamed
 //! socket.rs   a unix or TCP stream with deadlines
-//! sse.rs      the text of server-sent events, written and read
+//! sse.rs      the text of server-sent events, written
 //! ```
 
 use std::borrow::Cow;

@@ -49,7 +49,7 @@ pub use damage::Damaged;
 pub use dirs::Leaving;
 pub use due::{Overlooked, StopOutcome, Wanted};
 pub use journal::{FailedEvent, JournalCounts, Owed, Settled, Tally};
-pub use read::{Counts, EventRow, Page, SessionFilter, SessionView, TranscriptEntry, TurnView};
+pub use read::{Counts, EventRow, History, Page, SessionFilter, SessionView, TranscriptEntry, TurnView};
 pub use retention::Pruned;
 pub use schema::{Exam, examine, knows_session, reports_of, version as schema_version};
 pub use sessions::{Acted, Target};

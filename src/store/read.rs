@@ -142,6 +142,17 @@ pub struct Counts {
     pub resume_pending: i64,
 }
 
+/// What was read of a transcript for an agent.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct History {
+    /// Oldest first.
+    pub entries: Vec<Entry>,
+    /// Whether there are no others.
+    pub all: bool,
+    /// The newest entry that was looked at.
+    pub upto: i64,
+}
+
 impl Store {
     /// The session that is meant.
     ///
@@ -290,23 +301,27 @@ impl Store {
         })
     }
 
-    /// The newest whole entries that fit into `bytes`, oldest first, without those of the turn `but`.
+    /// The newest whole entries after the entry `after` that fit into `bytes`, oldest first, without those of the turn
+    /// `but`.
     ///
     /// # Errors
     /// The store fails.
-    pub fn history(&self, sid: i64, but: i64, bytes: u64) -> Result<Vec<Entry>, Error> {
+    pub fn history(&self, sid: i64, but: i64, after: i64, bytes: u64) -> Result<History, Error> {
         self.read(|conn| {
             let mut statement = conn.prepare_cached(&format!(
-                "{COLUMNS} WHERE e.sid=?1 AND e.role IN ('user', 'agent') AND e.tid IS NOT ?2 ORDER BY e.seq DESC"
+                "{COLUMNS} WHERE e.sid=?1 AND e.seq>?3 AND e.role IN ('user', 'agent') AND e.tid IS NOT ?2 ORDER BY e.seq DESC"
             ))?;
-            let mut rows = statement.query(params![sid, but])?;
+            let mut rows = statement.query(params![sid, but, after])?;
             // Each with whether it goes on in the one after it: a long text is several entries, and is given as one.
             let (mut kept, mut left) = (Vec::<(Entry, bool)>::new(), bytes);
+            let (mut all, mut upto) = (true, after);
             while let Some(row) = rows.next()? {
                 let e = entry(row)?;
+                upto = upto.max(e.seq);
                 let more = kept.last().is_some_and(|(next, _)| goes_on(&e, next));
                 let size = e.text.len() as u64;
                 if size > left {
+                    all = false;
                     let mut cut = more;
                     while cut {
                         cut = kept.pop().is_some_and(|(_, more)| more);
@@ -324,7 +339,7 @@ impl Store {
                 }
                 going = more;
             }
-            Ok(joined)
+            Ok(History { entries: joined, all, upto })
         })
     }
 

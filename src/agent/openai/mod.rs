@@ -18,7 +18,6 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, TryRecvError, bounded};
 use rustix::event::{EventfdFlags, eventfd};
-use serde_json::Value;
 use ureq::tls::{RootCerts, TlsConfig};
 
 use super::json::{self, Raw};
@@ -75,6 +74,20 @@ pub struct Openai {
     history: u64,
 }
 
+/// What an endpoint is asked.
+#[derive(serde::Serialize)]
+struct Body<'a> {
+    model: &'a str,
+    messages: Vec<Message<'a>>,
+    stream: bool,
+}
+
+#[derive(serde::Serialize)]
+struct Message<'a> {
+    role: &'static str,
+    content: &'a str,
+}
+
 impl Openai {
     /// Asks the endpoint of this configuration, whose `api_key_file` was looked up already.
     #[must_use]
@@ -88,19 +101,22 @@ impl Openai {
     }
 
     fn body(&self, host: &mut dyn Host, prompt: &Prompt) -> String {
-        let message = |role: &str, text: &str| serde_json::json!({ "role": role, "content": text });
-        let mut messages: Vec<Value> = Vec::new();
-        for entry in host.history(self.history) {
-            match entry.role {
-                Role::User => messages.push(message("user", &entry.text)),
-                Role::Agent => messages.push(message("assistant", &entry.text)),
-                Role::System => messages.push(message("system", &entry.text)),
-                Role::Tool => {}
-            }
+        let history = host.history(self.history);
+        let mut messages = Vec::with_capacity(history.len() + 2);
+        for entry in &history {
+            let role = match entry.role {
+                Role::User => "user",
+                Role::Agent => "assistant",
+                Role::System => "system",
+                Role::Tool => continue,
+            };
+            messages.push(Message { role, content: &entry.text });
         }
-        messages.extend(prompt.context.as_ref().map(|context| message("system", context)));
-        messages.push(message("user", &prompt.text));
-        serde_json::json!({ "model": self.model, "messages": messages, "stream": true }).to_string()
+        messages.extend(prompt.context.as_ref().map(|content| Message { role: "system", content }));
+        messages.push(Message { role: "user", content: &prompt.text });
+        let body = Body { model: &self.model, messages, stream: true };
+        // Texts alone: they can always be written.
+        serde_json::to_string(&body).unwrap_or_default()
     }
 
     /// The connections of one turn. An address of this machine is never asked for through a proxy.

@@ -5,10 +5,10 @@
 use serde_json::Value;
 
 use crate::agent::json::{self, Raw};
-use crate::agent::lines::{Line, Lines};
+use crate::sse::Reader;
 
-/// The longest line of a stream.
-const LINE_LIMIT: usize = 4 * 1024 * 1024;
+/// The longest event of a stream.
+const EVENT_LIMIT: usize = 4 * 1024 * 1024;
 
 /// How much of a chunk that cannot be read is shown.
 const SHOWN: usize = 200;
@@ -37,15 +37,14 @@ pub enum Piece {
 /// Reads a stream of server-sent events.
 #[derive(Debug)]
 pub struct Stream {
-    lines: Lines,
-    data: String,
+    reader: Reader,
     touched: bool,
 }
 
 impl Stream {
     /// At its beginning.
     pub const fn new() -> Self {
-        Self { lines: Lines::new(LINE_LIMIT), data: String::new(), touched: false }
+        Self { reader: Reader::new(EVENT_LIMIT), touched: false }
     }
 
     /// Whether nothing but white space came so far.
@@ -56,54 +55,45 @@ impl Stream {
     /// Takes in bytes and returns the pieces that they complete.
     pub fn push(&mut self, bytes: &[u8]) -> Vec<Piece> {
         self.touched |= !bytes.trim_ascii().is_empty();
-        self.lines.push(bytes);
-        let mut pieces = Vec::new();
-        while let Some(line) = self.lines.next(|l| json::text_of(l).into_owned()) {
-            match line {
-                Line::Whole(line) if line.is_empty() => pieces.extend(self.dispatch()),
-                Line::Whole(line) => self.field(&line),
-                Line::TooLong(bytes, _) => {
-                    pieces.push(Piece::Error(format!("a line of {bytes} bytes is longer than is read")));
-                }
-            }
-            if self.data.len() > LINE_LIMIT {
-                self.data.clear();
-                pieces.push(Piece::Error("an event is longer than is read".to_string()));
-            }
-        }
-        pieces
+        self.reader.feed(bytes);
+        self.pieces()
     }
 
     /// The pieces of an event that the end of the stream cut short of its blank line.
     pub fn finish(&mut self) -> Vec<Piece> {
-        let mut pieces = self.push(b"\n");
-        pieces.extend(self.dispatch());
-        pieces
+        self.reader.finish();
+        self.pieces()
     }
 
-    fn field(&mut self, line: &str) {
-        if let Some(data) = line.strip_prefix("data:") {
-            if !self.data.is_empty() {
-                self.data.push('\n');
-            }
-            self.data.push_str(data.strip_prefix(' ').unwrap_or(data));
-        }
-    }
-
-    fn dispatch(&mut self) -> Vec<Piece> {
-        let data = std::mem::take(&mut self.data);
-        match data.trim() {
-            "" => Vec::new(),
-            "[DONE]" => vec![Piece::Done],
-            data => match json::value_at(data) {
-                Some((chunk, _)) if chunk.starts_with('{') => read_chunk(Raw::of(&chunk)),
-                // A proxy's keep-alive or the like, unless it begins as a chunk does.
-                _ => {
-                    let head: String = data.chars().take(SHOWN).collect();
-                    vec![Piece::Unreadable(head.escape_debug().to_string(), data.starts_with('{'))]
+    fn pieces(&mut self) -> Vec<Piece> {
+        let mut pieces = Vec::new();
+        loop {
+            match self.reader.next_event() {
+                Ok(Some(event)) => pieces.extend(read_data(event.data.trim())),
+                Ok(None) => return pieces,
+                Err(why) => {
+                    self.reader = Reader::new(EVENT_LIMIT);
+                    pieces.push(Piece::Error(why));
+                    return pieces;
                 }
-            },
+            }
         }
+    }
+}
+
+/// The pieces of an event's data.
+fn read_data(data: &str) -> Vec<Piece> {
+    match data {
+        "" => Vec::new(),
+        "[DONE]" => vec![Piece::Done],
+        data => match json::value_at(data) {
+            Some((chunk, _)) if chunk.starts_with('{') => read_chunk(Raw::of(&chunk)),
+            // A proxy's keep-alive or the like, unless it begins as a chunk does.
+            _ => {
+                let head: String = data.chars().take(SHOWN).collect();
+                vec![Piece::Unreadable(head.escape_debug().to_string(), data.starts_with('{'))]
+            }
+        },
     }
 }
 

@@ -1,7 +1,7 @@
 //! The desk: what a worker lends its agent. It turns what the agent says into durable items, keeps the turn's deadlines,
 //! settles permissions, and passes on interrupts. It decides nothing about sessions; the worker does.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -120,6 +120,10 @@ pub struct Desk {
     interrupt: Option<(Interrupt, Why)>,
     settled: Vec<(String, PermissionOutcome)>,
     keep_answer: bool,
+    /// What was read of the transcript for the agent, so that each turn reads what is new of it alone.
+    history: VecDeque<Entry>,
+    /// The newest entry that was looked at for it.
+    history_upto: i64,
 }
 
 impl Desk {
@@ -150,6 +154,8 @@ impl Desk {
             interrupt: None,
             settled: Vec::new(),
             keep_answer: false,
+            history: VecDeque::new(),
+            history_upto: 0,
         }
     }
 
@@ -548,10 +554,27 @@ impl Host for Desk {
 
     fn history(&mut self, limit: u64) -> Vec<Entry> {
         let but = self.running.as_ref().map_or(0, |r| r.turn.tid);
-        self.house.store.history(self.sid, but, limit).unwrap_or_else(|e| {
-            log::error!(key = self.identity.key; "the transcript cannot be read: {e}");
-            Vec::new()
-        })
+        let after = self.history_upto;
+        match self.house.store.history(self.sid, but, after, limit) {
+            Ok(read) => {
+                if !read.all {
+                    self.history.clear();
+                }
+                self.history.extend(read.entries);
+                self.history_upto = read.upto;
+                let mut size: u64 = self.history.iter().map(|e| e.text.len() as u64).sum();
+                while size > limit
+                    && let Some(oldest) = self.history.pop_front()
+                {
+                    size -= oldest.text.len() as u64;
+                }
+                self.history.iter().cloned().collect()
+            }
+            Err(e) => {
+                log::error!(key = self.identity.key; "the transcript cannot be read: {e}");
+                Vec::new()
+            }
+        }
     }
 }
 

@@ -65,7 +65,7 @@ fn a_long_answer_is_several_entries_and_one_text() {
         assert!(pieces <= ENTRY as i64 + 20, "{way}: an event of {pieces} bytes");
         // An agent is given one text: all of it, or nothing where it does not fit.
         let past = |bytes: usize| {
-            let past = rig.store.history(a.sid, 0, bytes as u64).unwrap();
+            let past = rig.store.history(a.sid, 0, 0, bytes as u64).unwrap().entries;
             past.into_iter().map(|e| (e.role, e.text)).collect::<Vec<_>>()
         };
         let question = (Role::User, "question".to_owned());

@@ -181,7 +181,7 @@ fn look(rig: &Rig, a: &Accepted, turn_id: &str) {
     store.transcript(&id, 0, 10).unwrap();
     store.entries(&a.session_id, 0, i64::MAX, 10, 1000).unwrap();
     let upto = store.newest_entry(a.sid).unwrap();
-    store.history(a.sid, upto, 100).unwrap();
+    store.history(a.sid, upto, 0, 100).unwrap();
     store.events(Some(KEY), newest - 3, 10).unwrap();
     store.events(None, newest - 3, 10).unwrap();
     let first = store.turn(turn_id).unwrap().events_after;

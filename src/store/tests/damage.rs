@@ -164,7 +164,7 @@ fn others_are_served(rig: &Rig, what: &str, bad: &Accepted, good: &Accepted) {
             assert_eq!(failed.refusal(), Some(Refusal::SessionNotFound), "{what}: {failed}");
         }
     }
-    rig.store.history(bad.sid, 0, 1 << 20).unwrap();
+    rig.store.history(bad.sid, 0, 0, 1 << 20).unwrap();
     rig.store.events(Some(BAD), 0, 1000).unwrap();
     // A worker that is given it is told so, and tries no more.
     let opened = rig.store.open_activation(bad.sid, "agent".into(), "/w".into());
