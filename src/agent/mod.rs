@@ -271,6 +271,16 @@ pub trait Host {
     /// ticks since boot, field 22 of `/proc/PID/stat`.
     fn process_started(&mut self, pid: u32, start: u64);
 
+    /// Whether the agent's last process before this activation had no time to write anything down.
+    fn left_unclean(&mut self) -> bool {
+        false
+    }
+
+    /// Whether a turn was answered to its end: the agent should remember it.
+    fn is_completed(&mut self, _turn_id: &str) -> bool {
+        true
+    }
+
     /// The newest whole entries of the transcript that fit into `limit` bytes, oldest first, without the current turn.
     fn history(&mut self, limit: u64) -> Vec<Entry>;
 }

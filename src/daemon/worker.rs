@@ -80,6 +80,10 @@ struct Worker {
     turns: i64,
     failures: u32,
     start_after: Option<Instant>,
+    /// The turn in which the agent's process ended: the next prompt tells of it.
+    cut_short: Option<String>,
+    /// No agent was started yet in this activation.
+    fresh: bool,
     /// When the agent last did something by itself: it may have more to do.
     own_work: Option<Instant>,
 }
@@ -137,6 +141,8 @@ impl Worker {
             failures: 0,
             start_after: None,
             own_work: None,
+            cut_short: None,
+            fresh: true,
         })
     }
 
@@ -354,6 +360,13 @@ impl Worker {
         };
         match started {
             Ok(started) => {
+                if std::mem::take(&mut self.fresh) {
+                    self.cut_short = self.died_before();
+                }
+                if matches!(started.continuity, Continuity::Lost | Continuity::Stateless) {
+                    // It is given all that was said, or never remembers anything.
+                    self.cut_short = None;
+                }
                 if started.agent_session != self.agent_session {
                     self.agent_session = started.agent_session;
                     if let Err(e) = self.house().store.note_agent(sid, self.desk.epoch, self.agent_session.clone()) {
@@ -441,7 +454,11 @@ impl Worker {
         self.notify(HookEvent::TurnStart, begun, json!({}));
         let prompt = Prompt {
             turn_id: begun.turn_id.clone(),
-            text: begun.prompt.clone(),
+            text: match self.cut_short.take_if(|_| !begun.prompt.is_empty()) {
+                // A continuation tells of what was cut off by itself.
+                Some(before) if begun.continues.is_none() => self.recalling(&before, &begun.prompt),
+                _ => begun.prompt.clone(),
+            },
             context,
             resumed: begun.continues.as_ref().is_some_and(|c| c.rerun),
         };
@@ -468,6 +485,9 @@ impl Worker {
         match &error {
             Some((code, why)) => log::warn!(key = self.key(), turn_id = begun.turn_id; "turn {outcome}: {code}: {why}"),
             None => log::debug!(key = self.key(), turn_id = begun.turn_id; "turn {outcome}"),
+        }
+        if self.desk.agent.kind == AgentKind::Acp && !self.agent.is_ready() {
+            self.cut_short = matches!(outcome, Outcome::Failed | Outcome::Cancelled).then(|| begun.turn_id.clone());
         }
         if self.is_ready() {
             self.house().registry.finishing(sid, self.desk.epoch);

@@ -126,6 +126,29 @@ pub fn note(cut: &CutOff<'_>, next: Option<&str>) -> String {
         MarkReason::RestartTimeout => "the service was restarted",
         MarkReason::Crash => "the service crashed",
     };
+    let mut text = told(what, cut);
+    match next {
+        None => text.push_str("Check what has been done already, then go on and finish the answer.]"),
+        Some(next) => {
+            text.push_str("A new message has come since; answer it first, then finish what is still open.]\n\n");
+            text.push_str(next);
+        }
+    }
+    text
+}
+
+/// What goes before a message to an agent whose process ended in the turn before: many agents write a turn down at its end
+/// only, and know nothing of one that had none.
+#[must_use]
+pub fn recall(cut: &CutOff<'_>, next: &str) -> String {
+    let mut text = told("your process ended", cut);
+    text.push_str("You may remember nothing of it. A new message has come since; answer that, with this in mind.]\n\n");
+    text.push_str(next);
+    text
+}
+
+/// What was cut off by what, as a note begins.
+fn told(what: &str, cut: &CutOff<'_>) -> String {
     let since = ago(cut.age);
     let mut text = if cut.message.is_empty() {
         format!(
@@ -148,13 +171,6 @@ pub fn note(cut: &CutOff<'_>, next: Option<&str>) -> String {
     }
     if !cut.answered {
         text.push_str("Nothing had come back from you yet: you may never have received the message. ");
-    }
-    match next {
-        None => text.push_str("Check what has been done already, then go on and finish the answer.]"),
-        Some(next) => {
-            text.push_str("A new message has come since; answer it first, then finish what is still open.]\n\n");
-            text.push_str(next);
-        }
     }
     text
 }
@@ -254,6 +270,11 @@ mod tests {
         }
         let with = note(&CutOff { tools: &[], answered: true, ..cut }, Some("what now?"));
         assert!(with.ends_with("\n\nwhat now?") && with.contains("answer it first") && !with.contains("may never"));
+        let again = recall(&CutOff { tools: &tools, answered: true, ..cut }, "go on");
+        for part in ["your process ended 90 s ago", "> first\n> second", "- rm -rf build", "remember nothing"] {
+            assert!(again.contains(part), "{part} in {again}");
+        }
+        assert!(again.ends_with("\n\ngo on"), "{again}");
         let own = note(&CutOff { message: "", tools: &tools, answered: true, ..cut }, None);
         assert!(own.contains("working by yourself") && !own.contains("> ") && own.contains("- rm -rf build"), "{own}");
         for (reason, word) in [

@@ -67,6 +67,18 @@ impl Store {
         })
     }
 
+    /// Whether the activation before this one was not closed by whoever had opened it: its agent had no time to write
+    /// anything down.
+    ///
+    /// # Errors
+    /// The store fails.
+    pub fn follows_a_crash(&self, sid: i64, epoch: i64) -> Result<bool, Error> {
+        self.read(|conn| {
+            conn.prepare_cached("SELECT 1 FROM activations WHERE sid=?1 AND epoch=?2 AND end_reason='crash'")?
+                .exists(params![sid, epoch - 1])
+        })
+    }
+
     /// Notes the agent's own session id, for the next activation.
     ///
     /// # Errors

@@ -83,6 +83,19 @@ pub struct Begun {
     pub alone: bool,
 }
 
+/// A turn that its agent may not remember.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CutShort {
+    /// Its messages.
+    pub message: String,
+    /// Tool calls that it left open.
+    pub tools: Vec<String>,
+    /// Whether anything had come back.
+    pub answered: bool,
+    /// When it ended.
+    pub ended_at: Millis,
+}
+
 /// How a turn ended, and what its session may do next.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ended {
@@ -180,6 +193,23 @@ impl Store {
             let error = if outcome == Outcome::Failed { error.clone() } else { None };
             tx.end_turn_with(&s, (turn.tid, &live.id), sealed, outcome, error.as_ref(), live.cancel.as_deref(), mark)?;
             Ok(Ended { outcome, more: s.queued > 0 })
+        })
+    }
+
+    /// What a turn that is over was about, for an agent that may not remember it: its messages, the tool calls that it left
+    /// open, whether anything had come back, and when it ended.
+    ///
+    /// # Errors
+    /// [`Refusal::NotFound`].
+    pub fn cut_short(&self, turn_id: String) -> Result<CutShort, Error> {
+        self.write("cut_short", move |tx| {
+            let (tid, sid, ended_at) = tx
+                .row("SELECT tid, sid, coalesce(ended_at, created_at) FROM turns WHERE id=?1", [&turn_id], |r| {
+                    Ok((r.get::<_, i64>(0)?, r.get::<_, i64>(1)?, r.get(2)?))
+                })?
+                .ok_or(Refusal::NotFound)?;
+            let message = tx.chain_messages(tid)?.0.join("\n\n");
+            Ok(CutShort { message, tools: tx.open_tools(tid)?, answered: tx.has_answered(sid, tid)?, ended_at })
         })
     }
 
@@ -387,12 +417,7 @@ impl Tx<'_> {
         if rerun && !by_agent {
             return Ok((told, Some(Cut { turn_id, rerun: true }), None, lost));
         }
-        let tools = self.rows(
-            "SELECT text FROM entries WHERE tid=?1 AND role='tool'
-             AND json_extract(detail, '$.status') IN ('pending', 'in_progress') ORDER BY seq",
-            [cut],
-            |r| r.get::<_, String>(0),
-        )?;
+        let tools = self.open_tools(cut)?;
         let answered = self.has_answered(s.sid, cut)?;
         let reason = s.mark_reason.as_deref().and_then(MarkReason::parse).unwrap_or(MarkReason::Crash);
         let ago = age(s.marked_at.unwrap_or(self.now), self.now);
@@ -400,6 +425,16 @@ impl Tx<'_> {
         let alone = note(&facts, None);
         let prompt = if own.is_empty() { alone.clone() } else { note(&facts, Some(own)) };
         Ok((prompt, Some(Cut { turn_id, rerun: false }), Some(alone), lost))
+    }
+
+    /// Titles of a turn's tool calls that had started and not ended.
+    fn open_tools(&self, tid: i64) -> Result<Vec<String>, Error> {
+        Ok(self.rows(
+            "SELECT text FROM entries WHERE tid=?1 AND role='tool'
+             AND json_extract(detail, '$.status') IN ('pending', 'in_progress') ORDER BY seq",
+            [tid],
+            |r| r.get::<_, String>(0),
+        )?)
     }
 
     /// Whether a turn said anything: looked for from the newest entry on, as far as entries are the turn's own.

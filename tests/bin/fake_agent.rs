@@ -4,6 +4,7 @@
 //!   --no-load          does not offer session/load (offered otherwise)
 //!   --resume --list --close   offers these too
 //!   --load-lies        load and resume of an unknown session "succeed" and give nothing back
+//!   --saves-late N     of a session's prompts only the first N outlive the process
 //!   --load-error       load and resume always fail with -32603
 //!   --load-dies CODE   load and resume end the process
 //!   --no-replay        load replays nothing, though it knows the session
@@ -289,12 +290,18 @@ impl Agent {
 
     fn keep(&mut self, id: &str, prompts: Vec<String>) {
         if let Some(dir) = &self.state {
-            std::fs::write(dir.join(id), serde_json::to_string(&prompts).unwrap()).unwrap();
+            let most = self.number("--saves-late").map_or(prompts.len(), |n| prompts.len().min(n as usize));
+            std::fs::write(dir.join(id), serde_json::to_string(&prompts[..most]).unwrap()).unwrap();
         }
         self.sessions.insert(id.to_string(), prompts);
     }
 
     fn known(&self, id: &str) -> Option<Vec<String>> {
+        if self.has("--saves-late")
+            && let Some(prompts) = self.sessions.get(id)
+        {
+            return Some(prompts.clone());
+        }
         match &self.state {
             Some(dir) => serde_json::from_str(&std::fs::read_to_string(dir.join(id)).ok()?).ok(),
             None => self.sessions.get(id).cloned(),

@@ -360,6 +360,47 @@ fn an_agent_remembers() {
     }
 }
 
+/// A turn that its agent's death cut off, or that was cancelled by ending it, is told with the next message.
+#[test]
+fn a_turn_that_the_agent_s_death_cut_off_is_told_with_the_next_message() {
+    let mut d = Daemon::new().config(&fake(&[], "env = { FAKE_AGENT_STATE = \"@DIR@\" }")).start();
+    d.send("local:a", "say hello");
+    assert_eq!(d.turn("local:a", "tool-open t1; say half; die 3").outcome(), "failed");
+    let told = d.send("local:a", "echo-context");
+    for part in ["your process ended", "> tool-open t1; say half; die 3", "- Run t1", "echo-context"] {
+        assert!(told.contains(part), "{part} in {told}");
+    }
+    assert_eq!(d.send("local:a", "echo-context"), "[echo-context]\n", "once");
+    assert_eq!(d.said("local:a").iter().filter(|l| l.starts_with("user: ")).count(), 4);
+    // Over a restart, too.
+    assert_eq!(d.turn("local:a", "say quarter; die 3").outcome(), "failed");
+    d.restart();
+    let told = d.send("local:a", "echo-context");
+    assert!(told.contains("> say quarter; die 3"), "{told}");
+    assert_eq!(d.stop(), 0);
+}
+
+/// An agent whose load brings back less than there was is given what is missing, and the sender is told.
+#[test]
+fn an_agent_that_lost_a_part() {
+    let flags = &["--saves-late", "1"];
+    let mut d = Daemon::new().config(&fake(flags, "env = { FAKE_AGENT_STATE = \"@DIR@\" }")).start();
+    for text in ["say one", "say two", "say three"] {
+        d.send("local:a", text);
+    }
+    d.restart();
+    let turn = d.turn("local:a", "echo-context");
+    let notices: Vec<_> = turn.of("notice").map(|e| e.text("code")).collect();
+    assert_eq!(notices, ["context_lost"]);
+    let text = turn.text();
+    for part in ["user: say two", "agent: two", "user: say three", "agent: three"] {
+        assert!(text.contains(part), "{part} in {text}");
+    }
+    assert!(!text.contains("user: say one"), "{text}");
+    assert_eq!(d.send("local:a", "echo-context"), "[echo-context]\n", "once");
+    assert_eq!(d.stop(), 0);
+}
+
 /// Checklist 45. An agent that lost the session, whether it says so or lies, is given the transcript as its first context.
 #[test]
 fn an_agent_that_forgot() {

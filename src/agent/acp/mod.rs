@@ -65,6 +65,10 @@ pub struct Acp {
     /// The agent does not know what was said: the next prompt carries it.
     forgot: bool,
     reopen_failures: u32,
+    /// What the agent lacks of the conversation: the next prompt carries it.
+    lacks: Option<String>,
+    /// Its last process had no time to write anything down; `None`: it had none in this activation.
+    unclean: Option<bool>,
 }
 
 /// A running agent.
@@ -131,6 +135,8 @@ impl Acp {
             permissions: 0,
             forgot: false,
             reopen_failures: 0,
+            lacks: None,
+            unclean: None,
         }
     }
 
@@ -144,7 +150,9 @@ impl Acp {
         let can = session::initialize(client, host, until)?;
         let cwd = host.identity().cwd.to_string_lossy().into_owned();
         let known = known.filter(|_| self.reopen_failures < REOPEN_FAILURES);
-        match session::open(client, host, can, Wish { cwd: &cwd, known, had_turns }, until) {
+        let unclean = known.is_some() && self.unclean.unwrap_or_else(|| host.left_unclean());
+        let wish = Wish { cwd: &cwd, known, had_turns, unclean, history: self.history };
+        match session::open(client, host, can, wish, until) {
             Ok(opened) => {
                 self.reopen_failures = 0;
                 Ok((can, opened))
@@ -179,6 +187,7 @@ impl Acp {
         match self.handshake(&mut client, host, (agent_session, had_turns), until) {
             Ok((can, opened)) => {
                 self.forgot = opened.continuity == Continuity::Lost;
+                self.lacks = opened.lacks;
                 let started = Started { agent_session: Some(opened.id.clone()), continuity: opened.continuity };
                 self.live =
                     Some(Live { client, can, session: opened.id, proven: opened.proven, changed: false, own: None });
@@ -196,6 +205,7 @@ impl Acp {
     /// Ends the process, if there is one, and logs what could not be ended.
     fn end(&mut self, host: &mut dyn Host, from: Rung, until: Instant) {
         if let Some(live) = self.live.take() {
+            self.unclean = Some(from != Rung::EndOfInput);
             end_process(host, live.client.process, from, until);
         }
     }
@@ -215,6 +225,7 @@ impl Acp {
                         live.client.process.stderr_tail()
                     );
                     if let Some(live) = self.live.take() {
+                        self.unclean = Some(true);
                         live.client.process.end_now();
                     }
                 }
@@ -261,6 +272,10 @@ impl Acp {
             let told = if text.is_some() { "it is given what was said" } else { "there is nothing to give it" };
             host.said(Said::Notice("context_lost".into(), format!("the agent had lost the conversation; {told}")));
             blocks.extend(text);
+        } else if let Some(lacks) = self.lacks.take() {
+            let told = "the agent had lost a part of the conversation; it is given what is missing";
+            host.said(Said::Notice("context_lost".into(), told.into()));
+            blocks.push(lacks);
         }
         blocks.extend(prompt.context.clone());
         blocks.push(prompt.text.clone());

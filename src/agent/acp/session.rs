@@ -12,6 +12,7 @@ use super::client::{CallError, Client};
 use super::wire::{RpcError, shorten};
 use crate::agent::json::Raw;
 use crate::agent::{Continuity, Entry, Failure, Host};
+use crate::model::event::Role;
 
 /// The version that is spoken here.
 const VERSION: u64 = 1;
@@ -23,6 +24,10 @@ const NOT_FOUND: i64 = -32002;
 const PAGES: usize = 50;
 /// Values of an answer's `_meta` that are looked at.
 const PLACES: usize = 100;
+/// The most of a replay's messages that is remembered, the newest.
+const REPLAY_KEPT: usize = 1024 * 1024;
+/// Entries among which the turn that was completed last is looked for.
+const RECENT: usize = 20;
 /// Sessions of one page of `session/list` that are looked at.
 const LISTED: usize = 100_000;
 /// For all of `session/list`.
@@ -60,6 +65,10 @@ pub struct Wish<'a> {
     pub known: Option<&'a str>,
     /// Whether there is anything that the agent should remember.
     pub had_turns: bool,
+    /// Its last process had no time to write anything down.
+    pub unclean: bool,
+    /// How much of the transcript it is given where it lacks some.
+    pub history: u64,
 }
 
 /// The session that was got.
@@ -71,6 +80,8 @@ pub struct Opened {
     pub continuity: Continuity,
     /// Whether there is more than the agent's word for it.
     pub proven: bool,
+    /// What was said and is not in what it remembers, as context for it.
+    pub lacks: Option<String>,
 }
 
 /// Why no session was got.
@@ -124,7 +135,7 @@ pub fn open(
     }
     let id = create(client, host, wish.cwd, until).map_err(|failure| Trouble { failure, reopening: false })?;
     let continuity = if wish.had_turns { Continuity::Lost } else { Continuity::New };
-    Ok(Opened { id, continuity, proven: true })
+    Ok(Opened { id, continuity, proven: true, lacks: None })
 }
 
 /// Asks for a new session and returns the agent's id for it.
@@ -152,34 +163,43 @@ fn reopen(
 ) -> Result<Option<Opened>, Failure> {
     let listed = if can.list { is_listed(client, host, (known, wish.cwd), until)? } else { None };
     let key = host.identity().key.clone();
-    let kept = |proven| Some(Opened { id: known.to_string(), continuity: Continuity::Kept, proven });
-    // A resume replays nothing that would prove it: it is not tried when the list says that the session is gone.
-    if can.resume && listed != Some(false) {
+    let kept = |proven, lacks| Some(Opened { id: known.to_string(), continuity: Continuity::Kept, proven, lacks });
+    // A resume replays nothing that would prove it: it is not tried when the list says that the session is gone, nor after
+    // an unclean end where a load can show what is left.
+    if can.resume && !(can.load && wish.unclean) && listed != Some(false) {
         match ask(client, host, "session/resume", (known, wish.cwd), until)? {
-            Ok(_) => return Ok(kept(listed == Some(true))),
+            Ok(_) => return Ok(kept(listed == Some(true), None)),
             Err(why) => log::info!("{key}: session/resume of {known}: {why}"),
         }
     }
     if can.load {
         match ask(client, host, "session/load", (known, wish.cwd), until)? {
-            Ok(0) if wish.had_turns => log::info!("{key}: session/load of {known}: nothing came back of what was said"),
-            Ok(0) if listed != Some(true) => {}
-            Ok(_) => return Ok(kept(true)),
+            Ok(replay) if replay.pieces == 0 && wish.had_turns => {
+                log::info!("{key}: session/load of {known}: nothing came back of what was said")
+            }
+            Ok(replay) if replay.pieces == 0 && listed != Some(true) => {}
+            Ok(replay) => {
+                let entries = host.history(wish.history);
+                let newest = entries.iter().rev().filter_map(|e| e.turn_id.as_deref());
+                let newest = newest.take(RECENT).find(|id| host.is_completed(id));
+                let missing = replay.missing(&entries, newest);
+                return Ok(kept(true, missing.map(missing_text)));
+            }
             Err(why) => log::info!("{key}: session/load of {known}: {why}"),
         }
     }
     Ok(None)
 }
 
-/// One attempt: how many pieces of the conversation were replayed, or why the session is not to be had.
+/// One attempt: what was replayed of the conversation, or why the session is not to be had.
 fn ask(
     client: &mut Client,
     host: &mut dyn Host,
     method: &str,
     (known, cwd): (&str, &str),
     until: Instant,
-) -> Result<Result<u64, String>, Failure> {
-    let (mut replayed, mut other) = (0, None);
+) -> Result<Result<Replay, String>, Failure> {
+    let (mut replayed, mut other) = (Replay::default(), None);
     let params = json!({ "sessionId": known, "cwd": cwd, "mcpServers": [] });
     let answer = client.call(host, (method, &params), until, &mut |method, params| {
         if method != "session/update" {
@@ -188,7 +208,7 @@ fn ask(
         let [id, update] = params.fields(["sessionId", "update"]);
         match id.string() {
             Some(id) if id != known => other = Some(id),
-            _ => replayed += u64::from(is_conversation(update)),
+            _ => replayed.take(update),
         }
     });
     Ok(match answer {
@@ -199,6 +219,50 @@ fn ask(
         Err(CallError::Refused(e)) if e.code != AUTH_REQUIRED => Err(e.to_string()),
         Err(e) => return Err(explain(client, host, method, e)),
     })
+}
+
+/// What an agent replayed of a conversation: how many pieces, and what the user had said.
+#[derive(Debug, Default)]
+pub struct Replay {
+    pieces: u64,
+    users: String,
+}
+
+impl Replay {
+    fn take(&mut self, update: Raw<'_>) {
+        if !is_conversation(update) {
+            return;
+        }
+        self.pieces += 1;
+        let [kind, content] = update.fields(["sessionUpdate", "content"]);
+        if kind.string().as_deref() == Some("user_message_chunk") {
+            self.users.push_str(&squeezed(&content.get("text").string().unwrap_or_default()));
+            let over = self.users.len().saturating_sub(REPLAY_KEPT);
+            let from = (over..self.users.len()).find(|n| self.users.is_char_boundary(*n)).unwrap_or(0);
+            self.users.drain(..if over > 0 { from } else { 0 });
+        }
+    }
+
+    /// What is missing in it, if the turn that was completed last (`newest`) is: all after the newest message of a user that
+    /// it has. Agents put other text around a message, and break lines in other places: it is looked for without them. An
+    /// agent that replays nothing of users cannot be judged.
+    fn missing<'e>(&self, entries: &'e [Entry], newest: Option<&str>) -> Option<&'e [Entry]> {
+        let has = |entry: &Entry| entry.role == Role::User && self.users.contains(&squeezed(&entry.text));
+        let newest = newest?;
+        let mut asked =
+            entries.iter().filter(|e| e.role == Role::User && e.turn_id.as_deref() == Some(newest)).peekable();
+        if self.users.is_empty() || asked.peek().is_none() || asked.any(has) {
+            return None;
+        }
+        let from = entries.iter().rposition(has).map_or(0, |at| at + 1);
+        let next = entries[from..].iter().position(|e| e.role == Role::User).unwrap_or(0);
+        Some(&entries[from + next..])
+    }
+}
+
+/// A text without white space.
+fn squeezed(text: &str) -> String {
+    text.chars().filter(|c| !c.is_whitespace()).collect()
 }
 
 /// Whether an update is a piece of a conversation, rather than of the agent's state.
@@ -294,15 +358,27 @@ pub fn explain(client: &mut Client, host: &mut dyn Host, method: &str, error: Ca
     Failure::new("agent_start", why)
 }
 
+/// What an agent lacks of what was said, as context for it.
+fn missing_text(entries: &[Entry]) -> String {
+    let mut text = String::from("A part of this conversation is not in your memory. It was, oldest first:\n");
+    list(&mut text, entries);
+    text.push_str("\n(End of what is not in your memory.)\n");
+    text
+}
+
+fn list(text: &mut String, entries: &[Entry]) {
+    for entry in entries {
+        let at = crate::clock::rfc3339(entry.at);
+        text.push_str(&format!("\n[{at}] {}: {}\n", entry.role, entry.text));
+    }
+}
+
 /// What was said before, as context for an agent that does not remember it; `None` when nothing was.
 pub fn history_text(entries: &[Entry]) -> Option<String> {
     let mut text = String::from(
         "This conversation began earlier, and your own memory of it was lost. What was said before, oldest first:\n",
     );
-    for entry in entries {
-        let at = crate::clock::rfc3339(entry.at);
-        text.push_str(&format!("\n[{at}] {}: {}\n", entry.role, entry.text));
-    }
+    list(&mut text, entries);
     text.push_str("\n(End of what was said before.)\n");
     (!entries.is_empty()).then_some(text)
 }
@@ -332,6 +408,40 @@ mod tests {
             assert_eq!(other_id(Raw::of(&result), "b"), None, "{result}");
         }
         assert_eq!(other_id(Raw::NULL, "a"), None);
+    }
+
+    #[test]
+    fn what_a_replay_lacks_begins_after_the_last_message_that_it_has() {
+        let mut replay = Replay::default();
+        for text in ["<context/>\nmy horse\nis called ", "Juno", "second"] {
+            let update = json!({ "sessionUpdate": "user_message_chunk", "content": { "type": "text", "text": text } });
+            replay.take(Raw::of(&update.to_string()));
+        }
+        assert_eq!(replay.pieces, 3);
+        let entry = |seq: i64, turn: &str, role, text: &str| Entry {
+            seq,
+            turn_id: Some(turn.into()),
+            role,
+            text: text.into(),
+            at: 0,
+        };
+        let entries = [
+            entry(1, "a", Role::User, "my horse is called Juno"),
+            entry(2, "a", Role::Agent, "noted"),
+            entry(3, "b", Role::User, "second"),
+            entry(4, "b", Role::Agent, "two"),
+            entry(5, "c", Role::User, "third"),
+            entry(6, "c", Role::Agent, "three"),
+            entry(7, "d", Role::User, "it died here"),
+        ];
+        let seqs = |newest| replay.missing(&entries, newest).map(|m| m.iter().map(|e| e.seq).collect::<Vec<_>>());
+        assert_eq!(seqs(Some("b")), None, "the newest that was completed is there");
+        assert_eq!(seqs(Some("c")), Some(vec![5, 6, 7]));
+        assert_eq!(seqs(None), None);
+        assert_eq!(seqs(Some("x")), None, "it is not within what is given");
+        assert_eq!(Replay::default().missing(&entries, Some("c")), None, "one that replays no users cannot be judged");
+        let text = missing_text(&entries[4..]);
+        assert!(text.contains("user: third") && text.contains("agent: three"), "{text}");
     }
 
     #[test]

@@ -20,6 +20,7 @@ use crate::clock;
 use crate::config::{self, PermissionPolicy};
 use crate::hooks::Event;
 use crate::model::event::{EventKind, HookEvent};
+use crate::model::turn::TurnState;
 use crate::model::turn_clock::TurnClock;
 use crate::store::{Batch, Begun, Error, Item, PATIENCE, Refusal, TurnRef, Unkept};
 
@@ -550,6 +551,14 @@ impl Host for Desk {
             // The environment marker finds it all the same.
             log::warn!(key = self.identity.key; "the agent's process {pid} could not be noted: {e}");
         }
+    }
+
+    fn left_unclean(&mut self) -> bool {
+        self.house.store.follows_a_crash(self.sid, self.epoch).unwrap_or(true)
+    }
+
+    fn is_completed(&mut self, turn_id: &str) -> bool {
+        self.house.store.turn(turn_id).is_ok_and(|t| t.state == TurnState::Completed.as_str())
     }
 
     fn history(&mut self, limit: u64) -> Vec<Entry> {

@@ -3,6 +3,10 @@
 use std::time::Instant;
 
 use super::{Next, Worker};
+use crate::agent;
+use crate::config::AgentKind;
+use crate::model::event::MarkReason;
+use crate::model::turn::{CutOff, recall};
 use crate::store::{Error, Refusal};
 
 impl Worker {
@@ -30,6 +34,38 @@ impl Worker {
             Err(e) => {
                 log::error!(key = self.key(); "the agent's own turn cannot begin yet: {e}");
                 Next::Doubt
+            }
+        }
+    }
+
+    /// The session's last turn, if its agent died in it.
+    pub(super) fn died_before(&mut self) -> Option<String> {
+        if self.turns == 0 || self.desk.agent.kind != AgentKind::Acp {
+            return None;
+        }
+        let history = self.desk.agent.history;
+        let last = agent::Host::history(&mut self.desk, history).pop()?.turn_id?;
+        let turn = self.house().store.turn(&last).ok()?;
+        turn.error.is_some_and(|(code, _)| code == "agent_died").then_some(last)
+    }
+
+    /// A prompt, after what the agent should know of a turn in which its process ended.
+    pub(super) fn recalling(&self, turn_id: &str, prompt: &str) -> String {
+        match self.house().store.cut_short(turn_id.to_owned()) {
+            Ok(cut) => {
+                let age = crate::model::session::age(cut.ended_at, crate::clock::now());
+                let facts = CutOff {
+                    reason: MarkReason::Crash,
+                    age,
+                    message: &cut.message,
+                    tools: &cut.tools,
+                    answered: cut.answered,
+                };
+                recall(&facts, prompt)
+            }
+            Err(e) => {
+                log::warn!(key = self.key(); "the agent is not told of the turn {turn_id}, in which it ended: {e}");
+                prompt.to_owned()
             }
         }
     }
