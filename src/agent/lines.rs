@@ -50,7 +50,7 @@ impl Lines {
 
     /// The next whole line as `read` makes of it, without its end; `None` when more bytes are needed.
     pub fn next<T>(&mut self, read: impl FnOnce(&[u8]) -> T) -> Option<Line<T>> {
-        let Some(n) = self.buffer[self.scanned..].iter().position(|b| *b == b'\n') else {
+        let Some(n) = memchr::memchr(b'\n', &self.buffer[self.scanned..]) else {
             self.scanned = self.buffer.len();
             if self.skipped > 0 || self.buffer.len() - self.begin > self.limit {
                 self.skip(self.buffer.len());

@@ -15,18 +15,19 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
-use super::desk::{Desk, Running, hook_event};
+use super::desk::{Desk, Running};
 use super::house::{CANCEL, House};
 use super::mailbox::{Close, Mailbox, Why, Woken};
 use super::registry::{Doing, Wish};
 use crate::agent::{self, Agent, Answer, Continuity, Identity, Prompt};
 use crate::config::{self, AgentKind};
-use crate::hooks::{Event, Verdict};
+use crate::hooks::Verdict;
 use crate::model::event::{Actor, EndReason, HookEvent, MarkReason, Outcome, StopReason};
 use crate::model::names;
 use crate::store::{Batch, Begin, Begun, Error, Refusal};
 
 mod own;
+mod told;
 
 /// How long an agent may take to close when nobody else sets a limit.
 const CLOSE: Duration = Duration::from_secs(10);
@@ -553,28 +554,6 @@ impl Worker {
                 }
             }
         }
-    }
-
-    fn tell_end(&self, begun: &Begun, outcome: Outcome, answer: &str, since: Instant) {
-        let took = i64::try_from(since.elapsed().as_millis()).unwrap_or(i64::MAX);
-        self.notify(HookEvent::TurnEnd, begun, json!({ "outcome": outcome, "duration_ms": took, "text": answer }));
-    }
-
-    fn notify(&self, kind: HookEvent, begun: &Begun, fields: serde_json::Value) {
-        if self.desk.house.hooked(kind) {
-            self.desk.house.hooks.notify(self.event(kind, begun, fields), Box::new(|_| ()));
-        }
-    }
-
-    /// An event about a turn, with the transcript as it stands now.
-    fn event(&self, kind: HookEvent, begun: &Begun, mut fields: serde_json::Value) -> Event {
-        let identity = agent::Host::identity(&self.desk);
-        fields["session_id"] = identity.session_id.as_str().into();
-        fields["turn_id"] = begun.turn_id.as_str().into();
-        fields["resumed"] = begun.continues.as_ref().is_some_and(|c| c.rerun).into();
-        fields["continues"] = begun.continues.as_ref().map(|c| c.turn_id.clone()).into();
-        let upto = self.desk.house.store.newest_entry(self.desk.sid).unwrap_or(0);
-        hook_event(kind, &identity.key, fields, Some((identity.session_id.clone(), upto)))
     }
 
     /// Closes the agent and, where nobody else does, the activation.

@@ -13,7 +13,11 @@ const ALWAYS: &[(&str, &str)] = &[
         "a turn that does not know how many messages it has",
         "SELECT id FROM turns t WHERE messages<>(SELECT count(*) FROM messages m WHERE m.tid=t.tid)",
     ),
-    ("a turn without a message that continues nothing", "SELECT id FROM turns WHERE messages=0 AND continues IS NULL"),
+    (
+        "a turn without a message that continues nothing and that no agent began",
+        "SELECT id FROM turns t WHERE messages=0 AND continues IS NULL AND NOT EXISTS (
+           SELECT 1 FROM events e WHERE e.turn_id=t.id AND e.kind='turn_start' AND json_extract(e.data, '$.origin')='agent')",
+    ),
     (
         "a session that counts its messages wrongly",
         "SELECT id FROM sessions s WHERE messages<>(SELECT count(*) FROM messages m WHERE m.sid=s.sid)",

@@ -1,0 +1,36 @@
+//! What hooks are told of a worker's turns.
+
+use std::time::Instant;
+
+use serde_json::json;
+
+use super::Worker;
+use crate::agent;
+use crate::daemon::desk::hook_event;
+use crate::hooks::Event;
+use crate::model::event::{HookEvent, Outcome};
+use crate::store::Begun;
+
+impl Worker {
+    pub(super) fn tell_end(&self, begun: &Begun, outcome: Outcome, answer: &str, since: Instant) {
+        let took = i64::try_from(since.elapsed().as_millis()).unwrap_or(i64::MAX);
+        self.notify(HookEvent::TurnEnd, begun, json!({ "outcome": outcome, "duration_ms": took, "text": answer }));
+    }
+
+    pub(super) fn notify(&self, kind: HookEvent, begun: &Begun, fields: serde_json::Value) {
+        if self.desk.house.hooked(kind) {
+            self.desk.house.hooks.notify(self.event(kind, begun, fields), Box::new(|_| ()));
+        }
+    }
+
+    /// An event about a turn, with the transcript as it stands now.
+    pub(super) fn event(&self, kind: HookEvent, begun: &Begun, mut fields: serde_json::Value) -> Event {
+        let identity = agent::Host::identity(&self.desk);
+        fields["session_id"] = identity.session_id.as_str().into();
+        fields["turn_id"] = begun.turn_id.as_str().into();
+        fields["resumed"] = begun.continues.as_ref().is_some_and(|c| c.rerun).into();
+        fields["continues"] = begun.continues.as_ref().map(|c| c.turn_id.clone()).into();
+        let upto = self.desk.house.store.newest_entry(self.desk.sid).unwrap_or(0);
+        hook_event(kind, &identity.key, fields, Some((identity.session_id.clone(), upto)))
+    }
+}
