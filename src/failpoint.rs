@@ -1,7 +1,7 @@
 //! Named points at which a test may kill or stall the daemon. Compiled in with the feature `failpoints` only.
 //!
 //! `OSTLER_FAILPOINTS="accept_message.committed=kill:3,finish_turn.before=stall:500"`: the third hit of the first kills
-//! the process as SIGKILL would, each hit of the second waits half a second. `POINT@KEY` means the point in the session
+//! the process as SIGKILL would, each hit of the second waits half a second (`once:500`: its first alone). `POINT@KEY` means the point in the session
 //! under that key alone; `GATE/POINT` counts hits of the point only once the gate, a point too, was hit. `NAME=set:N` gives
 //! a number that the product asks for by that name, from the start, or from when its gate was hit.
 
@@ -105,6 +105,7 @@ mod armed {
                     let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
                 }
                 "panic" if rule.hits == rule.number => panics = true,
+                "once" if rule.hits == 1 => stall += Duration::from_millis(rule.number.unsigned_abs()),
                 "stall" => stall += Duration::from_millis(rule.number.unsigned_abs()),
                 _ => {}
             }

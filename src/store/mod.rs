@@ -299,7 +299,7 @@ impl Store {
                 .map_err(|e| Error::Unavailable(format!("no thread for the writer: {e}")))?;
             lane::Lane::Thread(Arc::new(lane::Door(queue)), writer)
         };
-        Ok(Self { shared, jobs, readers, patience: PATIENCE })
+        Ok(Self { shared, jobs, readers, patience: patience() })
     }
 
     /// The same store, for a caller that must not wait for it beyond an instant.
@@ -557,6 +557,11 @@ impl Shared {
 fn not_kept(why: &Error) -> Error {
     let why = why.to_string();
     Error::Unavailable(format!("nothing was kept of this: {}", why.trim_start_matches("store: ")))
+}
+
+/// [`PATIENCE`], unless a test has less.
+fn patience() -> Duration {
+    crate::failpoint::number("store.patience").map_or(PATIENCE, |ms| Duration::from_millis(ms.unsigned_abs()))
 }
 
 fn closed() -> Error {

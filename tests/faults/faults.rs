@@ -300,6 +300,8 @@ fn the_deadline_passes() {
             assert!(line.contains("local:a"), "{line}");
         }
         gate.open();
+        // The next one has the time that it needs.
+        d.write_config(&fake(&[], ""));
         let mut d = boot_ready(d, "");
         assert_eq!(
             settled(&mut d.events("local:a"), turn["turn_id"].as_str().unwrap()),

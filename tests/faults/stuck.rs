@@ -134,3 +134,21 @@ fn a_search_that_fails_holds_up_nobody() {
         assert_eq!(d.stop(), 0, "{point}");
     }
 }
+
+/// Nobody knows whether a turn began, and another session wants its place: it counts as running until the store answers. It
+/// is not parked, its turn is not taken for one that a crash cut off, and completes.
+#[test]
+fn a_begin_in_doubt_makes_room_for_nobody() {
+    let config = "[sessions]\nmax_live = 1\n";
+    let mut d = boot_ready(Daemon::new().config(config), "store.patience=set:2000,begin_turn.committed=once:5000");
+    d.client().post("/v1/hold", None).unwrap();
+    let (a, b) = (d.post("local:a", "x"), d.post("local:b", "y"));
+    d.client().post("/v1/release", None).unwrap();
+    for (key, turn) in [("local:a", a), ("local:b", b)] {
+        assert_eq!(settled(&mut d.events(key), turn["turn_id"].as_str().unwrap()), ("completed".into(), 1), "{key}");
+    }
+    d.wait_log("the next turn cannot begin yet");
+    assert_eq!(d.stop(), 0);
+    let marks: i64 = d.sql("SELECT count(*) FROM turns WHERE state='interrupted'");
+    assert_eq!(marks, 0);
+}

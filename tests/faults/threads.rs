@@ -39,6 +39,7 @@ fn what_the_daemon_needs_is_there_at_the_limit() {
     assert_eq!(status.code(), Some(1), "the deadline ends it: {status}");
     d.wait_log("the stop's deadline has passed");
     drop(clients);
+    d.write_config("[hooks]\nthreads = 1\n");
     let mut d = boot_ready(d, "");
     assert_eq!(d.stop(), 0);
 }
