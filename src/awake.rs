@@ -53,7 +53,7 @@ impl Observer {
     fn get() -> &'static Self {
         static OBSERVER: OnceLock<Observer> = OnceLock::new();
         OBSERVER.get_or_init(|| {
-            let ticks = thread::spawn("awake", thread::IO_STACK, || Self::get().watch());
+            let ticks = thread::spawn_own("awake", thread::IO_STACK, || Self::get().watch());
             if let Err(e) = &ticks {
                 log::warn!("no thread to tell a pause of the process by: its timeouts go on in one: {e}");
             }

@@ -204,7 +204,7 @@ fn fetch(kept: &Mutex<Option<ureq::Agent>>, wanted: Wanted, kick: Option<&Kick>)
     let (tell, told) = bounded(1);
     let (asked, Wanted { request, timeout }) = (client.clone(), wanted);
     let patience = timeout.min(TIMEOUT);
-    let thread = thread::spawn("hook-http", thread::DEEP_STACK, move || {
+    let thread = thread::spawn_own("hook-http", thread::DEEP_STACK, move || {
         // Dropped last: who hears it finds the answer.
         let alive = alive;
         let _ = tell.send(follow(&asked, request, patience));
