@@ -16,6 +16,9 @@ _ostler() {
             ",$1")
                 cmd="ostler"
                 ;;
+            ostler,allow)
+                cmd="ostler__subcmd__allow"
+                ;;
             ostler,backup)
                 cmd="ostler__subcmd__backup"
                 ;;
@@ -28,11 +31,17 @@ _ostler() {
             ostler,check-config)
                 cmd="ostler__subcmd__check__subcmd__config"
                 ;;
+            ostler,complete)
+                cmd="ostler__subcmd__complete"
+                ;;
             ostler,completions)
                 cmd="ostler__subcmd__completions"
                 ;;
             ostler,delete)
                 cmd="ostler__subcmd__delete"
+                ;;
+            ostler,deny)
+                cmd="ostler__subcmd__deny"
                 ;;
             ostler,doctor)
                 cmd="ostler__subcmd__doctor"
@@ -55,6 +64,15 @@ _ostler() {
             ostler,hooks)
                 cmd="ostler__subcmd__hooks"
                 ;;
+            ostler,logs)
+                cmd="ostler__subcmd__transcript"
+                ;;
+            ostler,ls)
+                cmd="ostler__subcmd__sessions"
+                ;;
+            ostler,permissions)
+                cmd="ostler__subcmd__permissions"
+                ;;
             ostler,release)
                 cmd="ostler__subcmd__release"
                 ;;
@@ -72,6 +90,9 @@ _ostler() {
                 ;;
             ostler,resume)
                 cmd="ostler__subcmd__resume"
+                ;;
+            ostler,rm)
+                cmd="ostler__subcmd__delete"
                 ;;
             ostler,send)
                 cmd="ostler__subcmd__send"
@@ -115,6 +136,9 @@ _ostler() {
             ostler__subcmd__generate__subcmd__help,help)
                 cmd="ostler__subcmd__generate__subcmd__help__subcmd__help"
                 ;;
+            ostler__subcmd__help,allow)
+                cmd="ostler__subcmd__help__subcmd__allow"
+                ;;
             ostler__subcmd__help,backup)
                 cmd="ostler__subcmd__help__subcmd__backup"
                 ;;
@@ -127,11 +151,17 @@ _ostler() {
             ostler__subcmd__help,check-config)
                 cmd="ostler__subcmd__help__subcmd__check__subcmd__config"
                 ;;
+            ostler__subcmd__help,complete)
+                cmd="ostler__subcmd__help__subcmd__complete"
+                ;;
             ostler__subcmd__help,completions)
                 cmd="ostler__subcmd__help__subcmd__completions"
                 ;;
             ostler__subcmd__help,delete)
                 cmd="ostler__subcmd__help__subcmd__delete"
+                ;;
+            ostler__subcmd__help,deny)
+                cmd="ostler__subcmd__help__subcmd__deny"
                 ;;
             ostler__subcmd__help,doctor)
                 cmd="ostler__subcmd__help__subcmd__doctor"
@@ -153,6 +183,9 @@ _ostler() {
                 ;;
             ostler__subcmd__help,hooks)
                 cmd="ostler__subcmd__help__subcmd__hooks"
+                ;;
+            ostler__subcmd__help,permissions)
+                cmd="ostler__subcmd__help__subcmd__permissions"
                 ;;
             ostler__subcmd__help,release)
                 cmd="ostler__subcmd__help__subcmd__release"
@@ -269,12 +302,50 @@ _ostler() {
 
     case "${cmd}" in
         ostler)
-            opts="-h -V --help --version serve chat send sessions show transcript events export cancel reset suspend resume delete hold release status stop restart reload report hooks check-config doctor backup completions generate help"
+            opts="-h -V --socket --url --token-file --help --version serve chat send sessions ls show transcript logs events export cancel reset suspend resume delete rm permissions allow deny hold release status stop restart reload report hooks check-config doctor backup completions complete generate help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
             fi
             case "${prev}" in
+                --socket)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --url)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --token-file)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        ostler__subcmd__allow)
+            opts="-h -V --json --socket --url --token-file --help --version"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --socket)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --url)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --token-file)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
                 *)
                     COMPREPLY=()
                     ;;
@@ -283,7 +354,7 @@ _ostler() {
             return 0
             ;;
         ostler__subcmd__backup)
-            opts="-h -V --socket --url --token-file --help --version"
+            opts="-h -V --json --socket --url --token-file --help --version"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -309,7 +380,7 @@ _ostler() {
             return 0
             ;;
         ostler__subcmd__cancel)
-            opts="-h -V --socket --url --token-file --json --queued --help --version"
+            opts="-h -V --json --queued --socket --url --token-file --help --version"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -361,12 +432,50 @@ _ostler() {
             return 0
             ;;
         ostler__subcmd__check__subcmd__config)
-            opts="-h -V --help --version"
+            opts="-h -V --show --json --socket --url --token-file --help --version"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
             fi
             case "${prev}" in
+                --socket)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --url)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --token-file)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        ostler__subcmd__complete)
+            opts="-h -V --socket --url --token-file --help --version"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --socket)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --url)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --token-file)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
                 *)
                     COMPREPLY=()
                     ;;
@@ -375,12 +484,24 @@ _ostler() {
             return 0
             ;;
         ostler__subcmd__completions)
-            opts="-h -V --help --version bash elvish fish powershell zsh"
+            opts="-h -V --socket --url --token-file --help --version bash elvish fish powershell zsh"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
             fi
             case "${prev}" in
+                --socket)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --url)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --token-file)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
                 *)
                     COMPREPLY=()
                     ;;
@@ -389,7 +510,33 @@ _ostler() {
             return 0
             ;;
         ostler__subcmd__delete)
-            opts="-h -V --socket --url --token-file --json --all --files --help --version"
+            opts="-y -h -V --json --all --files --yes --socket --url --token-file --help --version"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --socket)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --url)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --token-file)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        ostler__subcmd__deny)
+            opts="-h -V --json --socket --url --token-file --help --version"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -415,7 +562,7 @@ _ostler() {
             return 0
             ;;
         ostler__subcmd__doctor)
-            opts="-h -V --config --state-dir --socket --url --token-file --json --help --version"
+            opts="-h -V --config --state-dir --json --socket --url --token-file --help --version"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -449,12 +596,24 @@ _ostler() {
             return 0
             ;;
         ostler__subcmd__events)
-            opts="-f -h -V --socket --url --token-file --json --follow --after --help --version"
+            opts="-f -n -h -V --json --follow --after --tail --socket --url --token-file --help --version"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
             fi
             case "${prev}" in
+                --after)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --tail)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                -n)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
                 --socket)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
@@ -467,10 +626,6 @@ _ostler() {
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
-                --after)
-                    COMPREPLY=($(compgen -f "${cur}"))
-                    return 0
-                    ;;
                 *)
                     COMPREPLY=()
                     ;;
@@ -479,7 +634,7 @@ _ostler() {
             return 0
             ;;
         ostler__subcmd__export)
-            opts="-h -V --socket --url --token-file --json --help --version"
+            opts="-h -V --json --socket --url --token-file --help --version"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -505,12 +660,24 @@ _ostler() {
             return 0
             ;;
         ostler__subcmd__generate)
-            opts="-h -V --help --version files config help"
+            opts="-h -V --socket --url --token-file --help --version files config help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
             fi
             case "${prev}" in
+                --socket)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --url)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --token-file)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
                 *)
                     COMPREPLY=()
                     ;;
@@ -519,12 +686,24 @@ _ostler() {
             return 0
             ;;
         ostler__subcmd__generate__subcmd__config)
-            opts="-h -V --help --version"
+            opts="-h -V --socket --url --token-file --help --version"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
             fi
             case "${prev}" in
+                --socket)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --url)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --token-file)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
                 *)
                     COMPREPLY=()
                     ;;
@@ -533,12 +712,24 @@ _ostler() {
             return 0
             ;;
         ostler__subcmd__generate__subcmd__files)
-            opts="-h -V --help --version"
+            opts="-h -V --socket --url --token-file --help --version"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
             fi
             case "${prev}" in
+                --socket)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --url)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --token-file)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
                 *)
                     COMPREPLY=()
                     ;;
@@ -603,8 +794,22 @@ _ostler() {
             return 0
             ;;
         ostler__subcmd__help)
-            opts="serve chat send sessions show transcript events export cancel reset suspend resume delete hold release status stop restart reload report hooks check-config doctor backup completions generate help"
+            opts="serve chat send sessions show transcript events export cancel reset suspend resume delete permissions allow deny hold release status stop restart reload report hooks check-config doctor backup completions complete generate help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        ostler__subcmd__help__subcmd__allow)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
             fi
@@ -672,6 +877,20 @@ _ostler() {
             COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
             return 0
             ;;
+        ostler__subcmd__help__subcmd__complete)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
         ostler__subcmd__help__subcmd__completions)
             opts=""
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
@@ -687,6 +906,20 @@ _ostler() {
             return 0
             ;;
         ostler__subcmd__help__subcmd__delete)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        ostler__subcmd__help__subcmd__deny)
             opts=""
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
@@ -910,6 +1143,20 @@ _ostler() {
             COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
             return 0
             ;;
+        ostler__subcmd__help__subcmd__permissions)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
         ostler__subcmd__help__subcmd__release)
             opts=""
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
@@ -1107,7 +1354,7 @@ _ostler() {
             return 0
             ;;
         ostler__subcmd__hold)
-            opts="-h -V --socket --url --token-file --json --help --version"
+            opts="-h -V --json --socket --url --token-file --help --version"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -1133,12 +1380,24 @@ _ostler() {
             return 0
             ;;
         ostler__subcmd__hooks)
-            opts="-h -V --help --version list check fire failed retry discard help"
+            opts="-h -V --socket --url --token-file --help --version list check fire failed retry discard help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
             fi
             case "${prev}" in
+                --socket)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --url)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --token-file)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
                 *)
                     COMPREPLY=()
                     ;;
@@ -1147,13 +1406,25 @@ _ostler() {
             return 0
             ;;
         ostler__subcmd__hooks__subcmd__check)
-            opts="-h -V --config --help --version"
+            opts="-h -V --config --json --socket --url --token-file --help --version"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
             fi
             case "${prev}" in
                 --config)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --socket)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --url)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --token-file)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
@@ -1165,7 +1436,7 @@ _ostler() {
             return 0
             ;;
         ostler__subcmd__hooks__subcmd__discard)
-            opts="-h -V --all --socket --url --token-file --help --version"
+            opts="-h -V --all --json --socket --url --token-file --help --version"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -1191,7 +1462,7 @@ _ostler() {
             return 0
             ;;
         ostler__subcmd__hooks__subcmd__failed)
-            opts="-h -V --socket --url --token-file --json --help --version"
+            opts="-h -V --json --socket --url --token-file --help --version"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -1217,7 +1488,7 @@ _ostler() {
             return 0
             ;;
         ostler__subcmd__hooks__subcmd__fire)
-            opts="-h -V --fields --script --config --socket --url --token-file --json --help --version"
+            opts="-h -V --fields --script --config --json --socket --url --token-file --help --version"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -1367,7 +1638,7 @@ _ostler() {
             return 0
             ;;
         ostler__subcmd__hooks__subcmd__list)
-            opts="-h -V --socket --url --token-file --json --help --version"
+            opts="-h -V --json --socket --url --token-file --help --version"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -1393,7 +1664,7 @@ _ostler() {
             return 0
             ;;
         ostler__subcmd__hooks__subcmd__retry)
-            opts="-h -V --all --socket --url --token-file --help --version"
+            opts="-h -V --all --json --socket --url --token-file --help --version"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -1418,8 +1689,34 @@ _ostler() {
             COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
             return 0
             ;;
+        ostler__subcmd__permissions)
+            opts="-h -V --json --socket --url --token-file --help --version"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --socket)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --url)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --token-file)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
         ostler__subcmd__release)
-            opts="-h -V --socket --url --token-file --json --help --version"
+            opts="-h -V --json --socket --url --token-file --help --version"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -1445,7 +1742,7 @@ _ostler() {
             return 0
             ;;
         ostler__subcmd__reload)
-            opts="-h -V --socket --url --token-file --json --help --version"
+            opts="-h -V --json --socket --url --token-file --help --version"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -1471,12 +1768,16 @@ _ostler() {
             return 0
             ;;
         ostler__subcmd__report)
-            opts="-h -V --all --socket --url --token-file --json --help --version"
+            opts="-h -V --all --state-dir --json --socket --url --token-file --help --version"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
             fi
             case "${prev}" in
+                --state-dir)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
                 --socket)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
@@ -1497,7 +1798,7 @@ _ostler() {
             return 0
             ;;
         ostler__subcmd__reset)
-            opts="-h -V --socket --url --token-file --json --help --version"
+            opts="-h -V --json --socket --url --token-file --help --version"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -1523,7 +1824,7 @@ _ostler() {
             return 0
             ;;
         ostler__subcmd__restart)
-            opts="-h -V --socket --url --token-file --json --help --version"
+            opts="-h -V --json --force --socket --url --token-file --help --version"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -1549,7 +1850,7 @@ _ostler() {
             return 0
             ;;
         ostler__subcmd__resume)
-            opts="-h -V --socket --url --token-file --json --help --version"
+            opts="-h -V --json --socket --url --token-file --help --version"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -1575,7 +1876,7 @@ _ostler() {
             return 0
             ;;
         ostler__subcmd__send)
-            opts="-h -V --id --no-wait --timeout --socket --url --token-file --help --version"
+            opts="-h -V --id --no-wait --timeout --json --socket --url --token-file --help --version"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -1609,7 +1910,7 @@ _ostler() {
             return 0
             ;;
         ostler__subcmd__serve)
-            opts="-h -V --config --state-dir --socket --replace --no-resume --help --version"
+            opts="-h -V --config --state-dir --socket --replace --no-resume --url --token-file --help --version"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -1627,6 +1928,14 @@ _ostler() {
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
+                --url)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --token-file)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
                 *)
                     COMPREPLY=()
                     ;;
@@ -1635,7 +1944,7 @@ _ostler() {
             return 0
             ;;
         ostler__subcmd__sessions)
-            opts="-h -V --state --key --limit --socket --url --token-file --json --help --version"
+            opts="-q -w -h -V --state --key --limit --quiet --wide --json --socket --url --token-file --help --version"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -1673,7 +1982,7 @@ _ostler() {
             return 0
             ;;
         ostler__subcmd__show)
-            opts="-h -V --socket --url --token-file --json --help --version"
+            opts="-h -V --json --socket --url --token-file --help --version"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -1699,7 +2008,7 @@ _ostler() {
             return 0
             ;;
         ostler__subcmd__status)
-            opts="-w -h -V --socket --url --token-file --json --watch --help --version"
+            opts="-w -h -V --json --watch --socket --url --token-file --help --version"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -1725,7 +2034,7 @@ _ostler() {
             return 0
             ;;
         ostler__subcmd__stop)
-            opts="-h -V --socket --url --token-file --json --fast --now --help --version"
+            opts="-h -V --json --fast --now --socket --url --token-file --help --version"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -1751,7 +2060,7 @@ _ostler() {
             return 0
             ;;
         ostler__subcmd__suspend)
-            opts="-h -V --socket --url --token-file --json --help --version"
+            opts="-h -V --json --socket --url --token-file --help --version"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -1777,12 +2086,28 @@ _ostler() {
             return 0
             ;;
         ostler__subcmd__transcript)
-            opts="-h -V --socket --url --token-file --json --after --limit --help --version"
+            opts="-n -f -h -V --json --after --limit --tail --follow --socket --url --token-file --help --version"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
             fi
             case "${prev}" in
+                --after)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --limit)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --tail)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                -n)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
                 --socket)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
@@ -1792,14 +2117,6 @@ _ostler() {
                     return 0
                     ;;
                 --token-file)
-                    COMPREPLY=($(compgen -f "${cur}"))
-                    return 0
-                    ;;
-                --after)
-                    COMPREPLY=($(compgen -f "${cur}"))
-                    return 0
-                    ;;
-                --limit)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
@@ -1814,7 +2131,30 @@ _ostler() {
 }
 
 if [[ "${BASH_VERSINFO[0]}" -eq 4 && "${BASH_VERSINFO[1]}" -ge 4 || "${BASH_VERSINFO[0]}" -gt 4 ]]; then
-    complete -F _ostler -o nosort -o bashdefault -o default ostler
+    complete -F _ostler_keys -o nosort -o bashdefault -o default ostler
 else
-    complete -F _ostler -o bashdefault -o default ostler
+    complete -F _ostler_keys -o bashdefault -o default ostler
 fi
+
+_ostler_keys() {
+    local line="${COMP_LINE:0:COMP_POINT}" key cut=""
+    local -a words=() keys=()
+    read -ra words <<< "$line"
+    [[ "$line" == *[[:space:]] ]] && words+=("")
+    while IFS= read -r key; do
+        keys+=("$key")
+    done < <("$1" complete -- "${words[@]}" 2>/dev/null)
+    if (( ${#keys[@]} == 0 )); then
+        _ostler "$@"
+        return
+    fi
+    local cur="${words[${#words[@]}-1]}"
+    if [[ "$cur" == *:* && "$COMP_WORDBREAKS" == *:* ]]; then
+        cut="${cur%"${cur##*:}"}"
+    fi
+    COMPREPLY=()
+    for key in "${keys[@]}"; do
+        printf -v key '%q' "${key#"$cut"}"
+        COMPREPLY+=("$key")
+    done
+}
