@@ -26,6 +26,15 @@ fn main() -> ExitCode {
             }
         },
         reports: |state_dir| store::reports_of(&state_dir.join("ostler.db")).map_err(|e| e.to_string()),
+        restore: |state_dir, file, go| {
+            daemon::restore::restore(state_dir, file, go).map_err(|e| {
+                let code = match e {
+                    daemon::restore::Refused::Owned(_) => cli::exit::UNAVAILABLE,
+                    daemon::restore::Refused::State(_) | daemon::restore::Refused::Store(_) => 1,
+                };
+                (code, e.to_string())
+            })
+        },
         checks: |ground| {
             let boot = ground.status.and_then(|s| s["boot_id"].as_str());
             let shown = |f: daemon::doctor::Finding| Check {

@@ -158,6 +158,11 @@ pub enum Command {
     /// Make a consistent copy of the database while the daemon runs
     #[command(after_help = "Examples:\n  ostler backup /var/backups/ostler.db\n  ostler backup copy.db --json")]
     Backup(Backup),
+    /// Put a backup at the database's place while the daemon is down; the present database is kept under another name
+    #[command(
+        after_help = "Examples:\n  ostler restore /var/backups/ostler.db\n  ostler restore copy.db --state-dir /tmp/state --yes"
+    )]
+    Restore(Restore),
     /// Print shell completions
     #[command(
         after_help = "Examples:\n  ostler completions bash > ~/.local/share/bash-completion/completions/ostler\n  ostler completions fish > ~/.config/fish/completions/ostler.fish"
@@ -524,6 +529,26 @@ pub struct Backup {
     #[arg(value_name = "FILE")]
     pub file: PathBuf,
     /// Print the API's JSON; errors too
+    #[arg(long, display_order = JSON)]
+    pub json: bool,
+}
+
+#[allow(missing_docs)]
+#[derive(Debug, Args)]
+pub struct Restore {
+    /// The backup
+    #[arg(value_name = "FILE")]
+    pub file: PathBuf,
+    /// Configuration file [default: the one that `serve` would use]
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// State directory [default: the one that `serve` would use]
+    #[arg(long, value_name = "DIR")]
+    pub state_dir: Option<PathBuf>,
+    /// Do not ask
+    #[arg(long, short)]
+    pub yes: bool,
+    /// Print JSON; errors too
     #[arg(long, display_order = JSON)]
     pub json: bool,
 }

@@ -92,7 +92,8 @@ pub struct Ground<'a> {
 /// `doctor`
 pub fn doctor(a: &Doctor, client: &Client, doors: &Doors, ui: &mut Ui) -> Done {
     let status = client.answers(PROBE).and_then(|()| client.status(STATUS));
-    let found = ground(a, status.as_ref().ok()).map_err(|why| Failure::coded(1, why))?;
+    let found = ground(a.config.as_deref(), a.state_dir.as_deref(), status.as_ref().ok())
+        .map_err(|why| Failure::coded(1, why))?;
     let mut checks = Vec::new();
     let config = match config::load(found.config.as_deref()) {
         Ok(config) => {
@@ -124,10 +125,10 @@ pub fn doctor(a: &Doctor, client: &Client, doors: &Doors, ui: &mut Ui) -> Done {
 
 /// Where to look: what the arguments name, else what the daemon that answers has, else what `serve` would use; but who has
 /// no state of their own and reads the service's configuration means the service.
-fn ground(a: &Doctor, status: Option<&Value>) -> Result<Paths, String> {
+pub(super) fn ground(config: Option<&Path>, state_dir: Option<&Path>, status: Option<&Value>) -> Result<Paths, String> {
     let of_daemon = |name: &str| status.and_then(|s| s[name].as_str()).map(PathBuf::from);
-    let config = a.config.clone().or_else(|| of_daemon("config"));
-    let state_dir = a.state_dir.clone().or_else(|| of_daemon("state_dir"));
+    let config = config.map(PathBuf::from).or_else(|| of_daemon("config"));
+    let state_dir = state_dir.map(PathBuf::from).or_else(|| of_daemon("state_dir"));
     let named = config.is_some() || state_dir.is_some();
     let mut found = Paths::of_daemon(config.as_deref(), state_dir.as_deref(), None, &paths::process_env)?;
     let service = Path::new(paths::SERVICE_STATE);

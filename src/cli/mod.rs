@@ -28,6 +28,7 @@ mod manual;
 mod permissions;
 mod render;
 mod report;
+mod restore;
 mod screen;
 mod send;
 mod serve;
@@ -70,6 +71,9 @@ pub struct ServeOptions {
 /// A script, an event, the fields that replace the sample's, and the configuration with `[hooks]`.
 pub type FireScript = fn(&Path, HookEvent, &Map<String, Value>, &Config) -> Result<Value, String>;
 
+/// A state directory, a backup, and whoever is shown the plan.
+pub type RestoreFile = fn(&Path, &Path, &mut dyn FnMut(&Value) -> bool) -> Result<bool, (u8, String)>;
+
 /// What the commands need of the rest of the house.
 #[derive(Clone, Copy)]
 pub struct Doors {
@@ -82,6 +86,9 @@ pub struct Doors {
     pub fire_script: FireScript,
     /// The reports in a state directory's database, newest first; nothing is changed there.
     pub reports: fn(&Path) -> Result<Vec<Value>, String>,
+    /// Puts a backup at the place of a state directory's database, if whoever is shown the plan says so: whether it was
+    /// done, or the exit code and why not.
+    pub restore: RestoreFile,
     /// Checks for the doctor that need more than the configuration and the client.
     pub checks: fn(&doctor::Ground<'_>) -> Vec<doctor::Check>,
 }
@@ -353,6 +360,7 @@ fn run(cli: Cli, doors: &Doors, ui: &mut Ui) -> Done {
         Command::CheckConfig(a) => check::check_config(&a, ui),
         Command::Doctor(a) => doctor::doctor(&a, &reach(to)?, doors, ui),
         Command::Backup(a) => control::backup(&client(to)?, &a, ui),
+        Command::Restore(a) => restore::restore(&a, &reach(to)?, doors, ui),
         Command::Completions { shell } => generate::completions(shell, ui),
         Command::Complete { words } => complete::complete(&words, ui),
         Command::Generate(a) => generate::generate(&a, ui),

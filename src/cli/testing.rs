@@ -72,6 +72,14 @@ pub const DOORS: Doors = Doors {
         }
         _ => Err(format!("{}: is not there", dir.display())),
     },
+    restore: |dir, file, go| match file.file_name().and_then(|n| n.to_str()) {
+        Some("copy.db") => Ok(go(&serde_json::json!({
+            "file": file, "database": dir.join("ostler.db"),
+            "restored": { "sessions": 2, "newest_message": "2026-11-22T01:36:12.345Z" },
+            "replaced": { "kept_as": dir.join("old"), "problem": "it is damaged" },
+        }))),
+        _ => Err((69, format!("{}: another ostler owns it", dir.display()))),
+    },
     checks: |_| Vec::new(),
 };
 

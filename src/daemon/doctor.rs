@@ -122,9 +122,14 @@ fn examine_database(db: &Path, holder: Option<i32>) -> Vec<Finding> {
             "database",
             Level::Bad,
             format!("{}: damaged: {}", db.display(), exam.sound),
-            "stop the daemon, keep a copy of the file, and go back to a backup (`ostler backup`), started once with --no-resume",
+            "stop the daemon, and go back to a backup with `ostler restore FILE`, which keeps this file under another name",
         ),
-        Err(e) => finding("database", Level::Bad, e.to_string(), "see the message; nothing was changed"),
+        Err(e) => finding(
+            "database",
+            Level::Bad,
+            e.to_string(),
+            "see the message; nothing was changed; if the file is damaged, `ostler restore FILE` puts a backup at its place",
+        ),
     };
     vec![file]
 }

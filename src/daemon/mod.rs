@@ -35,6 +35,7 @@ mod prune;
 pub mod registry;
 mod reload;
 pub mod report;
+pub mod restore;
 pub mod signals;
 mod socket;
 mod sweep;
@@ -192,9 +193,15 @@ fn run(
 
     // Before the boot is noted: one that cannot be reached, because another one sits on its socket, was none.
     let opened = socket::listen(&options.socket, http.as_ref(), token.is_some())?;
-    let recovered = store
-        .open_boot(BootInfo { boot_id, pid: std::process::id(), threshold })
-        .map_err(|e| NoStart(exit::STATE, format!("{}: recovery: {e}", store.path().display())))?;
+    let recovered = store.open_boot(BootInfo { boot_id, pid: std::process::id(), threshold }).map_err(|e| {
+        NoStart(
+            exit::STATE,
+            format!(
+                "{}: recovery: {e}; if the file is damaged, `ostler restore` puts a backup at its place",
+                store.path().display()
+            ),
+        )
+    })?;
     if recovered.deaths > 0 {
         log::warn!(
             "the last boot died: {} activations closed, {} turns interrupted, {} sessions suspended",

@@ -32,6 +32,7 @@ mod kv;
 mod lane;
 mod read;
 mod readers;
+pub mod restore;
 mod retention;
 mod schema;
 mod sessions;

@@ -14,7 +14,7 @@ use super::damage::{self, Damaged};
 use crate::failpoint;
 
 /// `application_id` of our files: "ostl".
-const APPLICATION_ID: i32 = 0x6f73_746c;
+pub(super) const APPLICATION_ID: i32 = 0x6f73_746c;
 
 /// How long a transaction waits for a lock that another process holds.
 pub(super) const BUSY: Duration = Duration::from_secs(5);
@@ -142,15 +142,28 @@ pub fn examine(path: &Path) -> Result<Exam, Error> {
 /// Opens without leaving a trace: root's doctor must not make files that the daemon's user cannot open. Where no log is
 /// open, the file is read as it lies.
 fn open_quietly(path: &Path) -> Result<Connection, Error> {
-    let opened = if beside(path, "-shm").exists() {
-        Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY)
-    } else {
-        let name = percent_encoding::utf8_percent_encode(&path.to_string_lossy(), percent_encoding::NON_ALPHANUMERIC)
-            .to_string();
-        let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_URI;
-        Connection::open_with_flags(format!("file:{name}?immutable=1"), flags)
-    };
-    opened.map_err(|e| Error::open(path, &e))
+    if beside(path, "-shm").exists() {
+        return Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY).map_err(|e| Error::open(path, &e));
+    }
+    open_still(path)
+}
+
+/// Opens a file that nobody has open, to read it as it lies, without its log.
+///
+/// # Errors
+/// SQLite says no.
+pub(super) fn open_still(path: &Path) -> Result<Connection, Error> {
+    let name =
+        percent_encoding::utf8_percent_encode(&path.to_string_lossy(), percent_encoding::NON_ALPHANUMERIC).to_string();
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_URI;
+    Connection::open_with_flags(format!("file:{name}?immutable=1"), flags).map_err(|e| Error::open(path, &e))
+}
+
+/// Opens a file that is there, for writing, and asks nothing of it; nor does closing it touch the log.
+pub(super) fn open_bare(path: &Path) -> rusqlite::Result<Connection> {
+    let conn = Connection::open_with_flags(path, existing(path))?;
+    conn.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
+    Ok(conn)
 }
 
 /// Whether a session of this id was ever kept in a database.
@@ -180,7 +193,7 @@ pub fn reports_of(path: &Path) -> Result<Vec<serde_json::Value>, Error> {
 }
 
 /// A file beside the database, by what SQLite adds to its name.
-fn beside(path: &Path, suffix: &str) -> std::path::PathBuf {
+pub(super) fn beside(path: &Path, suffix: &str) -> std::path::PathBuf {
     path.with_file_name(format!("{}{suffix}", path.file_name().unwrap_or_default().to_string_lossy()))
 }
 
@@ -199,7 +212,7 @@ fn was_being_made(path: &Path) -> bool {
 }
 
 /// Looks at an existing file without changing a byte of it.
-fn inspect(path: &Path) -> Result<(), Error> {
+pub(super) fn inspect(path: &Path) -> Result<(), Error> {
     // The header alone tells a foreign file without touching its log: bytes 68..72 are the application id.
     let head = match head(path) {
         Ok(head) if head.is_empty() => return Ok(()),

@@ -22,6 +22,7 @@ mod limits;
 mod manager;
 mod marks;
 mod operator;
+mod restore;
 mod start;
 mod stop;
 mod streams;

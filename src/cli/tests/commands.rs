@@ -7,7 +7,7 @@ use clap::{CommandFactory as _, Parser as _};
 use serde_json::{Value, json};
 
 use crate::cli::args::Cli;
-use crate::cli::testing::{Ran, at, ostler};
+use crate::cli::testing::{Ran, at, ostler, ostler_typed};
 use crate::cli::{parse, reach_with};
 use crate::client::testing::{Answer, Fake, Request, event, refusal};
 
@@ -466,6 +466,29 @@ fn the_daemons_own_commands_say_what_came_of_them() {
     assert!(ran.code == 0 && ran.out.contains("copy.db: written (2"), "{ran:?}");
     let path = fake.seen().last().unwrap().json()["path"].as_str().unwrap().to_owned();
     assert!(Path::new(&path).is_absolute() && path.ends_with("/copy.db"), "{path}");
+}
+
+/// It is said first what will be done; a terminal is asked, a script says `--yes`.
+#[test]
+fn a_restore_asks_first() {
+    let to = ["--state-dir", "/tmp/state", "--socket", "/nonexistent/ostler.sock"];
+    let args = |more: &[&'static str]| [&["restore", "copy.db"], &to[..], more].concat();
+    let ran = ostler(&args(&[]));
+    assert_eq!((ran.code, ran.out.as_str()), (2, ""), "{ran:?}");
+    assert!(ran.err.contains("--yes"), "{ran:?}");
+    let ran = ostler_typed("no\n", &args(&[]));
+    assert_eq!(ran.code, 1, "{ran:?}");
+    assert!(ran.out.contains("2 sessions; the newest message is of 2026-11-22T01:36:12.345Z"), "{ran:?}");
+    assert!(ran.out.contains("cannot be read: it is damaged") && ran.out.contains("kept as /tmp/state/old"), "{ran:?}");
+    assert!(ran.err.contains("Restore it? [y/N]") && ran.err.contains("copy.db: not restored"), "{ran:?}");
+    let ran = ostler_typed("y\n", &args(&[]));
+    assert!(ran.code == 0 && ran.out.contains("/tmp/state/ostler.db: restored"), "{ran:?}");
+    assert!(ran.out.contains("ostler serve --no-resume"), "{ran:?}");
+    let ran = ostler(&args(&["--yes", "--json"]));
+    let told: Value = serde_json::from_str(&ran.out).unwrap();
+    assert_eq!((ran.code, &told["database"], ran.err.as_str()), (0, &json!("/tmp/state/ostler.db"), ""));
+    let ran = ostler(&[&["restore", "other.db", "--yes"], &to[..]].concat());
+    assert_eq!((ran.code, ran.err.as_str()), (69, "ostler: /tmp/state: another ostler owns it\n"));
 }
 
 #[test]
