@@ -348,7 +348,7 @@ mod tests {
             ("a.lua", "x = = 1", "a.lua:1: unexpected symbol"),
             ("a.lua", "error('on purpose')", "on purpose"),
             ("a.lua", "while true do end", "in time"),
-            ("a.lua", "ostler.http.request{}", "ostler.http: not to be had in an agent"),
+            ("a.lua", "ostler.http.request{}", "ostler.http: not available in an agent"),
             ("a.lua", "ostler.on('message', print)", "ostler.on: there is no such thing"),
             ("../a.lua", "", "a file below `agents`"),
             ("/etc/passwd", "", "a file below `agents`"),

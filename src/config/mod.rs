@@ -356,17 +356,7 @@ pub fn load(file: Option<&Path>) -> Result<Config, ConfigError> {
         let line = 1 + e.as_bytes().iter().take(valid).filter(|b| **b == b'\n').count();
         ConfigError { line: Some(line), ..unreadable("is not UTF-8 text".into()) }
     })?;
-    let mut config = parse(&text, Some(path))?;
-    config.warnings.extend(open_to_all(path));
-    Ok(config)
-}
-
-/// The configuration names commands that the daemon runs: whoever can write to it can run what they like.
-fn open_to_all(path: &Path) -> Option<String> {
-    let mode = std::os::unix::fs::MetadataExt::mode(&path.metadata().ok().filter(std::fs::Metadata::is_file)?);
-    let shown = path.display();
-    (mode & 0o002 != 0)
-        .then(|| format!("{shown}: every user can write to it (mode {:o}): chmod o-w {shown}", mode & 0o777))
+    parse(&text, Some(path))
 }
 
 /// The name of the agent that serves keys without a route.
