@@ -48,7 +48,7 @@ fn hostile_scripts_are_reported_and_messages_do_not_wait_for_them() {
     let mut files: Vec<(String, String)> =
         all.iter().map(|(name, body, timeout)| (format!("{name}.lua"), script(name, body, timeout))).collect();
     files.push(("a.lua".to_owned(), GOOD.to_owned()));
-    let mut daemon = Daemon::start_with(&files, "[agent.default]\nkind = \"echo\"\n");
+    let mut daemon = Daemon::start_allowing("\"fs\"", &files, "[agent.default]\nkind = \"echo\"\n");
     let before = latencies(&daemon.client);
 
     for (name, ..) in &all {

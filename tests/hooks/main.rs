@@ -48,6 +48,11 @@ impl Daemon {
 
     /// The same with several scripts.
     fn start_with(scripts: &[(String, String)], config: &str) -> Self {
+        Self::start_allowing(r#""exec", "fs", "http""#, scripts, config)
+    }
+
+    /// The same, which are allowed that only.
+    fn start_allowing(allow: &str, scripts: &[(String, String)], config: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let at = |name: &str| dir.path().join(name);
         for sub in ["hooks.d", "out"] {
@@ -58,7 +63,7 @@ impl Daemon {
             put(&at("hooks.d").join(name), script);
         }
         let hooks = format!(
-            "[hooks]\nallow = [\"exec\", \"fs\", \"http\"]\nfs_roots = [\"{0}\"]\nconfig = {{ out = \"{0}/out/log\" }}\n",
+            "[hooks]\nallow = [{allow}]\nfs_roots = [\"{0}\"]\nconfig = {{ out = \"{0}/out/log\" }}\n",
             dir.path().display()
         );
         put(&at("ostler.toml"), &format!("{hooks}{config}"));
