@@ -88,6 +88,9 @@ _ostler() {
             ostler,restart)
                 cmd="ostler__subcmd__restart"
                 ;;
+            ostler,restore)
+                cmd="ostler__subcmd__restore"
+                ;;
             ostler,resume)
                 cmd="ostler__subcmd__resume"
                 ;;
@@ -202,6 +205,9 @@ _ostler() {
             ostler__subcmd__help,restart)
                 cmd="ostler__subcmd__help__subcmd__restart"
                 ;;
+            ostler__subcmd__help,restore)
+                cmd="ostler__subcmd__help__subcmd__restore"
+                ;;
             ostler__subcmd__help,resume)
                 cmd="ostler__subcmd__help__subcmd__resume"
                 ;;
@@ -302,7 +308,7 @@ _ostler() {
 
     case "${cmd}" in
         ostler)
-            opts="-h -V --socket --url --token-file --help --version serve chat send sessions ls show transcript logs events export cancel reset suspend resume delete rm permissions allow deny hold release status stop restart reload report hooks check-config doctor backup completions complete generate help"
+            opts="-h -V --socket --url --token-file --help --version serve chat send sessions ls show transcript logs events export cancel reset suspend resume delete rm permissions allow deny hold release status stop restart reload report hooks check-config doctor backup restore completions complete generate help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -794,7 +800,7 @@ _ostler() {
             return 0
             ;;
         ostler__subcmd__help)
-            opts="serve chat send sessions show transcript events export cancel reset suspend resume delete permissions allow deny hold release status stop restart reload report hooks check-config doctor backup completions complete generate help"
+            opts="serve chat send sessions show transcript events export cancel reset suspend resume delete permissions allow deny hold release status stop restart reload report hooks check-config doctor backup restore completions complete generate help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -1214,6 +1220,20 @@ _ostler() {
             return 0
             ;;
         ostler__subcmd__help__subcmd__restart)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        ostler__subcmd__help__subcmd__restore)
             opts=""
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
@@ -1830,6 +1850,40 @@ _ostler() {
                 return 0
             fi
             case "${prev}" in
+                --socket)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --url)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --token-file)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        ostler__subcmd__restore)
+            opts="-y -h -V --config --state-dir --yes --json --socket --url --token-file --help --version"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --config)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --state-dir)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
                 --socket)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0

@@ -280,7 +280,7 @@ fn agents(config: &Config, hooks_dir: Option<&Path>) -> Vec<Check> {
                     }
                 }
                 AgentKind::Openai => {
-                    Check::good(name, format!("openai asks {}", crate::agent::openai::shown(&agent.url)))
+                    Check::good(name, format!("openai asks {}", crate::config::login::without_login(&agent.url)))
                 }
                 AgentKind::Echo => Check::good(name, "echo"),
             }

@@ -19,6 +19,7 @@ use crate::model::names;
 mod check;
 pub mod keys;
 mod locate;
+pub mod login;
 pub mod paths;
 mod read;
 mod show;

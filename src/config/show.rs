@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use toml::{Table, Value};
 
+use super::login::without_login;
 use super::read::duration_text;
 use super::{Agent, AgentKind, Config, Daemon, Hooks, Http, Maybe, Retention, Route, Sessions, Shutdown};
 
@@ -173,16 +174,6 @@ fn arguments(command: &[String]) -> Vec<String> {
 fn is_secret(name: &str) -> bool {
     let name = name.to_lowercase();
     SECRET.iter().any(|word| name.contains(word))
-}
-
-/// A URL without user and password.
-fn without_login(url: &str) -> String {
-    let Some((scheme, rest)) = url.split_once("://") else { return url.to_owned() };
-    let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
-    match rest[..end].rfind('@') {
-        Some(at) => format!("{scheme}://{}", &rest[at + 1..]),
-        None => url.to_owned(),
-    }
 }
 
 /// `[hooks.config]`, which came from TOML.

@@ -24,6 +24,7 @@ use super::json::{self, Raw};
 use super::text::Utf8;
 use super::{Agent, Answer, Continuity, Failure, Host, Interrupt, Prompt, Said, Started, Watch};
 use crate::config;
+use crate::config::login::{scrub, without_login};
 use crate::model::event::Role;
 use sse::{Piece, Stream};
 
@@ -39,31 +40,6 @@ const PIECES: usize = 64;
 const WHOLE: usize = 32 * 1024 * 1024;
 /// How much of an error's body is told.
 const ERROR_SHOWN: usize = 1000;
-
-/// An address as it may be shown: without the name and the password in it.
-#[must_use]
-pub fn shown(url: &str) -> String {
-    match login(url) {
-        Some(login) => url.replacen(&format!("{login}@"), "", 1),
-        None => url.to_string(),
-    }
-}
-
-/// The name and the password in an address.
-fn login(url: &str) -> Option<&str> {
-    let authority = url.split_once("://")?.1.split(['/', '?', '#']).next()?;
-    authority.rsplit_once('@').map(|(login, _)| login)
-}
-
-/// A text in which an address, or what it has of a login, may stand.
-fn scrub(text: &str, url: &str) -> String {
-    let Some(login) = login(url) else { return text.to_string() };
-    let plain = text.replace(&format!("{login}@"), "");
-    match login.split_once(':') {
-        Some((_, password)) if !password.is_empty() => plain.replace(password, "…"),
-        _ => plain,
-    }
-}
 
 /// The agent.
 #[derive(Debug)]
@@ -160,7 +136,7 @@ impl Agent for Openai {
             Request { connections: connections.clone(), url: self.url.clone(), key, body: self.body(host, prompt) };
         let reader = match Reader::spawn(request) {
             Ok(reader) => reader,
-            Err(e) => return failed(format!("{}: no thread to ask it with: {e}", shown(&self.url))),
+            Err(e) => return failed(format!("{}: no thread to ask it with: {e}", without_login(&self.url))),
         };
         let end = take_answer(host, &reader);
         // Whatever the reader still waits for is not wanted any more.
@@ -323,7 +299,7 @@ impl Reader {
             let last = last;
             let line = Messenger { sender, bell: Arc::clone(&last.0) };
             let end = ask(&request, &line).unwrap_or_else(|why| {
-                Brought::Failed(format!("{}: {}", shown(&request.url), scrub(&why, &request.url)))
+                Brought::Failed(format!("{}: {}", without_login(&request.url), scrub(&why, &request.url)))
             });
             let _ = line.bring(end);
         })?;
@@ -435,24 +411,4 @@ fn read_body(body: &mut dyn Read, line: &Messenger) -> std::io::Result<Brought> 
     let done = whole.is_some() || pieces.contains(&Piece::Done);
     let taken = pieces.into_iter().all(|piece| line.bring(Brought::Piece(piece)));
     Ok(if done || !taken { Brought::End } else { Brought::CutOff })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_login_in_an_address_is_shown_to_nobody() {
-        for (url, plain) in [
-            ("http://user:s3cret@host:1/v1?x=1", "http://host:1/v1?x=1"),
-            ("https://token@host/a@b", "https://host/a@b"),
-            ("http://u:p@ss@host", "http://host"),
-            ("http://host/v1", "http://host/v1"),
-        ] {
-            assert_eq!(shown(url), plain);
-            assert_eq!(scrub(&format!("cannot reach {url}: no"), url), format!("cannot reach {plain}: no"));
-        }
-        let text = scrub("401 for user with s3cret", "http://user:s3cret@host");
-        assert_eq!(text, "401 for user with …");
-    }
 }
