@@ -432,10 +432,17 @@ impl Writer {
         let _working = self.shared.working();
         self.shared.intact()?;
         let folded = fold(&conn)?;
-        conn.close().map_err(|(conn, e)| {
-            drop(conn);
-            Error::from(e)
-        })?;
+        // With the last connection SQLite removes the log: whoever looks after the files must not take that for a loss.
+        let close = || {
+            conn.close().map_err(|(conn, e)| {
+                drop(conn);
+                Error::from(e)
+            })
+        };
+        match &self.shared.files {
+            Some(files) => files.with_new_log(close)?,
+            None => close()?,
+        }
         if !folded {
             // What was committed is on the disk, and the next who opens the file reads it from the log.
             let path = self.shared.path.display();
