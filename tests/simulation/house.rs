@@ -43,6 +43,10 @@ const KEYS: [&str; 3] = ["k:a", "k:b", "k:c"];
 const HANDLERS: [&str; 2] = ["x", "y"];
 const ATTEMPTS: u32 = 3;
 const ALONE_MS: i64 = 10_000;
+/// How far a boot's wall clock may be behind: a bit, an hour, or as on a machine without a battery.
+const BEHIND_MS: [i64; 3] = [60_000, 3_600_000, 31_000_000_000];
+/// So long is no interrupted turn left alone: more than a seed's whole time, less than a clock may be behind.
+const LONG_WINDOW: Duration = Duration::from_secs(30 * 86_400);
 
 /// How a death travels through the store.
 struct Death;
@@ -107,7 +111,7 @@ impl Config {
                 *dice.pick(OnInterrupt::ALL)
             },
             resume: if strict { Resume::Auto } else { *dice.pick(Resume::ALL) },
-            window: (!strict).then_some(Duration::from_secs(3600)),
+            window: if strict { *dice.pick(&[None, Some(LONG_WINDOW)]) } else { Some(Duration::from_secs(3600)) },
             idle_reset: dice.chance(25).then_some(Duration::from_secs(7200)),
             threshold: *dice.pick(&[3, 3, 2, 1, 0]),
             max_live: *dice.pick(&[1, 2, 8]),
@@ -117,7 +121,7 @@ impl Config {
 
     /// Whether every interrupted turn must go on.
     const fn strict(&self) -> bool {
-        self.window.is_none()
+        !matches!(self.window, Some(w) if w.as_secs() < LONG_WINDOW.as_secs())
             && matches!(self.resume, Resume::Auto)
             && matches!(self.on_interrupt, OnInterrupt::Resume | OnInterrupt::Rerun)
     }
@@ -247,6 +251,8 @@ pub struct House {
     pub steps: u64,
     pub boots: u64,
     now: Arc<AtomicI64>,
+    /// How far the wall clock is behind: from a boot until somebody sets it.
+    behind: Arc<AtomicI64>,
     base: Instant,
     plan: Arc<Plan>,
     store: Option<Store>,
@@ -277,6 +283,7 @@ impl House {
             steps: 0,
             boots: 0,
             now: Arc::new(AtomicI64::new(T0)),
+            behind: Arc::default(),
             base: Instant::now(),
             plan: Arc::default(),
             store: Some(store),
@@ -311,6 +318,10 @@ impl House {
     }
 
     fn pass(&mut self, ms: i64) {
+        // Sooner or later somebody sets the clock; none is behind for an hour.
+        if ms > 600_000 || self.dice.chance(50) {
+            self.behind.store(0, Ordering::Relaxed);
+        }
         let room = self
             .daemon
             .machine
@@ -364,10 +375,12 @@ impl House {
             if self.boots > 1 {
                 let away = *self.dice.pick(&[10, 1000, 30_000, 30_000, 4_000_000]);
                 self.now.fetch_add(away, Ordering::Relaxed);
+                let behind = if self.dice.chance(15) { *self.dice.pick(&BEHIND_MS) } else { 0 };
+                self.behind.store(behind, Ordering::Relaxed);
             }
-            let (clock, plan) = (self.now.clone(), self.plan.clone());
+            let (clock, behind, plan) = (self.now.clone(), self.behind.clone(), self.plan.clone());
             let world = World {
-                clock: Arc::new(move || clock.load(Ordering::Relaxed)),
+                clock: Arc::new(move || clock.load(Ordering::Relaxed) - behind.load(Ordering::Relaxed)),
                 faults: Some(Arc::new(move |_, step| plan.strike(step))),
                 ..world()
             };

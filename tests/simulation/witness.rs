@@ -50,6 +50,10 @@ pub struct Witness {
     conn: Option<Connection>,
     pub seq: i64,
     pub events: i64,
+    /// The number of each event.
+    pub seqs: Vec<i64>,
+    /// The number of each turn's start.
+    pub begun: BTreeMap<String, i64>,
     /// What was said in each session, in events: a deleted one's is purged.
     pub words: BTreeMap<String, i64>,
     pub sessions: BTreeMap<String, Session>,
@@ -102,6 +106,10 @@ impl Witness {
             assert!(seq > self.seq, "event numbers rise");
             self.seq = seq;
             self.events += 1;
+            self.seqs.push(seq);
+            if let Some(turn) = turn.as_ref().filter(|_| kind == "turn_start") {
+                self.begun.insert(turn.clone(), seq);
+            }
             if self.trace {
                 eprintln!("  {seq} {kind} {} {} {data}", short(&session), turn.as_deref().map_or("", short));
             }

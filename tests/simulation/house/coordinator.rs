@@ -4,7 +4,9 @@ use super::*;
 
 impl House {
     pub(super) fn schedule(&mut self) {
-        let since = self.config.window.map_or(0, |w| self.ms() - w.as_millis() as i64);
+        // By the store's time, as the daemon reckons: the wall clock may be behind.
+        let now = self.store.as_ref().expect("a store").now();
+        let since = self.config.window.map_or(0, |w| now - w.as_millis() as i64);
         let marked = (self.config.resume == Resume::Auto).then_some(since);
         let Ok(page) = self.call(|s| s.wanted(0, 1000, marked)) else { return };
         for w in page {

@@ -76,7 +76,8 @@ impl House {
     }
 
     pub(super) fn prune(&mut self) {
-        let keep = Retention { ended: None, events: None, ids: None, journal: None, reports: 100 };
+        let age = |dice: &mut Dice| dice.chance(50).then(|| Duration::from_secs(*dice.pick(&[1, 3600])));
+        let keep = Retention { ended: None, events: age(&mut self.dice), ids: None, journal: None, reports: 100 };
         let _ = self.call(|s| s.prune(keep));
     }
 
