@@ -15,6 +15,7 @@ mod sse;
 mod unix;
 
 pub use sse::{SseEvent, SseParser};
+pub use unix::connect;
 
 /// A whole request and its answer, unless said otherwise.
 const REQUEST: Duration = Duration::from_secs(60);

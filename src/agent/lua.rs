@@ -253,6 +253,7 @@ mod tests {
         fn permission(&mut self, _: PermissionRequest) -> Option<PermissionOutcome> {
             None
         }
+        fn permission_withdrawn(&mut self, _: &str) {}
         fn permission_answers(&mut self) -> Vec<(String, PermissionOutcome)> {
             Vec::new()
         }

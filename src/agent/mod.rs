@@ -264,6 +264,9 @@ pub trait Host {
     /// The agent asks for leave. `Some`: settled at once by policy. `None`: the answer comes as a letter.
     fn permission(&mut self, request: PermissionRequest) -> Option<PermissionOutcome>;
 
+    /// The agent took an open request back: nobody is asked any more.
+    fn permission_withdrawn(&mut self, request_id: &str);
+
     /// The permissions settled since the last call: request id and outcome.
     fn permission_answers(&mut self) -> Vec<(String, PermissionOutcome)>;
 

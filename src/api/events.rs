@@ -11,8 +11,8 @@ use super::{Api, ApiError};
 use crate::clock;
 use crate::daemon::house::House;
 use crate::daemon::hub::{Delivering, Listening, News, Preview};
-use crate::http::{Hangup, Request, Responder, sse};
-use crate::store::{EventRow, Target};
+use crate::http::{Hangup, Request, Responder, Stream, sse};
+use crate::store::{Error, EventRow, Target};
 
 /// A comment that keeps the connection known to be alive.
 const PING: Duration = Duration::from_secs(15);
@@ -103,9 +103,8 @@ impl Feed {
         let mut delivering: Option<Delivering> = None;
         // What is there already goes out with the head. The head goes out in any case, so that a client knows that it listens.
         let over = match &only {
-            Only::Turn { id, replay: true } => {
-                self.replay(id, &mut buf).map_err(|e| io::Error::other(e.to_string()))?
-            }
+            // Page by page, below: it may be as long as an answer.
+            Only::Turn { replay: true, .. } => false,
             _ if self.after >= self.missed => {
                 let news = self.listening.wait(self.after, Instant::now());
                 self.take_in(news, &only, &mut buf, &mut delivering)
@@ -120,6 +119,11 @@ impl Feed {
         // The moment the client is gone its place is free; what cannot be watched is found out by the next ping.
         let alarm = self.listening.alarm();
         let _watch = stream.watch(Arc::new(move |hangup| alarm(hangup == Hangup::Gone)));
+        if let Only::Turn { id, replay: true } = &only
+            && self.replay(id, &mut buf, &mut stream)?
+        {
+            return stream.finish_with(&buf);
+        }
         let mut closed = false;
         loop {
             // Everything that is durable, then previews, then wait.
@@ -207,18 +211,19 @@ impl Feed {
         false
     }
 
-    /// What a turn that is known already has said so far. `true`: it is over, everything was said.
-    fn replay(&mut self, turn_id: &str, buf: &mut Vec<u8>) -> Result<bool, ApiError> {
+    /// What a turn that is known already has said so far. `true`: it is over, and what is left in `buf` is its end.
+    fn replay(&mut self, turn_id: &str, buf: &mut Vec<u8>, stream: &mut Stream<'_>) -> io::Result<bool> {
+        let unread = |e: Error| io::Error::other(e.to_string());
         let Some(key) = self.key.clone() else { return Ok(false) };
         // Its state first: if it has its outcome by now, every event of it can be read by now.
-        let turn = self.house.store.turn(turn_id)?;
+        let turn = self.house.store.turn(turn_id).map_err(unread)?;
         let mut at = turn.events_after;
         // Where some of its events may be gone, its last one need not be there to be found.
-        let pruned = self.house.store.event_bounds()?.1 > at;
+        let pruned = self.house.store.event_bounds().map_err(unread)?.1 > at;
         let past = |event: &EventRow| pruned && turn.ended_at.is_some_and(|ended| event.at > ended);
         let only = Only::Turn { id: turn_id.to_owned(), replay: true };
         'pages: loop {
-            let page = self.house.store.events(Some(&key), at, PAGE)?;
+            let page = self.house.store.events(Some(&key), at, PAGE).map_err(unread)?;
             for event in &page.items {
                 if past(event) {
                     break 'pages;
@@ -228,6 +233,8 @@ impl Feed {
                     return Ok(true);
                 }
             }
+            stream.write(buf)?;
+            buf.clear();
             if page.next.is_none() {
                 break;
             }

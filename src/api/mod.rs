@@ -50,11 +50,7 @@ impl std::fmt::Debug for Token {
 pub fn token(config: &Config) -> Result<Option<Token>, String> {
     let Some(file) = config.http.as_ref().and_then(|h| h.token_file.as_ref()) else { return Ok(None) };
     let file = config::paths::secret_file(file, config, &config::paths::process_env);
-    let text = std::fs::read_to_string(&file).map_err(|e| format!("http.token_file: {}: {e}", file.display()))?;
-    let text = text.trim();
-    if text.is_empty() {
-        return Err(format!("http.token_file: {}: it is empty", file.display()));
-    }
+    let text = config::bounded::secret(&file).map_err(|e| format!("http.token_file: {}: {e}", file.display()))?;
     if text.len() < LEAST_TOKEN {
         let why = format!("a token of {} bytes is soon guessed; at least {LEAST_TOKEN} are needed", text.len());
         return Err(format!("http.token_file: {}: {why}, better {SAFE_TOKEN}", file.display()));
@@ -65,7 +61,7 @@ pub fn token(config: &Config) -> Result<Option<Token>, String> {
             file.display()
         );
     }
-    Ok(Some(Token(text.as_bytes().to_vec())))
+    Ok(Some(Token(text.into_bytes())))
 }
 
 /// A unix socket, and which group it is for.

@@ -1,7 +1,6 @@
 //! `hooks`: what is registered, what was set aside, and trying scripts out.
 
 use std::collections::BTreeSet;
-use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value, json};
@@ -85,18 +84,11 @@ const FIELDS: u64 = 4 << 20;
 /// An object of fields in a file, or on stdin.
 fn fields(file: &Path) -> Result<Map<String, Value>, Failure> {
     let shown = file.display().to_string();
-    let read = |source: &mut dyn Read| {
-        let mut text = Vec::new();
-        source.take(FIELDS + 1).read_to_end(&mut text).map(|_| text)
-    };
     let text = match file.to_str() {
-        Some("-") => read(&mut std::io::stdin()),
-        _ => std::fs::File::open(file).and_then(|mut f| read(&mut f)),
+        Some("-") => config::bounded::take(std::io::stdin().lock(), FIELDS),
+        _ => config::bounded::read(file, FIELDS),
     };
     let text = text.map_err(|e| Failure::new(&shown, e))?;
-    if text.len() as u64 > FIELDS {
-        return Err(Failure::new(&shown, format!("more than {FIELDS} bytes")));
-    }
     match serde_json::from_slice(&text) {
         Ok(Value::Object(fields)) => Ok(fields),
         Ok(_) => Err(Failure::new(&shown, "an object of fields expected")),

@@ -406,12 +406,11 @@ fn reach_with(to: &Connect, env: config::paths::Env<'_>) -> Result<Client, Failu
     };
     let token = match to.token_file.clone().or_else(|| var("OSTLER_TOKEN_FILE").map(PathBuf::from)) {
         Some(file) => {
-            let text = std::fs::read_to_string(&file).map_err(|e| Failure::new(file.display(), e))?;
-            let token = text.trim();
-            if token.is_empty() || token.contains(char::is_whitespace) {
+            let token = config::bounded::secret(&file).map_err(|e| Failure::new(file.display(), e))?;
+            if token.contains(char::is_whitespace) {
                 return Err(Failure::new(file.display(), "is not one token"));
             }
-            Some(token.to_owned())
+            Some(token)
         }
         None => None,
     };

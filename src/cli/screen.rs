@@ -83,7 +83,8 @@ impl Screen {
             return Ok(());
         }
         self.end_line(ui)?;
-        let mut line = format!("· {}", if title.is_empty() { &id } else { &title });
+        let named = clean(&id).replace('\n', " ");
+        let mut line = format!("· {}", if title.is_empty() { &named } else { &title });
         if !status.is_empty() {
             line += &format!(" ({status})");
         }

@@ -1,6 +1,6 @@
 //! `send`: one message, one answer.
 
-use std::io::{Read as _, Write as _};
+use std::io::Write as _;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -84,9 +84,9 @@ fn handed_over(key: &str, body: &Value) -> String {
 }
 
 fn stdin() -> Result<String, Failure> {
-    let mut text = String::new();
-    std::io::stdin().lock().read_to_string(&mut text).map_err(|e| Failure::new("stdin", e))?;
-    Ok(text)
+    let most = crate::model::session::TEXT_BYTES as u64;
+    let text = crate::config::bounded::take(std::io::stdin().lock(), most).map_err(|e| Failure::new("stdin", e))?;
+    String::from_utf8(text).map_err(|_| Failure::new("stdin", "is not UTF-8 text"))
 }
 
 /// Prints the answer: on a terminal as it comes, else in one piece when it is whole.

@@ -47,7 +47,10 @@ impl<In: Transport> Connector<In> for UnixConnector {
 }
 
 /// Connects within a time: the standard library would wait for ever behind a full backlog.
-fn connect(path: &Path, timeout: Duration) -> io::Result<UnixStream> {
+///
+/// # Errors
+/// Nobody is there, or whoever is does not take it in time ([`io::ErrorKind::TimedOut`]).
+pub fn connect(path: &Path, timeout: Duration) -> io::Result<UnixStream> {
     let address = SocketAddrUnix::new(path)?;
     let fd = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
     sockopt::set_socket_timeout(&fd, sockopt::Timeout::Send, Some(timeout))?;

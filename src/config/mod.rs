@@ -16,6 +16,7 @@ use serde::Deserialize;
 use crate::model::event::words;
 use crate::model::names;
 
+pub mod bounded;
 mod check;
 pub mod keys;
 mod locate;
@@ -351,7 +352,7 @@ pub fn load(file: Option<&Path>) -> Result<Config, ConfigError> {
             "every user could write to it (mode {mode:o}), and it says what is run: chmod o-w it"
         )));
     }
-    let bytes = std::fs::read(path).map_err(|e| unreadable(format!("cannot be read: {e}")))?;
+    let bytes = bounded::read(path, bounded::CONFIGURATION).map_err(|e| unreadable(format!("cannot be read: {e}")))?;
     let text = String::from_utf8(bytes).map_err(|e| {
         let valid = e.utf8_error().valid_up_to();
         let line = 1 + e.as_bytes().iter().take(valid).filter(|b| **b == b'\n').count();

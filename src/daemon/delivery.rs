@@ -29,7 +29,7 @@ const HELD: usize = 16 * WINDOW;
 const CALLS: usize = 32;
 /// After a refusal of the store or of a full hook thread.
 const AGAIN: Duration = Duration::from_millis(500);
-/// And while the hooks are switched off: a reload switches them on.
+/// And while the hooks are switched off, which a reload ends, or the journal cannot be read.
 const OFF: Duration = Duration::from_secs(10);
 /// The longest pause between two attempts.
 const LONGEST: Duration = Duration::from_secs(600);
@@ -126,6 +126,8 @@ struct Pump {
     lanes: HashMap<Lane, BTreeSet<i64>>,
     cursor: i64,
     more: bool,
+    /// The journal could not be read: not before this it is tried again.
+    again: Option<Instant>,
     going: bool,
     /// No `session_end` is delivered now.
     ends_held: bool,
@@ -144,6 +146,7 @@ pub fn run(house: Arc<House>, me: Delivery, inbox: &Receiver<Message>) {
         lanes: HashMap::new(),
         cursor: 0,
         more: true,
+        again: None,
         going: false,
         ends_held: false,
         halted: false,
@@ -218,7 +221,7 @@ impl Pump {
         }
         self.fill();
         let now = Instant::now();
-        let mut next: Option<Instant> = None;
+        let mut next = self.again;
         let heads: Vec<i64> = self.lanes.values().filter_map(|lane| lane.first().copied()).collect();
         let heads: Vec<i64> = heads.into_iter().filter(|did| !self.is_held(*did)).collect();
         let due = |i: &Item| i.state == State::Waiting && i.not_before.is_none_or(|at| at <= now);
@@ -242,7 +245,7 @@ impl Pump {
         });
         // What waits behind a delivery that is being tried again cannot be delivered now either.
         let stuck = self.calls == 0
-            && !self.more
+            && (!self.more || self.again.is_some())
             && self.lanes.values().all(|l| {
                 l.first().and_then(|did| self.window.get(did)).is_none_or(|i| i.not_before.is_some_and(|at| at > now))
             });
@@ -256,6 +259,10 @@ impl Pump {
 
     fn fill(&mut self) {
         let now = Instant::now();
+        if self.again.is_some_and(|at| at > now) {
+            return;
+        }
+        self.again = None;
         let mut ready = self.window.values().filter(|i| i.not_before.is_none_or(|at| at <= now)).count();
         while self.more && ready < WINDOW && self.window.len() < HELD {
             match self.house.store.pending_deliveries(self.cursor, WINDOW) {
@@ -277,8 +284,9 @@ impl Pump {
                     }
                 }
                 Err(e) => {
-                    log::error!("the hook journal cannot be read: {e}");
-                    self.more = false;
+                    log::error!("the hook journal cannot be read, tried again soon: {e}");
+                    self.again = Some(Instant::now() + OFF);
+                    break;
                 }
             }
         }

@@ -36,8 +36,17 @@ fn remove(house: &House, one: &Leaving) -> bool {
     let (template, home) = (&config.route(&one.key).cwd, process_env("HOME"));
     let whose = Whose { key: &one.key, id: &one.session_id };
     let mut done = true;
-    for (dir, user) in &one.dirs {
+    for dir in &one.dirs {
         let path = Path::new(dir);
+        // Asked anew for each: the removal of the one before may have taken its time.
+        let user = match house.store.works_there(one, dir) {
+            Ok(user) => user,
+            Err(e) => {
+                log::warn!(key = one.key; "{dir}: who works there cannot be read: {e}");
+                done = false;
+                continue;
+            }
+        };
         if let Some(user) = user {
             log::warn!(key = one.key; "{dir} stays though its session was deleted: session {user} works there");
         } else if !names::is_own_dir(&house.state_dir, home.as_deref(), template, whose, path) {

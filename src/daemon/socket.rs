@@ -5,15 +5,16 @@ use std::fs;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::{RecvTimeoutError, Sender};
 
 use super::{NoStart, exit};
+use crate::client;
 use crate::config::{self, paths};
 use crate::http::{Listener, Server};
 use crate::thread;
@@ -46,6 +47,10 @@ impl Own {
 
 /// How often the socket's file is looked for.
 const LOOK: Duration = Duration::from_secs(2);
+/// How long whoever has our socket's place may take to answer: one that hangs is there.
+const KNOCK: Duration = Duration::from_secs(2);
+/// How often it is looked whether it is still there.
+const KNOCK_EVERY: Duration = Duration::from_secs(30);
 
 /// Keeps the socket's file where clients look for it: a daemon whose file was swept away (a runtime directory goes with the
 /// user's last login) would live on and answer nobody. Ended, it removes the file, if it is still ours.
@@ -82,7 +87,12 @@ impl Keeper {
 }
 
 /// What stood in the socket's place when it could not be made again, and why; told when it changes.
-type Obstacle = (Option<(u64, u64)>, String);
+struct Obstacle {
+    id: Option<(u64, u64)>,
+    why: String,
+    /// When it was last looked whether anybody is behind it.
+    at: Instant,
+}
 
 /// Makes the socket anew if its file is gone, or is one that nobody answers at.
 fn look(own: &mut Own, server: &Server, obstacle: &mut Option<Obstacle>) {
@@ -92,7 +102,7 @@ fn look(own: &mut Own, server: &Server, obstacle: &mut Option<Obstacle>) {
         return;
     }
     // Another daemon's socket is not knocked at again and again.
-    if there.is_some() && obstacle.as_ref().is_some_and(|(id, _)| *id == there) {
+    if there.is_some() && obstacle.as_ref().is_some_and(|o| o.id == there && o.at.elapsed() < KNOCK_EVERY) {
         return;
     }
     let made = bind(&own.path).map_err(|e| e.1).and_then(|(listener, made)| {
@@ -106,11 +116,10 @@ fn look(own: &mut Own, server: &Server, obstacle: &mut Option<Obstacle>) {
             *obstacle = None;
         }
         Err(why) => {
-            let new = (there, why);
-            if obstacle.as_ref() != Some(&new) {
-                log::error!("the socket's file is not ours any more, and cannot be made again yet: {}", new.1);
+            if obstacle.as_ref().is_none_or(|o| (o.id, &o.why) != (there, &why)) {
+                log::error!("the socket's file is not ours any more, and cannot be made again yet: {why}");
             }
-            *obstacle = Some(new);
+            *obstacle = Some(Obstacle { id: there, why, at: Instant::now() });
         }
     }
 }
@@ -164,7 +173,8 @@ fn bind(socket: &Path) -> Result<(UnixListener, Own), NoStart> {
     }
     // We hold the lock, so a socket that is there belongs to nobody; but never remove another kind of file, nor the
     // socket of a daemon with another state directory.
-    if UnixStream::connect(socket).is_ok() {
+    let knocked = client::connect(socket, KNOCK);
+    if knocked.is_ok() || knocked.is_err_and(|e| e.kind() == io::ErrorKind::TimedOut) {
         return Err(NoStart(exit::OWNED, format!("{}: another daemon answers there", socket.display())));
     }
     match fs::symlink_metadata(socket) {

@@ -76,6 +76,8 @@ pub(crate) struct Pool {
     handles: Mutex<Vec<JoinHandle<()>>>,
     lost: AtomicUsize,
     off: AtomicBool,
+    /// Held while it changes whether the hooks are on, so that all lanes are or none is.
+    switch: Mutex<()>,
     /// The daemon stops: nothing is switched on again.
     ending: AtomicBool,
     dropped: AtomicU64,
@@ -135,6 +137,7 @@ impl Hooks {
             handles: Mutex::default(),
             lost: AtomicUsize::new(0),
             off: AtomicBool::new(false),
+            switch: Mutex::new(()),
             ending: AtomicBool::new(false),
             dropped: AtomicU64::new(0),
             timers: Arc::default(),
@@ -461,6 +464,7 @@ impl Pool {
 
     /// Gives up an overdue lane's thread and starts another, or switches the hooks off.
     fn replace(self: &Arc<Self>, nth: usize, now: Instant) {
+        let _switch = lock(&self.switch);
         let Some(lane) = self.lanes.get().and_then(|lanes| lanes.get(nth)) else { return };
         let lost = self.lost.fetch_add(1, Ordering::AcqRel) + 1;
         if lane.give_up(now, &self.shared).is_none() {
@@ -485,6 +489,7 @@ impl Pool {
 
     /// Other scripts are there: what was switched off, for the old ones took too many threads, goes on.
     fn switch_on(self: &Arc<Self>) {
+        let _switch = lock(&self.switch);
         if self.ending.load(Ordering::Acquire) || !self.off.swap(false, Ordering::AcqRel) {
             return;
         }
@@ -493,7 +498,10 @@ impl Pool {
                 && let Err(e) = self.spawn_lane(nth)
             {
                 self.off.store(true, Ordering::Release);
-                drop(lane.desert());
+                let plan = self.plan();
+                for task in lane.desert() {
+                    task.not_called(&plan, "the hooks are switched off");
+                }
                 log::error!(target: "hook", "the hooks stay switched off: {e}");
                 return;
             }

@@ -1,5 +1,7 @@
 //! Boots: what a start makes of what the last one left, and the durable facts of a stop.
 
+use std::time::Instant;
+
 use rusqlite::params;
 use serde_json::Value;
 
@@ -190,8 +192,10 @@ impl Store {
     /// The store fails; the next boot writes the ends.
     pub fn close_activations(&self, reason: StopReason, threshold: i64) -> Result<i64, Error> {
         let (mut closed, mut after) = (0, i64::MIN);
+        // One patience for all of them.
+        let until = Instant::now() + self.patience;
         loop {
-            let (batch, last) = self.write("close_activations", move |tx| {
+            let (batch, last) = self.until(until).write("close_activations", move |tx| {
                 let open = tx.sids(
                     "SELECT sid FROM activations WHERE closed_at IS NULL AND sid>?1 ORDER BY sid LIMIT ?2",
                     [after, BATCH],

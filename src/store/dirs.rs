@@ -5,6 +5,7 @@
 
 use rusqlite::{OptionalExtension as _, params};
 
+use super::isolate::lies_in_rows;
 use super::sessions::Acted;
 use super::tx::SessionRow;
 use super::{Error, Refusal, Store, Target, Tx};
@@ -25,14 +26,15 @@ pub struct Leaving {
     pub key: String,
     /// Its ends are settled, and it is not live.
     pub settled: bool,
-    /// The directories in which it worked, each with the id of a session that is left under the key and works there too.
-    pub dirs: Vec<(String, Option<String>)>,
+    /// The directories in which it worked.
+    pub dirs: Vec<String>,
 }
 
-/// A session that is left under a key and works in a directory: in that of an activation of its own, or, where it had none
-/// yet, in any.
+/// A session that is left under a key and works in a directory or below it: in that of an activation of its own, or, where it
+/// had none yet, in any.
 const USER: &str = "SELECT s.id FROM sessions s WHERE s.key=?1 AND s.sid<>?2 AND s.hidden=0 AND s.status<>'ended'
-    AND (s.epoch=0 OR EXISTS (SELECT 1 FROM activations a WHERE a.sid=s.sid AND a.cwd=?3)) ORDER BY s.sid LIMIT 1";
+    AND (s.epoch=0 OR EXISTS (SELECT 1 FROM activations a WHERE a.sid=s.sid
+      AND (a.cwd=?3 OR substr(a.cwd, 1, length(?3) + 1)=?3 || '/'))) ORDER BY s.sid LIMIT 1";
 const DIRS: &str = "SELECT DISTINCT cwd FROM activations WHERE sid=?1";
 
 impl Store {
@@ -69,21 +71,37 @@ impl Store {
                                    WHERE j.sid=s.sid AND d.state='pending')
                  FROM sessions s WHERE sid=?1",
             )?;
-            let (mut dirs, mut user) = (conn.prepare_cached(DIRS)?, conn.prepare_cached(USER)?);
-            let mut leaving = Vec::new();
-            for sid in sids {
+            let mut dirs = conn.prepare_cached(DIRS)?;
+            let mut one = |sid: i64| -> rusqlite::Result<Leaving> {
                 let found = session.query_row([sid], |r| Ok((r.get(0)?, r.get(1)?, r.get(2)?))).optional()?;
                 // One of which nothing is known any more has no directories either.
                 let (session_id, key, settled) = found.unwrap_or((String::new(), String::new(), true));
-                let all: Vec<String> = dirs.query_map([sid], |r| r.get(0))?.collect::<Result<_, _>>()?;
-                let by = |dir: String| -> rusqlite::Result<_> {
-                    let by = user.query_row(params![key, sid, dir], |r| r.get(0)).optional()?;
-                    Ok((dir, by))
-                };
-                let dirs = all.into_iter().map(by).collect::<Result<_, _>>()?;
-                leaving.push(Leaving { sid, session_id, key, settled, dirs });
+                let dirs = dirs.query_map([sid], |r| r.get(0))?.collect::<Result<_, _>>()?;
+                Ok(Leaving { sid, session_id, key, settled, dirs })
+            };
+            let mut leaving = Vec::new();
+            for sid in sids {
+                match one(sid) {
+                    Ok(found) => leaving.push(found),
+                    // Not read as far as it goes: by half a key somebody else's directory would look like its own.
+                    Err(e) if lies_in_rows(&e) => {
+                        log::warn!("the files of the deleted session of row {sid} stay: its rows cannot be used: {e}");
+                    }
+                    Err(e) => return Err(e),
+                }
             }
             Ok(leaving)
+        })
+    }
+
+    /// The id of a session that is left under the key of a deleted one and works in this directory of it, or below.
+    ///
+    /// # Errors
+    /// The store fails.
+    pub fn works_there(&self, leaving: &Leaving, dir: &str) -> Result<Option<String>, Error> {
+        self.read(|conn| {
+            let mut user = conn.prepare_cached(USER)?;
+            user.query_row(params![leaving.key, leaving.sid, dir], |r| r.get(0)).optional()
         })
     }
 

@@ -113,14 +113,25 @@ impl std::ops::AddAssign for Tally {
 }
 
 impl Store {
-    /// Deliveries that are owed, oldest first, after row `after`.
+    /// Deliveries that are owed, oldest first, after row `after`. Fewer than `limit`: there are no more.
     ///
     /// # Errors
     /// The store fails.
-    pub fn pending_deliveries(&self, after: i64, limit: usize) -> Result<Vec<Owed>, Error> {
-        let (owed, unreadable) = self.read_pending(after, limit)?;
-        self.set_aside_unreadable(unreadable);
-        Ok(owed)
+    pub fn pending_deliveries(&self, mut after: i64, limit: usize) -> Result<Vec<Owed>, Error> {
+        let mut all = Vec::new();
+        loop {
+            let room = limit - all.len();
+            let (owed, unreadable) = self.read_pending(after, room)?;
+            // What could not be read takes nobody's place.
+            let more = !unreadable.is_empty() && owed.len() + unreadable.len() == room;
+            let last = owed.iter().map(|o| o.did).chain(unreadable.iter().map(|(did, _)| *did)).max();
+            after = last.unwrap_or(after);
+            self.set_aside_unreadable(unreadable);
+            all.extend(owed);
+            if !more {
+                return Ok(all);
+            }
+        }
     }
 
     /// As there, and which cannot be read and why.

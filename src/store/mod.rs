@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
+use rusqlite::backup::StepResult;
 use rusqlite::ffi;
 
 use crate::clock::Millis;
@@ -495,9 +496,7 @@ impl Store {
 fn copy(from: &rusqlite::Connection, to: &Path) -> Result<(), Error> {
     {
         let mut copy = rusqlite::Connection::open(to).map_err(|e| Error::open(to, &e))?;
-        rusqlite::backup::Backup::new(from, &mut copy)
-            .and_then(|b| b.run_to_completion(i32::MAX, Duration::ZERO, None))
-            .map_err(|e| Error::open(to, &e))?;
+        step_through(from, &mut copy).map_err(|e| Error::open(to, &e))?;
         let sound: String =
             copy.query_row("PRAGMA integrity_check(1)", [], |r| r.get(0)).map_err(|e| Error::open(to, &e))?;
         if sound != "ok" {
@@ -506,6 +505,25 @@ fn copy(from: &rusqlite::Connection, to: &Path) -> Result<(), Error> {
         Ok(())
     }
 }
+
+/// Copies in one step; a lock that somebody has is waited for as long as a transaction waits for one.
+fn step_through(from: &rusqlite::Connection, to: &mut rusqlite::Connection) -> rusqlite::Result<()> {
+    let backup = rusqlite::backup::Backup::new(from, to)?;
+    let until = Instant::now() + schema::BUSY;
+    loop {
+        match backup.step(i32::MAX)? {
+            StepResult::Done => return Ok(()),
+            _ if Instant::now() >= until => {
+                let busy = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_BUSY);
+                return Err(rusqlite::Error::SqliteFailure(busy, Some("somebody else has it locked".to_owned())));
+            }
+            _ => std::thread::park_timeout(COPY_AGAIN),
+        }
+    }
+}
+
+/// The pause between two tries to copy past somebody's lock.
+const COPY_AGAIN: Duration = Duration::from_millis(50);
 
 /// While it lives, the writer counts as being inside SQLite.
 struct Working<'a>(&'a AtomicBool);

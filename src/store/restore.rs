@@ -201,6 +201,10 @@ fn fold(db: &Path) -> Result<(), Error> {
         return Err(Error::Open { path: db.into(), why: format!("{who} has it open: end that first") });
     }
     if let Err(e) = asked {
+        // Only what is no database, or a broken one, has nothing to lose by being moved away as it lies.
+        if !matches!(e.sqlite_error_code(), Some(ErrorCode::NotADatabase | ErrorCode::DatabaseCorrupt)) {
+            return Err(Error::Open { path: db.into(), why: format!("its log cannot be folded into it: {e}") });
+        }
         log::debug!("{}: moved away as it lies: {e}", db.display());
     }
     Ok(())

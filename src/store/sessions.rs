@@ -106,7 +106,7 @@ impl Store {
                             "SELECT {SESSION_COLUMNS} FROM sessions WHERE key=?1 AND status='open' AND hidden=0 AND sid<>?2"
                         ),
                         params![s.key, s.sid],
-                        SessionRow::read,
+                        SessionRow::read_any,
                     )?;
                     for current in newer {
                         tx.move_queue(&current, &s)?;

@@ -269,7 +269,13 @@ impl Tx<'_> {
         }
         let queued = if s.queued > 0 { self.first_queued(b.sid)? } else { None };
         let may = b.resume != Resume::Never && s.marked_at.is_some_and(|at| may_resume(at, &b.policy, self.now));
-        let cut = s.cut_turn.filter(|_| may);
+        let mut cut = s.cut_turn.filter(|_| may);
+        if let Some(tid) = cut
+            && self.row("SELECT 1 FROM turns WHERE tid=?1", [tid], |_| Ok(()))?.is_none()
+        {
+            // Its row is gone: nothing can go on there, and what waits must not wait for it.
+            cut = None;
+        }
         let plan = match cut {
             Some(_) => continuation(b.on_interrupt, queued.is_some(), b.asked),
             None => Continuation::Wait,

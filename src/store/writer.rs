@@ -108,6 +108,8 @@ pub(super) struct Writer {
     fold_at: Option<Instant>,
     /// How long to wait before the next fold, after one that a reader kept from its end.
     pause: Duration,
+    /// That the log grows was told.
+    told_unfolded: bool,
     over: bool,
 }
 
@@ -127,7 +129,14 @@ enum Fate {
 
 impl Writer {
     pub(super) fn new(shared: Arc<Shared>, conn: Connection) -> Self {
-        Self { shared, conn: Some(conn), fold_at: Some(Instant::now() + QUIET), pause: QUIET, over: false }
+        Self {
+            shared,
+            conn: Some(conn),
+            fold_at: Some(Instant::now() + QUIET),
+            pause: QUIET,
+            told_unfolded: false,
+            over: false,
+        }
     }
 
     /// Nothing was written since the log was folded in.
@@ -413,10 +422,13 @@ impl Writer {
         if let Ok(true) = folded {
             self.fold_at = None;
             self.pause = QUIET;
+            self.told_unfolded = false;
             return None;
         }
-        if let Err(e) = folded {
-            log::debug!("store: checkpoint: {e}");
+        if self.pause == LONGEST_PAUSE && !std::mem::replace(&mut self.told_unfolded, true) {
+            let why = folded.map_or_else(|e| e.to_string(), |_| "somebody reads or writes it".to_owned());
+            let path = self.shared.path.display();
+            log::warn!("store: {path}: its write-ahead log cannot be folded into it, and grows: {why}");
         }
         self.fold_at = Some(Instant::now() + self.pause);
         self.pause = (self.pause * 2).min(LONGEST_PAUSE);

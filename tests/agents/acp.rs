@@ -4,11 +4,11 @@ use std::time::{Duration, Instant};
 
 use ostler::agent::acp::Acp;
 use ostler::agent::process::{find_marked, is_alive};
-use ostler::agent::{Agent, Answer, Continuity, Entry, Failure, Host, Interrupt, PermissionOutcome, Prompt, Said};
+use ostler::agent::{Agent, Answer, Continuity, Entry, Host, Interrupt, PermissionOutcome, Prompt, Said};
 use ostler::config::AgentKind;
 use ostler::model::event::Role;
 
-use crate::host::{TestHost, be_subreaper, config, is_reaped, reap, soon};
+use crate::host::{TestHost, be_subreaper, config, done, failure, is_reaped, reap, soon};
 
 const FAKE: &str = env!("CARGO_BIN_EXE_ostler-fake-agent");
 
@@ -29,17 +29,6 @@ fn begun(flags: &[&str]) -> (TestHost, Acp) {
     let (mut host, mut agent) = (TestHost::new(), agent(flags));
     host.start(&mut agent);
     (host, agent)
-}
-
-fn done() -> Answer {
-    Answer::Completed { stop_reason: Some("end_turn".into()) }
-}
-
-fn failure(answer: Answer) -> Failure {
-    match answer {
-        Answer::Failed(failure) => failure,
-        other => panic!("{other:?}"),
-    }
 }
 
 fn cancel_in(time: Duration) -> impl Fn() -> Interrupt {
@@ -294,6 +283,8 @@ fn what_left_the_group_is_swept_and_no_zombie_is_left() {
     let found = find_marked(Some(&host.identity().session_id), None);
     assert!(found.iter().any(|l| l.pid == far && is_alive(l.pid, l.start)), "{found:?}");
     host.close(&mut agent);
+    // A dead child of another test may have hidden one of these.
+    [far, near, outlaw].into_iter().for_each(reap);
     assert!(is_reaped(far) && is_reaped(near) && is_reaped(outlaw), "{far} {near} {outlaw}");
     assert!(found.iter().all(|l| !is_alive(l.pid, l.start)));
 }

@@ -8,7 +8,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use ostler::agent::{
-    Agent, Answer, Entry, Host, Identity, Interrupt, PermissionOutcome, PermissionRequest, Prompt, Said, Wake, Watch,
+    Agent, Answer, Entry, Failure, Host, Identity, Interrupt, PermissionOutcome, PermissionRequest, Prompt, Said, Wake,
+    Watch,
 };
 use ostler::config;
 use rustix::event::{PollFd, PollFlags, Timespec};
@@ -37,6 +38,8 @@ pub struct TestHost {
     pub history: Vec<Entry>,
     pub processes: Vec<(u32, u64)>,
     pub requests: Vec<PermissionRequest>,
+    /// Requests that the agent took back.
+    pub withdrawn: Vec<String>,
     /// When its other end is closed, a kill is in force.
     pub kill_at_hangup: Option<UnixStream>,
     _dir: tempfile::TempDir,
@@ -64,6 +67,7 @@ impl TestHost {
             history: Vec::new(),
             processes: Vec::new(),
             requests: Vec::new(),
+            withdrawn: Vec::new(),
             kill_at_hangup: None,
             _dir: dir,
         }
@@ -182,6 +186,10 @@ impl Host for TestHost {
         (self.settle)(&request, &mut self.controls)
     }
 
+    fn permission_withdrawn(&mut self, request_id: &str) {
+        self.withdrawn.push(request_id.to_owned());
+    }
+
     fn permission_answers(&mut self) -> Vec<(String, PermissionOutcome)> {
         std::mem::take(&mut self.controls.answers)
     }
@@ -245,4 +253,17 @@ pub fn reap(pid: u32) {
 /// Makes this process inherit orphans, as the daemon does.
 pub fn be_subreaper() {
     rustix::process::set_child_subreaper(Some(rustix::process::getpid())).unwrap();
+}
+
+/// An answer that came to its end.
+pub fn done() -> Answer {
+    Answer::Completed { stop_reason: Some("end_turn".into()) }
+}
+
+/// Why an answer failed.
+pub fn failure(answer: Answer) -> Failure {
+    match answer {
+        Answer::Failed(failure) => failure,
+        other => panic!("{other:?}"),
+    }
 }

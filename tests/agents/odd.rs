@@ -2,11 +2,11 @@
 //! is answered, and a turn whose end is lost is failed soon.
 
 use ostler::agent::acp::Acp;
-use ostler::agent::{Agent, Answer, Failure, PermissionOutcome, Said};
+use ostler::agent::{Agent, PermissionOutcome, Said};
 use ostler::config::AgentKind;
 use serde_json::json;
 
-use crate::host::{TestHost, config, soon};
+use crate::host::{TestHost, config, done, failure, soon};
 
 const FAKE: &str = env!("CARGO_BIN_EXE_ostler-fake-agent");
 
@@ -14,17 +14,6 @@ fn begun() -> (TestHost, Acp) {
     let (mut host, mut agent) = (TestHost::new(), Acp::new(&config(AgentKind::Acp, &[FAKE])));
     host.start(&mut agent);
     (host, agent)
-}
-
-fn done() -> Answer {
-    Answer::Completed { stop_reason: Some("end_turn".into()) }
-}
-
-fn failure(answer: Answer) -> Failure {
-    match answer {
-        Answer::Failed(failure) => failure,
-        other => panic!("{other:?}"),
-    }
 }
 
 /// A command that writes a piece of the answer: a JSON text, written as it is.
@@ -228,5 +217,21 @@ fn another_message_begins_a_paragraph() {
     assert_eq!(host.text(), "Retrying...\n\nError: no luck.\n\n\nend");
     assert_eq!(host.prompt(&mut agent, &[of("m1", "a"), chunk("b"), of("m1", "c")].join("; ")), done());
     assert_eq!(host.text(), "abc");
+    host.close(&mut agent);
+}
+
+/// What the agent takes back, nobody is asked about any more.
+#[test]
+fn a_permission_that_the_agent_takes_back_is_withdrawn() {
+    let (mut host, mut agent) = begun();
+    host.settle = Box::new(|_, _| None);
+    let ask = r#"line {"jsonrpc":"2.0","id":7,"method":"session/request_permission","params":{"sessionId":"@S@","toolCall":{"toolCallId":"t","title":"x"},"options":[{"optionId":"y","name":"Yes","kind":"allow_once"}]}}"#;
+    let back = r#"line {"jsonrpc":"2.0","method":"$/cancel_request","params":{"requestId":7}}; await 7"#;
+    assert_eq!(host.prompt(&mut agent, &format!("{ask}; {back}")), done());
+    let asked = host.requests[0].request_id.clone();
+    assert_eq!(host.withdrawn, std::slice::from_ref(&asked));
+    // An answer to it can meet no other request.
+    assert_eq!(host.prompt(&mut agent, &format!("{ask}; {back}")), done());
+    assert_ne!(host.requests.last().unwrap().request_id, asked);
     host.close(&mut agent);
 }

@@ -7,12 +7,12 @@ use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
 use ostler::agent::openai::Openai;
-use ostler::agent::{Agent, Answer, Entry, Failure, Interrupt, Prompt, Said};
+use ostler::agent::{Agent, Answer, Entry, Interrupt, Prompt, Said};
 use ostler::config::{self, AgentKind};
 use ostler::model::event::Role;
 use serde_json::{Value, json};
 
-use crate::host::{TestHost, config};
+use crate::host::{TestHost, config, failure};
 
 /// What a server was asked: the head's lines and the body.
 struct Asked {
@@ -67,13 +67,6 @@ fn ask(host: &mut TestHost, config: &config::Agent) -> Answer {
     let mut agent = Openai::new(config);
     host.start(&mut agent);
     host.prompt(&mut agent, "and now?")
-}
-
-fn failure(answer: Answer) -> Failure {
-    match answer {
-        Answer::Failed(failure) => failure,
-        other => panic!("{other:?}"),
-    }
 }
 
 #[test]

@@ -49,6 +49,22 @@ fn files_that_another_session_works_with_stay() {
     assert_eq!(d.stop(), 0);
 }
 
+/// Nor those of one that works below its directory.
+#[test]
+fn files_around_another_sessions_directory_stay() {
+    let mut d = Daemon::new().config(KEEPS).start();
+    let (_, dir) = said(&d, "local:a", "old");
+    let old = d.show("local:a")["id"].as_str().unwrap().to_owned();
+    d.write_config(&format!("{KEEPS}cwd = \"work/{{slug}}/{{id}}\"\n"));
+    d.client().post("/v1/reload", None).unwrap();
+    d.act("local:a", "reset");
+    let (_, inner) = said(&d, "local:a", "new");
+    assert!(inner.starts_with(&dir) && inner != dir, "{}", inner.display());
+    assert_eq!(delete(&d, &old, "?files=1"), Err((409, "conflict".to_owned())));
+    assert_eq!(said(&d, "local:a", "more").1, inner);
+    assert_eq!(d.stop(), 0);
+}
+
 /// An agent that writes until it is ended delays the removal, and is no error.
 #[test]
 fn files_go_when_their_agent_has_ended() {

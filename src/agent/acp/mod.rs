@@ -60,8 +60,6 @@ pub struct Acp {
     env_pass: Vec<String>,
     history: u64,
     live: Option<Live>,
-    /// Permission requests so far: their ids are unique in the activation.
-    permissions: u64,
     /// The agent does not know what was said: the next prompt carries it.
     forgot: bool,
     reopen_failures: u32,
@@ -132,7 +130,6 @@ impl Acp {
             env_pass: config.env_pass.clone(),
             history: config.history,
             live: None,
-            permissions: 0,
             forgot: false,
             reopen_failures: 0,
             lacks: None,
@@ -239,7 +236,7 @@ impl Acp {
     /// permission withdrawn. It is no answer to the prompt.
     fn tell_late(&mut self, host: &mut dyn Host) {
         self.take_in(host);
-        let mut text = String::new();
+        let (mut text, mut left_out) = (String::new(), 0);
         for _ in 0..IDLE_EVENTS {
             let Some(live) = self.live.as_mut() else { break };
             let Some(event) = live.own.take() else { break };
@@ -248,6 +245,8 @@ impl Acp {
                     let words = turn::words(Raw::of(&params).get("update"));
                     if text.len() < LATE_SHOWN {
                         text.push_str(&wire::shorten(&words, LATE_SHOWN));
+                    } else if !words.is_empty() {
+                        left_out += 1;
                     }
                 }
                 Event::Request(id, ..) => {
@@ -257,6 +256,9 @@ impl Acp {
                 _ => {}
             }
             self.take_in(host);
+        }
+        if left_out > 0 {
+            text.push_str(&format!(" [and {left_out} pieces more]"));
         }
         if !text.is_empty() {
             let text = format!("between the turns the agent said: {text}");
@@ -286,8 +288,7 @@ impl Acp {
         let params = json!({ "sessionId": live.session, "prompt": blocks });
         let number = live.client.request("session/prompt", &params);
         let changed_before = live.changed;
-        let mut running =
-            Running { live, turn: Turn::default(), number, permissions: &mut self.permissions, cancel: None };
+        let mut running = Running { live, turn: Turn::default(), number, cancel: None };
         let end = running.run(host);
         running.turn.flush(host);
         // It turned out to be another session, which has this prompt and nothing that was said before.
@@ -341,7 +342,6 @@ struct Running<'a> {
     live: &'a mut Live,
     turn: Turn,
     number: u64,
-    permissions: &'a mut u64,
     /// A cancel was sent; until then the agent may answer it.
     cancel: Option<Instant>,
 }
@@ -422,15 +422,14 @@ impl Running<'_> {
             Event::Notification(method, params) if method == "session/update" => self.update(host, Raw::of(&params)),
             Event::Notification(method, params) if method == "$/cancel_request" => {
                 let id = Id::read(Raw::of(&params).get("requestId"));
-                let answer = id.and_then(|id| self.turn.withdraw(&id));
+                let answer = id.and_then(|id| self.turn.withdraw(host, &id));
                 self.respond(answer);
             }
             Event::Request(id, method, params) if method == "session/request_permission" => {
-                *self.permissions += 1;
                 let answer = if self.cancel.is_some() {
                     Some((id, turn::outcome(&super::PermissionOutcome::Cancelled)))
                 } else {
-                    self.turn.ask(host, *self.permissions, id, Raw::of(&params))
+                    self.turn.ask(host, id, Raw::of(&params))
                 };
                 self.respond(answer);
             }
@@ -620,13 +619,7 @@ impl Agent for Acp {
             return Answer::Failed(Failure::new("agent_died", "the agent is not running"));
         };
         let first = live.own.take();
-        let mut running = Running {
-            live,
-            turn: Turn::default(),
-            number: NO_REQUEST,
-            permissions: &mut self.permissions,
-            cancel: None,
-        };
+        let mut running = Running { live, turn: Turn::default(), number: NO_REQUEST, cancel: None };
         let end = running.listen(host, first);
         running.turn.flush(host);
         settle(self, host, end)

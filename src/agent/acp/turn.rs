@@ -124,7 +124,7 @@ impl Turn {
     }
 
     /// The agent asks for leave under its id. `Some`: what to answer at once.
-    pub fn ask(&mut self, host: &mut dyn Host, number: u64, id: Id, params: Raw<'_>) -> Option<(Id, Value)> {
+    pub fn ask(&mut self, host: &mut dyn Host, id: Id, params: Raw<'_>) -> Option<(Id, Value)> {
         let [options, call] = params.fields(["options", "toolCall"]);
         let options = read_options(options);
         let tool = read_tool(call, true);
@@ -142,7 +142,8 @@ impl Turn {
         }
         self.merge(tool.clone());
         let tool = self.tools.get(&tool.id).cloned().unwrap_or(tool);
-        let request_id = format!("p{number}");
+        // Never the same again: an answer to one that is gone must not meet another one.
+        let request_id = uuid::Uuid::now_v7().to_string();
         match host.permission(PermissionRequest { request_id: request_id.clone(), tool, options }) {
             Some(settled) => {
                 self.settled = true;
@@ -167,10 +168,12 @@ impl Turn {
         Some((self.open.swap_remove(at).1, outcome(settled)))
     }
 
-    /// The agent takes a request back.
-    pub fn withdraw(&mut self, id: &Id) -> Option<(Id, Value)> {
+    /// The agent takes a request back: what to answer to it. The host hears of it.
+    pub fn withdraw(&mut self, host: &mut dyn Host, id: &Id) -> Option<(Id, Value)> {
         let at = self.open.iter().position(|(_, open)| open == id)?;
-        Some((self.open.swap_remove(at).1, outcome(&PermissionOutcome::Cancelled)))
+        let (request_id, id) = self.open.swap_remove(at);
+        host.permission_withdrawn(&request_id);
+        Some((id, outcome(&PermissionOutcome::Cancelled)))
     }
 
     /// What to answer to all that are open when the turn ends.

@@ -16,6 +16,8 @@ pub const REQUEST_CANCELLED: i64 = -32800;
 pub const PARSE_ERROR: i64 = -32700;
 /// Messages of one batch that are read.
 const BATCH_LIMIT: usize = 1000;
+/// How much of the end of a line that is not read is looked at.
+const ENDS: usize = 4096;
 /// Places on one line at which a message is looked for.
 const TRIES: usize = 16;
 
@@ -139,6 +141,10 @@ impl Message {
         let mut tries = 0;
         let mut found = false;
         while !rest.is_empty() {
+            if messages.len() + strays.len() >= BATCH_LIMIT {
+                messages.push(Self::too_many(rest));
+                break;
+            }
             let at_start = tries == 0;
             tries += 1;
             let value = if rest.starts_with(['{', '[']) { json::value_at(rest) } else { None };
@@ -170,12 +176,24 @@ impl Message {
 
     /// What a value on a line is: a message, or several.
     fn take(value: Raw<'_>, messages: &mut Vec<Self>) {
-        let batch = value.items(BATCH_LIMIT);
+        let mut batch = value.items(BATCH_LIMIT + 1);
         if batch.iter().any(|item| item.is_object()) {
+            let too_many = batch.len() > BATCH_LIMIT;
+            batch.truncate(BATCH_LIMIT);
             messages.extend(batch.into_iter().map(Self::of));
+            if too_many {
+                messages.push(Self::too_many(value.text()));
+            }
         } else {
             messages.push(Self::of(value));
         }
+    }
+
+    /// What is left of a line with more messages than are read.
+    fn too_many(rest: &str) -> Self {
+        let ends = (rest.len().saturating_sub(ENDS)..rest.len()).find(|n| rest.is_char_boundary(*n)).unwrap_or(0);
+        let what = format!("a line of more than {BATCH_LIMIT} messages");
+        Self::Lost(Lost { what, ..Lost::too_long(rest.len(), &rest.as_bytes()[ends..]) })
     }
 
     fn of(value: Raw<'_>) -> Self {
@@ -328,6 +346,19 @@ mod tests {
         assert!(matches!(&Message::read(&bytes)[..], [Message::Response(3, Ok(r))] if r.contains("caf\u{fffd}")));
         let deep = plain.replace("}}", &format!(",\"x\":{}{}}}}}", "[".repeat(9000), "]".repeat(9000)));
         assert!(matches!(&read(deep)[..], [Message::Response(3, Ok(_))]));
+    }
+
+    /// However many are on a line: what is read is bounded, and the rest is told with the answer that it may have had.
+    #[test]
+    fn a_line_of_very_many_messages_is_bounded() {
+        let end = r#"{"jsonrpc":"2.0","id":3,"result":{"stopReason":"end_turn"}}"#;
+        let many = "{}".repeat(100_000);
+        let all = vec!["{}"; BATCH_LIMIT].join(",");
+        for line in [format!("{many}{end}"), format!("[{all},{end}]")] {
+            let read = Message::read(line.as_bytes());
+            assert_eq!(read.len(), BATCH_LIMIT + 1);
+            assert!(matches!(read.last(), Some(Message::Lost(lost)) if lost.too_long), "{:?}", read.last());
+        }
     }
 
     #[test]

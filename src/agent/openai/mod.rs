@@ -232,11 +232,12 @@ fn say(host: &mut dyn Host, said: Said) {
 
 /// The key's file, read for each turn so that it can be changed.
 fn read_key(path: &Path) -> Result<String, String> {
-    let key = std::fs::read_to_string(path).map_err(|e| format!("api_key_file {}: {e}", path.display()))?;
-    match key.trim() {
-        "" => Err(format!("api_key_file {}: it is empty", path.display())),
-        key => Ok(key.to_string()),
+    let failed = |e: std::io::Error| format!("api_key_file {}: {e}", path.display());
+    // A pipe that nobody writes to would hold the turn for ever.
+    if !std::fs::metadata(path).map_err(failed)?.is_file() {
+        return Err(format!("api_key_file {}: it is not a file", path.display()));
     }
+    config::bounded::secret(path).map_err(failed)
 }
 
 /// What the reader brings.

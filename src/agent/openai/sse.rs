@@ -5,11 +5,16 @@
 use serde_json::Value;
 
 use crate::agent::json::{self, Raw};
+use crate::agent::one_line;
 use crate::sse::Reader;
 
 /// The longest event of a stream.
 const EVENT_LIMIT: usize = 4 * 1024 * 1024;
 
+/// How much of an error's text is told.
+const ERROR_SHOWN: usize = 2000;
+/// The longest reason for an end.
+const REASON_SHOWN: usize = 100;
 /// How much of a chunk that cannot be read is shown.
 const SHOWN: usize = 200;
 /// The most of a usage's numbers.
@@ -112,7 +117,7 @@ pub fn read_chunk(chunk: Raw<'_>) -> Vec<Piece> {
     let mut pieces = Vec::new();
     pieces.extend(reasoning_content.or(reasoning).map(Piece::Thought));
     pieces.extend(content.or(refusal).map(Piece::Text));
-    pieces.extend(finish.string().map(Piece::Finish));
+    pieces.extend(finish.string().map(|reason| Piece::Finish(one_line(&reason, REASON_SHOWN))));
     pieces.extend(Some(usage).filter(|u| u.is_object()).map(|u| Piece::Usage(u.value(USAGE_LIMIT))));
     pieces
 }
@@ -122,7 +127,7 @@ pub fn error_text(body: Raw<'_>) -> Option<String> {
     let error = Some(body.get("error")).filter(|e| !e.is_null())?;
     let text = error.get("message").string().or_else(|| error.string());
     let text = text.unwrap_or_else(|| error.text().to_string());
-    Some(text)
+    Some(one_line(&text, ERROR_SHOWN))
 }
 
 #[cfg(test)]
@@ -169,5 +174,7 @@ mod tests {
         assert_eq!(read(whole), [Piece::Text("hi".into()), Piece::Finish("length".into())]);
         assert_eq!(read(r#"{"error":{"message":"overloaded"}}"#), [Piece::Error("overloaded".into())]);
         assert_eq!(error_text(Raw::of(r#"{"error":"plain"}"#)).as_deref(), Some("plain"));
+        let long = format!(r#"{{"error":{{"message":"{}"}}}}"#, "x".repeat(100_000));
+        assert!(error_text(Raw::of(&long)).is_some_and(|text| text.len() < ERROR_SHOWN + 10));
     }
 }

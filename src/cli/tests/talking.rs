@@ -76,6 +76,16 @@ fn a_tool_calls_line_is_rewritten_while_nothing_stands_below_it() {
 }
 
 #[test]
+fn a_tool_call_without_a_title_draws_nothing_with_its_id() {
+    let dir = tempfile::tempdir().unwrap();
+    let fake = daemon(&dir, |_| {
+        turn(&[(1, "tool", json!({ "tool_call_id": "\u{1b}]0;x\u{7}c", "title": "\u{1b}", "status": "pending" }))])
+    });
+    let (out, _) = talk(&fake, "hi\n", false);
+    assert!(out.contains("(pending)") && !out.contains('\u{1b}') && !out.contains('\u{7}'), "{out:?}");
+}
+
+#[test]
 fn a_permission_is_asked_for_and_given() {
     let dir = tempfile::tempdir().unwrap();
     let options = json!([{ "option_id": "yes", "name": "Do it" }, { "option_id": "no", "name": "Do not" }]);

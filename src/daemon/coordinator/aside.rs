@@ -284,7 +284,12 @@ impl Coordinator {
             match house.store.fail_waiting(told.sid, "overloaded", why) {
                 Ok(false) => {}
                 Ok(true) => house.registry.want(told),
-                Err(e) => log::error!(key = told.key; "what waits there cannot be refused: {e}"),
+                Err(e) => {
+                    log::error!(key = told.key; "what waits there cannot be refused, tried again: {e}");
+                    // Not at once: this is where neither a thread nor the store is to be had.
+                    std::thread::park_timeout(NO_THREAD);
+                    house.registry.want(told);
+                }
             }
             None
         });

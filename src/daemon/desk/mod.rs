@@ -403,8 +403,10 @@ impl Desk {
         if fits == 0 {
             return self.cut_short();
         }
-        if kind == EventKind::Text && self.keep_answer && r.answer.len() < SHOWN {
-            r.answer.push_str(&text);
+        if kind == EventKind::Text && self.keep_answer {
+            let room = SHOWN.saturating_sub(r.answer.len()).min(text.len());
+            let end = (0..=room).rev().find(|n| text.is_char_boundary(*n)).unwrap_or(0);
+            r.answer.push_str(&text[..end]);
         }
         // Bytes of this kind before it, in this turn.
         let so_far = &mut r.offsets[usize::from(kind == EventKind::Thought)];
@@ -425,8 +427,15 @@ impl Desk {
 
     fn tool(&mut self, call: ToolCall) {
         let Some(r) = self.running.as_mut() else { return };
-        if r.too_large.is_some() || r.tools.len() >= TOOLS && !r.tools.contains_key(&call.id) {
+        if r.too_large.is_some() {
             return;
+        }
+        if r.tools.len() >= TOOLS && !r.tools.contains_key(&call.id) {
+            // Room for the newest: what is over needs no more merging, and one that comes again is told anew.
+            r.tools.retain(|_, t| !is_over(t));
+            if r.tools.len() >= TOOLS {
+                r.tools.clear();
+            }
         }
         let known =
             r.tools.entry(call.id.clone()).or_insert_with(|| ToolCall { id: call.id.clone(), ..ToolCall::default() });
@@ -436,11 +445,7 @@ impl Desk {
             return;
         }
         let known = known.clone();
-        let busy = r
-            .tools
-            .values()
-            .find(|t| !matches!(t.status.as_deref(), Some("completed" | "failed")))
-            .map(|t| t.title.clone().unwrap_or_else(|| t.id.clone()));
+        let busy = r.tools.values().find(|t| !is_over(t)).map(|t| t.title.clone().unwrap_or_else(|| t.id.clone()));
         self.house.registry.set_tool(self.sid, busy);
         let or = |v: Option<String>, default: &str| v.filter(|v| !v.is_empty()).unwrap_or_else(|| default.to_owned());
         let item = Item::Tool {
@@ -452,6 +457,11 @@ impl Desk {
         };
         self.push(item, true);
     }
+}
+
+/// Whether a tool call has come to its end.
+fn is_over(call: &ToolCall) -> bool {
+    matches!(call.status.as_deref(), Some("completed" | "failed"))
 }
 
 impl Host for Desk {
@@ -540,6 +550,10 @@ impl Host for Desk {
         };
         self.tell_outcome(&request, &outcome, "policy");
         Some(outcome)
+    }
+
+    fn permission_withdrawn(&mut self, request_id: &str) {
+        self.settle_unasked(request_id, PermissionOutcome::Cancelled, "agent");
     }
 
     fn permission_answers(&mut self) -> Vec<(String, PermissionOutcome)> {

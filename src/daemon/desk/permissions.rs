@@ -104,12 +104,16 @@ impl Desk {
         let Some(open) = self.running.as_ref().and_then(|r| r.open.iter().find(|o| o.request.request_id == id)) else {
             return;
         };
-        let outcome = deny(&open.request.options);
+        self.settle_unasked(id, deny(&open.request.options), by);
+    }
+
+    /// Settled by nobody who was asked. Through the registry, so that a client that answers in this moment is either first or
+    /// told that it is late.
+    pub(super) fn settle_unasked(&mut self, id: &str, outcome: PermissionOutcome, by: &'static str) {
         let option = match &outcome {
             PermissionOutcome::Selected(id) => Some(id.clone()),
             PermissionOutcome::Cancelled => None,
         };
-        // Through the registry, so that a client that answers in this moment is either first or told that it is late.
         if self.house.registry.answer_permission(self.sid, id, option.as_deref(), by) == Answered::Settled {
             self.collect();
         } else {

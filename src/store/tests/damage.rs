@@ -305,3 +305,39 @@ fn a_damaged_session_can_be_put_away() {
     rig.store.delete(Target::Key(BAD.into()), false, ACTOR).unwrap();
     assert_ne!(rig.say(BAD, "m").session_id, bad.session_id);
 }
+
+/// A full page of them hides nothing that stands behind.
+#[test]
+fn deliveries_that_cannot_be_read_take_nobodys_place() {
+    let rig = Rig::new();
+    let (bad, _) = two(&rig);
+    spoil(&rig, "UPDATE deliveries SET attempts='x' WHERE {jids}", &bad);
+    let spoiled = rig.store.pending_deliveries(0, 1).unwrap();
+    assert_eq!(spoiled.iter().map(|o| o.key.as_str()).collect::<Vec<_>>(), [GOOD]);
+}
+
+/// What was accepted is begun though the turn that it would go on with is not there any more.
+#[test]
+fn a_message_does_not_wait_for_a_turn_that_is_gone() {
+    let mut rig = Rig::new();
+    let (a, _) = rig.running(BAD, "question");
+    rig.crash();
+    let next = rig.say(BAD, "next");
+    let epoch = rig.open(a.sid);
+    spoil(&rig, "UPDATE sessions SET cut_turn=424242 WHERE sid={sid}", &a);
+    let begun = rig.store.begin_turn(rig.wish(a.sid, epoch)).unwrap().unwrap();
+    assert_eq!((begun.turn_id, begun.prompt), (next.turn_id, "next".to_owned()));
+}
+
+/// The files of others go, those of the one whose rows are broken stay.
+#[test]
+fn files_of_others_are_known_beside_a_session_whose_rows_are_broken() {
+    let rig = Rig::new();
+    let (bad, good) = two(&rig);
+    for id in [&bad, &good] {
+        rig.store.delete_with_files(Target::Id(id.session_id.clone()), false, Actor::Operator).unwrap();
+    }
+    spoil(&rig, "UPDATE activations SET cwd=x'ff' WHERE sid={sid}", &bad);
+    let leaving = rig.store.leaving().unwrap();
+    assert_eq!(leaving.iter().map(|l| l.sid).collect::<Vec<_>>(), [good.sid]);
+}
