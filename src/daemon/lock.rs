@@ -11,7 +11,7 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use crate::proc::procfs;
 
-/// How long an owner may take to write its pid after it took the lock.
+/// How long an owner may take to write its pid after it took the lock, and a dead one's child to let go of it.
 const BEGINNING: Duration = Duration::from_secs(5);
 /// How often that is looked for.
 const AGAIN: Duration = Duration::from_millis(50);
@@ -62,11 +62,28 @@ fn pid_text(pid: Option<i32>) -> String {
 }
 
 impl Lock {
-    /// Takes the lock of a state directory, and notes our pid in it.
+    /// Takes the lock of a state directory, and notes our pid in it. Whoever holds it must be the process that it names: a
+    /// daemon that was killed while it made a child leaves the lock to that child until it runs its program, and that is
+    /// waited for.
     ///
     /// # Errors
     /// [`Held`].
     pub fn take(dir: &Path) -> Result<Self, Held> {
+        let until = Instant::now() + BEGINNING;
+        loop {
+            match Self::try_take(dir) {
+                Err(Held::Owned { pid, .. })
+                    if Instant::now() < until && pid.and_then(|pid| owner(dir, pid)).is_none() =>
+                {
+                    std::thread::park_timeout(AGAIN);
+                }
+                other => return other,
+            }
+        }
+    }
+
+    /// The same at once.
+    fn try_take(dir: &Path) -> Result<Self, Held> {
         let path = dir.join("lock");
         let fail = |error| Held::Io { path: path.clone(), error };
         let locked = match lock_dir(dir) {
@@ -131,7 +148,7 @@ impl Lock {
         let mut begins_by = Instant::now() + BEGINNING;
         let mut rounds = 0;
         while rounds < 8 {
-            let pid = match Self::take(dir) {
+            let pid = match Self::try_take(dir) {
                 Err(Held::Owned { pid, .. }) => pid,
                 other => return other,
             };
@@ -227,6 +244,22 @@ fn owner(dir: &Path, pid: i32) -> Option<std::os::fd::OwnedFd> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A child that a killed daemon was just making has its descriptors until it runs its program.
+    #[test]
+    fn what_a_dead_owner_left_behind_is_waited_for() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("lock");
+        let held = open(&path).expect("the file");
+        held.try_lock().expect("locked");
+        std::fs::write(&path, "4194305\n").expect("a pid that is nobody's");
+        let whoever = std::thread::spawn(move || {
+            std::thread::park_timeout(Duration::from_millis(300));
+            drop(held);
+        });
+        Lock::take(dir.path()).expect("the lock");
+        whoever.join().expect("ended");
+    }
 
     #[test]
     fn one_of_two_wins_and_names_the_other() {
