@@ -187,7 +187,9 @@ fn deferred_messages() {
         }
         gate.open();
         let came = crate::rig::end(&mut d);
-        assert_eq!(came, Came::Died, "{point}");
+        // Where the last workers go before the last turn's end is seen, nothing is left to sweep.
+        let sweeps = d.log.all().iter().any(|line| line.contains("→ sweeping"));
+        assert!(came == Came::Died || *point == "act.Sweep" && !sweeps, "{point}: {came:?}");
         let (noted, _) = look(&d);
         let mut d = boot_ready(d, "");
         let mut turns = vec![("local:a", running)];
