@@ -271,6 +271,12 @@ impl Daemon {
         self.notes.find(from, "READY=1, or its end", |l| l == "READY=1" || l == gone) == "READY=1"
     }
 
+    /// Whether it had ended by a place in the notes.
+    pub fn was_gone(&self, from: usize, to: usize) -> bool {
+        let gone = format!("GONE {}", self.boots);
+        self.notes.all()[from..to].contains(&gone)
+    }
+
     /// Its end, whatever brings it. Nothing is checked, and what its agents left stays.
     #[allow(dead_code, reason = "for the tests with faults")]
     #[track_caller]
