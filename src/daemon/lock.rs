@@ -69,20 +69,25 @@ impl Lock {
     /// # Errors
     /// [`Held`].
     pub fn take(dir: &Path) -> Result<Self, Held> {
+        Self::take_pausing(dir, || std::thread::park_timeout(AGAIN))
+    }
+
+    /// The same, with what is done between two tries.
+    fn take_pausing(dir: &Path, mut pause: impl FnMut()) -> Result<Self, Held> {
         let until = Instant::now() + BEGINNING;
         loop {
             match Self::try_take(dir) {
                 Err(Held::Owned { pid, .. })
                     if Instant::now() < until && pid.and_then(|pid| owner(dir, pid)).is_none() =>
                 {
-                    std::thread::park_timeout(AGAIN);
+                    pause();
                 }
                 other => return other,
             }
         }
     }
 
-    /// The same at once.
+    /// One try.
     fn try_take(dir: &Path) -> Result<Self, Held> {
         let path = dir.join("lock");
         let fail = |error| Held::Io { path: path.clone(), error };
@@ -253,12 +258,9 @@ mod tests {
         let held = open(&path).expect("the file");
         held.try_lock().expect("locked");
         std::fs::write(&path, "4194305\n").expect("a pid that is nobody's");
-        let whoever = std::thread::spawn(move || {
-            std::thread::park_timeout(Duration::from_millis(300));
-            drop(held);
-        });
-        Lock::take(dir.path()).expect("the lock");
-        whoever.join().expect("ended");
+        let mut held = Some(held);
+        Lock::take_pausing(dir.path(), || drop(held.take())).expect("the lock");
+        assert!(held.is_none(), "it was not to be had at once");
     }
 
     #[test]
