@@ -13,6 +13,8 @@ use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError, RwLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use crossbeam_channel::Receiver;
+
 use super::kick::Kick;
 use super::lane::{Full, Lane};
 use super::scripts::{Plan, Scripts};
@@ -375,12 +377,28 @@ impl Pool {
     }
 
     /// Makes the lanes with all their threads, or nothing at all: a lane without a thread would keep what is put on it for
-    /// ever. No thread begins before all are there.
+    /// ever. No thread begins before all are there; where one cannot be made, the others have ended when this returns.
     fn make_lanes(self: &Arc<Self>, count: usize) -> io::Result<()> {
         let lanes: Vec<_> = (0..count).map(|_| Arc::new(Lane::new(self.tuning.bound))).collect();
         let threads = count + 2;
         let (go, gone) = crossbeam_channel::bounded::<()>(threads);
-        // Where one cannot be made the channel is dropped, and those that wait end.
+        if let Err(e) = self.spawn_lanes(&lanes, &gone) {
+            drop(go);
+            let waiting = std::mem::take(&mut *lock(&self.handles));
+            for thread in waiting {
+                let _ = thread.join();
+            }
+            return Err(e);
+        }
+        let _ = self.lanes.set(lanes);
+        for _ in 0..threads {
+            let _ = go.send(());
+        }
+        Ok(())
+    }
+
+    /// The first threads of all: each begins with a word from the channel, and ends when there is none to come.
+    fn spawn_lanes(self: &Arc<Self>, lanes: &[Arc<Lane>], gone: &Receiver<()>) -> io::Result<()> {
         for (nth, lane) in lanes.iter().enumerate() {
             let (lane, gone) = (Arc::clone(lane), gone.clone());
             self.spawn(format!("hook-{nth}"), thread::DEEP_STACK, move |pool| {
@@ -396,10 +414,6 @@ impl Pool {
                     life(pool);
                 }
             })?;
-        }
-        let _ = self.lanes.set(lanes);
-        for _ in 0..threads {
-            let _ = go.send(());
         }
         Ok(())
     }
