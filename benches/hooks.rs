@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use ostler::clock::Millis;
 use ostler::config;
-use ostler::hooks::{Event, HandlerId, Home, Hooks, load, sample};
+use ostler::hooks::{Event, HandlerId, HookHost, Hooks, load, sample};
 use ostler::model::event::{Entry, HookEvent};
 use serde_json::Value;
 
@@ -34,7 +34,7 @@ end
 /// A house of which nothing is asked.
 struct Empty;
 
-impl Home for Empty {
+impl HookHost for Empty {
     fn transcript(&self, _: &str, _: i64, _: usize, _: Option<i64>) -> Result<Vec<Entry>, String> {
         Ok(Vec::new())
     }

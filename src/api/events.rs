@@ -9,7 +9,7 @@ use serde_json::json;
 use super::route::Query;
 use super::{Api, ApiError};
 use crate::clock;
-use crate::daemon::house::House;
+use crate::daemon::context::Context;
 use crate::daemon::hub::{Delivering, Listening, News, Preview};
 use crate::http::{Hangup, Request, Responder, Stream, sse};
 use crate::store::{Error, EventRow, Target};
@@ -39,7 +39,7 @@ pub enum Only {
 
 /// A place in the stream of a key, or of all.
 pub struct Feed {
-    house: Arc<House>,
+    ctx: Arc<Context>,
     key: Option<String>,
     listening: Listening,
     /// The last event that was seen to.
@@ -53,25 +53,25 @@ pub struct Feed {
 
 impl Feed {
     /// Begins to listen. From now on nothing is missed.
-    pub fn open(house: &Arc<House>, key: &str, deltas: bool) -> Result<Self, ApiError> {
-        let listening = house.hub.listen(Some(key), deltas);
-        let newest = match house.hub.newest() {
-            0 => house.store.event_bounds()?.0,
+    pub fn open(ctx: &Arc<Context>, key: &str, deltas: bool) -> Result<Self, ApiError> {
+        let listening = ctx.hub.listen(Some(key), deltas);
+        let newest = match ctx.hub.newest() {
+            0 => ctx.store.event_bounds()?.0,
             newest => newest,
         };
-        let (house, key) = (house.clone(), Some(key.to_owned()));
-        Ok(Self { house, key, listening, after: newest, missed: newest, deltas, follow: true, notice: None })
+        let (ctx, key) = (ctx.clone(), Some(key.to_owned()));
+        Ok(Self { ctx, key, listening, after: newest, missed: newest, deltas, follow: true, notice: None })
     }
 
     fn from(
-        house: &Arc<House>,
+        ctx: &Arc<Context>,
         key: Option<&str>,
         after: Option<i64>,
         header: Option<&str>,
         deltas: bool,
     ) -> Result<Self, ApiError> {
-        let listening = house.hub.listen(key, deltas);
-        let (newest, pruned) = house.store.event_bounds()?;
+        let listening = ctx.hub.listen(key, deltas);
+        let (newest, pruned) = ctx.store.event_bounds()?;
         let asked =
             match header {
                 Some(text) => {
@@ -90,7 +90,7 @@ impl Feed {
             Some(n) => (n, None),
         };
         let key = key.map(str::to_owned);
-        Ok(Self { house: house.clone(), key, listening, after, missed: newest, deltas, follow: true, notice })
+        Ok(Self { ctx: ctx.clone(), key, listening, after, missed: newest, deltas, follow: true, notice })
     }
 
     /// Streams until the client goes, the daemon leaves, or what was asked for is over. `buf`: what is said first, at once.
@@ -129,7 +129,7 @@ impl Feed {
             // Everything that is durable, then previews, then wait.
             while self.after < self.missed {
                 let page = self
-                    .house
+                    .ctx
                     .store
                     .events(self.key.as_deref(), self.after, PAGE)
                     .map_err(|e| io::Error::other(e.to_string()))?;
@@ -202,7 +202,7 @@ impl Feed {
                 && !buf.is_empty()
             {
                 // A drain waits for the answer to be handed over.
-                delivering.get_or_insert_with(|| self.house.hub.deliver());
+                delivering.get_or_insert_with(|| self.ctx.hub.deliver());
             }
             if over {
                 return true;
@@ -216,14 +216,14 @@ impl Feed {
         let unread = |e: Error| io::Error::other(e.to_string());
         let Some(key) = self.key.clone() else { return Ok(false) };
         // Its state first: if it has its outcome by now, every event of it can be read by now.
-        let turn = self.house.store.turn(turn_id).map_err(unread)?;
+        let turn = self.ctx.store.turn(turn_id).map_err(unread)?;
         let mut at = turn.events_after;
         // Where some of its events may be gone, its last one need not be there to be found.
-        let pruned = self.house.store.event_bounds().map_err(unread)?.1 > at;
+        let pruned = self.ctx.store.event_bounds().map_err(unread)?.1 > at;
         let past = |event: &EventRow| pruned && turn.ended_at.is_some_and(|ended| event.at > ended);
         let only = Only::Turn { id: turn_id.to_owned(), replay: true };
         'pages: loop {
-            let page = self.house.store.events(Some(&key), at, PAGE).map_err(unread)?;
+            let page = self.ctx.store.events(Some(&key), at, PAGE).map_err(unread)?;
             for event in &page.items {
                 if past(event) {
                     break 'pages;
@@ -270,10 +270,10 @@ pub fn stream(api: &Api, request: &Request, query: &Query, of: Option<Target>, o
         let (key, only) = match of {
             None => (None, Only::All),
             Some(Target::Key(key)) => (Some(key), Only::All),
-            Some(Target::Id(id)) => (Some(api.house.store.key_of(&id)?), Only::Session(id)),
+            Some(Target::Id(id)) => (Some(api.ctx.store.key_of(&id)?), Only::Session(id)),
         };
         let header = request.head.header("last-event-id");
-        let mut feed = Feed::from(&api.house, key.as_deref(), query.number("after")?, header, query.flag("deltas")?)?;
+        let mut feed = Feed::from(&api.ctx, key.as_deref(), query.number("after")?, header, query.flag("deltas")?)?;
         // `follow=0`: what is kept, and no more.
         feed.follow = query.get("follow") != Some("0");
         Ok((feed, only))

@@ -13,24 +13,24 @@ use crate::model::event::HookEvent;
 type Answer = Result<Response, ApiError>;
 
 pub fn list(api: &Api) -> Answer {
-    let handlers = serde_json::to_value(api.house.hooks.list()).unwrap_or_default();
+    let handlers = serde_json::to_value(api.ctx.hooks.list()).unwrap_or_default();
     Ok(Response::json(200, &json!({ "handlers": handlers })))
 }
 
 pub fn failed(api: &Api) -> Answer {
-    let events: Vec<Value> = api.house.store.failed_events(1000)?.into_iter().map(|e| e.0).collect();
+    let events: Vec<Value> = api.ctx.store.failed_events(1000)?.into_iter().map(|e| e.0).collect();
     Ok(Response::json(200, &json!({ "events": events })))
 }
 
 pub fn retry(api: &Api, id: &str) -> Answer {
     let all = (id != "all").then(|| id.to_owned());
-    let deliveries = api.house.store.retry_failed(all)?;
+    let deliveries = api.ctx.store.retry_failed(all)?;
     api.delivery.tell(Message::Rescan);
     Ok(Response::json(200, &json!({ "deliveries": deliveries })))
 }
 
 pub fn discard(api: &Api, id: &str) -> Answer {
-    let deliveries = api.house.store.discard_failed(id.to_owned())?;
+    let deliveries = api.ctx.store.discard_failed(id.to_owned())?;
     Ok(Response::json(200, &json!({ "deliveries": deliveries })))
 }
 
@@ -45,17 +45,17 @@ pub fn fire(api: &Api, request: &Request) -> Answer {
     let mut event = hooks::sample_with(kind, &body.fields.unwrap_or_default());
     event.test = true;
     let mut results = Vec::new();
-    for handler in api.house.hooks.handlers(kind) {
+    for handler in api.ctx.hooks.handlers(kind) {
         let began = Instant::now();
         let (send, receive) = crossbeam_channel::bounded(1);
-        api.house.hooks.deliver(
+        api.ctx.hooks.deliver(
             &handler,
             event.clone(),
             Box::new(move |d| {
                 let _ = send.try_send(d);
             }),
         );
-        let patience = api.house.config().hooks.timeout * 2 + Duration::from_secs(60);
+        let patience = api.ctx.config().hooks.timeout * 2 + Duration::from_secs(60);
         let delivered = receive.recv_timeout(patience).unwrap_or(Delivered::NotCalled);
         let (outcome, error) = match delivered {
             Delivered::Done => ("delivered", None),

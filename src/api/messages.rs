@@ -25,7 +25,7 @@ pub fn post(api: &Api, request: &Request, query: &Query, to: Target, out: Respon
     };
     // Listening begins before the message is accepted, so that nothing of its turn is missed.
     let deltas = query.flag("deltas").unwrap_or(false);
-    let feed = match streams.then(|| Feed::open(&api.house, &message.key, deltas)).transpose() {
+    let feed = match streams.then(|| Feed::open(&api.ctx, &message.key, deltas)).transpose() {
         Ok(feed) => feed,
         Err(e) => return out.send(e.response()),
     };
@@ -33,7 +33,7 @@ pub fn post(api: &Api, request: &Request, query: &Query, to: Target, out: Respon
         Ok(accepted) => accepted,
         Err(e) => return refuse(api, &e, out),
     };
-    let tally = &api.house.tally;
+    let tally = &api.ctx.tally;
     let of = if accepted.duplicate { &tally.duplicates } else { &tally.accepted };
     of.fetch_add(1, Ordering::Relaxed);
     match feed {
@@ -44,7 +44,7 @@ pub fn post(api: &Api, request: &Request, query: &Query, to: Target, out: Respon
 
 /// The sender is told why, the operator how often.
 fn refuse(api: &Api, e: &ApiError, out: Responder<'_>) -> io::Result<()> {
-    api.house.tally.refuse(e.code());
+    api.ctx.tally.refuse(e.code());
     out.send(e.response())
 }
 
@@ -69,18 +69,18 @@ fn read(api: &Api, request: &Request, to: Target) -> Result<Message, ApiError> {
     }
     let (key, session_id) = match to {
         Target::Key(key) => (key, None),
-        Target::Id(id) => (api.house.store.key_of(&id)?, Some(id)),
+        Target::Id(id) => (api.ctx.store.key_of(&id)?, Some(id)),
     };
     Ok(Message { key, text, id, session_id })
 }
 
 fn accept(api: &Api, request: &Request, message: Message) -> Result<Accepted, ApiError> {
-    let house = &api.house;
+    let ctx = &api.ctx;
     let mut text = message.text.clone();
-    if house.hooked(HookEvent::Message) {
+    if ctx.hooked(HookEvent::Message) {
         // A duplicate is answered before any hook.
         if let Some(id) = &message.id
-            && let Some(known) = house.store.find_duplicate(&message.key, id, &message.text)?
+            && let Some(known) = ctx.store.find_duplicate(&message.key, id, &message.text)?
         {
             return Ok(known);
         }
@@ -89,7 +89,7 @@ fn accept(api: &Api, request: &Request, message: Message) -> Result<Accepted, Ap
             Peer::Tcp(address) => json!({ "address": address.to_string() }),
         };
         let fields = json!({ "text": message.text, "id": message.id, "origin": "api", "peer": peer });
-        match daemon::ask(house, desk::hook_event(HookEvent::Message, &message.key, fields, None)) {
+        match daemon::ask(ctx, desk::hook_event(HookEvent::Message, &message.key, fields, None)) {
             Verdict::Pass(None) => {}
             Verdict::Pass(Some(rewritten)) => text = rewritten,
             Verdict::Refuse(why) => return Err(ApiError::refused(why)),
@@ -97,15 +97,15 @@ fn accept(api: &Api, request: &Request, message: Message) -> Result<Accepted, Ap
         }
     }
     let accept = Accept {
-        agent: house.agent_of(&message.key),
-        limits: house.limits(),
+        agent: ctx.agent_of(&message.key),
+        limits: ctx.limits(),
         key: message.key,
         text,
         original: message.text,
         client_id: message.id,
         session_id: message.session_id,
     };
-    Ok(daemon::accept(house, accept)?)
+    Ok(daemon::accept(ctx, accept)?)
 }
 
 /// What a sender is told.

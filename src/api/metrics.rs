@@ -10,8 +10,8 @@ use crate::store::Pruned;
 
 /// A text of gauges and counters.
 pub fn text(api: &Api) -> Result<Response, ApiError> {
-    let house = &api.house;
-    let (counts, journal, numbers) = (house.store.counts()?, house.store.journal_counts()?, house.registry.numbers());
+    let ctx = &api.ctx;
+    let (counts, journal, numbers) = (ctx.store.counts()?, ctx.store.journal_counts()?, ctx.registry.numbers());
     let server = api.server.get().and_then(std::sync::Weak::upgrade);
     let stats = server.as_ref().map(|s| s.stats()).unwrap_or_default();
     let mut out = String::new();
@@ -26,17 +26,13 @@ pub fn text(api: &Api) -> Result<Response, ApiError> {
     gauge("sessions_suspended", "Quarantined sessions.", counts.suspended as f64);
     gauge("sessions_resume_pending", "Sessions marked as cut off.", counts.resume_pending as f64);
     gauge("messages_queued", "Messages that wait.", counts.queued as f64);
-    gauge("hook_threads_lost", "Hook threads that hang and were given up.", house.hooks.lost() as f64);
-    gauge(
-        "hooks_off",
-        "1: too many hook threads hang; no handler is called.",
-        f64::from(u8::from(house.hooks.is_off())),
-    );
+    gauge("hook_threads_lost", "Hook threads that hang and were given up.", ctx.hooks.lost() as f64);
+    gauge("hooks_off", "1: too many hook threads hang; no handler is called.", f64::from(u8::from(ctx.hooks.is_off())));
     gauge("hook_deliveries_pending", "Journalled events owed to a handler.", journal.pending as f64);
     gauge("hook_deliveries_failed", "Journalled events set aside.", journal.failed as f64);
     gauge("threads", "Threads of the daemon.", crate::thread::count() as f64);
     gauge("threads_limit", "The most threads that are safe here.", crate::thread::limit() as f64);
-    gauge("event_listeners", "Open event streams.", house.hub.listeners() as f64);
+    gauge("event_listeners", "Open event streams.", ctx.hub.listeners() as f64);
     gauge("connections", "Open API connections.", server.as_ref().map_or(0, |s| s.connections()) as f64);
     let mut counter = |name: &str, help: &str, value: u64| put(name, "counter", help, value as f64);
     counter("connections_accepted_total", "API connections accepted.", stats.accepted);
@@ -45,22 +41,22 @@ pub fn text(api: &Api) -> Result<Response, ApiError> {
     counter("protocol_errors_total", "API requests that were no HTTP.", stats.protocol_errors);
     counter("client_timeouts_total", "API connections cut for being slow.", stats.timeouts);
     counter("log_lines_dropped_total", "Log lines dropped because the log stalled.", crate::log::dropped());
-    counter("deltas_dropped_total", "Previews that a slow listener did not get.", house.hub.lost_deltas());
-    counter("messages_accepted_total", "Messages accepted.", house.tally.accepted.load(Ordering::Relaxed));
-    counter("messages_duplicate_total", "Messages that came again.", house.tally.duplicates.load(Ordering::Relaxed));
-    let tally = house.store.tally();
+    counter("deltas_dropped_total", "Previews that a slow listener did not get.", ctx.hub.lost_deltas());
+    counter("messages_accepted_total", "Messages accepted.", ctx.tally.accepted.load(Ordering::Relaxed));
+    counter("messages_duplicate_total", "Messages that came again.", ctx.tally.duplicates.load(Ordering::Relaxed));
+    let tally = ctx.store.tally();
     counter("hook_deliveries_delivered_total", "Journalled events whose handler returned.", tally.delivered);
     counter("hook_deliveries_set_aside_total", "Journalled events that failed too often.", tally.set_aside);
     counter("hook_deliveries_orphaned_total", "Journalled events whose handler was gone.", tally.orphaned);
     counter("hook_deliveries_discarded_total", "Set-aside events that an operator gave up.", tally.discarded);
-    counter("hook_events_dropped_total", "Notifications and timer runs that were not made.", house.hooks.dropped());
+    counter("hook_events_dropped_total", "Notifications and timer runs that were not made.", ctx.hooks.dropped());
     family(
         &mut out,
         "messages_refused_total",
         "Messages refused, by the error's code.",
-        by("code", house.tally.refused()),
+        by("code", ctx.tally.refused()),
     );
-    family(&mut out, "turns_total", "Turns that ended here, by outcome.", by("outcome", house.tally.turns()));
+    family(&mut out, "turns_total", "Turns that ended here, by outcome.", by("outcome", ctx.tally.turns()));
     let Pruned { events, ids, deliveries, set_aside, sessions, rows, kv } = tally.pruned;
     let pruned = [
         ("events", events),
@@ -72,7 +68,7 @@ pub fn text(api: &Api) -> Result<Response, ApiError> {
         ("values", kv),
     ];
     family(&mut out, "pruned_total", "What retention removed.", by("what", pruned.map(|(what, n)| (what, n as u64))));
-    let handlers = house.hooks.list();
+    let handlers = ctx.hooks.list();
     let of = |count: fn(&HandlerInfo) -> u64| handlers.iter().map(move |h| (labels(h), count(h)));
     family(&mut out, "hook_calls_total", "Calls of a handler since the last reload.", of(|h| h.calls));
     family(&mut out, "hook_failures_total", "Calls that failed.", of(|h| h.failures));

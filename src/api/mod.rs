@@ -1,4 +1,4 @@
-//! The HTTP surface: routes, JSON, event streams, who may come in. It reads requests and asks the house; it decides nothing
+//! The HTTP surface: routes, JSON, event streams, who may come in. It reads requests and asks the daemon; it decides nothing
 //! about sessions, and holds no truth.
 
 use std::io;
@@ -10,8 +10,8 @@ use serde_json::json;
 use subtle::ConstantTimeEq as _;
 
 use crate::config::{self, Config};
+use crate::daemon::context::Context;
 use crate::daemon::delivery::Delivery;
-use crate::daemon::house::House;
 use crate::http::{Handler, Head, Listener, Peer, Request, Responder, Response, Server};
 
 mod access;
@@ -97,7 +97,7 @@ impl Socket {
 
 /// The API.
 pub struct Api {
-    house: Arc<House>,
+    ctx: Arc<Context>,
     token: Option<Token>,
     delivery: Delivery,
     sockets: Vec<Socket>,
@@ -111,11 +111,11 @@ impl std::fmt::Debug for Api {
 }
 
 impl Api {
-    /// Over a house, behind these listeners.
+    /// Over a daemon, behind these listeners.
     #[must_use]
-    pub fn new(house: Arc<House>, token: Option<Token>, delivery: Delivery, listeners: &[Listener]) -> Self {
+    pub fn new(ctx: Arc<Context>, token: Option<Token>, delivery: Delivery, listeners: &[Listener]) -> Self {
         let sockets = listeners.iter().map(Socket::of).collect();
-        Self { house, token, delivery, sockets, server: OnceLock::new() }
+        Self { ctx, token, delivery, sockets, server: OnceLock::new() }
     }
 
     /// The server stands; its numbers can be shown.
@@ -150,7 +150,7 @@ impl Api {
         match self.agent(peer) {
             Some(session_id) => {
                 // One whose session is not known here is nobody's.
-                let Ok(key) = self.house.store.key_of(session_id) else { return Ok(()) };
+                let Ok(key) = self.ctx.store.key_of(session_id) else { return Ok(()) };
                 if route::agent_may(head, session_id, &key) { Ok(()) } else { Err(ApiError::agent()) }
             }
             None => Ok(()),
@@ -163,7 +163,7 @@ impl Api {
         if *uid != rustix::process::geteuid().as_raw() || !crate::proc::any_made() {
             return None;
         }
-        let look = || crate::proc::origin::agent_of_boot(u32::try_from(*pid).ok()?, &self.house.boot_id);
+        let look = || crate::proc::origin::agent_of_boot(u32::try_from(*pid).ok()?, &self.ctx.boot_id);
         note.get_or_init(look).as_deref()
     }
 }

@@ -29,13 +29,13 @@ pub fn list(api: &Api, query: &Query) -> Answer {
     {
         return Err(ApiError::new(400, "invalid_key", format!("{key:?}: {fault}")));
     }
-    let page = api.house.store.sessions(&SessionFilter { states, key, limit, before: query.number("cursor")? })?;
+    let page = api.ctx.store.sessions(&SessionFilter { states, key, limit, before: query.number("cursor")? })?;
     let sessions: Vec<_> = page.items.into_iter().map(|s| whole(api, s)).collect();
     Ok(Response::json(200, &json!({ "sessions": sessions, "next_cursor": page.next.map(|n| n.to_string()) })))
 }
 
 pub fn show(api: &Api, target: Target) -> Answer {
-    match api.house.store.session(&target) {
+    match api.ctx.store.session(&target) {
         Ok(view) => Ok(Response::json(200, &whole(api, view))),
         Err(e) => Err(missing(api, &target, e)),
     }
@@ -44,14 +44,14 @@ pub fn show(api: &Api, target: Target) -> Answer {
 /// A session with what only the registry knows: the permissions that its agent waits for.
 fn whole(api: &Api, view: SessionView) -> serde_json::Value {
     let mut json = view.json;
-    json["permissions"] = json!(api.house.registry.permissions(view.sid));
+    json["permissions"] = json!(api.ctx.registry.permissions(view.sid));
     json
 }
 
 /// All permissions that agents wait for.
 pub fn permissions(api: &Api) -> Response {
     let mut all: Vec<serde_json::Value> = Vec::new();
-    for (key, session_id, shown) in api.house.registry.all_permissions() {
+    for (key, session_id, shown) in api.ctx.registry.all_permissions() {
         let mut one = json!({ "key": key, "session_id": session_id });
         for (name, value) in shown.as_object().into_iter().flatten() {
             one[name] = value.clone();
@@ -71,7 +71,7 @@ fn missing(api: &Api, target: &Target, e: Error) -> ApiError {
         limit: 1,
         ..SessionFilter::default()
     };
-    match (&e, api.house.store.sessions(&suspended)) {
+    match (&e, api.ctx.store.sessions(&suspended)) {
         (Error::Refused(Refusal::SessionNotFound), Ok(page)) if !page.items.is_empty() => ApiError::new(
             404,
             "session_not_found",
@@ -84,18 +84,18 @@ fn missing(api: &Api, target: &Target, e: Error) -> ApiError {
 pub fn transcript(api: &Api, target: Target, query: &Query) -> Answer {
     let after = query.number("after")?.unwrap_or(0);
     let limit = usize::try_from(query.number("limit")?.unwrap_or(100)).unwrap_or(100).clamp(1, 1000);
-    let page = api.house.store.transcript(&target, after, limit).map_err(|e| missing(api, &target, e))?;
+    let page = api.ctx.store.transcript(&target, after, limit).map_err(|e| missing(api, &target, e))?;
     Ok(Response::json(200, &json!({ "entries": page.items, "next": page.next })))
 }
 
 fn done(api: &Api, acted: &Acted) -> Answer {
-    api.house.catch_up(acted);
+    api.ctx.catch_up(acted);
     show(api, Target::Id(acted.session_id.clone()))
 }
 
 pub fn cancel(api: &Api, target: Target, query: &Query) -> Answer {
     let queued = query.flag("queued")?;
-    let acted = api.house.store.cancel(target.clone(), queued).map_err(|e| missing(api, &target, e))?;
+    let acted = api.ctx.store.cancel(target.clone(), queued).map_err(|e| missing(api, &target, e))?;
     done(api, &acted)
 }
 
@@ -103,45 +103,44 @@ pub fn cancel(api: &Api, target: Target, query: &Query) -> Answer {
 fn agent(api: &Api, target: &Target) -> Result<String, ApiError> {
     let key = match target {
         Target::Key(key) => key.clone(),
-        Target::Id(id) => api.house.store.key_of(id)?,
+        Target::Id(id) => api.ctx.store.key_of(id)?,
     };
-    Ok(api.house.agent_of(&key))
+    Ok(api.ctx.agent_of(&key))
 }
 
 pub fn reset(api: &Api, target: Target) -> Answer {
     let agent = agent(api, &target)?;
-    let acted = api.house.store.reset(target, agent, Actor::User)?;
+    let acted = api.ctx.store.reset(target, agent, Actor::User)?;
     done(api, &acted)
 }
 
 pub fn suspend(api: &Api, target: Target) -> Answer {
     let agent = agent(api, &target)?;
-    let acted =
-        api.house.store.suspend(target.clone(), agent, Actor::Operator).map_err(|e| missing(api, &target, e))?;
+    let acted = api.ctx.store.suspend(target.clone(), agent, Actor::Operator).map_err(|e| missing(api, &target, e))?;
     done(api, &acted)
 }
 
 pub fn resume(api: &Api, target: Target) -> Answer {
-    let acted = api.house.store.resume(target, Actor::Operator)?;
+    let acted = api.ctx.store.resume(target, Actor::Operator)?;
     done(api, &acted)
 }
 
 pub fn delete(api: &Api, target: Target, query: &Query) -> Answer {
     let (all, files) = (query.flag("all")?, query.flag("files")?);
-    let store = &api.house.store;
+    let store = &api.ctx.store;
     let acted =
         if files { store.delete_with_files(target, all, Actor::User) } else { store.delete(target, all, Actor::User) }?;
-    api.house.catch_up(&acted);
+    api.ctx.catch_up(&acted);
     // Its text goes now, or once its ends are settled; so do its files.
-    api.house.prune_now();
+    api.ctx.prune_now();
     Ok(Response::json(200, &whole(api, store.session_in_row(acted.sid)?)))
 }
 
 pub fn permission(api: &Api, target: Target, request: &Request) -> Answer {
     let body: bodies::Permission = bodies::read(&request.body)?;
     let (request_id, option_id) = (body.request_id.needed("request_id")?, body.option_id.needed("option_id")?);
-    let session = api.house.store.session(&target)?;
-    match api.house.registry.answer_permission(session.sid, &request_id, Some(&option_id), "client") {
+    let session = api.ctx.store.session(&target)?;
+    match api.ctx.registry.answer_permission(session.sid, &request_id, Some(&option_id), "client") {
         Answered::Settled => show(api, Target::Id(session.id)),
         Answered::Resolved => Err(ApiError::new(409, "resolved", "this permission is not open (any more)")),
         Answered::NotOffered => Err(ApiError::parameter(format!("option_id: {option_id:?} was not offered"))),

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use super::route::Query;
 use super::{Api, ApiError, bodies};
 use crate::clock;
-use crate::daemon::house::Request as Ask;
+use crate::daemon::context::Request as Ask;
 use crate::http::{Peer, Request, Response};
 use crate::model::event::{StopReason, Urgency};
 use crate::thread;
@@ -18,17 +18,17 @@ type Answer = Result<Response, ApiError>;
 const PATIENCE: Duration = Duration::from_secs(5);
 
 pub fn status(api: &Api) -> Answer {
-    let house = &api.house;
-    let board = house.board();
-    let counts = house.store.counts()?;
-    let journal = house.store.journal_counts()?;
-    let numbers = house.registry.numbers();
+    let ctx = &api.ctx;
+    let board = ctx.board();
+    let counts = ctx.store.counts()?;
+    let journal = ctx.store.journal_counts()?;
+    let numbers = ctx.registry.numbers();
     // A worker whose turn has just ended in the database is idle, although it has not said so yet.
     let idle = numbers.live.saturating_sub(usize::try_from(counts.running).unwrap_or(0));
-    let (tally, hooks) = (house.store.tally(), &house.hooks);
+    let (tally, hooks) = (ctx.store.tally(), &ctx.hooks);
     let pruned = tally.pruned;
     let stop = board.stop.map(|(reason, urgency, deadline_at)| {
-        let blocking: Vec<Value> = house
+        let blocking: Vec<Value> = ctx
             .registry
             .blocking()
             .into_iter()
@@ -39,13 +39,13 @@ pub fn status(api: &Api) -> Answer {
     Ok(Response::json(
         200,
         &json!({
-            "version": env!("CARGO_PKG_VERSION"), "pid": std::process::id(), "boot_id": house.boot_id, "phase": board.phase,
-            "held": board.held, "started_at": clock::rfc3339(house.started_at), "supervised": house.supervised,
-            "state_dir": house.state_dir, "config": house.config().file,
+            "version": env!("CARGO_PKG_VERSION"), "pid": std::process::id(), "boot_id": ctx.boot_id, "phase": board.phase,
+            "held": board.held, "started_at": clock::rfc3339(ctx.started_at), "supervised": ctx.supervised,
+            "state_dir": ctx.state_dir, "config": ctx.config().file,
             "sessions": {
                 "live": numbers.live, "running": counts.running, "idle": idle,
                 "queued": counts.queued, "waiting": numbers.waiting, "parked": counts.parked, "suspended": counts.suspended,
-                "resume_pending": counts.resume_pending, "waiting_permission": house.registry.asking(),
+                "resume_pending": counts.resume_pending, "waiting_permission": ctx.registry.asking(),
             },
             "hooks": {
                 "pending": journal.pending, "delivered": tally.delivered, "failed": journal.failed,
@@ -56,8 +56,8 @@ pub fn status(api: &Api) -> Answer {
                 "events": pruned.events, "ids": pruned.ids, "deliveries": pruned.deliveries, "set_aside": pruned.set_aside,
                 "sessions": pruned.sessions, "rows": pruned.rows, "values": pruned.kv,
             },
-            "threads": thread::count(), "thread_limit": thread::limit(), "listeners": house.hub.listeners(),
-            "dropped_log_lines": crate::log::dropped(), "clock_problem": house.store.clock_problem().map(|p| p.to_string()),
+            "threads": thread::count(), "thread_limit": thread::limit(), "listeners": ctx.hub.listeners(),
+            "dropped_log_lines": crate::log::dropped(), "clock_problem": ctx.store.clock_problem().map(|p| p.to_string()),
             "stop": stop,
         }),
     ))
@@ -68,8 +68,8 @@ pub fn health(api: &Api) -> Answer {
     let (send, receive) = crossbeam_channel::bounded(1);
     let until = Instant::now() + PATIENCE;
     let coordinator =
-        api.house.requests.send_deadline(Ask::Ping(send), until).is_ok() && receive.recv_deadline(until).is_ok();
-    let store = api.house.store.is_alive(PATIENCE);
+        api.ctx.requests.send_deadline(Ask::Ping(send), until).is_ok() && receive.recv_deadline(until).is_ok();
+    let store = api.ctx.store.is_alive(PATIENCE);
     if coordinator && store {
         Ok(Response::json(200, &json!({ "ok": true })))
     } else {
@@ -82,9 +82,9 @@ const READY: Duration = Duration::from_secs(2);
 
 /// Readiness: not while starting or stopping, nor while the store refuses messages; then with the reason.
 pub fn readiness(api: &Api) -> Answer {
-    let board = api.house.board();
+    let board = api.ctx.board();
     let running = board.phase == "running" && board.stop.is_none();
-    let reason = if running { api.house.store.trouble(READY) } else { None };
+    let reason = if running { api.ctx.store.trouble(READY) } else { None };
     let ready = running && reason.is_none();
     let mut answer = json!({ "ready": ready, "phase": board.phase });
     if let Some(reason) = reason {
@@ -109,10 +109,10 @@ pub fn stop(api: &Api, request: &Request) -> Answer {
     };
     let (send, receive) = crossbeam_channel::bounded(1);
     let gone = || ApiError::new(503, "stopping", "the daemon is leaving");
-    api.house.requests.send_timeout(Ask::Stop(reason, urgency, send), PATIENCE).map_err(|_| gone())?;
+    api.ctx.requests.send_timeout(Ask::Stop(reason, urgency, send), PATIENCE).map_err(|_| gone())?;
     match receive.recv_timeout(PATIENCE).map_err(|_| gone())? {
         Ok(()) => {
-            let board = api.house.board();
+            let board = api.ctx.board();
             let (reason, urgency) = board.stop.map_or((reason, urgency), |(r, u, _)| (r, u.max(urgency)));
             Ok(Response::json(202, &json!({ "reason": reason, "urgency": urgency })))
         }
@@ -123,23 +123,23 @@ pub fn stop(api: &Api, request: &Request) -> Answer {
 pub fn reload(api: &Api) -> Answer {
     let (send, receive) = crossbeam_channel::bounded(1);
     let gone = || ApiError::new(503, "stopping", "the daemon did not answer");
-    api.house.requests.send_timeout(Ask::Reload(send), PATIENCE).map_err(|_| gone())?;
+    api.ctx.requests.send_timeout(Ask::Reload(send), PATIENCE).map_err(|_| gone())?;
     match receive.recv_timeout(Duration::from_secs(120)).map_err(|_| gone())? {
         Ok(r) => Ok(Response::json(200, &json!({ "changed": r.changed, "needs_restart": r.needs_restart }))),
-        Err(why) if api.house.board().stop.is_some() => Err(ApiError::new(503, "stopping", why)),
+        Err(why) if api.ctx.board().stop.is_some() => Err(ApiError::new(503, "stopping", why)),
         Err(why) => Err(ApiError::new(422, "invalid_config", why)),
     }
 }
 
 pub fn hold(api: &Api, hold: bool) -> Answer {
-    if api.house.board().stop.is_some() {
+    if api.ctx.board().stop.is_some() {
         return Err(ApiError::new(503, "stopping", "the daemon is stopping"));
     }
     let gone = || ApiError::new(503, "stopping", "the daemon did not answer");
-    api.house.requests.send_timeout(Ask::Hold(hold), PATIENCE).map_err(|_| gone())?;
+    api.ctx.requests.send_timeout(Ask::Hold(hold), PATIENCE).map_err(|_| gone())?;
     // Answered once it holds: whoever asked may rely on it.
     let (send, receive) = crossbeam_channel::bounded(1);
-    api.house.requests.send_timeout(Ask::Ping(send), PATIENCE).map_err(|_| gone())?;
+    api.ctx.requests.send_timeout(Ask::Ping(send), PATIENCE).map_err(|_| gone())?;
     receive.recv_timeout(PATIENCE).map_err(|_| gone())?;
     Ok(Response::json(202, &json!({ "held": hold })))
 }
@@ -166,24 +166,24 @@ pub fn backup(api: &Api, request: &Request) -> Answer {
     // Not the store's fault, and nothing that a second try would mend.
     let failed =
         |why: String| ApiError::new(409, "conflict", format!("{why}; the copy is written by the daemon's user"));
-    api.house.store.backup(path).map_err(|e| failed(e.to_string()))?;
+    api.ctx.store.backup(path).map_err(|e| failed(e.to_string()))?;
     let bytes = std::fs::metadata(path).map_or(0, |m| m.len());
     Ok(Response::json(200, &json!({ "path": path, "bytes": bytes, "took_ms": started.elapsed().as_millis() as u64 })))
 }
 
 pub fn reports(api: &Api) -> Answer {
-    Ok(Response::json(200, &json!({ "reports": api.house.store.reports(None, 100)? })))
+    Ok(Response::json(200, &json!({ "reports": api.ctx.store.reports(None, 100)? })))
 }
 
 pub fn report(api: &Api, boot: &str, query: &Query) -> Answer {
-    if query.flag("wait")? && boot == api.house.boot_id {
+    if query.flag("wait")? && boot == api.ctx.boot_id {
         // The stop's own report, held back until it is complete; nobody waits beyond the stop.
-        return match api.house.wait_report(Duration::from_secs(3600)) {
+        return match api.ctx.wait_report(Duration::from_secs(3600)) {
             Some(report) => Ok(Response::json(200, &report)),
             None => Err(ApiError::not_found()),
         };
     }
-    match api.house.store.reports(Some(boot), 1)?.pop() {
+    match api.ctx.store.reports(Some(boot), 1)?.pop() {
         Some(report) => Ok(Response::json(200, &report)),
         None => Err(ApiError::not_found()),
     }

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TrySendError};
 
-use super::house::House;
+use super::context::Context;
 use crate::clock;
 use crate::hooks::{Delivered, Event};
 use crate::model::event::{EndReason, HookEvent};
@@ -120,7 +120,7 @@ fn lane(owed: &Owed) -> Lane {
 }
 
 struct Pump {
-    house: Arc<House>,
+    ctx: Arc<Context>,
     me: Delivery,
     window: BTreeMap<i64, Item>,
     lanes: HashMap<Lane, BTreeSet<i64>>,
@@ -138,9 +138,9 @@ struct Pump {
 }
 
 /// The thread, until it is halted.
-pub fn run(house: Arc<House>, me: Delivery, inbox: &Receiver<Message>) {
+pub fn run(ctx: Arc<Context>, me: Delivery, inbox: &Receiver<Message>) {
     let mut pump = Pump {
-        house,
+        ctx,
         me,
         window: BTreeMap::new(),
         lanes: HashMap::new(),
@@ -206,7 +206,7 @@ impl Pump {
     /// What was handed over and is not settled may have been seen; what was not, was not.
     fn end(&self, done: Box<dyn FnOnce() + Send>) {
         let called = self.window.iter().filter(|(_, i)| i.state != State::Waiting).map(|(did, _)| *did).collect();
-        self.house.store.note_uncalled(called, move |kept| {
+        self.ctx.store.note_uncalled(called, move |kept| {
             if let Err(e) = kept {
                 log::warn!("which events were only queued for their handlers could not be noted: {e}");
             }
@@ -265,7 +265,7 @@ impl Pump {
         self.again = None;
         let mut ready = self.window.values().filter(|i| i.not_before.is_none_or(|at| at <= now)).count();
         while self.more && ready < WINDOW && self.window.len() < HELD {
-            match self.house.store.pending_deliveries(self.cursor, WINDOW) {
+            match self.ctx.store.pending_deliveries(self.cursor, WINDOW) {
                 Ok(page) => {
                     self.more = page.len() == WINDOW;
                     for owed in page {
@@ -293,7 +293,7 @@ impl Pump {
     }
 
     fn begin(&mut self, did: i64) {
-        let limit = self.house.config().hooks.attempts;
+        let limit = self.ctx.config().hooks.attempts;
         let Some(item) = self.window.get_mut(&did) else { return };
         item.noted = item.owed.is_noted_first();
         item.attempt = item.owed.next_attempt();
@@ -311,7 +311,7 @@ impl Pump {
             // cuts off has its number.
             let me = self.me.clone();
             let attempt = item.attempt;
-            self.house.store.note_attempt(did, attempt, move |kept| me.tell(Message::Noted(did, kept.is_ok())));
+            self.ctx.store.note_attempt(did, attempt, move |kept| me.tell(Message::Noted(did, kept.is_ok())));
         } else {
             self.call(did);
         }
@@ -347,7 +347,7 @@ impl Pump {
         };
         crate::failpoint::hit_for("delivery", "before", &owed.key);
         let me = self.me.clone();
-        self.house.hooks.deliver(&owed.handler, event, Box::new(move |d| me.tell(Message::Answered(did, d))));
+        self.ctx.hooks.deliver(&owed.handler, event, Box::new(move |d| me.tell(Message::Answered(did, d))));
     }
 
     fn answered(&mut self, did: i64, delivered: Delivered) {
@@ -358,7 +358,7 @@ impl Pump {
             item.owed.fatal = false;
             item.owed.attempts = item.attempt;
         }
-        let attempts = self.house.config().hooks.attempts;
+        let attempts = self.ctx.config().hooks.attempts;
         let settled = match delivered {
             Delivered::Done => Settled::Delivered,
             Delivered::Orphaned => Settled::Orphaned,
@@ -381,7 +381,7 @@ impl Pump {
         let me = self.me.clone();
         let counted = item.noted;
         item.owed.uncalled = false;
-        self.house.store.settle_delivery(did, settled, counted, move |kept| me.tell(Message::Kept(did, kept.is_ok())));
+        self.ctx.store.settle_delivery(did, settled, counted, move |kept| me.tell(Message::Kept(did, kept.is_ok())));
     }
 
     fn kept(&mut self, did: i64, kept: bool) {
@@ -440,9 +440,9 @@ impl Pump {
     fn not_called(&mut self, did: i64) {
         let Some(item) = self.window.get_mut(&did) else { return };
         item.state = State::Waiting;
-        item.not_before = Some(Instant::now() + if self.house.hooks.is_off() { OFF } else { AGAIN });
+        item.not_before = Some(Instant::now() + if self.ctx.hooks.is_off() { OFF } else { AGAIN });
         if item.noted {
-            self.house.store.take_back_attempt(did, item.owed.attempts, item.owed.uncalled, |_| ());
+            self.ctx.store.take_back_attempt(did, item.owed.attempts, item.owed.uncalled, |_| ());
         }
     }
 
@@ -450,7 +450,7 @@ impl Pump {
     fn settled(&mut self, did: i64) {
         if self.window.get(&did).is_some_and(|i| i.owed.fields["reason"] == EndReason::Deleted.as_str()) {
             // The text of a deleted session, and its files, wait for its ends.
-            self.house.prune_now();
+            self.ctx.prune_now();
         }
         self.forget(did);
     }

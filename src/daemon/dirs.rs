@@ -3,14 +3,14 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::house::House;
+use super::context::Context;
 use crate::config::paths::process_env;
 use crate::model::names::{self, Whose};
 use crate::store::Leaving;
 
 /// One try. `true`: some are still to go.
-pub fn step(house: &House) -> bool {
-    let leaving = match house.store.leaving() {
+pub fn step(ctx: &Context) -> bool {
+    let leaving = match ctx.store.leaving() {
         Ok(leaving) => leaving,
         Err(e) => {
             log::warn!("which files of deleted sessions are to go cannot be read: {e}");
@@ -20,9 +20,9 @@ pub fn step(house: &House) -> bool {
     let mut left = false;
     for one in leaving {
         // Its agent may still write; whatever a dead boot left of it is being ended first.
-        if !one.settled || house.registry.is_held(one.sid) || !remove(house, &one) {
+        if !one.settled || ctx.registry.is_held(one.sid) || !remove(ctx, &one) {
             left = true;
-        } else if let Err(e) = house.store.has_left(one.sid) {
+        } else if let Err(e) = ctx.store.has_left(one.sid) {
             log::warn!(key = one.key; "that a deleted session's files are gone could not be noted: {e}");
             left = true;
         }
@@ -31,15 +31,15 @@ pub fn step(house: &House) -> bool {
 }
 
 /// Removes what is the session's own. `false`: it could not be, and is tried again.
-fn remove(house: &House, one: &Leaving) -> bool {
-    let config = house.config();
+fn remove(ctx: &Context, one: &Leaving) -> bool {
+    let config = ctx.config();
     let (template, home) = (&config.route(&one.key).cwd, process_env("HOME"));
     let whose = Whose { key: &one.key, id: &one.session_id };
     let mut done = true;
     for dir in &one.dirs {
         let path = Path::new(dir);
         // Asked anew for each: the removal of the one before may have taken its time.
-        let user = match house.store.works_there(one, dir) {
+        let user = match ctx.store.works_there(one, dir) {
             Ok(user) => user,
             Err(e) => {
                 log::warn!(key = one.key; "{dir}: who works there cannot be read: {e}");
@@ -49,7 +49,7 @@ fn remove(house: &House, one: &Leaving) -> bool {
         };
         if let Some(user) = user {
             log::warn!(key = one.key; "{dir} stays though its session was deleted: session {user} works there");
-        } else if !names::is_own_dir(&house.state_dir, home.as_deref(), template, whose, path) {
+        } else if !names::is_own_dir(&ctx.state_dir, home.as_deref(), template, whose, path) {
             log::warn!(key = one.key; "{dir} stays though its session was deleted: it is not the key's own");
         } else if let Err(e) = remove_dir(path, one.sid) {
             log::error!(key = one.key; "{dir}: a deleted session's files cannot be removed, tried again later: {e}");

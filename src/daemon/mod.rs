@@ -18,14 +18,14 @@ use crate::model::event::{HookEvent, StopReason};
 use crate::store::{Accept, Accepted, Admission, BootInfo, Error, Store};
 use crate::{api, thread};
 
+pub mod context;
 pub mod coordinator;
 pub mod delivery;
 pub mod desk;
 mod dirs;
 pub mod doctor;
 mod files;
-mod home;
-pub mod house;
+mod hook_host;
 pub mod hub;
 pub mod limits;
 pub mod lock;
@@ -42,7 +42,7 @@ mod sweep;
 mod watchdog;
 pub mod worker;
 
-use house::{House, Parts};
+use context::{Context, Parts};
 use registry::Wish;
 
 /// What `serve` was asked.
@@ -170,8 +170,8 @@ fn run(
     let state_id = crate::proc::mark::state_id(&options.state_dir)
         .map_err(|e| NoStart(exit::STATE, format!("{}: {e}", options.state_dir.display())))?;
     crate::proc::mark::declare(state_id, boot_id.clone());
-    let home = home::Scripts::new(store.clone());
-    let hooks = Hooks::start(scripts, home.clone(), &boot_id).map_err(internal)?;
+    let host = hook_host::Host::new(store.clone());
+    let hooks = Hooks::start(scripts, host.clone(), &boot_id).map_err(internal)?;
     let hub = Arc::new(hub::Hub::default());
     let (delivery, delivery_inbox) = delivery::Delivery::new();
     connect(&store, &hooks, &hub, &delivery);
@@ -179,7 +179,7 @@ fn run(
     let http = options.config.http.clone();
     let threshold = i64::from(options.config.sessions.stuck_threshold);
     let (requests, request_inbox) = crossbeam_channel::bounded(256);
-    let house = Arc::new(House::new(Parts {
+    let ctx = Arc::new(Context::new(Parts {
         store: store.clone(),
         hub,
         hooks,
@@ -189,7 +189,7 @@ fn run(
         requests: requests.clone(),
         config: options.config,
     }));
-    home.enter(&house);
+    host.enter(&ctx);
 
     // Before the boot is noted: one that cannot be reached, because another one sits on its socket, was none.
     let opened = socket::listen(&options.socket, http.as_ref(), token.is_some())?;
@@ -217,21 +217,21 @@ fn run(
     }
     crate::failpoint::hit("boot", "recovered");
     let (nudge, nudges) = crossbeam_channel::bounded(1);
-    house.hub.set_nudge(nudge.clone());
-    house.registry.set_nudge(nudge);
+    ctx.hub.set_nudge(nudge.clone());
+    ctx.registry.set_nudge(nudge);
     let (doubt, doubts) = crossbeam_channel::bounded(1);
-    house.store.set_doubt(Arc::new(move || {
+    ctx.store.set_doubt(Arc::new(move || {
         // One that waits already says the same.
         let _ = doubt.try_send(());
     }));
-    sweep::start(&house);
+    sweep::start(&ctx);
     crate::failpoint::hit("boot", "swept");
 
-    let courier = house.clone();
+    let courier = ctx.clone();
     let me = delivery.clone();
     thread::spawn_own("delivery", thread::IO_STACK, move || delivery::run(courier, me, &delivery_inbox))
         .map_err(internal)?;
-    let service = Arc::new(api::Api::new(house.clone(), token, delivery.clone(), &opened.listeners));
+    let service = Arc::new(api::Api::new(ctx.clone(), token, delivery.clone(), &opened.listeners));
     let most = Limits::default().max_connections;
     // Clients leave the other half of the threads to sessions, which run what was accepted.
     let max_connections = most.min(thread::limit() / 2);
@@ -243,10 +243,10 @@ fn run(
     crate::failpoint::hit("boot", "listening");
 
     let inboxes = coordinator::Inboxes { signals, requests: request_inbox, nudges, doubts };
-    let ending = coordinator::Coordinator::new(house.clone(), delivery).run(&inboxes, &recovered);
+    let ending = coordinator::Coordinator::new(ctx.clone(), delivery).run(&inboxes, &recovered);
 
     crate::failpoint::hit("stop", "left");
-    house.hub.close();
+    ctx.hub.close();
     let cut = server.drain(within(Duration::from_millis(500), ending.deadline));
     if cut > 0 {
         log::info!("{cut} connections were cut");
@@ -336,15 +336,15 @@ fn take_lock(dir: &Path, socket: &Path, replace: bool, deadline: Duration) -> Re
 ///
 /// # Errors
 /// A rule refuses it, or the store fails.
-pub fn accept(house: &Arc<House>, accept: Accept) -> Result<Accepted, Error> {
+pub fn accept(ctx: &Arc<Context>, accept: Accept) -> Result<Accepted, Error> {
     let key = accept.key.clone();
-    let plain = !house.hooked(HookEvent::BeforeTurn) && house.store.admission() == Admission::Open;
-    let reserved = if plain { house.registry.reserve(&key) } else { None };
+    let plain = !ctx.hooked(HookEvent::BeforeTurn) && ctx.store.admission() == Admission::Open;
+    let reserved = if plain { ctx.registry.reserve(&key) } else { None };
     let accepted = match reserved {
-        None => house.store.accept_message(accept)?,
+        None => ctx.store.accept_message(accept)?,
         Some(reserved) => {
             // Where the store cannot say what it kept, the worker looks: that is what an unused reservation makes it do.
-            let (accepted, begun) = house.store.accept_and_begin(accept, (reserved.sid, reserved.epoch))?;
+            let (accepted, begun) = ctx.store.accept_and_begin(accept, (reserved.sid, reserved.epoch))?;
             if let Some(begun) = begun {
                 crate::failpoint::hit("begin_turn", "committed");
                 reserved.hand_over(Box::new(begun));
@@ -355,33 +355,33 @@ pub fn accept(house: &Arc<House>, accept: Accept) -> Result<Accepted, Error> {
     };
     // While the daemon is held nobody is woken for nothing: a release looks in the database for what waits, after it has
     // opened the door, so a message that still met a closed one is found there.
-    let wakes = !accepted.deferred && house.store.admission() != Admission::Held;
+    let wakes = !accepted.deferred && ctx.store.admission() != Admission::Held;
     if accepted.duplicate {
         // The first try may have been kept although its sender was told otherwise: then nobody was woken for it.
         if !accepted.over && wakes {
-            house.registry.want(Wish { sid: accepted.sid, key, asked: false });
+            ctx.registry.want(Wish { sid: accepted.sid, key, asked: false });
         }
         return Ok(accepted);
     }
     if let Some(retired) = accepted.retired {
-        house.registry.retire(retired, Instant::now() + house::RETIRE);
+        ctx.registry.retire(retired, Instant::now() + context::RETIRE);
     }
     if let Some(tid) = accepted.interrupt {
-        house.cancel_turn(accepted.sid, tid);
+        ctx.cancel_turn(accepted.sid, tid);
     }
     if wakes {
-        house.registry.want(Wish { sid: accepted.sid, key, asked: false });
+        ctx.registry.want(Wish { sid: accepted.sid, key, asked: false });
     }
     Ok(accepted)
 }
 
 /// Asks synchronous handlers and waits for their verdict.
 #[must_use]
-pub fn ask(house: &House, event: Event) -> Verdict {
+pub fn ask(ctx: &Context, event: Event) -> Verdict {
     let (send, receive) = crossbeam_channel::bounded(1);
     // The hooks answer within their own timeouts, a lost thread included; this bound is for a fault in them.
-    let patience = house.hooks.patience().saturating_add(Duration::from_secs(30));
-    house.hooks.ask(
+    let patience = ctx.hooks.patience().saturating_add(Duration::from_secs(30));
+    ctx.hooks.ask(
         event,
         Box::new(move |verdict| {
             let _ = send.try_send(verdict);
@@ -391,6 +391,6 @@ pub fn ask(house: &House, event: Event) -> Verdict {
 }
 
 /// The agent that is a Lua function.
-fn lua_agent(house: &Arc<House>, config: &config::Agent) -> crate::agent::lua::Lua {
-    crate::agent::lua::Lua::new(config, &house.config().hooks, env!("CARGO_PKG_VERSION"))
+fn lua_agent(ctx: &Arc<Context>, config: &config::Agent) -> crate::agent::lua::Lua {
+    crate::agent::lua::Lua::new(config, &ctx.config().hooks, env!("CARGO_PKG_VERSION"))
 }

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, Sender};
 use sd_notify::NotifyState;
 
-use super::house::Request;
+use super::context::Request;
 use crate::store::Store;
 use crate::thread;
 

@@ -1,6 +1,6 @@
 //! Retention, step by step, and how it is told: each step removes a little; what all of them removed is one line of the log.
 
-use super::house::House;
+use super::context::Context;
 use crate::store::Pruned;
 
 /// What the steps of a round have removed so far.
@@ -36,10 +36,9 @@ impl Round {
 }
 
 /// One step. `None`: the store could not do it now.
-pub fn step(house: &House) -> Option<Pruned> {
-    house
-        .store
-        .prune(house.config().retention.clone())
+pub fn step(ctx: &Context) -> Option<Pruned> {
+    ctx.store
+        .prune(ctx.config().retention.clone())
         .inspect_err(|e| log::warn!("retention: nothing can be removed now: {e}"))
         .ok()
 }

@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use super::house::{House, Reloaded};
+use super::context::{Context, Reloaded};
 use crate::config::Config;
 use crate::{config, hooks};
 
@@ -25,13 +25,13 @@ impl std::fmt::Debug for Prepared {
 ///
 /// # Errors
 /// The configuration or a script is wrong: which line of which file.
-pub fn prepare(house: &House) -> Result<Prepared, String> {
-    let off = house.hooks.is_off();
-    read(house).map_err(|why| if off { format!("{why}; the hooks stay switched off") } else { why })
+pub fn prepare(ctx: &Context) -> Result<Prepared, String> {
+    let off = ctx.hooks.is_off();
+    read(ctx).map_err(|why| if off { format!("{why}; the hooks stay switched off") } else { why })
 }
 
-fn read(house: &House) -> Result<Prepared, String> {
-    let old = house.config();
+fn read(ctx: &Context) -> Result<Prepared, String> {
+    let old = ctx.config();
     // Where there was no file at the start there may be one by now; the one that was read then is never passed over.
     let file = old.file.clone().or_else(|| config::find_file(None, &config::paths::process_env));
     let mut config = config::load(file.as_deref()).map_err(|e| e.to_string())?;
@@ -44,13 +44,13 @@ fn read(house: &House) -> Result<Prepared, String> {
 ///
 /// # Errors
 /// The scripts could not be given their threads: nothing has changed.
-pub fn put_in_force(house: &Arc<House>, prepared: Prepared) -> Result<Reloaded, String> {
+pub fn put_in_force(ctx: &Arc<Context>, prepared: Prepared) -> Result<Reloaded, String> {
     let Prepared { config: new, scripts } = prepared;
-    let changed = config::diff(&house.config(), &new);
+    let changed = config::diff(&ctx.config(), &new);
     // Against what the boot began with: it waits for a restart until then, however often a reload comes in between.
-    let needs_restart = config::needs_restart(&config::diff(house.booted_with(), &new));
-    house.hooks.swap(scripts).map_err(|e| format!("hooks: no thread: {e}"))?;
+    let needs_restart = config::needs_restart(&config::diff(ctx.booted_with(), &new));
+    ctx.hooks.swap(scripts).map_err(|e| format!("hooks: no thread: {e}"))?;
     crate::log::set_filter(&new.daemon.log);
-    house.set_config(new);
+    ctx.set_config(new);
     Ok(Reloaded { changed, needs_restart })
 }

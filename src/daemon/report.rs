@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use super::house::House;
+use super::context::Context;
 use crate::clock::{self, Millis};
 use crate::model::lifecycle::{Phase, Stop, plan};
 
@@ -27,10 +27,10 @@ pub struct Report {
 impl Report {
     /// A stop begins.
     #[must_use]
-    pub fn begin(house: &House, stop: Stop, phase: Phase) -> Self {
-        let blocking = house.registry.blocking();
+    pub fn begin(ctx: &Context, stop: Stop, phase: Phase) -> Self {
+        let blocking = ctx.registry.blocking();
         let running: HashMap<i64, Option<String>> = blocking.iter().map(|b| (b.sid, b.turn_id.clone())).collect();
-        let idle = house.registry.live().into_keys().filter(|sid| !running.contains_key(sid)).map(|sid| (sid, None));
+        let idle = ctx.registry.live().into_keys().filter(|sid| !running.contains_key(sid)).map(|sid| (sid, None));
         let live = running.clone().into_iter().chain(idle).take(LISTED).collect();
         Self {
             stop,
@@ -69,8 +69,8 @@ impl Report {
 
     /// As the API shows it. `whole`: with the sessions, read from the store by the instant.
     #[must_use]
-    pub fn json(&self, house: &House, whole: Option<Instant>) -> Value {
-        let budget = house.config().shutdown;
+    pub fn json(&self, ctx: &Context, whole: Option<Instant>) -> Value {
+        let budget = ctx.config().shutdown;
         let newest = self.phases.last().map(|p| p.0);
         let mut phases: Vec<Value> = Vec::new();
         // Every phase up to the newest, those too that the stop had no need of.
@@ -83,16 +83,16 @@ impl Report {
                 break;
             }
         }
-        let urgency = house.board().stop.map_or(self.stop.urgency, |s| s.1);
+        let urgency = ctx.board().stop.map_or(self.stop.urgency, |s| s.1);
         json!({
-            "boot_id": house.boot_id, "reason": self.stop.reason, "urgency": urgency, "clean": self.clean,
+            "boot_id": ctx.boot_id, "reason": self.stop.reason, "urgency": urgency, "clean": self.clean,
             "started_at": clock::rfc3339(self.began_at), "ended_at": clock::rfc3339(clock::now()), "phases": phases,
-            "sessions": whole.map_or_else(Vec::new, |until| self.sessions(house, until)),
+            "sessions": whole.map_or_else(Vec::new, |until| self.sessions(ctx, until)),
         })
     }
 
-    fn sessions(&self, house: &House, until: Instant) -> Vec<Value> {
-        let outcomes = house.store.until(until).stop_outcomes(&self.live).unwrap_or_else(|e| {
+    fn sessions(&self, ctx: &Context, until: Instant) -> Vec<Value> {
+        let outcomes = ctx.store.until(until).stop_outcomes(&self.live).unwrap_or_else(|e| {
             log::error!("stop: the outcomes cannot be read for the report: {e}");
             Vec::new()
         });

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::house::House;
+use super::context::Context;
 use crate::agent::process::{self, Claim, Leftover};
 use crate::proc::mark;
 use crate::thread;
@@ -18,18 +18,18 @@ const ROUND: Duration = Duration::from_secs(10);
 const PAUSE: Duration = Duration::from_secs(1);
 
 /// Starts looking.
-pub fn start(house: &Arc<House>) {
-    house.registry.search();
-    let sweeper = house.clone();
+pub fn start(ctx: &Arc<Context>) {
+    ctx.registry.search();
+    let sweeper = ctx.clone();
     if let Err(e) = thread::spawn_own("sweep", thread::IO_STACK, move || sweep(&sweeper)) {
         log::warn!("no thread to look for earlier agents, so everybody waits for it: {e}");
-        sweep(house);
+        sweep(ctx);
     }
 }
 
 /// While this lives sessions may be waiting for the search. Should it end too early by a fault of ours, nobody waits for
 /// ever: an old process beside a new one is the lesser harm.
-struct Search<'h>(&'h House);
+struct Search<'h>(&'h Context);
 
 impl Drop for Search<'_> {
     fn drop(&mut self) {
@@ -40,15 +40,15 @@ impl Drop for Search<'_> {
     }
 }
 
-fn sweep(house: &House) {
-    let _search = Search(house);
+fn sweep(ctx: &Context) {
+    let _search = Search(ctx);
     crate::failpoint::hit("sweep", "begun");
-    let stops = || house.board().stop.is_some();
-    let claim = Claim { state_id: mark::own_state(), boot_id: Some(&house.boot_id), owner: Some(std::process::id()) };
+    let stops = || ctx.board().stop.is_some();
+    let claim = Claim { state_id: mark::own_state(), boot_id: Some(&ctx.boot_id), owner: Some(std::process::id()) };
     let found = process::find_dead(&claim);
     let mut left = ours(
         found,
-        |id| house.store.sid_of(id),
+        |id| ctx.store.sid_of(id),
         || {
             // Nobody wakes this thread: it is a pause.
             std::thread::park_timeout(PAUSE);
@@ -56,8 +56,8 @@ fn sweep(house: &House) {
         },
     );
     crate::failpoint::hit("boot", "looked");
-    house.registry.haunt(left.iter().filter_map(|(sid, _)| *sid));
-    house.tidy_now();
+    ctx.registry.haunt(left.iter().filter_map(|(sid, _)| *sid));
+    ctx.tidy_now();
     if left.is_empty() {
         return;
     }
@@ -75,8 +75,8 @@ fn sweep(house: &House) {
         });
         for sid in freed {
             if !left.iter().any(|(s, _)| *s == Some(sid)) {
-                house.registry.exorcise(sid);
-                house.tidy_now();
+                ctx.registry.exorcise(sid);
+                ctx.tidy_now();
             }
         }
         crate::failpoint::hit("sweep", "round");

@@ -15,8 +15,8 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
+use super::context::{CANCEL, Context};
 use super::desk::{Desk, Running};
-use super::house::{CANCEL, House};
 use super::mailbox::{Close, Mailbox, Why, Woken};
 use super::registry::{Doing, Wish};
 use crate::agent::{self, Agent, Answer, Continuity, Identity, Prompt};
@@ -37,27 +37,27 @@ const AGAIN: Duration = Duration::from_secs(1);
 const BACKOFF: Duration = Duration::from_secs(60);
 
 /// What a worker's thread does, from its start to its end.
-pub fn run(house: &Arc<House>, wish: &Wish, config: config::Agent, mailbox: &Arc<Mailbox>) {
+pub fn run(ctx: &Arc<Context>, wish: &Wish, config: config::Agent, mailbox: &Arc<Mailbox>) {
     crate::log::about("key", &wish.key);
-    let body = std::panic::AssertUnwindSafe(|| Worker::open(house, wish, config, mailbox).map(|mut w| w.live()));
+    let body = std::panic::AssertUnwindSafe(|| Worker::open(ctx, wish, config, mailbox).map(|mut w| w.live()));
     if std::panic::catch_unwind(body).is_err() {
         // The panic itself was logged where it happened. Its turn fails, its activation ends, and the session goes on.
         log::error!(key = wish.key; "the session's worker panicked; its turn fails");
-        write_death(house, wish, mailbox);
+        write_death(ctx, wish, mailbox);
     }
 }
 
 /// Writes the death of a worker, as often as it takes: while its activation stands open no other worker gets the session. A
 /// stop, or somebody who put the session away, writes the end instead.
-fn write_death(house: &House, wish: &Wish, mailbox: &Mailbox) {
+fn write_death(ctx: &Context, wish: &Wish, mailbox: &Mailbox) {
     let mut again = false;
     loop {
-        match house.store.worker_died(wish.sid, again) {
+        match ctx.store.worker_died(wish.sid, again) {
             // What waited was told to this worker alone: the next one is told here. Each panic ends a turn, so it is not
             // for ever.
             Ok(()) => {
-                let _ = house.registry.set(wish.sid, Doing::Closing);
-                return house.registry.want(Wish { asked: false, ..wish.clone() });
+                let _ = ctx.registry.set(wish.sid, Doing::Closing);
+                return ctx.registry.want(Wish { asked: false, ..wish.clone() });
             }
             Err(e) if e.lies_in_rows() => {
                 return log::error!(key = wish.key; "its end could not be written, the next boot writes it: {e}");
@@ -91,15 +91,15 @@ struct Worker {
 
 impl Worker {
     /// Opens the activation. `None`: the session is not open any more, or a stop has begun.
-    fn open(house: &Arc<House>, wish: &Wish, config: config::Agent, mailbox: &Arc<Mailbox>) -> Option<Self> {
-        let id = if names::needs_id(&config.cwd) { session_id(house, wish, mailbox)? } else { String::new() };
-        let cwd = working_dir(&house.state_dir, &config.cwd, &wish.key, &id);
+    fn open(ctx: &Arc<Context>, wish: &Wish, config: config::Agent, mailbox: &Arc<Mailbox>) -> Option<Self> {
+        let id = if names::needs_id(&config.cwd) { session_id(ctx, wish, mailbox)? } else { String::new() };
+        let cwd = working_dir(&ctx.state_dir, &config.cwd, &wish.key, &id);
         let mut doubt = false;
         let opened = loop {
-            let mut opened = house.store.open_activation(wish.sid, config.name.clone(), cwd.display().to_string());
+            let mut opened = ctx.store.open_activation(wish.sid, config.name.clone(), cwd.display().to_string());
             if doubt && matches!(opened, Err(Error::Refused(Refusal::Stale))) {
                 // What stands open is its own, opened by a commit of whose fate it never heard.
-                opened = house.store.reopen_activation(wish.sid);
+                opened = ctx.store.reopen_activation(wish.sid);
             }
             match opened {
                 Ok(opened) => break opened,
@@ -110,9 +110,9 @@ impl Worker {
                     // What comes for it meanwhile is found by the worker once it is open, or by the next one.
                     if mailbox.wait_close(Instant::now() + AGAIN) {
                         let letters = mailbox.take();
-                        let _ = house.registry.set(wish.sid, Doing::Closing);
+                        let _ = ctx.registry.set(wish.sid, Doing::Closing);
                         if letters.close != Some(Close::Stop) {
-                            house.registry.want(Wish { asked: wish.asked || letters.asked, ..wish.clone() });
+                            ctx.registry.want(Wish { asked: wish.asked || letters.asked, ..wish.clone() });
                         }
                         return None;
                     }
@@ -123,15 +123,15 @@ impl Worker {
             key: opened.session.key.clone(),
             session_id: opened.session.id.clone(),
             sid: wish.sid,
-            boot_id: house.boot_id.clone(),
+            boot_id: ctx.boot_id.clone(),
             cwd,
         };
         crate::log::about("session_id", &identity.session_id);
         log::info!(key = identity.key, session_id = identity.session_id;
             "session live: activation {}, agent {}", opened.epoch, config.name);
         let config = named(config, &identity);
-        let agent = make(house, &config);
-        let mut desk = Desk::new(house.clone(), wish.sid, opened.epoch, config, mailbox.clone(), identity);
+        let agent = make(ctx, &config);
+        let mut desk = Desk::new(ctx.clone(), wish.sid, opened.epoch, config, mailbox.clone(), identity);
         desk.work = true;
         desk.asked = wish.asked;
         Some(Self {
@@ -189,7 +189,7 @@ impl Worker {
                 continue;
             }
             let ready = self.is_ready().then_some(self.desk.epoch);
-            let free = match self.house().registry.rest(self.desk.sid, ready) {
+            let free = match self.ctx().registry.rest(self.desk.sid, ready) {
                 Some(free) => free,
                 None => {
                     // It was chosen to give way, or given up: the letter says which.
@@ -206,7 +206,7 @@ impl Worker {
                 let _ = self.desk.rest(&mut [], Some(Instant::now() + AGAIN));
                 continue;
             }
-            let sessions = &self.house().config().sessions;
+            let sessions = &self.ctx().config().sessions;
             let held_until =
                 self.own_work.and_then(|at| Some(at + sessions.background_hold?)).filter(|_| self.agent.is_ready());
             let park_at =
@@ -221,7 +221,7 @@ impl Worker {
                 Woken::Letter => {}
                 Woken::Timeout => {
                     let parked = park_at.is_some_and(|at| at <= Instant::now());
-                    if parked && !self.desk.work && self.house().registry.may_park(self.desk.sid) {
+                    if parked && !self.desk.work && self.ctx().registry.may_park(self.desk.sid) {
                         break Close::Park;
                     }
                 }
@@ -230,8 +230,8 @@ impl Worker {
         self.shut(why);
     }
 
-    fn house(&self) -> &Arc<House> {
-        &self.desk.house
+    fn ctx(&self) -> &Arc<Context> {
+        &self.desk.ctx
     }
 
     /// Whether a turn could begin for it at once.
@@ -244,7 +244,7 @@ impl Worker {
     fn awaits_begin(&self, close: Close) -> bool {
         close != Close::Retire
             && self.desk.close_by.is_none_or(|by| by > Instant::now())
-            && self.house().registry.is_reserved(self.desk.sid)
+            && self.ctx().registry.is_reserved(self.desk.sid)
     }
 
     /// Runs a turn that was begun together with the accept of its message.
@@ -270,19 +270,19 @@ impl Worker {
             }
         }
         let sid = self.desk.sid;
-        match self.house().registry.begin(sid) {
+        match self.ctx().registry.begin(sid) {
             None => return Next::Idle,
             Some(false) => return Next::Reserved,
             Some(true) => {}
         }
         self.desk.work = false;
-        let config = self.house().config();
+        let config = self.ctx().config();
         let mut begin = Begin {
             sid,
             epoch: self.desk.epoch,
             on_interrupt: self.desk.agent.on_interrupt,
             resume: config.sessions.resume,
-            policy: self.house().policy(),
+            policy: self.ctx().policy(),
             asked: self.desk.asked,
             context: None,
             fresh_id: uuid::Uuid::now_v7().to_string(),
@@ -296,7 +296,7 @@ impl Worker {
             Err(next) => return next,
         };
         begin.context.clone_from(&context);
-        match self.house().store.begin_turn(begin) {
+        match self.ctx().store.begin_turn(begin) {
             Ok(Some(begun)) => {
                 self.desk.asked = false;
                 self.turn(&begun, context)
@@ -308,14 +308,14 @@ impl Worker {
             Err(Error::Refused(Refusal::Closed)) => Next::Idle,
             Err(Error::Refused(Refusal::Apart)) => {
                 self.desk.work = true;
-                if self.house().registry.wait_apart(sid) { Next::More } else { Next::Idle }
+                if self.ctx().registry.wait_apart(sid) { Next::More } else { Next::Idle }
             }
             Err(Error::Refused(_)) => self.gone(),
             Err(e) if e.lies_in_rows() => {
                 // To try again would be in vain: its sender is told, and what waits behind it has its turn.
                 log::error!(key = self.key(); "the next turn cannot begin, it fails: {e}");
                 let why = format!("what was kept of the turn cannot be used: {e}");
-                match self.house().store.fail_queued(sid, self.desk.epoch, "internal".to_owned(), why) {
+                match self.ctx().store.fail_queued(sid, self.desk.epoch, "internal".to_owned(), why) {
                     Ok(more) => {
                         (self.desk.work, self.desk.asked) = (more, false);
                         if more { Next::More } else { Next::Rest }
@@ -349,7 +349,7 @@ impl Worker {
     /// Starts the agent. What waits fails if it cannot be started, and its sender is told.
     fn start(&mut self) -> Result<(), Next> {
         let sid = self.desk.sid;
-        let _ = self.house().registry.set(sid, Doing::Starting);
+        let _ = self.ctx().registry.set(sid, Doing::Starting);
         crate::failpoint::hit_for("start", "before", self.key());
         let cwd = agent::Host::identity(&self.desk).cwd.clone();
         let until = Instant::now() + self.desk.agent.start_timeout;
@@ -370,7 +370,7 @@ impl Worker {
                 }
                 if started.agent_session != self.agent_session {
                     self.agent_session = started.agent_session;
-                    if let Err(e) = self.house().store.note_agent(sid, self.desk.epoch, self.agent_session.clone()) {
+                    if let Err(e) = self.ctx().store.note_agent(sid, self.desk.epoch, self.agent_session.clone()) {
                         log::warn!(key = self.key(); "the agent's session could not be noted: {e}");
                     }
                 }
@@ -383,7 +383,7 @@ impl Worker {
             Err(failure) => {
                 self.back_off();
                 log::warn!(key = self.key(), agent = self.desk.agent.name; "agent: {failure}");
-                let failed = self.house().store.fail_queued(
+                let failed = self.ctx().store.fail_queued(
                     sid,
                     self.desk.epoch,
                     failure.code.to_owned(),
@@ -412,19 +412,19 @@ impl Worker {
 
     /// Asks `before_turn` handlers for context.
     fn before_turn(&mut self, begin: &Begin) -> Result<Option<String>, Next> {
-        if !self.house().hooked(HookEvent::BeforeTurn) {
+        if !self.ctx().hooked(HookEvent::BeforeTurn) {
             return Ok(None);
         }
         // Nothing to begin, or no begin now: the begin itself says so.
-        let Ok(Some(begun)) = self.house().store.preview_turn(begin.clone()) else { return Ok(None) };
+        let Ok(Some(begun)) = self.ctx().store.preview_turn(begin.clone()) else { return Ok(None) };
         let fields = json!({ "text": begun.prompt, "first": begun.first });
         let event = self.event(HookEvent::BeforeTurn, &begun, fields);
-        match super::ask(&self.desk.house, event) {
+        match super::ask(&self.desk.ctx, event) {
             Verdict::Pass(context) => Ok(context),
             Verdict::Refuse(why) | Verdict::HookFailed(why) => {
                 // A continuation that is refused stays marked, and is asked for again by the next boot or an operator.
                 self.desk.asked = false;
-                match self.house().store.fail_queued(self.desk.sid, self.desk.epoch, "hook_failed".to_owned(), why) {
+                match self.ctx().store.fail_queued(self.desk.sid, self.desk.epoch, "hook_failed".to_owned(), why) {
                     Ok(more) => {
                         self.desk.work = more;
                         Err(if more { Next::More } else { Next::Rest })
@@ -445,9 +445,9 @@ impl Worker {
     fn turn(&mut self, begun: &Begun, context: Option<String>) -> Next {
         let (sid, since) = (self.desk.sid, Instant::now());
         let doing = Doing::Running { turn_id: Some(begun.turn_id.clone()), since, tool: None };
-        let _ = self.house().registry.set(sid, doing);
+        let _ = self.ctx().registry.set(sid, doing);
         if begun.alone {
-            self.house().registry.alone_begun(sid);
+            self.ctx().registry.alone_begun(sid);
         }
         crate::log::about("turn_id", &begun.turn_id);
         log::debug!(key = self.key(), turn_id = begun.turn_id; "turn begins");
@@ -491,15 +491,15 @@ impl Worker {
             self.cut_short = matches!(outcome, Outcome::Failed | Outcome::Cancelled).then(|| begun.turn_id.clone());
         }
         if self.is_ready() {
-            self.house().registry.finishing(sid, self.desk.epoch);
+            self.ctx().registry.finishing(sid, self.desk.epoch);
         }
         let next = self.finish(begun, &running, unkept, outcome, error, since);
         crate::log::about("turn_id", "");
         if begun.alone {
-            self.house().registry.alone_over(sid);
+            self.ctx().registry.alone_over(sid);
         }
         // The registry hears of the end after the database: a drain that sees nothing running finds it committed.
-        let _ = self.house().registry.set(sid, Doing::Idle);
+        let _ = self.ctx().registry.set(sid, Doing::Idle);
         next
     }
 
@@ -513,15 +513,15 @@ impl Worker {
         error: Option<(String, String)>,
         since: Instant,
     ) -> Next {
-        let mark = match self.house().board().stop {
+        let mark = match self.ctx().board().stop {
             Some((StopReason::Restart, ..)) => MarkReason::RestartTimeout,
             Some((StopReason::Shutdown, ..)) | None => MarkReason::ShutdownTimeout,
         };
         loop {
-            let store = &self.desk.house.store;
+            let store = &self.desk.ctx.store;
             match store.finish_turn(begun.turn, unkept.clone(), outcome, error.clone(), mark) {
                 Ok(ended) => {
-                    self.house().tally.turn(ended.outcome);
+                    self.ctx().tally.turn(ended.outcome);
                     self.desk.work |= ended.more;
                     self.tell_end(begun, ended.outcome, &running.answer, since);
                     return if ended.more { Next::More } else { Next::Rest };
@@ -558,12 +558,12 @@ impl Worker {
 
     /// Closes the agent and, where nobody else does, the activation.
     fn shut(&mut self, why: Close) {
-        let _ = self.desk.house.registry.set(self.desk.sid, Doing::Closing);
+        let _ = self.desk.ctx.registry.set(self.desk.sid, Doing::Closing);
         let within = match why {
             Close::Retire => CANCEL,
             // What the sweep will grant, whenever it begins: an agent that has to be killed is no reason to give its
             // worker up.
-            Close::Stop => self.house().config().shutdown.close * 4 / 10,
+            Close::Stop => self.ctx().config().shutdown.close * 4 / 10,
             Close::Park => CLOSE,
         };
         // A stop tells how many it closed, in one line.
@@ -581,13 +581,13 @@ impl Worker {
             // What it was given and did not do is for the next worker of the session. One that gave way may have come back
             // while this one ended; one that has not refuses the next worker's activation.
             let wish = Wish { sid: self.desk.sid, key: self.key().to_owned(), asked: self.desk.asked };
-            self.desk.house.registry.want(wish);
+            self.desk.ctx.registry.want(wish);
         }
         if why != Close::Park {
             return;
         }
         loop {
-            let store = &self.desk.house.store;
+            let store = &self.desk.ctx.store;
             match store.close_activation(self.desk.sid, self.desk.epoch, EndReason::Parked, Actor::Policy) {
                 Ok(_) | Err(Error::Refused(_)) => return,
                 Err(e) if e.lies_in_rows() => {
@@ -640,17 +640,17 @@ fn verdict(answer: &Answer, running: &Running, why: Option<Why>) -> (Outcome, Op
 }
 
 /// The agent of a kind.
-fn make(house: &Arc<House>, config: &config::Agent) -> Box<dyn Agent> {
+fn make(ctx: &Arc<Context>, config: &config::Agent) -> Box<dyn Agent> {
     match config.kind {
         AgentKind::Echo => Box::new(agent::echo::Echo::new(config.delay)),
         AgentKind::Exec => Box::new(agent::exec::Exec::new(config)),
         AgentKind::Acp => Box::new(agent::acp::Acp::new(config)),
         AgentKind::Openai => {
-            let looked_up = |f: &PathBuf| config::paths::secret_file(f, &house.config(), &config::paths::process_env);
+            let looked_up = |f: &PathBuf| config::paths::secret_file(f, &ctx.config(), &config::paths::process_env);
             let api_key_file = config.api_key_file.as_ref().map(looked_up);
             Box::new(agent::openai::Openai::new(&config::Agent { api_key_file, ..config.clone() }))
         }
-        AgentKind::Lua => Box::new(super::lua_agent(house, config)),
+        AgentKind::Lua => Box::new(super::lua_agent(ctx, config)),
     }
 }
 
@@ -662,9 +662,9 @@ pub fn working_dir(state_dir: &Path, template: &str, key: &str, id: &str) -> Pat
 }
 
 /// The session's id, as soon as the store says it; `None`: it is to close first, or there is no such session.
-fn session_id(house: &House, wish: &Wish, mailbox: &Mailbox) -> Option<String> {
+fn session_id(ctx: &Context, wish: &Wish, mailbox: &Mailbox) -> Option<String> {
     loop {
-        match house.store.session_in_row(wish.sid) {
+        match ctx.store.session_in_row(wish.sid) {
             Ok(session) => return Some(session.id),
             Err(Error::Refused(_)) => return None,
             Err(e) => {

@@ -1,7 +1,7 @@
 //! Hooks: the operator's Lua. Owns every Lua state, its thread, its limits and the `ostler.*` API.
 //!
 //! Lua is named here and nowhere else (but in the lua agent, which borrows [`sandbox`]). What the scripts may ask of
-//! the house comes in through [`Home`]; what the house tells the scripts goes in as an [`Event`]. The hooks must not
+//! the house comes in through [`HookHost`]; what the house tells the scripts goes in as an [`Event`]. The hooks must not
 //! know the store, the workers or the API: whether an event was delivered is told by a callback and kept by whoever
 //! asked.
 //!
@@ -106,7 +106,7 @@ pub enum Verdict {
 
 /// What scripts may ask of the house; implemented by the daemon over the store. Called on hook threads. Errors are
 /// texts for the script.
-pub trait Home: Send + Sync {
+pub trait HookHost: Send + Sync {
     /// Entries of a session's transcript after `after`, at most `limit`, none beyond `upto`.
     ///
     /// # Errors

@@ -21,7 +21,7 @@ use super::scripts::{Plan, Scripts};
 use super::stats::{HandlerInfo, Stats};
 use super::task::{Shared, Task};
 use super::timer;
-use super::{Delivered, Event, HandlerId, Home, Verdict, lock};
+use super::{Delivered, Event, HandlerId, HookHost, Verdict, lock};
 use crate::clock::Millis;
 use crate::model::event::HookEvent;
 use crate::thread;
@@ -119,13 +119,18 @@ impl Hooks {
     ///
     /// # Errors
     /// The system has no threads to give.
-    pub fn start(scripts: Scripts, home: Arc<dyn Home>, boot_id: &str) -> io::Result<Self> {
-        Self::start_with(scripts, home, boot_id, Tuning::default())
+    pub fn start(scripts: Scripts, host: Arc<dyn HookHost>, boot_id: &str) -> io::Result<Self> {
+        Self::start_with(scripts, host, boot_id, Tuning::default())
     }
 
-    pub(crate) fn start_with(scripts: Scripts, home: Arc<dyn Home>, boot_id: &str, tuning: Tuning) -> io::Result<Self> {
+    pub(crate) fn start_with(
+        scripts: Scripts,
+        host: Arc<dyn HookHost>,
+        boot_id: &str,
+        tuning: Tuning,
+    ) -> io::Result<Self> {
         let stats = Stats::with_rest(tuning.rest);
-        let shared = Shared { home, boot_id: boot_id.to_owned(), stats, grace: tuning.grace, kick: Kick::new()? };
+        let shared = Shared { host, boot_id: boot_id.to_owned(), stats, grace: tuning.grace, kick: Kick::new()? };
         let pool = Arc::new(Pool {
             shared,
             current: RwLock::new(Arc::clone(&scripts.plan)),

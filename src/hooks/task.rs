@@ -17,13 +17,13 @@ use super::scripts::{Handler, Plan, State, Timer};
 use super::stats::{Ended, Stats};
 use super::timer::Run;
 use super::verdict::{self, Opinion};
-use super::{Delivered, Event, HandlerId, Home, Verdict};
+use super::{Delivered, Event, HandlerId, HookHost, Verdict};
 use crate::clock::{Millis, rfc3339};
 use crate::model::event::HookEvent;
 
 /// What all lanes share.
 pub(crate) struct Shared {
-    pub home: Arc<dyn Home>,
+    pub host: Arc<dyn HookHost>,
     pub boot_id: String,
     pub stats: Stats,
     /// Beyond a call's timeout, before its thread is given up.
@@ -303,14 +303,14 @@ pub(crate) fn call(
     let until = Instant::now() + step.timeout();
     let Some(state) = state.as_ref() else { return Err(failed("there is no Lua state".to_owned())) };
     let context = state.sandbox.context();
-    let _ = context.home.set(Arc::clone(&shared.home));
+    let _ = context.host.set(Arc::clone(&shared.host));
     if matches!(step, Step::Timer(..)) && context.kick.set(Arc::clone(&shared.kick)).is_ok() {
         context.deadline.stop_on(Some(shared.kick.flag()));
     }
     let (function, argument) = match step {
         Step::Handler(h) => (state.handlers.get(&h.id), event),
         Step::Timer(t, due) => {
-            match shared.home.timer_claim(&t.name, *due) {
+            match shared.host.timer_claim(&t.name, *due) {
                 Ok(true) => {}
                 Ok(false) => return Ok(Opinion::None),
                 Err(why) => return Err(failed(format!("the run cannot be claimed: {why}"))),

@@ -120,10 +120,10 @@ fn hand_out(pool: &Pool, plan: &Plan, timers: &mut Timers) -> Option<Millis> {
 /// The newest run of a timer. One that never ran starts from the present, durably, so that the first run it misses
 /// while the daemon is down counts as missed.
 fn last_run(pool: &Pool, timer: &Timer, newest: Millis) -> Millis {
-    let home = &pool.shared.home;
-    let last = match home.timer_last(&timer.name) {
+    let host = &pool.shared.host;
+    let last = match host.timer_last(&timer.name) {
         Ok(Some(last)) => Ok(last),
-        Ok(None) => home.timer_claim(&timer.name, newest).map(|_| newest),
+        Ok(None) => host.timer_claim(&timer.name, newest).map(|_| newest),
         Err(why) => Err(why),
     };
     last.unwrap_or_else(|why| {
@@ -138,7 +138,7 @@ fn restart(pool: &Pool, timer: &Timer, from: Millis) {
     let name = timer.name.as_str();
     log::warn!(target: "hook", hook = name;
         "timer {name}: its last run lies in the future, for the clock was ahead then: it goes on from now");
-    if let Err(why) = pool.shared.home.timer_restart(name, from) {
+    if let Err(why) = pool.shared.host.timer_restart(name, from) {
         log::error!(target: "hook", hook = name; "timer {name}: where it goes on from cannot be kept: {why}");
     }
 }

@@ -17,7 +17,7 @@ use super::scripts::{LoadError, Plan, State, load_sources};
 use super::stats::{REST, Stats};
 use super::task::{self, Shared, Task};
 use super::timer::Run;
-use super::{Delivered, Event, Home, Verdict, check, lock, sample_with};
+use super::{Delivered, Event, HookHost, Verdict, check, lock, sample_with};
 use crate::clock::{self, Millis};
 use crate::config;
 use crate::model::event::{Entry, HookEvent, Role};
@@ -68,7 +68,7 @@ fn alive(until: Option<Instant>, now: Instant) -> bool {
     until.is_none_or(|until| now < until)
 }
 
-impl Home for Scratch {
+impl HookHost for Scratch {
     fn transcript(&self, id: &str, after: i64, limit: usize, upto: Option<i64>) -> Result<Vec<Entry>, String> {
         let upto = upto.unwrap_or(i64::MAX);
         let all = lock(&self.transcripts);
@@ -190,7 +190,7 @@ impl Trial {
         let loaded = load_sources(sources, &once, env!("CARGO_PKG_VERSION"))?;
         let kick = Kick::new().map_err(|e| LoadError::new(script, format!("cannot be tried: {e}")))?;
         let shared = Shared {
-            home: Arc::clone(&house) as Arc<dyn Home>,
+            host: Arc::clone(&house) as Arc<dyn HookHost>,
             boot_id: "trial".to_owned(),
             stats: Stats::with_rest(REST),
             grace: Duration::ZERO,

@@ -12,7 +12,7 @@ use crossbeam_channel::Sender;
 
 use super::{ALONE, Coordinator, DOUBT, NO_THREAD, News, PRUNE, Timer, restart_text};
 use crate::config::Resume;
-use crate::daemon::house::{House, RETIRE, Reloaded};
+use crate::daemon::context::{Context, RETIRE, Reloaded};
 use crate::daemon::registry::Wish;
 use crate::daemon::{desk, dirs, notify, prune, reload};
 use crate::model::event::HookEvent;
@@ -41,12 +41,12 @@ impl Coordinator {
         &self,
         name: &str,
         lost: Option<News>,
-        body: impl FnOnce(&Arc<House>) -> Option<News> + Send + 'static,
+        body: impl FnOnce(&Arc<Context>) -> Option<News> + Send + 'static,
     ) -> io::Result<()> {
-        let (house, to) = (self.house.clone(), self.news.0.clone());
+        let (ctx, to) = (self.ctx.clone(), self.news.0.clone());
         let body = move || {
             let mut told = Told { to, news: lost };
-            told.news = body(&house);
+            told.news = body(&ctx);
         };
         thread::spawn_own(name, thread::DEEP_STACK, body)
             .map(drop)
@@ -56,8 +56,8 @@ impl Coordinator {
     /// A sign of life, for the next boot.
     pub(super) fn note_alive(&self) {
         // Without a thread the next minute does it.
-        let _ = self.aside("alive", None, |house| {
-            if let Err(e) = house.store.note_alive() {
+        let _ = self.aside("alive", None, |ctx| {
+            if let Err(e) = ctx.store.note_alive() {
                 log::warn!("the sign of life cannot be noted: {e}");
             }
             None
@@ -66,26 +66,26 @@ impl Coordinator {
 
     /// A session that ran alone may have stood its time.
     pub(super) fn look_alone(&mut self, now: Instant) {
-        let Some((_, since)) = self.house.registry.alone() else { return };
+        let Some((_, since)) = self.ctx.registry.alone() else { return };
         if since + ALONE > now {
             if !self.timers.is_set(Timer::Alone) {
                 self.timers.set(Timer::Alone, since + ALONE);
             }
             return;
         }
-        let Some(sid) = now.checked_sub(ALONE).and_then(|before| self.house.registry.take_alone(before)) else {
+        let Some(sid) = now.checked_sub(ALONE).and_then(|before| self.ctx.registry.take_alone(before)) else {
             return;
         };
-        let stood = self.aside("alone", None, move |house| {
+        let stood = self.aside("alone", None, move |ctx| {
             // Where that cannot be written its turn's end does it.
-            match house.store.clear_solo(sid) {
-                Ok(()) => house.registry.alone_over(sid),
+            match ctx.store.clear_solo(sid) {
+                Ok(()) => ctx.registry.alone_over(sid),
                 Err(e) => log::warn!("a session still counts as running alone: {e}"),
             }
             None
         });
         if stood.is_err() {
-            self.house.registry.alone_begun(sid);
+            self.ctx.registry.alone_begun(sid);
         }
     }
 
@@ -102,7 +102,7 @@ impl Coordinator {
         if self.machine.phase() != Phase::Running || !self.schedules.begin() {
             return;
         }
-        if self.aside("schedule", Some(News::Scheduled(None)), |house| Some(News::Scheduled(wanted(house)))).is_err() {
+        if self.aside("schedule", Some(News::Scheduled(None)), |ctx| Some(News::Scheduled(wanted(ctx)))).is_err() {
             self.scheduled(None);
         }
     }
@@ -148,7 +148,7 @@ impl Coordinator {
         }
         notify::reloading();
         let lost = News::Prepared(Err("it failed by a fault of the daemon, see its log".into()));
-        let prepare = |house: &Arc<House>| Some(News::Prepared(reload::prepare(house).map(Box::new)));
+        let prepare = |ctx: &Arc<Context>| Some(News::Prepared(reload::prepare(ctx).map(Box::new)));
         if let Err(e) = self.aside("reload", Some(lost), prepare) {
             self.prepared(Err(format!("no thread to read it: {e}")));
         }
@@ -160,18 +160,18 @@ impl Coordinator {
         if self.machine.stop().is_some() {
             return log::warn!("reload refused, the old configuration and hooks stay: {STOPPING}");
         }
-        let outcome = prepared.and_then(|new| reload::put_in_force(&self.house, *new));
+        let outcome = prepared.and_then(|new| reload::put_in_force(&self.ctx, *new));
         notify::ready();
         match &outcome {
             Ok(r) => {
                 log::info!("reloaded: {} keys changed{}", r.changed.len(), restart_text(r));
                 let fields = serde_json::json!({ "changed": r.changed });
                 let event = desk::hook_event(HookEvent::Reload, "", fields, None);
-                self.house.hooks.notify(event, Box::new(|_| ()));
+                self.ctx.hooks.notify(event, Box::new(|_| ()));
                 self.prune();
                 if r.changed.iter().any(|key| key == "sessions.park_after") {
                     // Whoever rests until its old time looks at the new one.
-                    self.house.registry.wake_all();
+                    self.ctx.registry.wake_all();
                 }
             }
             Err(e) => log::error!("reload refused, the old configuration and hooks stay: {e}"),
@@ -200,7 +200,7 @@ impl Coordinator {
             return;
         }
         self.timers.clear(Timer::Prune);
-        if self.aside("prune", Some(News::Pruned(None)), |house| Some(News::Pruned(prune::step(house)))).is_err() {
+        if self.aside("prune", Some(News::Pruned(None)), |ctx| Some(News::Pruned(prune::step(ctx)))).is_err() {
             let _ = self.prunes.complete();
             self.timers.set(Timer::Prune, Instant::now() + NO_THREAD);
         }
@@ -228,7 +228,7 @@ impl Coordinator {
         }
         // Set while it runs as well: a worker that ends meanwhile asks again.
         self.timers.set(Timer::Tidy, Instant::now() + PRUNE);
-        if self.aside("tidy", Some(News::Tidied(true)), |house| Some(News::Tidied(dirs::step(house)))).is_err() {
+        if self.aside("tidy", Some(News::Tidied(true)), |ctx| Some(News::Tidied(dirs::step(ctx)))).is_err() {
             self.tidied(true);
         }
     }
@@ -252,7 +252,7 @@ impl Coordinator {
         if self.machine.phase() != Phase::Running || !self.doubts.begin() {
             return;
         }
-        let look = |house: &Arc<House>| Some(News::Undoubted(look_for_overlooked(house)));
+        let look = |ctx: &Arc<Context>| Some(News::Undoubted(look_for_overlooked(ctx)));
         if self.aside("doubt", Some(News::Undoubted(None)), look).is_err() {
             self.undoubted(None);
         }
@@ -265,10 +265,10 @@ impl Coordinator {
             return self.timers.set(Timer::Doubt, Instant::now() + DOUBT);
         };
         for sid in overlooked.gone {
-            self.house.registry.retire(sid, Instant::now() + RETIRE);
+            self.ctx.registry.retire(sid, Instant::now() + RETIRE);
         }
         for (sid, tid) in overlooked.cancelled {
-            self.house.cancel_turn(sid, tid);
+            self.ctx.cancel_turn(sid, tid);
         }
         if self.machine.phase() == Phase::Running {
             self.schedule(0);
@@ -280,22 +280,22 @@ impl Coordinator {
     /// is tried anew.
     pub(super) fn refuse_waiting(&mut self, wish: Wish, why: String) {
         let told = wish.clone();
-        let refused = self.aside("refuse", None, move |house| {
-            match house.store.fail_waiting(told.sid, "overloaded", why) {
+        let refused = self.aside("refuse", None, move |ctx| {
+            match ctx.store.fail_waiting(told.sid, "overloaded", why) {
                 Ok(false) => {}
-                Ok(true) => house.registry.want(told),
+                Ok(true) => ctx.registry.want(told),
                 Err(e) => {
                     log::error!(key = told.key; "what waits there cannot be refused, tried again: {e}");
                     // Not at once: this is where neither a thread nor the store is to be had.
                     std::thread::park_timeout(NO_THREAD);
-                    house.registry.want(told);
+                    ctx.registry.want(told);
                 }
             }
             None
         });
         if refused.is_err() {
             self.timers.set(Timer::Seat, Instant::now() + NO_THREAD);
-            self.house.registry.want(wish);
+            self.ctx.registry.want(wish);
         }
     }
 }
@@ -303,16 +303,14 @@ impl Coordinator {
 const STOPPING: &str = "the daemon is stopping";
 
 /// Reads what waits: who has something queued is given its wish at once, whose turn was interrupted is returned.
-fn wanted(house: &House) -> Option<Vec<Wish>> {
-    let config = house.config();
-    let since = config
-        .sessions
-        .resume_window
-        .map_or(0, |w| house.store.now() - i64::try_from(w.as_millis()).unwrap_or(i64::MAX));
+fn wanted(ctx: &Context) -> Option<Vec<Wish>> {
+    let config = ctx.config();
+    let since =
+        config.sessions.resume_window.map_or(0, |w| ctx.store.now() - i64::try_from(w.as_millis()).unwrap_or(i64::MAX));
     let marked = (config.sessions.resume == Resume::Auto).then_some(since);
     let (mut after, mut interrupted) = (0, Vec::new());
     loop {
-        let page = house
+        let page = ctx
             .store
             .wanted(after, 1000, marked)
             .inspect_err(|e| log::error!("what waits cannot be read: {e}"))
@@ -322,7 +320,7 @@ fn wanted(house: &House) -> Option<Vec<Wish>> {
         for w in page {
             let wish = Wish { sid: w.sid, key: w.key, asked: marked.is_some() };
             if w.queued {
-                house.registry.want(wish);
+                ctx.registry.want(wish);
             } else {
                 interrupted.push(wish);
             }
@@ -331,10 +329,10 @@ fn wanted(house: &House) -> Option<Vec<Wish>> {
 }
 
 /// Once the store answers again: what a commit in doubt did after all. `None`: it does not answer yet.
-fn look_for_overlooked(house: &House) -> Option<Overlooked> {
-    if !house.store.answers(DOUBT) {
+fn look_for_overlooked(ctx: &Context) -> Option<Overlooked> {
+    if !ctx.store.answers(DOUBT) {
         return None;
     }
-    let live: Vec<i64> = house.registry.live().into_keys().collect();
-    house.store.overlooked(&live).inspect_err(|e| log::error!("what a commit in doubt did cannot be read: {e}")).ok()
+    let live: Vec<i64> = ctx.registry.live().into_keys().collect();
+    ctx.store.overlooked(&live).inspect_err(|e| log::error!("what a commit in doubt did cannot be read: {e}")).ok()
 }

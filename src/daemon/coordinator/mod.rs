@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, never, select};
 
+use super::context::{Context, Reloaded, Request};
 use super::delivery::{Delivery, Message};
-use super::house::{House, Reloaded, Request};
 use super::registry::Wish;
 use super::report::Report;
 use super::signals::Signal;
@@ -114,7 +114,7 @@ pub struct Ending {
 
 /// The coordinator.
 pub struct Coordinator {
-    house: Arc<House>,
+    ctx: Arc<Context>,
     machine: Lifecycle,
     delivery: Delivery,
     news: (Sender<News>, Receiver<News>),
@@ -138,14 +138,14 @@ pub struct Coordinator {
 impl Coordinator {
     /// A coordinator that is about to start its loop.
     #[must_use]
-    pub fn new(house: Arc<House>, delivery: Delivery) -> Self {
-        let machine = Lifecycle::new(house.config().shutdown);
+    pub fn new(ctx: Arc<Context>, delivery: Delivery) -> Self {
+        let machine = Lifecycle::new(ctx.config().shutdown);
         let now = Instant::now();
         let mut timers = Timers::default();
         timers.set(Timer::Alive, now + ALIVE);
         timers.set(Timer::Prune, now + PRUNE);
         Self {
-            house,
+            ctx,
             machine,
             delivery,
             news: crossbeam_channel::bounded(4096),
@@ -195,10 +195,10 @@ impl Coordinator {
 
     fn become_ready(&mut self, recovered: &Recovered) {
         self.step(Event::BecameReady);
-        self.house.set_ready();
+        self.ctx.set_ready();
         notify::ready();
         crate::failpoint::hit("boot", "ready");
-        log::info!(boot_id = self.house.boot_id; "ready, {} after the start", took(clock::now() - self.house.started_at));
+        log::info!(boot_id = self.ctx.boot_id; "ready, {} after the start", took(clock::now() - self.ctx.started_at));
         let fields = serde_json::json!({
             "version": env!("CARGO_PKG_VERSION"),
             "recovered": {
@@ -208,7 +208,7 @@ impl Coordinator {
         });
         let news = self.news.0.clone();
         let event = desk::hook_event(HookEvent::DaemonStart, "", fields, None);
-        self.house.hooks.notify(
+        self.ctx.hooks.notify(
             event,
             Box::new(move |_| {
                 let _ = news.try_send(News::Started);
@@ -219,7 +219,7 @@ impl Coordinator {
     }
 
     fn is_open(&self) -> bool {
-        self.machine.phase() == Phase::Running && !self.house.board().held
+        self.machine.phase() == Phase::Running && !self.ctx.board().held
     }
 
     /// Does what has become due or possible.
@@ -256,7 +256,7 @@ impl Coordinator {
     }
 
     fn look_running(&mut self, now: Instant) {
-        if !self.timers.is_set(Timer::Alive) && self.house.registry.numbers().running > 0 {
+        if !self.timers.is_set(Timer::Alive) && self.ctx.registry.numbers().running > 0 {
             self.timers.set(Timer::Alive, now + ALIVE);
             self.note_alive();
         }
@@ -272,7 +272,7 @@ impl Coordinator {
         while self.next_continuation.is_some_and(|at| at <= now) {
             let Some(wish) = self.continuations.pop_front() else { break };
             self.next_continuation = self.next_continuation.map(|at| at + PACE);
-            self.house.registry.want(wish);
+            self.ctx.registry.want(wish);
         }
         self.set_continuations();
     }
@@ -282,31 +282,31 @@ impl Coordinator {
         if self.timers.is_set(Timer::Seat) {
             return;
         }
-        let config = self.house.config();
-        let mut newcomers = VecDeque::from(self.house.registry.seat(&config, is_light));
+        let config = self.ctx.config();
+        let mut newcomers = VecDeque::from(self.ctx.registry.seat(&config, is_light));
         while let Some(newcomer) = newcomers.pop_front() {
             let agent = config.route(&newcomer.of.wish.key).clone();
             let stack = if agent.kind == AgentKind::Lua { thread::DEEP_STACK } else { thread::IO_STACK };
-            let (house, news) = (self.house.clone(), self.news.0.clone());
+            let (ctx, news) = (self.ctx.clone(), self.news.0.clone());
             let (wish, mailbox) = (newcomer.of.wish.clone(), newcomer.mailbox.clone());
             let sid = wish.sid;
             let started = thread::spawn(format!("s{sid}"), stack, move || {
-                worker::run(&house, &wish, agent, &mailbox);
+                worker::run(&ctx, &wish, agent, &mailbox);
                 let _ = news.send(News::WorkerEnded(sid));
             });
             match started {
-                Ok(join) => self.house.registry.started(sid, join),
-                Err(e) if self.house.registry.numbers().live > newcomers.len() + 1 => {
+                Ok(join) => self.ctx.registry.started(sid, join),
+                Err(e) if self.ctx.registry.numbers().live > newcomers.len() + 1 => {
                     // A worker that ends gives one back.
                     self.timers.set(Timer::Seat, now + NO_THREAD);
                     newcomers.push_front(newcomer);
-                    newcomers.into_iter().for_each(|n| self.house.registry.unseat(n));
+                    newcomers.into_iter().for_each(|n| self.ctx.registry.unseat(n));
                     return log::warn!("no thread for another session, tried again in a second: {e}");
                 }
                 Err(e) => {
                     let wish = newcomer.of.wish;
                     log::error!(key = wish.key; "no thread for the session: {e}");
-                    let _ = self.house.registry.remove(wish.sid);
+                    let _ = self.ctx.registry.remove(wish.sid);
                     self.refuse_waiting(wish, format!("no thread for the session: {e}"));
                 }
             }
@@ -350,17 +350,17 @@ impl Coordinator {
         if self.machine.stop().is_some() {
             return;
         }
-        self.house.store.set_admission(if hold { Admission::Held } else { Admission::Open });
-        self.house.show(|b| b.held = hold);
+        self.ctx.store.set_admission(if hold { Admission::Held } else { Admission::Open });
+        self.ctx.show(|b| b.held = hold);
         log::info!("{}", if hold { "held: messages are accepted, no turn starts" } else { "released: turns start" });
         if !hold {
-            self.house.registry.wake_all();
+            self.ctx.registry.wake_all();
             self.schedule(0);
         }
     }
 
     fn ask_stop(&mut self, reason: StopReason, urgency: Urgency) {
-        self.machine.set_budget(self.house.config().shutdown);
+        self.machine.set_budget(self.ctx.config().shutdown);
         self.step(Event::StopAsked(reason, urgency));
         self.refuse_reloads();
     }
@@ -374,20 +374,20 @@ impl Coordinator {
             }
             News::WorkerEnded(sid) => {
                 self.timers.clear(Timer::Seat);
-                if let Some((join, again)) = self.house.registry.remove(sid) {
+                if let Some((join, again)) = self.ctx.registry.remove(sid) {
                     // The thread has said its last word: the join is a matter of microseconds.
                     if let Some(join) = join
                         && join.join().is_err()
                     {
                         log::error!("the worker of session row {sid} panicked at its end");
                     }
-                    self.house.registry.alone_over(sid);
+                    self.ctx.registry.alone_over(sid);
                     if self.timers.is_set(Timer::Tidy) {
                         // It may be the one in whose directory somebody was still at work.
                         self.tidy();
                     }
                     if let Some(wish) = again {
-                        self.house.registry.want(wish);
+                        self.ctx.registry.want(wish);
                     }
                 }
             }
@@ -410,10 +410,10 @@ impl Coordinator {
         let phase = self.machine.phase();
         if let Some(stop) = self.machine.stop() {
             let deadline_at = clock::now() + millis(stop.deadline.saturating_duration_since(Instant::now()));
-            self.house.show(|b| b.stop = Some((stop.reason, stop.urgency, deadline_at)));
+            self.ctx.show(|b| b.stop = Some((stop.reason, stop.urgency, deadline_at)));
         }
         if phase != before {
-            self.house.show(|b| b.phase = phase.as_str());
+            self.ctx.show(|b| b.phase = phase.as_str());
             if let Some(report) = &mut self.report {
                 report.enter(phase);
             }

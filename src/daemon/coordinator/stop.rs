@@ -16,14 +16,14 @@ use crate::thread;
 impl Coordinator {
     /// Does what the machine says.
     pub(super) fn perform(&mut self, action: Action) {
-        let house = self.house.clone();
+        let ctx = self.ctx.clone();
         let Some(stop) = self.machine.stop() else { return };
         crate::failpoint::hit_word("act", &action);
         match action {
             Action::CloseAdmission => {
-                house.store.set_admission(Admission::Stopping);
-                house.hooks.stop_timers();
-                self.report = Some(Report::begin(&house, stop, self.machine.phase()));
+                ctx.store.set_admission(Admission::Stopping);
+                ctx.hooks.stop_timers();
+                self.report = Some(Report::begin(&ctx, stop, self.machine.phase()));
                 self.timers.set(Timer::Progress, Instant::now());
                 log::info!("stop: {} ({}), at most {} s", stop.reason, stop.urgency, left(stop.deadline).as_secs());
             }
@@ -38,7 +38,7 @@ impl Coordinator {
                     urgency: stop.urgency,
                     deadline_at: clock::now() + millis(left(stop.deadline)),
                 };
-                match house.store.until(Instant::now() + house.config().shutdown.close).mark_running(note) {
+                match ctx.store.until(Instant::now() + ctx.config().shutdown.close).mark_running(note) {
                     Ok(n) => log::info!("stop: {n} running sessions are marked"),
                     Err(e) => log::error!("stop: the marks could not be written, the next boot derives them: {e}"),
                 }
@@ -47,19 +47,19 @@ impl Coordinator {
             Action::HoldEnds => self.delivery.tell(Message::HoldEnds),
             Action::ReleaseEnds => self.delivery.tell(Message::ReleaseEnds),
             Action::CallShutdownHooks(until) => self.call_hooks(HookEvent::Shutdown, until, Event::ShutdownHooksEnded),
-            Action::CloseWorkers => house.registry.close_all(),
+            Action::CloseWorkers => ctx.registry.close_all(),
             Action::RefreshMarks => {
                 crate::failpoint::hit("stop", "timeout");
                 if let Err(e) =
-                    house.store.until(Instant::now() + house.config().shutdown.close).refresh_marks(stop.reason.mark())
+                    ctx.store.until(Instant::now() + ctx.config().shutdown.close).refresh_marks(stop.reason.mark())
                 {
                     log::error!("stop: the marks could not be renewed: {e}");
                 }
             }
-            Action::Interrupt(until) => house.registry.interrupt_running(Interrupt::Cancel(until)),
-            Action::Kill => house.registry.hurry(Instant::now(), true),
+            Action::Interrupt(until) => ctx.registry.interrupt_running(Interrupt::Cancel(until)),
+            Action::Kill => ctx.registry.hurry(Instant::now(), true),
             Action::Abandon => {
-                let given_up = house.registry.abandon();
+                let given_up = ctx.registry.abandon();
                 if !given_up.is_empty() {
                     let keys: Vec<&str> = given_up.iter().take(20).map(|(_, key)| key.as_str()).collect();
                     log::error!("stop: {} workers were abandoned: {}", given_up.len(), keys.join(" "));
@@ -70,16 +70,16 @@ impl Coordinator {
             }
             Action::NoteAbandoned => {
                 let sids = self.report.as_ref().map_or_else(Vec::new, Report::given_up);
-                let patient = house.store.until(Instant::now() + house.config().shutdown.close / 4);
+                let patient = ctx.store.until(Instant::now() + ctx.config().shutdown.close / 4);
                 if let Err(e) = patient.note_abandoned(sids) {
                     log::error!("stop: the abandoned sessions could not be noted: {e}");
                 }
             }
-            Action::Sweep(until) => house.registry.hurry(until, false),
+            Action::Sweep(until) => ctx.registry.hurry(until, false),
             Action::CloseActivations => {
                 crate::failpoint::hit("stop", "swept");
-                let patient = house.store.until(Instant::now() + house.config().shutdown.close);
-                match patient.close_activations(stop.reason, house.config().sessions.stuck_threshold.into()) {
+                let patient = ctx.store.until(Instant::now() + ctx.config().shutdown.close);
+                match patient.close_activations(stop.reason, ctx.config().sessions.stuck_threshold.into()) {
                     Ok(n) => log::info!("stop: {n} activations closed"),
                     Err(e) => log::error!("stop: the ends could not be written, the next boot writes them: {e}"),
                 }
@@ -94,7 +94,7 @@ impl Coordinator {
             Action::CallStopped(until) => {
                 // No event is delivered after this.
                 self.delivery.tell(Message::Halt);
-                self.house.hooks.stop_calling();
+                self.ctx.hooks.stop_calling();
                 self.call_hooks(HookEvent::Stopped, until, Event::StoppedHooksEnded);
             }
             Action::CloseStore(until) => self.close_store(until),
@@ -105,21 +105,21 @@ impl Coordinator {
     /// Calls the handlers of one of the stop's own events; the machine is told when they are done.
     fn call_hooks(&mut self, kind: HookEvent, until: Instant, done: Event) {
         let Some(stop) = self.machine.stop() else { return };
-        let blocking = self.house.registry.blocking();
+        let blocking = self.ctx.registry.blocking();
         let fields = match kind {
             HookEvent::Stopped => serde_json::json!({
                 "reason": stop.reason, "clean": !self.machine.abandoned(),
-                "report": self.report.as_ref().map(|r| r.json(&self.house, None)),
+                "report": self.report.as_ref().map(|r| r.json(&self.ctx, None)),
             }),
             _ => serde_json::json!({
                 "reason": stop.reason, "deadline_ms": millis(left(until)),
                 "running": blocking.iter().map(|b| b.key.as_str()).collect::<Vec<_>>(),
-                "live": self.house.registry.numbers().live,
+                "live": self.ctx.registry.numbers().live,
             }),
         };
         let news = self.news.0.clone();
         let event = desk::hook_event(kind, "", fields, None);
-        self.house.hooks.notify(
+        self.ctx.hooks.notify(
             event,
             Box::new(move |_| {
                 let _ = news.try_send(News::Life(done));
@@ -130,8 +130,8 @@ impl Coordinator {
     fn close_store(&mut self, until: Instant) {
         crate::failpoint::hit("stop", "stopped");
         self.delivery.tell(Message::Halt);
-        self.house.hooks.stop_calling();
-        let given_up = self.house.hooks.close(Instant::now() + left(until) / 4);
+        self.ctx.hooks.stop_calling();
+        let given_up = self.ctx.hooks.close(Instant::now() + left(until) / 4);
         self.hooks_abandoned = given_up > 0;
         // What was only queued for a handler is known by now: it was answered before the threads ended.
         let (ended, end) = crossbeam_channel::bounded(1);
@@ -144,13 +144,13 @@ impl Coordinator {
         let report = match &mut self.report {
             Some(report) => {
                 report.finish(clean);
-                report.json(&self.house, Some(Instant::now() + left(until) / 4))
+                report.json(&self.ctx, Some(Instant::now() + left(until) / 4))
             }
             None => serde_json::Value::Null,
         };
-        self.house.set_report(report.clone());
-        let store = self.house.store.until(until);
-        let keep = self.house.config().retention.reports;
+        self.ctx.set_report(report.clone());
+        let store = self.ctx.store.until(until);
+        let keep = self.ctx.config().retention.reports;
         let recorded = store.close_boot(clean, report, keep);
         if let Err(e) = &recorded {
             log::error!("stop: the clean record could not be written: {e}");
@@ -158,7 +158,7 @@ impl Coordinator {
         self.released = false;
         let news = self.news.0.clone();
         crate::failpoint::hit("stop", "recorded");
-        let hub = self.house.hub.clone();
+        let hub = self.ctx.hub.clone();
         let body = move || {
             // Streams end with the last events; one whose client does not read has a quarter of the time.
             hub.close();
@@ -177,8 +177,8 @@ impl Coordinator {
 
     /// Tells the machine what has ended.
     pub(super) fn look_stopping(&mut self) {
-        let numbers = self.house.registry.numbers();
-        let delivering = self.house.hub.delivering();
+        let numbers = self.ctx.registry.numbers();
+        let delivering = self.ctx.hub.delivering();
         if numbers.live == 0 && (delivering == 0 || self.machine.phase() != Phase::Draining) {
             self.step(Event::WorkersGone);
         } else if numbers.running == 0 && delivering == 0 && self.machine.phase() != Phase::Sweeping {
@@ -192,7 +192,7 @@ impl Coordinator {
             return;
         }
         self.timers.set(Timer::Progress, now + PROGRESS);
-        let blocking = self.house.registry.blocking();
+        let blocking = self.ctx.registry.blocking();
         let first =
             blocking.first().map(|b| format!(", longest: {} for {} s", b.key, b.age.as_secs())).unwrap_or_default();
         notify::status(&format!("{}: {} turns run{first}", self.machine.phase(), blocking.len()));
@@ -201,7 +201,7 @@ impl Coordinator {
 
     /// What the watchdog writes when the deadline passes.
     pub(super) fn keep_facts(&self) {
-        let blocking = self.house.registry.blocking();
+        let blocking = self.ctx.registry.blocking();
         let keys: Vec<&str> = blocking.iter().take(20).map(|b| b.key.as_str()).collect();
         watchdog::facts(&format!(
             "ostler: the stop's deadline has passed in phase {}: {} turns run ({}); leaving\n",

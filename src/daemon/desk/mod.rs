@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use super::house::{CANCEL, House};
+use super::context::{CANCEL, Context};
 use super::hub::Preview;
 use super::mailbox::{Close, Letters, Mailbox, Why, Woken};
 use crate::agent::{
@@ -94,8 +94,8 @@ pub struct Running {
 
 /// The desk of one worker.
 pub struct Desk {
-    /// The house.
-    pub house: Arc<House>,
+    /// What all threads share.
+    pub ctx: Arc<Context>,
     /// The session's row.
     pub sid: i64,
     /// The activation's number.
@@ -131,7 +131,7 @@ impl Desk {
     /// A desk for one activation.
     #[must_use]
     pub fn new(
-        house: Arc<House>,
+        ctx: Arc<Context>,
         sid: i64,
         epoch: i64,
         agent: config::Agent,
@@ -139,7 +139,7 @@ impl Desk {
         identity: Identity,
     ) -> Self {
         Self {
-            house,
+            ctx,
             sid,
             epoch,
             agent,
@@ -213,7 +213,7 @@ impl Desk {
     /// A turn begins.
     pub fn begin(&mut self, begun: &Begun) {
         let now = Instant::now();
-        self.keep_answer = self.house.hooked(HookEvent::TurnEnd);
+        self.keep_answer = self.ctx.hooked(HookEvent::TurnEnd);
         if let Some((_, by)) = self.cancel.take().filter(|(tid, _)| *tid == begun.turn.tid) {
             self.interrupt.get_or_insert((Interrupt::Cancel(by), Why::Cancelled));
         }
@@ -227,7 +227,7 @@ impl Desk {
             stale: false,
             unkept: Unkept::default(),
             unwritten: 0,
-            left: usize::try_from(self.house.config().sessions.answer).unwrap_or(usize::MAX),
+            left: usize::try_from(self.ctx.config().sessions.answer).unwrap_or(usize::MAX),
             flush_at: None,
             sent: None,
             clock: TurnClock::new(self.agent.turn_timeout.map(|t| now + t)),
@@ -244,7 +244,7 @@ impl Desk {
         let open: Vec<String> =
             self.running.iter().flat_map(|r| r.open.iter().map(|o| o.request.request_id.clone())).collect();
         for id in open {
-            let _ = self.house.registry.answer_permission(self.sid, &id, None, "daemon");
+            let _ = self.ctx.registry.answer_permission(self.sid, &id, None, "daemon");
             self.settle(&id, PermissionOutcome::Cancelled, "daemon");
         }
         self.settled.clear();
@@ -317,7 +317,7 @@ impl Desk {
             return;
         }
         let (tell, outcome) = sync_channel(1);
-        self.house.store.append_then(r.turn, r.unkept.send(), move |kept| drop(tell.send(kept)));
+        self.ctx.store.append_then(r.turn, r.unkept.send(), move |kept| drop(tell.send(kept)));
         r.sent = Some(Sent { size: std::mem::take(&mut r.unwritten), outcome });
     }
 
@@ -383,7 +383,7 @@ impl Desk {
 
     /// The agent says more than it may: no more of it is taken, and it is cancelled.
     fn cut_short(&mut self) {
-        let limit = self.house.config().sessions.answer;
+        let limit = self.ctx.config().sessions.answer;
         let Some(r) = self.running.as_mut().filter(|r| r.too_large.is_none()) else { return };
         let why = format!("the agent said more than {limit} bytes in one turn (sessions.answer)");
         log::warn!(key = self.identity.key, turn_id = r.turn_id; "{why}; it is cancelled");
@@ -413,7 +413,7 @@ impl Desk {
         let offset = *so_far;
         *so_far += text.len();
         let id = &self.identity;
-        self.house.hub.delta(&id.key, || {
+        self.ctx.hub.delta(&id.key, || {
             let (key, session_id, turn_id, text) = (&id.key, &id.session_id, &r.turn_id, &text);
             let delta = Delta { key, session_id, turn_id, kind, offset, text };
             let json = serde_json::to_string(&delta).unwrap_or_default();
@@ -446,7 +446,7 @@ impl Desk {
         }
         let known = known.clone();
         let busy = r.tools.values().find(|t| !is_over(t)).map(|t| t.title.clone().unwrap_or_else(|| t.id.clone()));
-        self.house.registry.set_tool(self.sid, busy);
+        self.ctx.registry.set_tool(self.sid, busy);
         let or = |v: Option<String>, default: &str| v.filter(|v| !v.is_empty()).unwrap_or_else(|| default.to_owned());
         let item = Item::Tool {
             title: or(known.title, &known.id),
@@ -561,24 +561,24 @@ impl Host for Desk {
     }
 
     fn process_started(&mut self, pid: u32, start: u64) {
-        if let Err(e) = self.house.store.note_process(self.sid, self.epoch, pid, start) {
+        if let Err(e) = self.ctx.store.note_process(self.sid, self.epoch, pid, start) {
             // The environment marker finds it all the same.
             log::warn!(key = self.identity.key; "the agent's process {pid} could not be noted: {e}");
         }
     }
 
     fn left_unclean(&mut self) -> bool {
-        self.house.store.follows_a_crash(self.sid, self.epoch).unwrap_or(true)
+        self.ctx.store.follows_a_crash(self.sid, self.epoch).unwrap_or(true)
     }
 
     fn is_completed(&mut self, turn_id: &str) -> bool {
-        self.house.store.turn(turn_id).is_ok_and(|t| t.state == TurnState::Completed.as_str())
+        self.ctx.store.turn(turn_id).is_ok_and(|t| t.state == TurnState::Completed.as_str())
     }
 
     fn history(&mut self, limit: u64) -> Vec<Entry> {
         let but = self.running.as_ref().map_or(0, |r| r.turn.tid);
         let after = self.history_upto;
-        match self.house.store.history(self.sid, but, after, limit) {
+        match self.ctx.store.history(self.sid, but, after, limit) {
             Ok(read) => {
                 if !read.all {
                     self.history.clear();

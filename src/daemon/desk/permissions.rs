@@ -28,7 +28,7 @@ impl Desk {
         }
         let now = Instant::now();
         let until = self.agent.permission_timeout.map(|t| now + t);
-        let hooked = self.house.hooked(HookEvent::Permission);
+        let hooked = self.ctx.hooked(HookEvent::Permission);
         if let Some(r) = self.running.as_mut() {
             r.open.push(Open { request: request.clone(), until });
             r.clock.begin_wait(now);
@@ -44,18 +44,18 @@ impl Desk {
         if let Some(fields) = fields.as_object_mut() {
             fields.remove("tool_call_id");
         }
-        let upto = self.house.store.newest_entry(self.sid).unwrap_or(0);
+        let upto = self.ctx.store.newest_entry(self.sid).unwrap_or(0);
         let stood = (self.identity.session_id.clone(), upto);
         let event = hook_event(HookEvent::Permission, &self.identity.key, fields, Some(stood));
         let (mailbox, id) = (self.mailbox.clone(), request.request_id);
-        self.house.hooks.ask(event, Box::new(move |verdict| mailbox.post(|l| l.verdicts.push((id, verdict)))));
+        self.ctx.hooks.ask(event, Box::new(move |verdict| mailbox.post(|l| l.verdicts.push((id, verdict)))));
     }
 
     fn open_to_client(&mut self, request: &PermissionRequest) {
         let mut data = shown(request, self.running.as_ref().map(|r| r.turn_id.as_str()));
         let mut open = data.clone();
         open["since"] = clock::rfc3339(clock::now()).into();
-        self.house.registry.open_permission(
+        self.ctx.registry.open_permission(
             self.sid,
             Asked {
                 request_id: request.request_id.clone(),
@@ -114,7 +114,7 @@ impl Desk {
             PermissionOutcome::Selected(id) => Some(id.clone()),
             PermissionOutcome::Cancelled => None,
         };
-        if self.house.registry.answer_permission(self.sid, id, option.as_deref(), by) == Answered::Settled {
+        if self.ctx.registry.answer_permission(self.sid, id, option.as_deref(), by) == Answered::Settled {
             self.collect();
         } else {
             self.settle(id, outcome, by);

@@ -2,7 +2,7 @@ use super::*;
 use crate::config::Config;
 use crate::store::{Begun, TurnRef};
 
-/// A house with so many places, two agents, and one place for `one`.
+/// A registry with so many places, two agents, and one place for `one`.
 fn config(max_live: usize) -> Arc<Config> {
     let text = format!(
         "[sessions]\nmax_live = {max_live}\n[agent.many]\nkind = \"echo\"\nmax_processes = 100\n\

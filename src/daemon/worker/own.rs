@@ -16,17 +16,17 @@ impl Worker {
             return Next::Idle;
         }
         let sid = self.desk.sid;
-        match self.house().registry.begin(sid) {
+        match self.ctx().registry.begin(sid) {
             None => return Next::Idle,
             Some(false) => return Next::Reserved,
             Some(true) => {}
         }
-        match self.house().store.begin_agent_turn(sid, self.desk.epoch, uuid::Uuid::now_v7().to_string()) {
+        match self.ctx().store.begin_agent_turn(sid, self.desk.epoch, uuid::Uuid::now_v7().to_string()) {
             Ok(begun) => {
                 log::info!(key = self.key(), turn_id = begun.turn_id; "the agent begins a turn by itself");
                 let next = self.turn(&begun, None);
                 self.own_work = Some(Instant::now());
-                self.house().registry.hold_back(sid);
+                self.ctx().registry.hold_back(sid);
                 next
             }
             Err(Error::Refused(Refusal::Closed)) => Next::Idle,
@@ -45,13 +45,13 @@ impl Worker {
         }
         let history = self.desk.agent.history;
         let last = agent::Host::history(&mut self.desk, history).pop()?.turn_id?;
-        let turn = self.house().store.turn(&last).ok()?;
+        let turn = self.ctx().store.turn(&last).ok()?;
         turn.error.is_some_and(|(code, _)| code == "agent_died").then_some(last)
     }
 
     /// A prompt, after what the agent should know of a turn in which its process ended.
     pub(super) fn recalling(&self, turn_id: &str, prompt: &str) -> String {
-        match self.house().store.cut_short(turn_id.to_owned()) {
+        match self.ctx().store.cut_short(turn_id.to_owned()) {
             Ok(cut) => {
                 let age = crate::model::session::age(cut.ended_at, crate::clock::now());
                 let facts = CutOff {

@@ -18,8 +18,8 @@ impl Worker {
     }
 
     pub(super) fn notify(&self, kind: HookEvent, begun: &Begun, fields: serde_json::Value) {
-        if self.desk.house.hooked(kind) {
-            self.desk.house.hooks.notify(self.event(kind, begun, fields), Box::new(|_| ()));
+        if self.desk.ctx.hooked(kind) {
+            self.desk.ctx.hooks.notify(self.event(kind, begun, fields), Box::new(|_| ()));
         }
     }
 
@@ -30,7 +30,7 @@ impl Worker {
         fields["turn_id"] = begun.turn_id.as_str().into();
         fields["resumed"] = begun.continues.as_ref().is_some_and(|c| c.rerun).into();
         fields["continues"] = begun.continues.as_ref().map(|c| c.turn_id.clone()).into();
-        let upto = self.desk.house.store.newest_entry(self.desk.sid).unwrap_or(0);
+        let upto = self.desk.ctx.store.newest_entry(self.desk.sid).unwrap_or(0);
         hook_event(kind, &identity.key, fields, Some((identity.session_id.clone(), upto)))
     }
 }

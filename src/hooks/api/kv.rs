@@ -36,7 +36,7 @@ pub fn table(lua: &Lua, guard: &Function, context: &Arc<Context>) -> mlua::Resul
     let c = Arc::clone(context);
     kv.set(
         "get",
-        function(lua, guard, "kv.get", move |lua, args| match c.home()?.kv_get(&key(&args)?)? {
+        function(lua, guard, "kv.get", move |lua, args| match c.host()?.kv_get(&key(&args)?)? {
             Some(json) => Ok(to_lua(lua, &json, Null::Value)?),
             None => Ok(Value::Nil),
         })?,
@@ -59,13 +59,13 @@ pub fn table(lua: &Lua, guard: &Function, context: &Arc<Context>) -> mlua::Resul
                 None | Some(Value::Nil) => None,
                 Some(v) => Some(Some(from_lua(lua, &v)?).filter(|json| !json.is_null())),
             };
-            Ok(c.home()?.kv_set(&key, Some(value), ttl(options.as_ref())?, only_if)?)
+            Ok(c.host()?.kv_set(&key, Some(value), ttl(options.as_ref())?, only_if)?)
         })?,
     )?;
     let c = Arc::clone(context);
     kv.set(
         "delete",
-        function(lua, guard, "kv.delete", move |_, args| Ok(c.home()?.kv_set(&key(&args)?, None, None, None)?))?,
+        function(lua, guard, "kv.delete", move |_, args| Ok(c.host()?.kv_set(&key(&args)?, None, None, None)?))?,
     )?;
     let c = Arc::clone(context);
     kv.set(
@@ -74,7 +74,7 @@ pub fn table(lua: &Lua, guard: &Function, context: &Arc<Context>) -> mlua::Resul
             let key = key(&args)?;
             let by = args.integer(1, "by")?.unwrap_or(1);
             let options = args.options(2, &["ttl"])?;
-            Ok(c.home()?.kv_incr(&key, by, ttl(options.as_ref())?)?)
+            Ok(c.host()?.kv_incr(&key, by, ttl(options.as_ref())?)?)
         })?,
     )?;
     Ok(kv)

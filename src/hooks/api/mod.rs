@@ -10,7 +10,7 @@ use mlua::{Function, IntoLuaMulti, Lua, LuaString, MultiValue, Table, Value};
 
 use super::deadline::Deadline;
 use super::kick::Kick;
-use super::{Home, lock};
+use super::{HookHost, lock};
 
 pub mod every;
 pub mod exec;
@@ -30,7 +30,7 @@ pub struct Context {
     /// The deadline of the call that runs.
     pub deadline: Arc<Deadline>,
     /// The house, from [`super::Hooks::start`] on.
-    pub home: OnceLock<Arc<dyn Home>>,
+    pub host: OnceLock<Arc<dyn HookHost>>,
     /// What gets its calls out of a wait; none for calls that are not to be cut off.
     pub kick: OnceLock<Arc<Kick>>,
     /// What runs in the state.
@@ -58,18 +58,18 @@ impl Context {
     /// A state without a house and a call.
     #[must_use]
     pub fn new(deadline: Arc<Deadline>, memory: usize) -> Arc<Self> {
-        Arc::new(Self { deadline, home: OnceLock::new(), kick: OnceLock::new(), call: Mutex::default(), memory })
+        Arc::new(Self { deadline, host: OnceLock::new(), kick: OnceLock::new(), call: Mutex::default(), memory })
     }
 
     /// The house.
     ///
     /// # Errors
     /// A script is loading, or is only being checked.
-    pub fn home(&self) -> Result<&Arc<dyn Home>, Fault> {
+    pub fn host(&self) -> Result<&Arc<dyn HookHost>, Fault> {
         if lock(&self.call).loading {
             return Err(Fault::text("not while a script loads: call it in a handler"));
         }
-        self.home.get().ok_or_else(|| Fault::text("there is no daemon here"))
+        self.host.get().ok_or_else(|| Fault::text("there is no daemon here"))
     }
 
     /// For what reaches outside: not while a script loads, because each state loads it.

@@ -63,7 +63,7 @@ pub fn transcript_method(
     let c = Arc::clone(context);
     function(lua, guard, "transcript", move |lua, args| {
         let (after, limit) = bounds(&args, 1)?;
-        let found = c.home()?.transcript(&session_id, after, limit, Some(upto))?;
+        let found = c.host()?.transcript(&session_id, after, limit, Some(upto))?;
         Ok(entries(lua, &found)?)
     })
 }
@@ -100,13 +100,13 @@ pub fn constructor(lua: &Lua, guard: &Function, context: &Arc<Context>) -> mlua:
                     None | Some(Value::Nil) => default_id(&x, &k),
                     Some(v) => super::text(&v, "id")?,
                 };
-                Ok(to_lua(lua, &x.home()?.send(&k, &text, Some(&id))?, Null::Absent)?)
+                Ok(to_lua(lua, &x.host()?.send(&k, &text, Some(&id))?, Null::Absent)?)
             })?,
         )?;
         let (k, x) = (key.clone(), Arc::clone(&c));
         session.raw_set(
             "info",
-            function(lua, &g, "session:info", move |lua, _| match x.home()?.session_info(&k)? {
+            function(lua, &g, "session:info", move |lua, _| match x.host()?.session_info(&k)? {
                 Some(json) => Ok(to_lua(lua, &json, Null::Absent)?),
                 None => Ok(Value::Nil),
             })?,
@@ -116,11 +116,11 @@ pub fn constructor(lua: &Lua, guard: &Function, context: &Arc<Context>) -> mlua:
             "transcript",
             function(lua, &g, "session:transcript", move |lua, args| {
                 let (after, limit) = bounds(&args, 1)?;
-                let Some(info) = x.home()?.session_info(&k)? else { return Ok(lua.create_table()?) };
+                let Some(info) = x.host()?.session_info(&k)? else { return Ok(lua.create_table()?) };
                 let Some(id) = info.get("id").and_then(|id| id.as_str()) else {
                     return Err(Fault::text("the session has no id"));
                 };
-                Ok(entries(lua, &x.home()?.transcript(id, after, limit, None)?)?)
+                Ok(entries(lua, &x.host()?.transcript(id, after, limit, None)?)?)
             })?,
         )?;
         Ok(session)

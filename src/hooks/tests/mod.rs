@@ -54,7 +54,7 @@ impl House {
     }
 }
 
-impl Home for House {
+impl HookHost for House {
     fn transcript(&self, id: &str, after: i64, limit: usize, upto: Option<i64>) -> Result<Vec<Entry>, String> {
         let upto = upto.unwrap_or(100);
         Ok((after + 1..=upto)

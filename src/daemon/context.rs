@@ -78,8 +78,8 @@ impl Tally {
     }
 }
 
-/// The house.
-pub struct House {
+/// What every thread of the daemon shares.
+pub struct Context {
     /// Truth.
     pub store: Store,
     /// Who is live.
@@ -108,9 +108,9 @@ pub struct House {
     report: (Mutex<Option<serde_json::Value>>, Condvar),
 }
 
-impl std::fmt::Debug for House {
+impl std::fmt::Debug for Context {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("House").field("boot_id", &self.boot_id).finish_non_exhaustive()
+        f.debug_struct("Context").field("boot_id", &self.boot_id).finish_non_exhaustive()
     }
 }
 
@@ -125,27 +125,27 @@ pub struct Board {
     pub stop: Option<(StopReason, Urgency, clock::Millis)>,
 }
 
-/// What a [`House`] is made of.
+/// What a [`Context`] is made of.
 pub struct Parts {
-    /// See [`House`].
+    /// See [`Context`].
     pub store: Store,
-    /// See [`House`].
+    /// See [`Context`].
     pub hub: Arc<Hub>,
-    /// See [`House`].
+    /// See [`Context`].
     pub hooks: Hooks,
-    /// See [`House`].
+    /// See [`Context`].
     pub boot_id: String,
-    /// See [`House`].
+    /// See [`Context`].
     pub state_dir: PathBuf,
-    /// See [`House`].
+    /// See [`Context`].
     pub supervised: bool,
-    /// See [`House`].
+    /// See [`Context`].
     pub requests: Sender<Request>,
-    /// See [`House::config`].
+    /// See [`Context::config`].
     pub config: Config,
 }
 
-impl House {
+impl Context {
     /// Puts it together.
     #[must_use]
     pub fn new(parts: Parts) -> Self {

@@ -1,13 +1,13 @@
-//! What scripts may ask of the house: the hooks' view of the store.
+//! What scripts may ask of the daemon: the hooks' view of the store.
 
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::house::House;
+use super::context::Context;
 use crate::clock::Millis;
-use crate::hooks::Home;
+use crate::hooks::HookHost;
 use crate::model::event::Entry;
 use crate::model::session::{id_fault, key_fault, text_fault};
 use crate::store::{Accept, Error, Refusal, Store, Target};
@@ -15,26 +15,26 @@ use crate::store::{Accept, Error, Refusal, Store, Target};
 /// The most text of a transcript in one answer, in bytes: it lies in memory twice.
 const TRANSCRIPT: usize = 32 * 1024 * 1024;
 
-/// The store, and the house once it stands (scripts are loaded before it).
-pub struct Scripts {
+/// The host functions: the store, and the shared context once it exists (scripts are loaded before it).
+pub struct Host {
     store: Store,
-    house: OnceLock<Weak<House>>,
+    ctx: OnceLock<Weak<Context>>,
 }
 
-impl Scripts {
+impl Host {
     /// Over a store.
     #[must_use]
     pub fn new(store: Store) -> Arc<Self> {
-        Arc::new(Self { store, house: OnceLock::new() })
+        Arc::new(Self { store, ctx: OnceLock::new() })
     }
 
-    /// The house stands.
-    pub fn enter(&self, house: &Arc<House>) {
-        let _ = self.house.set(Arc::downgrade(house));
+    /// The context exists: from now on messages can be sent.
+    pub fn enter(&self, ctx: &Arc<Context>) {
+        let _ = self.ctx.set(Arc::downgrade(ctx));
     }
 
-    fn house(&self) -> Result<Arc<House>, String> {
-        self.house.get().and_then(Weak::upgrade).ok_or_else(|| "the daemon is not ready yet".to_owned())
+    fn ctx(&self) -> Result<Arc<Context>, String> {
+        self.ctx.get().and_then(Weak::upgrade).ok_or_else(|| "the daemon is not ready yet".to_owned())
     }
 }
 
@@ -42,7 +42,7 @@ fn text(e: Error) -> String {
     e.to_string()
 }
 
-impl Home for Scripts {
+impl HookHost for Host {
     fn transcript(&self, session_id: &str, after: i64, limit: usize, upto: Option<i64>) -> Result<Vec<Entry>, String> {
         let found = self.store.entries(session_id, after, upto.unwrap_or(i64::MAX), limit.min(10_000), TRANSCRIPT);
         let Some(entries) = found.map_err(text)? else {
@@ -76,7 +76,7 @@ impl Home for Scripts {
 
     /// Never runs `message` handlers.
     fn send(&self, key: &str, body: &str, id: Option<&str>) -> Result<Value, String> {
-        let house = self.house()?;
+        let ctx = self.ctx()?;
         if let Some(fault) = key_fault(key) {
             return Err(format!("{key:?}: {fault}"));
         }
@@ -91,11 +91,11 @@ impl Home for Scripts {
             text: body.to_owned(),
             original: body.to_owned(),
             client_id: id.map(str::to_owned),
-            agent: house.agent_of(key),
-            limits: house.limits(),
+            agent: ctx.agent_of(key),
+            limits: ctx.limits(),
             session_id: None,
         };
-        let accepted = super::accept(&house, accept).map_err(text)?;
+        let accepted = super::accept(&ctx, accept).map_err(text)?;
         Ok(json!({
             "session_id": accepted.session_id, "turn_id": accepted.turn_id, "message_id": accepted.message_id,
             "duplicate": accepted.duplicate, "deferred": accepted.deferred, "queued": accepted.queued,
