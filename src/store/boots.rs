@@ -2,10 +2,10 @@
 
 use std::time::Instant;
 
-use rusqlite::params;
+use rusqlite::{OptionalExtension as _, params};
 use serde_json::Value;
 
-use super::isolate::{maybe_number, maybe_text, number};
+use super::isolate::{maybe_number, maybe_text, number, text};
 use super::tx::{SessionRow, Tx};
 use super::{Error, Store};
 use crate::clock::Millis;
@@ -60,6 +60,23 @@ impl Recovered {
         self.interrupted += i64::from(verdict.turn.is_some());
         self.suspended += i64::from(verdict.suspend);
     }
+}
+
+/// What became of one session in a stop.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StopOutcome {
+    /// Its row.
+    pub sid: i64,
+    /// Its key.
+    pub key: String,
+    /// Its id.
+    pub session_id: String,
+    /// The mark that it carries now.
+    pub mark: Option<String>,
+    /// The state of the turn that ended in the stop.
+    pub turn: Option<String>,
+    /// Its end is still owed to a handler.
+    pub end_pending: bool,
 }
 
 impl Store {
@@ -235,6 +252,35 @@ impl Store {
     pub fn forget_cut_turns(&self) -> Result<usize, Error> {
         self.write("forget_cut_turns", |tx| {
             tx.update_sessions("restore", "cut_turn=NULL", "mark_reason IS NOT NULL AND cut_turn IS NOT NULL", &[])
+        })
+    }
+
+    /// What became of sessions that a stop found live: each with the turn that ran in it then, if one did.
+    ///
+    /// # Errors
+    /// The store fails.
+    pub fn stop_outcomes(&self, live: &[(i64, Option<String>)]) -> Result<Vec<StopOutcome>, Error> {
+        self.read(|conn| {
+            let mut statement = conn.prepare_cached(
+                "SELECT s.key, s.id, s.mark_reason, (SELECT state FROM turns WHERE id=?2),
+                   EXISTS (SELECT 1 FROM journal j JOIN deliveries d ON d.jid=j.jid WHERE j.sid=s.sid AND d.state='pending')
+                 FROM sessions s WHERE s.sid=?1",
+            )?;
+            let mut outcomes = Vec::with_capacity(live.len());
+            for (sid, turn) in live {
+                let found = statement.query_row(params![sid, turn], |r| {
+                    Ok(StopOutcome {
+                        sid: *sid,
+                        key: text(r, 0)?,
+                        session_id: text(r, 1)?,
+                        mark: maybe_text(r, 2)?,
+                        turn: maybe_text(r, 3)?,
+                        end_pending: number(r, 4)? != 0,
+                    })
+                });
+                outcomes.extend(found.optional()?);
+            }
+            Ok(outcomes)
         })
     }
 }

@@ -11,11 +11,11 @@ use std::sync::{Mutex, PoisonError};
 pub(super) struct Files {
     path: PathBuf,
     log: PathBuf,
-    known: Mutex<Known>,
+    known: Mutex<KnownFiles>,
 }
 
 #[derive(Default)]
-struct Known {
+struct KnownFiles {
     file: Option<Identity>,
     /// It never becomes shorter by itself.
     length: u64,
@@ -37,8 +37,8 @@ impl Files {
     pub(super) fn new(path: &Path) -> Self {
         let log = path.with_file_name(format!("{}-wal", path.file_name().unwrap_or_default().to_string_lossy()));
         let known = match identity(path) {
-            Ok(Some((file, length))) => Known { file: Some(file), length, log: None },
-            Ok(None) | Err(_) => Known::default(),
+            Ok(Some((file, length))) => KnownFiles { file: Some(file), length, log: None },
+            Ok(None) | Err(_) => KnownFiles::default(),
         };
         Self { path: path.into(), log, known: Mutex::new(known) }
     }

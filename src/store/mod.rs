@@ -25,12 +25,13 @@ mod boots;
 mod condition;
 mod damage;
 mod dirs;
-mod due;
+mod env;
 mod files;
 mod isolate;
 mod journal;
 mod kv;
-mod lane;
+mod outbox;
+mod output;
 mod read;
 mod readers;
 pub mod restore;
@@ -39,27 +40,24 @@ mod schema;
 mod sessions;
 mod turns;
 mod tx;
-mod unkept;
-mod words;
-mod world;
+mod write_queue;
 mod writer;
 
 pub use accept::{Accept, Accepted, Limits};
 pub use activations::{Opened, OpenedSession};
-pub use boots::{BootInfo, Recovered, StopNote};
+pub use boots::{BootInfo, Recovered, StopNote, StopOutcome};
 pub use damage::Damaged;
 pub use dirs::Leaving;
-pub use due::{Overlooked, StopOutcome, Wanted};
+pub use env::{Env, Faults, Step};
 pub use journal::{FailedEvent, JournalCounts, Owed, Settled, Tally};
+pub use outbox::{Batch, Outbox};
+pub use output::Item;
 pub use read::{Counts, EventRow, History, Page, SessionFilter, SessionView, TranscriptEntry, TurnView};
 pub use retention::Pruned;
 pub use schema::{Exam, examine, knows_session, reports_of, version as schema_version};
-pub use sessions::{Acted, Target};
-pub use turns::{Begin, Begun, Cut, Ended, TurnRef};
+pub use sessions::{Acted, Target, Wanted};
+pub use turns::{Begin, Begun, Cut, Ended, Overlooked, TurnRef};
 pub use tx::{Commit, Published, Tx};
-pub use unkept::{Batch, Unkept};
-pub use words::Item;
-pub use world::{Faults, Step, World};
 
 /// Why a transaction was not done.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -202,7 +200,7 @@ pub enum Admission {
 /// What is shared between the handle and the writer.
 struct Shared {
     path: PathBuf,
-    world: World,
+    env: Env,
     admission: AtomicU8,
     boot: AtomicI64,
     working: AtomicBool,
@@ -228,7 +226,7 @@ type Doubt = Arc<dyn Fn() + Send + Sync>;
 #[derive(Clone)]
 pub struct Store {
     shared: Arc<Shared>,
-    jobs: lane::Lane,
+    jobs: write_queue::WriteQueue,
     readers: readers::Readers,
     patience: Duration,
 }
@@ -250,18 +248,18 @@ impl Store {
     /// # Errors
     /// See [`schema::open`]; or no thread is to be had.
     pub fn open(path: &Path) -> Result<Self, Error> {
-        Self::open_in(path, World::default())
+        Self::open_in(path, Env::default())
     }
 
-    /// As [`Store::open`], in a world of the caller's.
+    /// As [`Store::open`], in an environment of the caller's.
     ///
     /// # Errors
     /// As there.
-    pub fn open_in(path: &Path, world: World) -> Result<Self, Error> {
-        let conn = if world.memory { schema::open_memory(path)? } else { schema::open(path, world.durable)? };
-        let files = (!world.memory).then(|| Arc::new(files::Files::new(path)));
-        let readers = readers::Readers::new(path, world.readers, files);
-        Self::with(path, world, conn, readers)
+    pub fn open_in(path: &Path, env: Env) -> Result<Self, Error> {
+        let conn = if env.memory { schema::open_memory(path)? } else { schema::open(path, env.durable)? };
+        let files = (!env.memory).then(|| Arc::new(files::Files::new(path)));
+        let readers = readers::Readers::new(path, env.readers, files);
+        Self::with(path, env, conn, readers)
     }
 
     /// The same database after a death of whoever held it: what was not committed is undone, and no handle from before
@@ -269,16 +267,16 @@ impl Store {
     ///
     /// # Errors
     /// Its writer has a thread.
-    pub fn again(self, world: World) -> Result<Self, Error> {
+    pub fn again(self, env: Env) -> Result<Self, Error> {
         let conn = self.jobs.die().ok_or_else(closed)?;
-        Self::with(&self.shared.path, world, conn, self.readers.clone())
+        Self::with(&self.shared.path, env, conn, self.readers.clone())
     }
 
-    fn with(path: &Path, world: World, conn: rusqlite::Connection, readers: readers::Readers) -> Result<Self, Error> {
-        let inline = world.inline;
+    fn with(path: &Path, env: Env, conn: rusqlite::Connection, readers: readers::Readers) -> Result<Self, Error> {
+        let inline = env.inline;
         let shared = Arc::new(Shared {
             path: path.into(),
-            world,
+            env,
             admission: AtomicU8::new(0),
             boot: AtomicI64::new(0),
             working: AtomicBool::new(false),
@@ -293,13 +291,13 @@ impl Store {
         });
         let writer = Arc::new(std::sync::Mutex::new(writer::Writer::new(shared.clone(), conn)));
         let jobs = if inline {
-            lane::Lane::Inline(writer)
+            write_queue::WriteQueue::Inline(writer)
         } else {
-            let queue = Arc::new(lane::Queue::new(QUEUE));
+            let queue = Arc::new(write_queue::JobQueue::new(QUEUE));
             let (mine, inbox) = (writer.clone(), queue.clone());
             crate::thread::spawn_own("store", crate::thread::DEEP_STACK, move || writer::Writer::run(&mine, &inbox))
                 .map_err(|e| Error::Unavailable(format!("no thread for the writer: {e}")))?;
-            lane::Lane::Thread(Arc::new(lane::Door(queue)), writer)
+            write_queue::WriteQueue::Thread(Arc::new(write_queue::QueueOwner(queue)), writer)
         };
         Ok(Self { shared, jobs, readers, patience: patience() })
     }
@@ -349,7 +347,7 @@ impl Store {
         name: &'static str,
         run: impl FnMut(&mut Tx<'_>) -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Error> {
-        self.write_by(lane::Lane::send, name, run)
+        self.write_by(write_queue::WriteQueue::send, name, run)
     }
 
     /// As [`Store::write`], on the caller's own thread where the writer is free: for threads that are few and may wait for
@@ -359,17 +357,17 @@ impl Store {
         name: &'static str,
         run: impl FnMut(&mut Tx<'_>) -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Error> {
-        self.write_by(lane::Lane::lead, name, run)
+        self.write_by(write_queue::WriteQueue::commit_inline, name, run)
     }
 
     fn write_by<T: Send + 'static>(
         &self,
-        way: fn(&lane::Lane, writer::Job, Instant) -> Result<(), lane::NotTaken>,
+        way: fn(&write_queue::WriteQueue, writer::Job, Instant) -> Result<(), write_queue::NotTaken>,
         name: &'static str,
         run: impl FnMut(&mut Tx<'_>) -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Error> {
         let until = Instant::now() + self.patience;
-        let (answer, reply) = lane::reply();
+        let (answer, reply) = write_queue::reply();
         if let Err(refused) = way(&self.jobs, writer::Job::work(name, run, move |result| answer.give(result)), until) {
             refused.tell();
         }
@@ -467,7 +465,7 @@ impl Store {
     /// The checkpoint failed or did not end in time; what was committed is safe in the log.
     pub fn close(&self, until: Instant) -> Result<(), Error> {
         // Half of the time for those who still read; the rest is the writer's.
-        if !self.shared.world.memory {
+        if !self.shared.env.memory {
             self.readers.close(Instant::now() + until.saturating_duration_since(Instant::now()) / 2);
         }
         let (send, receive) = crossbeam_channel::bounded(1);
@@ -539,7 +537,7 @@ impl Shared {
     fn clock(&self) -> (Millis, Option<Problem>) {
         let known = *self.known.read().unwrap_or_else(PoisonError::into_inner);
         let elapsed = known.map_or(Duration::ZERO, |(_, since)| since.elapsed());
-        judge(known.map(|(newest, _)| newest), self.world.now(), elapsed)
+        judge(known.map(|(newest, _)| newest), self.env.now(), elapsed)
     }
 
     /// From now on the wall clock is held against the newest time that the database knows.

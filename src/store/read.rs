@@ -475,11 +475,23 @@ impl Store {
         }
         Ok(rows.iter().filter_map(|t| serde_json::from_str(t).ok()).collect())
     }
+
+    /// The row of a session by its id, deleted ones too.
+    ///
+    /// # Errors
+    /// The store fails.
+    pub fn sid_of(&self, session_id: &str) -> Result<Option<i64>, Error> {
+        self.read(|conn| {
+            conn.prepare_cached("SELECT sid FROM sessions WHERE id=?1")?
+                .query_row([session_id], |r| r.get(0))
+                .optional()
+        })
+    }
 }
 
 /// Whether a text that an entry filled goes on in the next one.
 fn goes_on(e: &Entry, next: &Entry) -> bool {
-    let full = e.text.len() + 4 > super::words::ENTRY;
+    let full = e.text.len() + 4 > super::output::ENTRY;
     full && e.role == Role::Agent && next.role == Role::Agent && e.turn_id == next.turn_id
 }
 

@@ -19,11 +19,11 @@ struct Pool {
     path: PathBuf,
     /// None where the database is in memory.
     files: Option<Arc<Files>>,
-    state: Mutex<State>,
+    state: Mutex<PoolState>,
     returned: Condvar,
 }
 
-struct State {
+struct PoolState {
     free: Vec<Connection>,
     /// Not open yet.
     unopened: usize,
@@ -34,7 +34,7 @@ struct State {
 
 impl Readers {
     pub(super) fn new(path: &Path, readers: usize, files: Option<Arc<Files>>) -> Self {
-        let state = State { free: Vec::new(), unopened: readers, lent: 0, closed: false };
+        let state = PoolState { free: Vec::new(), unopened: readers, lent: 0, closed: false };
         Self(Arc::new(Pool { path: path.into(), files, state: Mutex::new(state), returned: Condvar::new() }))
     }
 
@@ -43,7 +43,7 @@ impl Readers {
         self.0.files.clone()
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, PoolState> {
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -64,7 +64,7 @@ impl Readers {
     }
 
     fn take(&self, patience: Duration) -> Result<Lent, Error> {
-        let busy = |s: &mut State| !s.closed && s.free.is_empty() && s.unopened == 0;
+        let busy = |s: &mut PoolState| !s.closed && s.free.is_empty() && s.unopened == 0;
         let waited = self.0.returned.wait_timeout_while(self.lock(), patience, busy);
         let mut state = waited.unwrap_or_else(PoisonError::into_inner).0;
         if state.closed {

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use super::isolate::{number, text};
 use super::tx::{SESSION_COLUMNS, SessionRow, Tx, time};
 use super::{Error, Refusal, Store};
-use crate::clock;
+use crate::clock::{self, Millis};
 use crate::model::event::{Actor, EndReason, EventKind, HookEvent, Outcome, StartReason};
 
 /// Which session is meant: a key's current one, or that very one.
@@ -34,6 +34,21 @@ pub struct Acted {
     pub wake: Vec<i64>,
     /// A continuation was asked for.
     pub asked: bool,
+}
+
+/// A session in which something waits to run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Wanted {
+    /// Its row.
+    pub sid: i64,
+    /// Its key.
+    pub key: String,
+    /// The agent that answered it last.
+    pub agent: String,
+    /// Unclean deaths in a row.
+    pub unclean: i64,
+    /// A message waits.
+    pub queued: bool,
 }
 
 impl Store {
@@ -143,6 +158,31 @@ impl Store {
                 acted.cancel.push((s.sid, tid));
             }
             Ok(acted)
+        })
+    }
+
+    /// Sessions in which something waits to run: messages, or an interrupted turn under a mark not older than `since`.
+    ///
+    /// # Errors
+    /// The store fails.
+    pub fn wanted(&self, after: i64, limit: usize, marked_since: Option<Millis>) -> Result<Vec<Wanted>, Error> {
+        self.read(|conn| {
+            let mut statement = conn.prepare_cached(
+                "SELECT s.sid, s.key, s.agent, s.unclean,
+                   EXISTS (SELECT 1 FROM turns t WHERE t.sid=s.sid AND t.state='queued')
+                 FROM (SELECT sid FROM turns WHERE state='queued' AND sid>?1
+                       UNION SELECT sid FROM sessions
+                       WHERE mark_reason IS NOT NULL AND sid>?1 AND cut_turn IS NOT NULL AND marked_at>=?3) w
+                 CROSS JOIN sessions s ON s.sid=w.sid WHERE s.status='open' ORDER BY s.sid LIMIT ?2",
+            )?;
+            let mut rows = statement.query(params![after, limit as i64, marked_since.unwrap_or(i64::MAX)])?;
+            let mut found = Vec::new();
+            while let Some(r) = rows.next()? {
+                // A worker finds out whether the session can be used, and says so.
+                let (sid, queued) = (r.get(0)?, number(r, 4)? != 0);
+                found.push(Wanted { sid, key: text(r, 1)?, agent: text(r, 2)?, unclean: number(r, 3)?, queued });
+            }
+            Ok(found)
         })
     }
 }

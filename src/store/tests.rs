@@ -224,15 +224,15 @@ fn told(e: &EventRow) -> String {
 
 pub(super) fn open(path: &std::path::Path, now: &Arc<AtomicI64>) -> Store {
     let clock = now.clone();
-    let world = World {
+    let env = Env {
         clock: Arc::new(move || clock.load(Ordering::SeqCst)),
         durable: false,
         inline: true,
         memory: false,
         readers: 1,
-        ..World::default()
+        ..Env::default()
     };
-    let store = Store::open_in(path, world).unwrap();
+    let store = Store::open_in(path, env).unwrap();
     store.set_owed(Arc::new(|event| {
         if event.is_journalled() {
             vec![HandlerId { event, script: "10-audit.lua".into(), name: "1".into() }]

@@ -2,13 +2,13 @@
 
 use std::collections::BTreeSet;
 
-use rusqlite::params;
+use rusqlite::{OptionalExtension as _, params};
 use serde_json::json;
 
 use super::isolate::{maybe_number, maybe_text, text};
+use super::outbox::Batch;
+use super::output::Live;
 use super::tx::{SessionRow, Tx};
-use super::unkept::Batch;
-use super::words::Live;
 use super::{Admission, Error, Refusal, Store};
 use crate::clock::Millis;
 use crate::config::{OnInterrupt, Resume};
@@ -103,6 +103,15 @@ pub struct Ended {
     pub outcome: Outcome,
     /// Whether more waits.
     pub more: bool,
+}
+
+/// What a commit in doubt did after all.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Overlooked {
+    /// Sessions that are over or suspended: their workers are to go.
+    pub gone: Vec<i64>,
+    /// Running turns, with their sessions, of which a cancel was asked for.
+    pub cancelled: Vec<(i64, i64)>,
 }
 
 impl Store {
@@ -247,6 +256,27 @@ impl Store {
             let error = json!({ "code": code, "message": text });
             tx.emit(EventKind::TurnEnd, &s.key, &s.id, Some(&id), &json!({ "outcome": Outcome::Failed, "error": error }))?;
             Ok(tx.first_queued(sid)?.is_some())
+        })
+    }
+
+    /// What workers may not have been told of, because its commit was in doubt. `live`: the sessions that have one.
+    ///
+    /// # Errors
+    /// The store fails.
+    pub fn overlooked(&self, live: &[i64]) -> Result<Overlooked, Error> {
+        self.read(|conn| {
+            let mut open = conn.prepare_cached("SELECT 1 FROM sessions WHERE sid=?1 AND status='open' AND hidden=0")?;
+            let mut cancelled =
+                conn.prepare_cached("SELECT tid FROM turns WHERE sid=?1 AND state='running' AND cancel IS NOT NULL")?;
+            let mut found = Overlooked::default();
+            for sid in live {
+                if !open.exists([sid])? {
+                    found.gone.push(*sid);
+                } else if let Some(tid) = cancelled.query_row([sid], |r| r.get(0)).optional()? {
+                    found.cancelled.push((*sid, tid));
+                }
+            }
+            Ok(found)
         })
     }
 }

@@ -17,18 +17,18 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::Sender;
 use rusqlite::{Connection, ErrorCode};
 
+use super::env::Step;
 use super::files;
-use super::lane::{NotTaken, Queue, Woken};
 use super::tx::{Commit, Tx};
-use super::world::Step;
+use super::write_queue::{JobQueue, NotTaken, Woken};
 use super::{Error, Shared, closed, not_kept, schema};
 use crate::failpoint;
 
 /// The most members of one transaction.
 const GROUP: usize = 512;
-/// After this long without work the log is folded into the file.
+/// After this long without work the log is moved into the file.
 const QUIET: Duration = Duration::from_secs(2);
-/// A fold that a reader kept from its end is tried again after a pause that doubles up to this.
+/// A checkpoint that a reader kept from its end is tried again after a pause that doubles up to this.
 const LONGEST_PAUSE: Duration = Duration::from_secs(64);
 
 /// One operation on its way.
@@ -104,12 +104,12 @@ where
 pub(super) struct Writer {
     shared: Arc<Shared>,
     conn: Option<Connection>,
-    /// When the log is to be folded in; none where nothing was written since it was.
-    fold_at: Option<Instant>,
-    /// How long to wait before the next fold, after one that a reader kept from its end.
+    /// When the next checkpoint is due; `None`: nothing was written since the last one.
+    checkpoint_at: Option<Instant>,
+    /// How long to wait before the next checkpoint, after one that a reader kept from its end.
     pause: Duration,
-    /// That the log grows was told.
-    told_unfolded: bool,
+    /// The log says already that the write-ahead log grows.
+    warned: bool,
     over: bool,
 }
 
@@ -132,16 +132,16 @@ impl Writer {
         Self {
             shared,
             conn: Some(conn),
-            fold_at: Some(Instant::now() + QUIET),
+            checkpoint_at: Some(Instant::now() + QUIET),
             pause: QUIET,
-            told_unfolded: false,
+            warned: false,
             over: false,
         }
     }
 
-    /// Nothing was written since the log was folded in.
-    pub(super) fn is_folded(&self) -> bool {
-        self.fold_at.is_none()
+    /// Nothing was written since the last checkpoint.
+    pub(super) fn is_clean(&self) -> bool {
+        self.checkpoint_at.is_none()
     }
 
     /// The connection as a death leaves it: what was not committed is undone.
@@ -163,23 +163,23 @@ impl Writer {
     }
 
     /// The writer's thread, until the store is closed or every handle is gone.
-    pub(super) fn run(writer: &Mutex<Self>, queue: &Queue) {
+    pub(super) fn run(writer: &Mutex<Self>, queue: &JobQueue) {
         let lock = || -> MutexGuard<'_, Self> { writer.lock().unwrap_or_else(PoisonError::into_inner) };
         let _end = End(queue);
         let mut patience = Some(QUIET);
         loop {
             match queue.wait(patience) {
                 Woken::Over => return,
-                Woken::Stirred => patience = lock().until_fold(),
-                Woken::Quiet => patience = lock().fold_when_quiet(),
+                Woken::Dirty => patience = lock().until_checkpoint(),
+                Woken::Quiet => patience = lock().checkpoint_when_quiet(),
                 Woken::Work => {
                     let mut writer = lock();
                     // Taken with the connection in hand, so that all that came while another used it is one group.
                     if writer.serve(queue.take(GROUP)) {
                         return;
                     }
-                    // Whoever only asks whether somebody is there, however often, puts no fold off.
-                    patience = writer.until_fold();
+                    // A ping, however often it comes, puts no checkpoint off.
+                    patience = writer.until_checkpoint();
                 }
             }
         }
@@ -225,7 +225,7 @@ impl Writer {
     fn shielded_attempt(&mut self, group: &mut [Box<dyn Work>]) -> Fate {
         let shared = self.shared.clone();
         let _working = shared.working();
-        if shared.world.inline {
+        if shared.env.inline {
             return self.attempt(group);
         }
         std::panic::catch_unwind(AssertUnwindSafe(|| self.attempt(group)))
@@ -268,9 +268,9 @@ impl Writer {
     }
 
     /// Tells somebody something. A fault in what it does with that is not the end of the writer, nor of those who are told
-    /// next. A world whose deaths unwind gets its own.
+    /// next. Injected deaths unwind: they are passed on.
     fn shielded(&self, whom: &str, tell: impl FnOnce()) {
-        if self.shared.world.inline {
+        if self.shared.env.inline {
             return tell();
         }
         if std::panic::catch_unwind(AssertUnwindSafe(tell)).is_err() {
@@ -296,7 +296,7 @@ impl Writer {
     }
 
     fn give_up_connection(&mut self) {
-        if !self.shared.world.memory {
+        if !self.shared.env.memory {
             let shared = self.shared.clone();
             let _working = shared.working();
             self.drop_connection();
@@ -314,7 +314,7 @@ impl Writer {
     /// The connection, opened anew if the last commit failed.
     fn ready(&mut self) -> Result<&Connection, Error> {
         if self.conn.is_none() {
-            let open = || schema::reopen(&self.shared.path, self.shared.world.durable);
+            let open = || schema::reopen(&self.shared.path, self.shared.env.durable);
             self.conn = Some(self.shared.files.as_ref().map_or_else(open, |files| files.with_new_log(open))?);
             log::info!("store: the database is open again");
         }
@@ -327,7 +327,7 @@ impl Writer {
         let begun = quick(self.ready()?, "BEGIN IMMEDIATE").map_err(Error::from);
         match begun {
             Err(e) if is_busy(&e) => Err(Error::Unavailable(self.locked())),
-            Err(e) if !is_full(&e) && !self.shared.world.memory => {
+            Err(e) if !is_full(&e) && !self.shared.env.memory => {
                 self.drop_connection();
                 Err(e)
             }
@@ -362,24 +362,24 @@ impl Writer {
         };
         for work in group.iter_mut() {
             failpoint::hit(work.name(), "before");
-            shared.world.strikes(work.name(), Step::Before);
+            shared.env.inject_fault(work.name(), Step::Before);
             match one(&mut tx, work.as_mut(), alone) {
                 Ok(outcome) => outcomes.push(outcome),
                 Err(()) => return Fate::Lost,
             }
             failpoint::hit(work.name(), "inside");
-            shared.world.strikes(work.name(), Step::Inside);
+            shared.env.inject_fault(work.name(), Step::Inside);
         }
         let commit = tx.out;
         let wrote = conn.total_changes() != before;
         if wrote {
-            self.fold_at = Some(Instant::now() + QUIET);
+            self.checkpoint_at = Some(Instant::now() + QUIET);
             self.pause = QUIET;
         }
-        let strikes = |step| group.iter().any(|work| shared.world.strikes(work.name(), step));
-        let committed = if strikes(Step::Room) {
+        let inject = |step| group.iter().any(|work| shared.env.inject_fault(work.name(), step));
+        let committed = if inject(Step::Room) {
             Err(failure(rusqlite::ffi::SQLITE_FULL))
-        } else if strikes(Step::Commit) {
+        } else if inject(Step::Commit) {
             Err(failure(rusqlite::ffi::SQLITE_IOERR_FSYNC))
         } else {
             quick(conn, "COMMIT")
@@ -393,7 +393,7 @@ impl Writer {
         for work in group.iter() {
             failpoint::hit(work.name(), "committed");
         }
-        if strikes(Step::Committed) {
+        if inject(Step::Committed) {
             return Fate::Broken(Error::Unavailable("the answer of the disk was lost".into()));
         }
         if let Err(gone) = shared.intact() {
@@ -402,48 +402,48 @@ impl Writer {
         Fate::Committed(outcomes, commit, wrote)
     }
 
-    /// How long until the log is to be folded in.
-    fn until_fold(&self) -> Option<Duration> {
-        self.fold_at.map(|at| at.saturating_duration_since(Instant::now()))
+    /// How long until the next checkpoint.
+    fn until_checkpoint(&self) -> Option<Duration> {
+        self.checkpoint_at.map(|at| at.saturating_duration_since(Instant::now()))
     }
 
-    /// Folds the log into the file, if nobody has written for a while; else, how much of that while is left. A fold that a
+    /// Runs a checkpoint, if nobody has written for a while; else, how much of that while is left. A checkpoint that a
     /// reader keeps from its end is tried again later.
-    fn fold_when_quiet(&mut self) -> Option<Duration> {
-        let left = self.until_fold()?;
+    fn checkpoint_when_quiet(&mut self) -> Option<Duration> {
+        let left = self.until_checkpoint()?;
         if !left.is_zero() {
             return Some(left);
         }
-        let folded = {
+        let checkpointed = {
             let _working = self.shared.working();
             let intact = self.shared.intact().is_ok();
-            self.conn.as_ref().map_or(Ok(true), |conn| if intact { fold(conn) } else { Ok(false) })
+            self.conn.as_ref().map_or(Ok(true), |conn| if intact { checkpoint(conn) } else { Ok(false) })
         };
-        if let Ok(true) = folded {
-            self.fold_at = None;
+        if let Ok(true) = checkpointed {
+            self.checkpoint_at = None;
             self.pause = QUIET;
-            self.told_unfolded = false;
+            self.warned = false;
             return None;
         }
-        if self.pause == LONGEST_PAUSE && !std::mem::replace(&mut self.told_unfolded, true) {
-            let why = folded.map_or_else(|e| e.to_string(), |_| "somebody reads or writes it".to_owned());
+        if self.pause == LONGEST_PAUSE && !std::mem::replace(&mut self.warned, true) {
+            let why = checkpointed.map_or_else(|e| e.to_string(), |_| "somebody reads or writes it".to_owned());
             let path = self.shared.path.display();
-            log::warn!("store: {path}: its write-ahead log cannot be folded into it, and grows: {why}");
+            log::warn!("store: {path}: its write-ahead log cannot be moved into it, and grows: {why}");
         }
-        self.fold_at = Some(Instant::now() + self.pause);
+        self.checkpoint_at = Some(Instant::now() + self.pause);
         self.pause = (self.pause * 2).min(LONGEST_PAUSE);
-        self.until_fold()
+        self.until_checkpoint()
     }
 
     fn close(&mut self) -> Result<(), Error> {
         self.over = true;
-        if self.shared.world.memory {
+        if self.shared.env.memory {
             return Ok(());
         }
         let Some(conn) = self.conn.take() else { return Ok(()) };
         let _working = self.shared.working();
         self.shared.intact()?;
-        let folded = fold(&conn)?;
+        let whole = checkpoint(&conn)?;
         // With the last connection SQLite removes the log: whoever looks after the files must not take that for a loss.
         let close = || {
             conn.close().map_err(|(conn, e)| {
@@ -455,7 +455,7 @@ impl Writer {
             Some(files) => files.with_new_log(close)?,
             None => close()?,
         }
-        if !folded {
+        if !whole {
             // What was committed is on the disk, and the next who opens the file reads it from the log.
             let path = self.shared.path.display();
             log::warn!("store: {path}: somebody reads the database: its write-ahead log stays beside it");
@@ -466,9 +466,9 @@ impl Writer {
 
 /// Moves the log into the file and empties it, without waiting for anybody. `false`: somebody who reads or writes kept it
 /// from its end.
-pub(super) fn fold(conn: &Connection) -> rusqlite::Result<bool> {
-    log::debug!("store: the write-ahead log is folded into the file");
-    failpoint::hit("fold", "before");
+pub(super) fn checkpoint(conn: &Connection) -> rusqlite::Result<bool> {
+    log::debug!("store: checkpoint: the write-ahead log is moved into the file");
+    failpoint::hit("checkpoint", "before");
     let step = |sql: &str| -> rusqlite::Result<bool> {
         let moved = conn.query_row(sql, [], |r| Ok((r.get::<_, i64>(0)?, r.get::<_, i64>(1)?, r.get::<_, i64>(2)?)));
         match moved {
@@ -478,17 +478,17 @@ pub(super) fn fold(conn: &Connection) -> rusqlite::Result<bool> {
         }
     };
     conn.busy_timeout(Duration::ZERO)?;
-    let folded = match step("PRAGMA wal_checkpoint(PASSIVE)") {
+    let whole = match step("PRAGMA wal_checkpoint(PASSIVE)") {
         // Only a log of which all is moved can be emptied; and whoever reads at its end is not waited for either.
         Ok(true) => step("PRAGMA wal_checkpoint(TRUNCATE)"),
         other => other,
     };
     conn.busy_timeout(schema::BUSY)?;
-    folded
+    whole
 }
 
 /// The thread is gone, by whatever way: who waits for it hears so.
-struct End<'q>(&'q Queue);
+struct End<'q>(&'q JobQueue);
 
 impl Drop for End<'_> {
     fn drop(&mut self) {

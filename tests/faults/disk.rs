@@ -22,7 +22,7 @@ fn a_stop_beside_a_reader() {
     other.execute_batch("BEGIN").unwrap();
     other.query_row("SELECT count(*) FROM sessions", [], |r| r.get::<_, i64>(0)).unwrap();
     let from = d.log.count();
-    d.log.find(from, "a checkpoint", |l| l.contains("the write-ahead log is folded"));
+    d.log.find(from, "a checkpoint", |l| l.contains("checkpoint: the write-ahead log"));
     d.sigterm();
     assert_eq!(d.ended().code(), Some(0));
     d.wait_log("1 running sessions are marked");
@@ -40,10 +40,10 @@ fn a_stop_beside_a_reader() {
 #[test]
 fn a_stalled_checkpoint_feeds_the_watchdog() {
     let d = Daemon::new().env("RUST_LOG", "debug").env("WATCHDOG_USEC", "200000");
-    let mut d = boot_ready(d, "fold.before=stall:3000");
+    let mut d = boot_ready(d, "checkpoint.before=stall:3000");
     d.send("local:a", "hello");
     let from = d.log.count();
-    d.log.find(from, "a checkpoint", |l| l.contains("the write-ahead log is folded"));
+    d.log.find(from, "a checkpoint", |l| l.contains("checkpoint: the write-ahead log"));
     let mut from = d.notes.count();
     for _ in 0..3 {
         d.notes.find(from, "WATCHDOG=1", |l| l == "WATCHDOG=1");
@@ -90,7 +90,7 @@ fn a_database_that_changes_under_the_daemon() {
         }
         let db = d.path("state/ostler.db");
         // The log is folded in, so that the file is longer than what is left of it.
-        d.log.find(0, "a checkpoint", |l| l.contains("the write-ahead log is folded"));
+        d.log.find(0, "a checkpoint", |l| l.contains("checkpoint: the write-ahead log"));
         d.send("local:a", "hello");
         change(&db);
         if told.contains("deleted") || told.contains("replaced") {

@@ -22,7 +22,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Instant;
 
-use ostler::store::{BootInfo, Store, World};
+use ostler::store::{BootInfo, Env, Store};
 use rusqlite::{Connection, OptionalExtension};
 use rustix::process::Signal;
 use serde_json::Value;
@@ -275,7 +275,7 @@ fn recovers(case: &Case, root: &Path, garbage: bool) -> Result<(), String> {
     std::fs::create_dir_all(&state).unwrap();
     let path = state.join("ostler.db");
     // This boot's own writes need not wait for the disk.
-    let world = World { durable: false, inline: true, readers: 1, ..World::default() };
+    let world = Env { durable: false, inline: true, readers: 1, ..Env::default() };
     let store = Store::open_in(&path, world).map_err(|e| e.to_string())?;
     let info = BootInfo { boot_id: uuid::Uuid::new_v4().to_string(), pid: 1, threshold: 0 };
     store.open_boot(info).map_err(|e| format!("recovery: {e}"))?;

@@ -15,8 +15,8 @@ use ostler::model::event::{Actor, EndReason, HandlerId, HookEvent, MarkReason, O
 use ostler::model::lifecycle::{Action, Event, Lifecycle, Phase};
 use ostler::model::session::Policy;
 use ostler::store::{
-    Accept, Acted, Admission, Batch, Begin, Begun, BootInfo, Error, Item, Limits, Owed, Refusal, Settled, Step,
-    StopNote, Store, Target, TurnRef, Unkept, World,
+    Accept, Acted, Admission, Batch, Begin, Begun, BootInfo, Env, Error, Item, Limits, Outbox, Owed, Refusal, Settled,
+    Step, StopNote, Store, Target, TurnRef,
 };
 
 use crate::dice::Dice;
@@ -154,7 +154,7 @@ enum At {
 struct Run {
     turn: TurnRef,
     id: String,
-    unkept: Unkept,
+    unkept: Outbox,
     said: String,
     kept: usize,
     ending: Option<(Outcome, Vec<Batch>)>,
@@ -235,8 +235,8 @@ impl Room {
 }
 
 /// The world but for its clock and its faults.
-fn world() -> World {
-    World { durable: false, inline: true, memory: true, readers: 1, ..World::default() }
+fn world() -> Env {
+    Env { durable: false, inline: true, memory: true, readers: 1, ..Env::default() }
 }
 
 /// Empties a database: what [`Store::open_in`] would have made of a new file.
@@ -379,7 +379,7 @@ impl House {
                 self.behind.store(behind, Ordering::Relaxed);
             }
             let (clock, behind, plan) = (self.now.clone(), self.behind.clone(), self.plan.clone());
-            let world = World {
+            let world = Env {
                 clock: Arc::new(move || clock.load(Ordering::Relaxed) - behind.load(Ordering::Relaxed)),
                 faults: Some(Arc::new(move |_, step| plan.strike(step))),
                 ..world()

@@ -22,7 +22,7 @@ use crate::hooks::Event;
 use crate::model::event::{EventKind, HookEvent};
 use crate::model::turn::TurnState;
 use crate::model::turn_clock::TurnClock;
-use crate::store::{Batch, Begun, Error, Item, PATIENCE, Refusal, TurnRef, Unkept};
+use crate::store::{Batch, Begun, Error, Item, Outbox, PATIENCE, Refusal, TurnRef};
 
 mod permissions;
 
@@ -79,7 +79,7 @@ pub struct Running {
     pub answer: String,
     /// Somebody else ended the turn: nothing more is written.
     pub stale: bool,
-    unkept: Unkept,
+    unkept: Outbox,
     unwritten: usize,
     /// How much its agent may still say, in bytes.
     left: usize,
@@ -225,7 +225,7 @@ impl Desk {
             too_large: None,
             answer: String::new(),
             stale: false,
-            unkept: Unkept::default(),
+            unkept: Outbox::default(),
             unwritten: 0,
             left: usize::try_from(self.ctx.config().sessions.answer).unwrap_or(usize::MAX),
             flush_at: None,

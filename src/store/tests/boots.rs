@@ -297,7 +297,7 @@ fn a_death_inside_recovery_changes_nothing() {
     let mut rig = Rig::new();
     let (a, _) = rig.running(KEY, "m");
     let clock = rig.now.clone();
-    let world = World {
+    let env = Env {
         clock: Arc::new(move || clock.load(Ordering::SeqCst)),
         durable: false,
         inline: true,
@@ -305,7 +305,7 @@ fn a_death_inside_recovery_changes_nothing() {
         readers: 1,
         faults: Some(Arc::new(|name, step| (name, step) == ("open_boot", Step::Commit))),
     };
-    rig.store = Store::open_in(&rig.path, world).unwrap();
+    rig.store = Store::open_in(&rig.path, env).unwrap();
     let info = BootInfo { boot_id: "doomed".into(), pid: 1, threshold: 3 };
     assert!(matches!(rig.store.open_boot(info), Err(Error::Unavailable(_))));
     assert_eq!((rig.mark(a.sid).as_str(), rig.number("SELECT count(*) FROM boots")), ("", 1));

@@ -2,8 +2,8 @@
 
 use super::*;
 use crate::model::event::Role;
+use crate::store::output::ENTRY;
 use crate::store::read::PAGE;
-use crate::store::words::ENTRY;
 
 /// Text that tells where it was cut, in characters of two bytes.
 fn long(bytes: usize) -> String {

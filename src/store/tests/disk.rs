@@ -5,7 +5,7 @@ use std::sync::atomic::AtomicBool;
 
 use super::write::{file, group, hold, kept, threaded, well};
 use super::*;
-use crate::store::writer::fold;
+use crate::store::writer::checkpoint;
 
 /// Somebody outside who reads, and does not end.
 fn reader(path: &std::path::Path) -> rusqlite::Connection {
@@ -30,13 +30,13 @@ fn a_checkpoint_waits_for_no_reader() {
             conn.execute("INSERT INTO meta VALUES ('later', 1)", []).unwrap();
         }
         let since = Instant::now();
-        assert!(!fold(&conn).unwrap(), "behind: {behind}");
+        assert!(!checkpoint(&conn).unwrap(), "behind: {behind}");
         assert!(since.elapsed() < schema::BUSY, "it waited as a transaction does for a lock");
         let wait: i64 = conn.query_row("PRAGMA busy_timeout", [], |r| r.get(0)).unwrap();
         assert_eq!(wait, 5000);
         assert!(log_of(&path) > 0);
         drop(outside);
-        assert!(fold(&conn).unwrap());
+        assert!(checkpoint(&conn).unwrap());
         assert_eq!(log_of(&path), 0);
     }
 }

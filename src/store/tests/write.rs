@@ -8,7 +8,7 @@ use crate::model::event::EventKind;
 
 /// A store as the daemon opens it, with its writer's thread, failing where it is told.
 pub(super) fn threaded(path: &std::path::Path, faults: Option<Faults>) -> Store {
-    Store::open_in(path, World { faults, ..World::default() }).unwrap()
+    Store::open_in(path, Env { faults, ..Env::default() }).unwrap()
 }
 
 pub(super) fn file() -> (tempfile::TempDir, PathBuf) {
@@ -243,7 +243,7 @@ fn a_doubt_is_told_and_what_it_did_is_found() {
     let clock = rig.now.clone();
     let doubtful = Arc::new(AtomicBool::new(false));
     let strikes = doubtful.clone();
-    let world = World {
+    let env = Env {
         clock: Arc::new(move || clock.load(Ordering::SeqCst)),
         durable: false,
         inline: true,
@@ -251,7 +251,7 @@ fn a_doubt_is_told_and_what_it_did_is_found() {
         readers: 1,
         faults: Some(Arc::new(move |_, step| step == Step::Committed && strikes.load(Ordering::SeqCst))),
     };
-    rig.store = Store::open_in(&rig.path, world).unwrap();
+    rig.store = Store::open_in(&rig.path, env).unwrap();
     let told = Arc::new(AtomicI64::new(0));
     let count = told.clone();
     rig.store.set_doubt(Arc::new(move || {

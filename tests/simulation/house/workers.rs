@@ -149,7 +149,7 @@ impl House {
         w.at = At::Running(Box::new(Run {
             turn: begun.turn,
             id: begun.turn_id,
-            unkept: Unkept::default(),
+            unkept: Outbox::default(),
             said: String::new(),
             kept: 0,
             ending: None,

@@ -1,7 +1,7 @@
 //! The way to the writer, and back: a bounded queue, and one answer for each caller.
 //!
 //! Nobody spins here: on few cores a thread that looks again takes the time of the one that it waits for. A connection
-//! whose message meets an idle writer commits by itself ([`Lane::lead`]): two hand-overs between threads less.
+//! whose message meets an idle writer commits by itself ([`WriteQueue::commit_inline`]): two hand-overs between threads less.
 //!
 //! It must not know SQL.
 
@@ -40,22 +40,22 @@ impl NotTaken {
 }
 
 /// What waits for the writer's thread.
-pub(super) struct Queue {
-    state: Mutex<State>,
+pub(super) struct JobQueue {
+    state: Mutex<QueueState>,
     arrived: Condvar,
     room: Condvar,
     bound: usize,
 }
 
 #[derive(Default)]
-struct State {
+struct QueueState {
     jobs: VecDeque<Job>,
     /// The thread sleeps: whoever comes wakes it.
     asleep: bool,
     /// Senders that wait for room.
     crowd: usize,
     /// Somebody else committed: the thread is to look whether the log wants folding.
-    stirred: bool,
+    dirty: bool,
     /// Every handle is gone, or the writer.
     over: bool,
 }
@@ -66,19 +66,19 @@ pub(super) enum Woken {
     /// Something waits.
     Work,
     /// Somebody else committed.
-    Stirred,
+    Dirty,
     /// The time passed.
     Quiet,
     /// No more will come.
     Over,
 }
 
-impl Queue {
+impl JobQueue {
     pub(super) fn new(bound: usize) -> Self {
         Self { state: Mutex::default(), arrived: Condvar::new(), room: Condvar::new(), bound }
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, QueueState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -117,8 +117,8 @@ impl Queue {
             if state.over {
                 return Woken::Over;
             }
-            if std::mem::take(&mut state.stirred) {
-                return Woken::Stirred;
+            if std::mem::take(&mut state.dirty) {
+                return Woken::Dirty;
             }
             state.asleep = true;
             match until {
@@ -161,15 +161,15 @@ impl Queue {
     }
 
     /// Nothing waits, and the thread is there.
-    fn is_calm(&self) -> bool {
+    fn is_idle(&self) -> bool {
         let state = self.lock();
         state.jobs.is_empty() && !state.over
     }
 
     /// Somebody else committed: the thread, if it sleeps for good, is to sleep until the log may be folded.
-    fn stir(&self) {
+    fn mark_dirty(&self) {
         let mut state = self.lock();
-        state.stirred = true;
+        state.dirty = true;
         let asleep = std::mem::take(&mut state.asleep);
         drop(state);
         if asleep {
@@ -179,9 +179,9 @@ impl Queue {
 }
 
 /// The handles' end of the queue: the writer's thread ends with the last of them.
-pub(super) struct Door(pub(super) Arc<Queue>);
+pub(super) struct QueueOwner(pub(super) Arc<JobQueue>);
 
-impl Drop for Door {
+impl Drop for QueueOwner {
     fn drop(&mut self) {
         self.0.lock().over = true;
         self.0.arrived.notify_all();
@@ -190,14 +190,14 @@ impl Drop for Door {
 
 /// The way to the writer.
 #[derive(Clone)]
-pub(super) enum Lane {
+pub(super) enum WriteQueue {
     /// It has a thread.
-    Thread(Arc<Door>, Arc<Mutex<Writer>>),
+    Thread(Arc<QueueOwner>, Arc<Mutex<Writer>>),
     /// It runs on the caller's.
     Inline(Arc<Mutex<Writer>>),
 }
 
-impl Lane {
+impl WriteQueue {
     /// Takes the connection from a writer that has no thread.
     pub(super) fn die(&self) -> Option<Connection> {
         match self {
@@ -209,27 +209,27 @@ impl Lane {
     /// Sends a job; gives it back when it was not taken by the instant, or nobody is there to take it.
     pub(super) fn send(&self, job: Job, until: Instant) -> Result<(), NotTaken> {
         match self {
-            Self::Thread(door, _) => door.0.push(job, until),
+            Self::Thread(owner, _) => owner.0.push(job, until),
             Self::Inline(writer) => writer.lock().unwrap_or_else(PoisonError::into_inner).perform(job),
         }
     }
 
-    /// As [`Lane::send`], for a thread that may wait for the disk itself: where nobody writes and nothing waits, the job
+    /// As [`WriteQueue::send`], for a thread that may wait for the disk itself: where nobody writes and nothing waits, the job
     /// is done here and now.
-    pub(super) fn lead(&self, job: Job, until: Instant) -> Result<(), NotTaken> {
-        if let Self::Thread(door, writer) = self
-            && door.0.is_calm()
+    pub(super) fn commit_inline(&self, job: Job, until: Instant) -> Result<(), NotTaken> {
+        if let Self::Thread(owner, writer) = self
+            && owner.0.is_idle()
         {
             let mut writer = match writer.try_lock() {
                 Ok(writer) => writer,
                 Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
                 Err(TryLockError::WouldBlock) => return self.send(job, until),
             };
-            let stirred = writer.is_folded();
+            let dirty = writer.is_clean();
             writer.perform(job)?;
             drop(writer);
-            if stirred {
-                door.0.stir();
+            if dirty {
+                owner.0.mark_dirty();
             }
             return Ok(());
         }
@@ -244,11 +244,11 @@ pub(super) struct Reply<T>(Arc<Slot<T>>);
 pub(super) struct Answer<T>(Arc<Slot<T>>);
 
 struct Slot<T> {
-    state: Mutex<Told<T>>,
+    state: Mutex<Outcome<T>>,
     told: Condvar,
 }
 
-enum Told<T> {
+enum Outcome<T> {
     Waiting,
     Answered(Result<T, Error>),
     Gone,
@@ -256,18 +256,18 @@ enum Told<T> {
 
 /// One answer: where it is waited for, and who gives it.
 pub(super) fn reply<T>() -> (Answer<T>, Reply<T>) {
-    let slot = Arc::new(Slot { state: Mutex::new(Told::Waiting), told: Condvar::new() });
+    let slot = Arc::new(Slot { state: Mutex::new(Outcome::Waiting), told: Condvar::new() });
     (Answer(slot.clone()), Reply(slot))
 }
 
 impl<T> Answer<T> {
     pub(super) fn give(self, outcome: Result<T, Error>) {
-        self.tell(Told::Answered(outcome));
+        self.tell(Outcome::Answered(outcome));
     }
 
-    fn tell(&self, told: Told<T>) {
+    fn tell(&self, told: Outcome<T>) {
         let mut state = self.0.state.lock().unwrap_or_else(PoisonError::into_inner);
-        if matches!(*state, Told::Waiting) {
+        if matches!(*state, Outcome::Waiting) {
             *state = told;
             drop(state);
             self.0.told.notify_one();
@@ -277,7 +277,7 @@ impl<T> Answer<T> {
 
 impl<T> Drop for Answer<T> {
     fn drop(&mut self) {
-        self.tell(Told::Gone);
+        self.tell(Outcome::Gone);
     }
 }
 
@@ -286,10 +286,10 @@ impl<T> Reply<T> {
     pub(super) fn wait(self, until: Instant) -> Option<Result<T, Error>> {
         let mut state = self.0.state.lock().unwrap_or_else(PoisonError::into_inner);
         loop {
-            match std::mem::replace(&mut *state, Told::Waiting) {
-                Told::Answered(outcome) => return Some(outcome),
-                Told::Gone => return Some(Err(closed())),
-                Told::Waiting => {}
+            match std::mem::replace(&mut *state, Outcome::Waiting) {
+                Outcome::Answered(outcome) => return Some(outcome),
+                Outcome::Gone => return Some(Err(closed())),
+                Outcome::Waiting => {}
             }
             let left = until.saturating_duration_since(Instant::now());
             if left.is_zero() {

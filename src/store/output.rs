@@ -8,8 +8,8 @@ use rusqlite::params;
 use serde_json::{Value, json};
 
 use super::isolate::{lies_in_rows, maybe_text};
+use super::outbox::Batch;
 use super::tx::{SessionRow, Tx};
-use super::unkept::Batch;
 use super::{Error, Refusal};
 use crate::model::event::{EventKind, Role};
 

@@ -1,13 +1,13 @@
-//! What the store is given of the world beside its file: the clock, how hard it writes, and where it is made to fail.
+//! The environment of a store beside its file: the clock, how durably it writes, and the faults that a test injects.
 //!
-//! The daemon takes the world as it is ([`World::default`]). A simulation passes its own, so that a seed decides the time
+//! The daemon uses the real environment ([`Env::default`]). A simulation passes its own, so that a seed decides the time
 //! and the instant of a death; the code that runs is the same.
 
 use std::sync::Arc;
 
 use crate::clock::{self, Millis};
 
-/// A point of a transaction at which a world may strike.
+/// A point of a transaction at which a fault may be injected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Step {
     /// Before the transaction looks at anything.
@@ -26,9 +26,9 @@ pub enum Step {
 /// failed (the second time although it was kept); at [`Step::Room`]: the disk is full. It may also unwind, which is a death.
 pub type Faults = Arc<dyn Fn(&'static str, Step) -> bool + Send + Sync>;
 
-/// The world of a store.
+/// The environment of a store.
 #[derive(Clone)]
-pub struct World {
+pub struct Env {
     /// The wall clock.
     pub clock: Arc<dyn Fn() -> Millis + Send + Sync>,
     /// Where it fails; `None`: nowhere but where it really does.
@@ -44,27 +44,27 @@ pub struct World {
     pub readers: usize,
 }
 
-impl Default for World {
+impl Default for Env {
     fn default() -> Self {
         Self { clock: Arc::new(clock::now), faults: None, durable: true, inline: false, memory: false, readers: 4 }
     }
 }
 
-impl std::fmt::Debug for World {
+impl std::fmt::Debug for Env {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("World").field("durable", &self.durable).field("inline", &self.inline).finish_non_exhaustive()
+        f.debug_struct("Env").field("durable", &self.durable).field("inline", &self.inline).finish_non_exhaustive()
     }
 }
 
-impl World {
+impl Env {
     /// The time.
     #[must_use]
     pub fn now(&self) -> Millis {
         (self.clock)()
     }
 
-    /// Whether the world strikes here.
-    pub(super) fn strikes(&self, name: &'static str, step: Step) -> bool {
+    /// Whether a fault is injected here.
+    pub(super) fn inject_fault(&self, name: &'static str, step: Step) -> bool {
         self.faults.as_ref().is_some_and(|faults| faults(name, step))
     }
 }

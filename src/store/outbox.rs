@@ -3,7 +3,7 @@
 //! Owns the numbers under which a turn's words are written. A batch that was sent once is sent again as it was and under
 //! its number, so that one whose commit was in doubt is kept exactly once. It must not know how it is written.
 
-use super::words::Item;
+use super::output::Item;
 
 /// What a turn adds at once. The batches of a turn are numbered from 1.
 #[derive(Clone, Debug, PartialEq)]
@@ -16,13 +16,13 @@ pub struct Batch {
 
 /// What a turn said and is not known to be kept, in order.
 #[derive(Clone, Debug, Default)]
-pub struct Unkept {
+pub struct Outbox {
     number: i64,
     sent: Vec<Batch>,
     fresh: Vec<Item>,
 }
 
-impl Unkept {
+impl Outbox {
     /// Adds what was said last. Pieces of text that follow each other are one.
     pub fn push(&mut self, item: Item) {
         match (self.fresh.last_mut(), item) {
@@ -70,7 +70,7 @@ mod tests {
 
     #[test]
     fn what_was_sent_is_sent_again_as_it_was_and_what_came_since_beside_it() {
-        let mut u = Unkept::default();
+        let mut u = Outbox::default();
         assert!(u.is_empty() && u.send().is_empty());
         u.push(text("a"));
         u.push(text("b"));
