@@ -31,7 +31,7 @@ return function(ev)
 end
 "#;
 
-/// A house of which nothing is asked.
+/// A host of which nothing is asked.
 struct Empty;
 
 impl HookHost for Empty {

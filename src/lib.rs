@@ -1,7 +1,7 @@
 //! ostler keeps AI-agent sessions: it takes a conversation in, runs one agent for it, carries it through restarts and
 //! crashes, and sees it off exactly once.
 //!
-//! A tour of the house, in reading order: [`model`] is every decision, pure; [`store`] is where truth lives; [`daemon`]
+//! A tour in reading order: [`model`] is every decision, pure; [`store`] is where truth lives; [`daemon`]
 //! has the threads, with the coordinator's one loop and a worker a session; [`agent`] is whatever answers; [`hooks`] the
 //! operator's Lua; [`http`] a small server that knows nothing of ostler, and [`api`] what it serves; [`client`] and
 //! [`cli`] the other side. [`config`], [`log`], [`proc`], [`clock`], [`awake`], [`thread`], [`reserved`] and [`sys`] are below them all.

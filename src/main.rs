@@ -1,4 +1,4 @@
-//! The program: arguments, call, exit code. The one place that knows every part of the house.
+//! The program: arguments, call, exit code. The one place that knows every part of the program.
 
 use std::process::ExitCode;
 

@@ -27,9 +27,9 @@ pub mod clock {
     pub type Millis = i64;
 }
 pub mod config {
-    use crate::model::event::words;
-    words! { Busy { Queue = "queue", Collect = "collect", Interrupt = "interrupt" } }
-    words! { OnInterrupt { Resume = "resume", Rerun = "rerun", Wait = "wait" } }
+    use crate::model::event::string_enum;
+    string_enum! { Busy { Queue = "queue", Collect = "collect", Interrupt = "interrupt" } }
+    string_enum! { OnInterrupt { Resume = "resume", Rerun = "rerun", Wait = "wait" } }
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
     pub struct Shutdown {
         pub drain: std::time::Duration,

@@ -1,4 +1,4 @@
-//! What a turn costs as the store and the house fill up, with a plot of it.
+//! What a turn costs as the store and the daemon fill up, with a plot of it.
 
 use std::path::{Path, PathBuf};
 use std::time::Instant;

@@ -1,4 +1,4 @@
-//! An hour of a busy house, compressed by load: many turns over many keys with parking and resets, and what of it stays.
+//! An hour of a busy daemon, compressed by load: many turns over many keys with parking and resets, and what of it stays.
 //!
 //! `OSTLER_SOAK_TURNS` says how many turns (a million by default); a line is printed every twentieth of them.
 

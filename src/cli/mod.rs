@@ -74,7 +74,7 @@ pub type FireScript = fn(&Path, HookEvent, &Map<String, Value>, &Config) -> Resu
 /// A state directory, a backup, and whoever is shown the plan.
 pub type RestoreFile = fn(&Path, &Path, &mut dyn FnMut(&Value) -> bool) -> Result<bool, (u8, String)>;
 
-/// What the commands need of the rest of the house.
+/// What the commands need of the rest of the program.
 #[derive(Clone, Copy)]
 pub struct Doors {
     /// Runs the daemon; its exit code.

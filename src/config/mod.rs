@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
-use crate::model::event::words;
+use crate::model::event::string_enum;
 use crate::model::names;
 
 pub mod bounded;
@@ -34,7 +34,7 @@ pub use show::show;
 /// A duration that may be "never".
 pub type Maybe = Option<Duration>;
 
-words! {
+string_enum! {
     /// What a message during a turn does.
     Busy {
         /// It waits its turn.
@@ -46,7 +46,7 @@ words! {
     }
 }
 
-words! {
+string_enum! {
     /// When interrupted sessions go on after a boot.
     Resume {
         /// By themselves, right after the boot.
@@ -58,7 +58,7 @@ words! {
     }
 }
 
-words! {
+string_enum! {
     /// What runs a conversation.
     AgentKind {
         /// A program that speaks the Agent Client Protocol on stdin and stdout.
@@ -74,7 +74,7 @@ words! {
     }
 }
 
-words! {
+string_enum! {
     /// What a permission request of an agent meets.
     PermissionPolicy {
         /// Hooks, then the client.
@@ -86,7 +86,7 @@ words! {
     }
 }
 
-words! {
+string_enum! {
     /// What becomes of an interrupted turn.
     OnInterrupt {
         /// A continuation with a note.

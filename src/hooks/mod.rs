@@ -1,16 +1,15 @@
 //! Hooks: the operator's Lua. Owns every Lua state, its thread, its limits and the `ostler.*` API.
 //!
-//! Lua is named here and nowhere else (but in the lua agent, which borrows [`sandbox`]). What the scripts may ask of
-//! the house comes in through [`HookHost`]; what the house tells the scripts goes in as an [`Event`]. The hooks must not
-//! know the store, the workers or the API: whether an event was delivered is told by a callback and kept by whoever
-//! asked.
+//! Lua is named here and nowhere else (but in the lua agent, which borrows [`sandbox`]). Scripts ask the daemon through
+//! [`HookHost`]; the daemon tells the scripts an [`Event`]. The hooks must not know the store, the workers or the API: a
+//! callback tells the caller whether an event was delivered, and the caller keeps it.
 //!
-//! Reading order: [`scripts`] reads the files and loads them, once a state; [`sandbox`] is a state with limits,
-//! [`deadline`] how a call in it is stopped, [`pattern`] what of Lua had to be rewritten for that; [`api`] is what
-//! scripts may call; [`pool`] owns the threads and their queues, [`lane`] one of them, [`verdict`] what is made of a
-//! handler's answer, [`stats`] what is counted and when a handler is skipped; [`timer`] runs `ostler.every`, and [`kick`]
-//! gets one of its runs out of a wait when the daemon stops; [`check`](mod@check),
-//! [`sample`] and [`trial`] serve the commands and the tests of scripts.
+//! Reading order: [`scripts`] reads the files and loads them, once for each state; [`sandbox`] is a Lua state with limits,
+//! [`deadline`] stops a call in it, [`pattern`] is the part of Lua that had to be rewritten for that; [`api`] is what
+//! scripts may call; [`pool`] owns the threads and their queues, [`hook_thread`] is one of them, [`verdict`] reads a
+//! handler's answer, [`stats`] counts and decides when a handler is skipped; [`timer`] runs `ostler.every`, and [`kick`]
+//! ends the wait of a run when the daemon stops; [`check`](mod@check), [`sample`] and [`trial`] serve the commands and the
+//! tests of scripts.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -24,8 +23,8 @@ pub mod api;
 pub mod check;
 pub mod deadline;
 mod globals;
+mod hook_thread;
 pub mod kick;
-mod lane;
 pub mod pattern;
 pub mod pool;
 mod sample;
@@ -104,8 +103,8 @@ pub enum Verdict {
     HookFailed(String),
 }
 
-/// What scripts may ask of the house; implemented by the daemon over the store. Called on hook threads. Errors are
-/// texts for the script.
+/// What scripts may ask of the daemon, which implements it over the store. Called on hook threads. Errors are texts for
+/// the script.
 pub trait HookHost: Send + Sync {
     /// Entries of a session's transcript after `after`, at most `limit`, none beyond `upto`.
     ///

@@ -1,9 +1,9 @@
-//! The hook threads: which lane an event goes to, who watches over calls that do not come back, and how all of it ends.
+//! The hook threads: which of them gets an event, which calls are overdue, and how all of it ends.
 //!
-//! `threads` lanes serve journalled and notifying events, chosen by key; one more serves the events that are waited
-//! for, and one more the runs of timers, so that no event waits for one of those. A watch thread sleeps until the nearest call is overdue, a timer thread until the next timer is due; with no
-//! scripts there are no threads at all. Lock order: the watch before a lane; nothing else is held while another is
-//! taken.
+//! The configured number of threads serves journalled and notifying events, chosen by key. One thread more serves the
+//! synchronous events, and one more the runs of timers, so that no event waits for either. The watch thread sleeps until
+//! the nearest call is overdue, the timer thread until the next timer is due. Without scripts there are no threads. Lock
+//! order: the watch before a hook thread; no other lock is taken while one is held.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
@@ -15,8 +15,8 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::Receiver;
 
+use super::hook_thread::{Full, HookThread};
 use super::kick::Kick;
-use super::lane::{Full, Lane};
 use super::scripts::{Plan, Scripts};
 use super::stats::{HandlerInfo, Stats};
 use super::task::{Shared, Task};
@@ -26,7 +26,7 @@ use crate::clock::Millis;
 use crate::model::event::HookEvent;
 use crate::thread;
 
-/// Tasks that may wait on one lane.
+/// Tasks that may wait for one hook thread.
 const BOUND: usize = 1024;
 /// Threads that may hang at once before the hooks are switched off.
 const LOSSES: usize = 8;
@@ -69,7 +69,7 @@ pub(crate) struct Pool {
     pub shared: Shared,
     current: RwLock<Arc<Plan>>,
     events: AtomicU32,
-    lanes: OnceLock<Vec<Arc<Lane>>>,
+    threads: OnceLock<Vec<Arc<HookThread>>>,
     tuning: Tuning,
     watch: Mutex<Watch>,
     watch_wake: Condvar,
@@ -78,7 +78,7 @@ pub(crate) struct Pool {
     handles: Mutex<Vec<JoinHandle<()>>>,
     lost: AtomicUsize,
     off: AtomicBool,
-    /// Held while it changes whether the hooks are on, so that all lanes are or none is.
+    /// Held while it changes whether the hooks are on, so that they are on or off for all threads.
     switch: Mutex<()>,
     /// The daemon stops: nothing is switched on again.
     ending: AtomicBool,
@@ -97,7 +97,7 @@ struct Alive(Arc<Pool>);
 
 impl Drop for Alive {
     fn drop(&mut self) {
-        // A lane that ended may be what the watch waits for to end too.
+        // The watch ends when no call runs any more: this may have been the last.
         drop(lock(&self.0.watch));
         self.0.watch_wake.notify_all();
         *lock(&self.0.alive) -= 1;
@@ -135,7 +135,7 @@ impl Hooks {
             shared,
             current: RwLock::new(Arc::clone(&scripts.plan)),
             events: AtomicU32::new(0),
-            lanes: OnceLock::new(),
+            threads: OnceLock::new(),
             tuning,
             watch: Mutex::default(),
             watch_wake: Condvar::new(),
@@ -172,8 +172,8 @@ impl Hooks {
         if !self.has(event.kind) {
             return done(0);
         }
-        let lane = self.pool.lane_of(event.key.as_deref());
-        self.pool.put(lane, Task::Notify { event: Arc::new(event), left: None, failed: 0, done: contained(done) });
+        let to = self.pool.thread_of(event.key.as_deref());
+        self.pool.put(to, Task::Notify { event: Arc::new(event), left: None, failed: 0, done: contained(done) });
     }
 
     /// Calls one handler. Never blocks; `done` is called once, on whatever thread.
@@ -181,8 +181,8 @@ impl Hooks {
         if self.pool.plan().registered.find(handler).is_none() {
             return done(Delivered::Orphaned);
         }
-        let lane = self.pool.lane_of(event.key.as_deref());
-        self.pool.put(lane, Task::Deliver { event: Arc::new(event), handler: handler.clone(), done: contained(done) });
+        let to = self.pool.thread_of(event.key.as_deref());
+        self.pool.put(to, Task::Deliver { event: Arc::new(event), handler: handler.clone(), done: contained(done) });
     }
 
     /// Asks the handlers of a synchronous event, chained, on the thread of the synchronous ones. Never blocks; `done`
@@ -191,8 +191,8 @@ impl Hooks {
         if !self.has(event.kind) {
             return done(Verdict::Pass(None));
         }
-        let lane = self.pool.asked().cloned();
-        self.pool.put(lane, Task::Ask { event: Arc::new(event), left: None, answer: None, done: contained(done) });
+        let to = self.pool.synchronous().cloned();
+        self.pool.put(to, Task::Ask { event: Arc::new(event), left: None, answer: None, done: contained(done) });
     }
 
     /// Within what time [`Self::ask`] answers, come what may: when each handler that is waited for, of what stands before it
@@ -202,7 +202,7 @@ impl Hooks {
         let plan = self.pool.plan();
         let waited_for = plan.registered.handlers.iter().filter(|h| h.id.event.is_synchronous());
         let one: Duration = waited_for.map(|h| h.timeout + self.pool.tuning.grace + plan.time_to_build()).sum();
-        let before = self.pool.asked().map_or(0, |lane| lane.load());
+        let before = self.pool.synchronous().map_or(0, |t| t.load());
         one.saturating_mul(u32::try_from(before).unwrap_or(u32::MAX).saturating_add(1))
     }
 
@@ -214,13 +214,13 @@ impl Hooks {
     pub fn swap(&self, scripts: Scripts) -> io::Result<()> {
         let pool = &self.pool;
         let Scripts { plan, states } = scripts;
-        if !states.is_empty() && pool.lanes.get().is_none() {
+        if !states.is_empty() && pool.threads.get().is_none() {
             // A state for each but the timers', which makes one when the first of them runs.
-            pool.make_lanes(states.len() + 1)?;
+            pool.start_threads(states.len() + 1)?;
         }
         let mut states = states.into_iter();
-        for lane in pool.lanes() {
-            lane.adopt(Arc::clone(&plan), states.next());
+        for t in pool.threads() {
+            t.adopt(Arc::clone(&plan), states.next());
         }
         let events = plan.registered.handlers.iter().fold(0, |bits, h| bits | bit(h.id.event));
         *pool.current.write().unwrap_or_else(PoisonError::into_inner) = plan;
@@ -260,7 +260,7 @@ impl Hooks {
         self.pool.ending.store(true, Ordering::Release);
         self.pool.timers.close();
         let plan = self.pool.plan();
-        for task in self.pool.of_timers().map(|lane| lane.stop()).unwrap_or_default() {
+        for task in self.pool.timer_runs().map(|t| t.stop()).unwrap_or_default() {
             task.not_called(&plan, "the daemon stops");
         }
     }
@@ -271,8 +271,8 @@ impl Hooks {
         self.stop_timers();
         self.pool.shared.kick.kick();
         let plan = self.pool.plan();
-        for lane in self.pool.lanes() {
-            for task in lane.stop() {
+        for t in self.pool.threads() {
+            for task in t.stop() {
                 task.not_called(&plan, "the hooks are closing");
             }
         }
@@ -309,37 +309,37 @@ impl Pool {
         Arc::clone(&self.current.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    fn lanes(&self) -> impl Iterator<Item = &Arc<Lane>> {
-        self.lanes.get().into_iter().flatten()
+    fn threads(&self) -> impl Iterator<Item = &Arc<HookThread>> {
+        self.threads.get().into_iter().flatten()
     }
 
-    /// The lane of a key; what has none goes to the first.
-    fn lane_of(&self, key: Option<&str>) -> Option<Arc<Lane>> {
-        let lanes = self.lanes.get()?;
-        let count = lanes.len().saturating_sub(2).max(1);
+    /// The thread that serves a key; events without a key go to the first.
+    fn thread_of(&self, key: Option<&str>) -> Option<Arc<HookThread>> {
+        let threads = self.threads.get()?;
+        let count = threads.len().saturating_sub(2).max(1);
         let nth = key.map_or(0, |key| {
             let mut hasher = DefaultHasher::new();
             key.hash(&mut hasher);
             usize::try_from(hasher.finish() % count as u64).unwrap_or(0)
         });
-        lanes.get(nth).cloned()
+        threads.get(nth).cloned()
     }
 
-    /// The lane of the events that are waited for.
-    fn asked(&self) -> Option<&Arc<Lane>> {
-        let lanes = self.lanes.get()?;
-        lanes.get(lanes.len().checked_sub(2)?)
+    /// The thread of the synchronous events.
+    fn synchronous(&self) -> Option<&Arc<HookThread>> {
+        let threads = self.threads.get()?;
+        threads.get(threads.len().checked_sub(2)?)
     }
 
-    /// The lane of the timers.
-    fn of_timers(&self) -> Option<&Arc<Lane>> {
-        self.lanes.get()?.last()
+    /// The thread of the timers' runs.
+    fn timer_runs(&self) -> Option<&Arc<HookThread>> {
+        self.threads.get()?.last()
     }
 
-    /// Puts a task on a lane, or answers it at once.
-    fn put(&self, lane: Option<Arc<Lane>>, task: Task) {
-        let full = match lane {
-            Some(lane) if !self.off.load(Ordering::Acquire) => lane.push(task),
+    /// Queues a task at a thread, or answers it at once.
+    fn put(&self, to: Option<Arc<HookThread>>, task: Task) {
+        let full = match to {
+            Some(t) if !self.off.load(Ordering::Acquire) => t.push(task),
             _ => Err(Full(task)),
         };
         let Err(Full(task)) = full else { return };
@@ -360,7 +360,7 @@ impl Pool {
 
     /// A run of a timer.
     pub fn run_timer(&self, name: &str, due: Millis) {
-        self.put(self.of_timers().cloned(), Task::Timer(timer::Run::new(name, due, &self.timers)));
+        self.put(self.timer_runs().cloned(), Task::Timer(timer::Run::new(name, due, &self.timers)));
     }
 
     fn spawn(
@@ -381,13 +381,13 @@ impl Pool {
         Ok(())
     }
 
-    /// Makes the lanes with all their threads, or nothing at all: a lane without a thread would keep what is put on it for
-    /// ever. No thread begins before all are there; where one cannot be made, the others have ended when this returns.
-    fn make_lanes(self: &Arc<Self>, count: usize) -> io::Result<()> {
-        let lanes: Vec<_> = (0..count).map(|_| Arc::new(Lane::new(self.tuning.bound))).collect();
-        let threads = count + 2;
-        let (go, gone) = crossbeam_channel::bounded::<()>(threads);
-        if let Err(e) = self.spawn_lanes(&lanes, &gone) {
+    /// Starts all threads or none: a queue without a thread would hold its tasks for ever. No thread works before all are
+    /// there; if one cannot be made, the others have ended when this returns.
+    fn start_threads(self: &Arc<Self>, count: usize) -> io::Result<()> {
+        let threads: Vec<_> = (0..count).map(|_| Arc::new(HookThread::new(self.tuning.bound))).collect();
+        let all = count + 2;
+        let (go, gone) = crossbeam_channel::bounded::<()>(all);
+        if let Err(e) = self.spawn_threads(&threads, &gone) {
             drop(go);
             let waiting = std::mem::take(&mut *lock(&self.handles));
             for thread in waiting {
@@ -395,20 +395,20 @@ impl Pool {
             }
             return Err(e);
         }
-        let _ = self.lanes.set(lanes);
-        for _ in 0..threads {
+        let _ = self.threads.set(threads);
+        for _ in 0..all {
             let _ = go.send(());
         }
         Ok(())
     }
 
-    /// The first threads of all: each begins with a word from the channel, and ends when there is none to come.
-    fn spawn_lanes(self: &Arc<Self>, lanes: &[Arc<Lane>], gone: &Receiver<()>) -> io::Result<()> {
-        for (nth, lane) in lanes.iter().enumerate() {
-            let (lane, gone) = (Arc::clone(lane), gone.clone());
+    /// The first threads: each works when it gets a word from the channel, and ends if the channel is dropped.
+    fn spawn_threads(self: &Arc<Self>, threads: &[Arc<HookThread>], gone: &Receiver<()>) -> io::Result<()> {
+        for (nth, t) in threads.iter().enumerate() {
+            let (t, gone) = (Arc::clone(t), gone.clone());
             self.spawn(format!("hook-{nth}"), thread::DEEP_STACK, move |pool| {
                 if gone.recv().is_ok() {
-                    pool.work(&lane, lane.generation(), pool.plan());
+                    pool.work(&t, t.generation(), pool.plan());
                 }
             })?;
         }
@@ -423,16 +423,16 @@ impl Pool {
         Ok(())
     }
 
-    /// Another thread for a lane whose own was given up.
-    fn spawn_lane(self: &Arc<Self>, nth: usize) -> io::Result<()> {
-        let Some(lane) = self.lanes.get().and_then(|lanes| lanes.get(nth)).cloned() else { return Ok(()) };
-        let (generation, plan) = (lane.generation(), self.plan());
-        self.spawn(format!("hook-{nth}"), thread::DEEP_STACK, move |pool| pool.work(&lane, generation, plan))
+    /// Starts another thread on the queue of a thread that was given up.
+    fn restart(self: &Arc<Self>, nth: usize) -> io::Result<()> {
+        let Some(t) = self.threads.get().and_then(|threads| threads.get(nth)).cloned() else { return Ok(()) };
+        let (generation, plan) = (t.generation(), self.plan());
+        self.spawn(format!("hook-{nth}"), thread::DEEP_STACK, move |pool| pool.work(&t, generation, plan))
     }
 
-    /// The life of a lane's thread.
-    fn work(&self, lane: &Lane, generation: u64, plan: Arc<Plan>) {
-        if lane.work(generation, plan, &self.shared, &|lost_at| self.begun(lost_at)) {
+    /// The life of a hook thread.
+    fn work(&self, of: &HookThread, generation: u64, plan: Arc<Plan>) {
+        if of.work(generation, plan, &self.shared, &|lost_at| self.begun(lost_at)) {
             self.lost.fetch_sub(1, Ordering::AcqRel);
             log::warn!(target: "hook", "a hook thread that was given up came back and ended");
         }
@@ -453,14 +453,14 @@ impl Pool {
         // When closing it goes on as long as a call runs, so that whoever waits for its answer gets it.
         loop {
             let now = Instant::now();
-            if watch.closing && self.lanes().all(|l| l.lost_at(now).is_none()) {
+            if watch.closing && self.threads().all(|t| t.lost_at(now).is_none()) {
                 return;
             }
             if watch.next.is_some_and(|next| next <= now) {
-                let lanes = self.lanes.get().map_or(&[][..], Vec::as_slice);
+                let threads = self.threads.get().map_or(&[][..], Vec::as_slice);
                 let overdue: Vec<usize> =
-                    (0..lanes.len()).filter(|nth| lanes[*nth].lost_at(now).is_some_and(|at| at <= now)).collect();
-                watch.next = lanes.iter().filter_map(|l| l.lost_at(now)).filter(|at| *at > now).min();
+                    (0..threads.len()).filter(|nth| threads[*nth].lost_at(now).is_some_and(|at| at <= now)).collect();
+                watch.next = threads.iter().filter_map(|t| t.lost_at(now)).filter(|at| *at > now).min();
                 if !overdue.is_empty() {
                     // Answers are given without the lock: whoever gets them may ask again at once.
                     drop(watch);
@@ -481,25 +481,25 @@ impl Pool {
         }
     }
 
-    /// Gives up an overdue lane's thread and starts another, or switches the hooks off.
+    /// Gives up an overdue thread and starts another, or switches the hooks off.
     fn replace(self: &Arc<Self>, nth: usize, now: Instant) {
         let _switch = lock(&self.switch);
-        let Some(lane) = self.lanes.get().and_then(|lanes| lanes.get(nth)) else { return };
+        let Some(overdue) = self.threads.get().and_then(|threads| threads.get(nth)) else { return };
         let lost = self.lost.fetch_add(1, Ordering::AcqRel) + 1;
-        if lane.give_up(now, &self.shared).is_none() {
-            // It came back in the last moment.
+        if overdue.give_up(now, &self.shared).is_none() {
+            // It came back at the last moment.
             self.lost.fetch_sub(1, Ordering::AcqRel);
             return;
         }
-        log::error!(target: "hook", lane = nth, lost = lost; "a hook thread hangs and is given up ({lost} by now)");
+        log::error!(target: "hook", hook_thread = nth, lost = lost; "a hook thread hangs and is given up ({lost} by now)");
         let started =
-            if lost < self.tuning.losses { self.spawn_lane(nth) } else { Err(io::Error::other("too many hang")) };
+            if lost < self.tuning.losses { self.restart(nth) } else { Err(io::Error::other("too many hang")) };
         if let Err(e) = started {
             self.off.store(true, Ordering::Release);
             log::error!(target: "hook", lost = lost; "HOOKS ARE SWITCHED OFF until the scripts are mended and reloaded: {e}");
             let plan = self.plan();
-            for (n, lane) in self.lanes().enumerate() {
-                for task in if n == nth { lane.desert() } else { lane.stop() } {
+            for (n, t) in self.threads().enumerate() {
+                for task in if n == nth { t.desert() } else { t.stop() } {
                     task.not_called(&plan, "the hooks are switched off");
                 }
             }
@@ -512,13 +512,13 @@ impl Pool {
         if self.ending.load(Ordering::Acquire) || !self.off.swap(false, Ordering::AcqRel) {
             return;
         }
-        for (nth, lane) in self.lanes().enumerate() {
-            if lane.resume()
-                && let Err(e) = self.spawn_lane(nth)
+        for (nth, t) in self.threads().enumerate() {
+            if t.resume()
+                && let Err(e) = self.restart(nth)
             {
                 self.off.store(true, Ordering::Release);
                 let plan = self.plan();
-                for task in lane.desert() {
+                for task in t.desert() {
                     task.not_called(&plan, "the hooks are switched off");
                 }
                 log::error!(target: "hook", "the hooks stay switched off: {e}");
@@ -533,8 +533,8 @@ impl Pool {
         self.timers.close();
         self.shared.kick.kick();
         let plan = self.plan();
-        for lane in self.lanes() {
-            for task in lane.close() {
+        for t in self.threads() {
+            for task in t.close() {
                 task.not_called(&plan, "the hooks are closing");
             }
         }

@@ -1,4 +1,4 @@
-//! What a lane is asked to do, one call after the other, and how it is answered.
+//! What a hook thread is asked to do, one call after the other, and how it is answered.
 //!
 //! A task is a value that goes from call to call: it says which handler is next, takes in what came of it, and is
 //! answered exactly once. It must not know threads.
@@ -21,7 +21,7 @@ use super::{Delivered, Event, HandlerId, HookHost, Verdict};
 use crate::clock::{Millis, rfc3339};
 use crate::model::event::HookEvent;
 
-/// What all lanes share.
+/// What all hook threads share.
 pub(crate) struct Shared {
     pub host: Arc<dyn HookHost>,
     pub boot_id: String,
@@ -32,7 +32,7 @@ pub(crate) struct Shared {
     pub kick: Arc<Kick>,
 }
 
-/// Something to do on a lane.
+/// Something to do on a hook thread.
 pub(crate) enum Task {
     /// All handlers of an event.
     Notify { event: Arc<Event>, left: Option<VecDeque<HandlerId>>, failed: usize, done: Box<dyn FnOnce(usize) + Send> },
@@ -283,7 +283,7 @@ pub(crate) fn is_usable(state: Option<&State>) -> bool {
     state.is_some_and(|s| !s.sandbox.spoiled())
 }
 
-/// Calls one handler in the lane's state, which is made anew where it has to be.
+/// Calls one handler in the thread's state; makes the state first where there is none that is usable.
 pub(crate) fn call(
     plan: &Plan,
     state: &mut Option<State>,

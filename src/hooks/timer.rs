@@ -1,7 +1,7 @@
 //! The timer thread: asleep until the next `ostler.every` is due, by the wall clock.
 //!
-//! What runs now is decided by [`Timers`]; what was run last is the house's to know, so that a missed run comes once at
-//! the next boot and none comes twice. The run itself is claimed where it runs. It must not know lanes.
+//! [`Timers`] decides what runs now. The host keeps which run was the last, so that a missed run comes once at the next
+//! boot and no run comes twice. A run is claimed where it runs. This file must not know the hook threads.
 
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;

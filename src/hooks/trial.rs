@@ -1,4 +1,4 @@
-//! One script tried out: loaded as the daemon would, and called over a house that lives in memory only.
+//! One script tried out: loaded as the daemon would, and called over a host in memory.
 //!
 //! `ostler hooks fire EVENT --script FILE` and the tests of the shipped scripts run on it. Calls run one after the other
 //! on the caller's own thread (which needs [`crate::thread::DEEP_STACK`]), with the daemon's own sandbox, chain and
@@ -22,16 +22,16 @@ use crate::clock::{self, Millis};
 use crate::config;
 use crate::model::event::{Entry, HookEvent, Role};
 
-/// A house in memory.
+/// A host in memory.
 #[derive(Debug, Default)]
-pub struct Scratch {
+pub struct TrialHost {
     kv: Mutex<BTreeMap<String, (Value, Option<Instant>)>>,
     sent: Mutex<Vec<(String, String, String)>>,
     transcripts: Mutex<HashMap<String, Vec<Entry>>>,
     sessions: Mutex<HashMap<String, Value>>,
 }
 
-impl Scratch {
+impl TrialHost {
     /// What was sent: key, text and id of each message.
     #[must_use]
     pub fn sent(&self) -> Vec<(String, String, String)> {
@@ -68,7 +68,7 @@ fn alive(until: Option<Instant>, now: Instant) -> bool {
     until.is_none_or(|until| now < until)
 }
 
-impl HookHost for Scratch {
+impl HookHost for TrialHost {
     fn transcript(&self, id: &str, after: i64, limit: usize, upto: Option<i64>) -> Result<Vec<Entry>, String> {
         let upto = upto.unwrap_or(i64::MAX);
         let all = lock(&self.transcripts);
@@ -165,12 +165,12 @@ pub struct Fired {
     pub verdict: Option<Verdict>,
 }
 
-/// A loaded script, and the house that it is tried over.
+/// A loaded script, and the host that it is tried over.
 pub struct Trial {
     plan: Arc<Plan>,
     state: Option<State>,
     shared: Shared,
-    house: Arc<Scratch>,
+    host: Arc<TrialHost>,
 }
 
 impl std::fmt::Debug for Trial {
@@ -180,29 +180,29 @@ impl std::fmt::Debug for Trial {
 }
 
 impl Trial {
-    /// Loads one script over a house.
+    /// Loads one script over a host.
     ///
     /// # Errors
     /// It would not be loaded by a daemon with this configuration.
-    pub fn new(script: &Path, config: &config::Hooks, house: Arc<Scratch>) -> Result<Self, LoadError> {
+    pub fn new(script: &Path, config: &config::Hooks, host: Arc<TrialHost>) -> Result<Self, LoadError> {
         let sources = check::sources(script, config)?;
         let once = config::Hooks { threads: 1, ..config.clone() };
         let loaded = load_sources(sources, &once, env!("CARGO_PKG_VERSION"))?;
         let kick = Kick::new().map_err(|e| LoadError::new(script, format!("cannot be tried: {e}")))?;
         let shared = Shared {
-            host: Arc::clone(&house) as Arc<dyn HookHost>,
+            host: Arc::clone(&host) as Arc<dyn HookHost>,
             boot_id: "trial".to_owned(),
             stats: Stats::with_rest(REST),
             grace: Duration::ZERO,
             kick,
         };
-        Ok(Self { plan: loaded.plan, state: loaded.states.into_iter().next(), shared, house })
+        Ok(Self { plan: loaded.plan, state: loaded.states.into_iter().next(), shared, host })
     }
 
-    /// The house.
+    /// The host.
     #[must_use]
-    pub fn house(&self) -> &Arc<Scratch> {
-        &self.house
+    pub fn host(&self) -> &Arc<TrialHost> {
+        &self.host
     }
 
     /// Calls the handlers of an event, in order.
@@ -265,18 +265,18 @@ pub fn fire(
     fields: &Map<String, Value>,
     hooks: &config::Hooks,
 ) -> Result<Value, LoadError> {
-    let house = Arc::new(Scratch::default());
+    let host = Arc::new(TrialHost::default());
     let said = [(Role::User, "a sample message"), (Role::Agent, "a sample answer")];
     let session = fields.get("session_id").and_then(Value::as_str).unwrap_or(SESSION);
-    house.say(session, said.map(|(role, text)| (role, text.to_owned())));
-    let mut trial = Trial::new(script, hooks, house)?;
+    host.say(session, said.map(|(role, text)| (role, text.to_owned())));
+    let mut trial = Trial::new(script, hooks, host)?;
     let fired = trial.fire(Event { test: true, ..sample_with(kind, fields) });
     let handlers: Vec<Value> = fired.calls.iter().map(tried).collect();
     let sent: Vec<Value> =
-        trial.house.sent().iter().map(|(key, text, id)| json!({ "key": key, "text": text, "id": id })).collect();
+        trial.host.sent().iter().map(|(key, text, id)| json!({ "key": key, "text": text, "id": id })).collect();
     Ok(json!({
         "handlers": handlers, "answer": fired.verdict.as_ref().map(|v| answer(kind, v)), "sent": sent,
-        "kv": trial.house.kept(),
+        "kv": trial.host.kept(),
     }))
 }
 

@@ -3,7 +3,7 @@
 //! Owns the words and nothing else; it must not know where they are kept or who sends them.
 
 /// Declares a closed set of words: an enum, its text form, and the way back.
-macro_rules! words {
+macro_rules! string_enum {
     ($(#[$meta:meta])* $name:ident { $($(#[$vmeta:meta])* $variant:ident = $text:literal),+ $(,)? }) => {
         $(#[$meta])*
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
@@ -33,9 +33,9 @@ macro_rules! words {
         }
     };
 }
-pub(crate) use words;
+pub(crate) use string_enum;
 
-words! {
+string_enum! {
     /// Why an activation closed (`session_end`) or a session is over (`session_closed`).
     EndReason {
         /// Its agent was closed to make room or after `park_after`; the conversation goes on.
@@ -74,7 +74,7 @@ impl EndReason {
     }
 }
 
-words! {
+string_enum! {
     /// Why an activation opened (`session_start`): how the session before it gave way, or that one goes on.
     StartReason {
         /// First session under its key.
@@ -96,7 +96,7 @@ words! {
     }
 }
 
-words! {
+string_enum! {
     /// Who ended it.
     Actor {
         /// The person or program that talks to the agent.
@@ -112,7 +112,7 @@ words! {
     }
 }
 
-words! {
+string_enum! {
     /// Why a session carries the durable mark `resume_pending`.
     MarkReason {
         /// Its turn was running when the drain of a shutdown ran out.
@@ -124,7 +124,7 @@ words! {
     }
 }
 
-words! {
+string_enum! {
     /// How a turn ended.
     Outcome {
         /// The agent gave its whole answer.
@@ -138,7 +138,7 @@ words! {
     }
 }
 
-words! {
+string_enum! {
     /// Why a daemon stops.
     StopReason {
         /// It is to be over.
@@ -168,7 +168,7 @@ impl StopReason {
     }
 }
 
-words! {
+string_enum! {
     /// How much of the ladder a stop still walks. It only rises.
     Urgency {
         /// Running turns may finish within the drain.
@@ -191,7 +191,7 @@ impl Urgency {
     }
 }
 
-words! {
+string_enum! {
     /// The kinds of the durable event stream (`event:` of a server-sent event).
     EventKind {
         /// An activation opened.
@@ -221,7 +221,7 @@ words! {
     }
 }
 
-words! {
+string_enum! {
     /// The events for which a Lua function may be registered.
     HookEvent {
         /// After READY.
@@ -265,7 +265,7 @@ impl HookEvent {
     }
 }
 
-words! {
+string_enum! {
     /// Who speaks in a transcript entry.
     Role {
         /// The person or program that talks to the agent.

@@ -27,10 +27,10 @@
 
 use std::time::{Duration, Instant};
 
-use super::event::{StopReason, Urgency, words};
+use super::event::{StopReason, Urgency, string_enum};
 use crate::config::Shutdown;
 
-words! {
+string_enum! {
     /// Where the daemon is in its life.
     Phase {
         /// Recovery runs, messages are not yet accepted.

@@ -316,7 +316,7 @@ mod tests {
         for (what, crowds, free, own, any) in [
             ("nobody waits", vec![crowd(0, 5, 0, 9)], 0, vec![0], 0),
             ("there is room", vec![crowd(3, 5, 0, 9)], 3, vec![0], 0),
-            ("the house is full", vec![crowd(3, 5, 0, 9)], 1, vec![0], 2),
+            ("all slots are taken", vec![crowd(3, 5, 0, 9)], 1, vec![0], 2),
             ("some are on their way out", vec![crowd(3, 5, 2, 9)], 0, vec![0], 1),
             ("all are", vec![crowd(3, 5, 3, 9)], 0, vec![0], 0),
             ("the agent is full", vec![crowd(3, 0, 0, 9)], 7, vec![3], 0),
@@ -331,7 +331,7 @@ mod tests {
             ),
             ("both are full: its own make room in both", vec![crowd(3, 0, 0, 9)], 0, vec![3], 0),
             (
-                "another agent's closing counts for the house",
+                "another agent's closing counts for all agents",
                 vec![crowd(3, 5, 0, 9), crowd(0, 9, 2, 0)],
                 0,
                 vec![0, 0],

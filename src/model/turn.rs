@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use crate::config::{Busy, OnInterrupt};
 
-use super::event::{MarkReason, Outcome, words};
+use super::event::{MarkReason, Outcome, string_enum};
 
-words! {
+string_enum! {
     /// The states of a turn.
     TurnState {
         /// Accepted, waiting.

@@ -1,4 +1,4 @@
-//! JSON in Lua, and what goes between the house and the scripts.
+//! JSON in Lua, and the values that go between the daemon and the scripts.
 //!
 //! Integers stay integers. `null` is `ostler.json.null` when decoded; in an event, what is null is absent. An empty
 //! table is an object, unless it came from an array or from `ostler.json.array`.

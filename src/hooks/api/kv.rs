@@ -1,4 +1,4 @@
-//! `ostler.kv`: durable values that all scripts share. Each call is one transaction of the house.
+//! `ostler.kv`: durable values that all scripts share. Each call is one transaction of the store.
 
 use std::sync::Arc;
 

@@ -29,7 +29,7 @@ pub const PRELUDE: &str = "=ostler";
 pub struct Context {
     /// The deadline of the call that runs.
     pub deadline: Arc<Deadline>,
-    /// The house, from [`super::Hooks::start`] on.
+    /// The daemon, from [`super::Hooks::start`] on.
     pub host: OnceLock<Arc<dyn HookHost>>,
     /// What gets its calls out of a wait; none for calls that are not to be cut off.
     pub kick: OnceLock<Arc<Kick>>,
@@ -48,20 +48,20 @@ pub struct Call {
     pub event_id: String,
     /// The event's key, for the log.
     pub key: Option<String>,
-    /// Scripts are loading: nothing may be asked of the house.
+    /// Scripts are loading: nothing may be asked of the daemon.
     pub loading: bool,
     /// Messages sent so far, by key.
     pub sent: HashMap<String, u32>,
 }
 
 impl Context {
-    /// A state without a house and a call.
+    /// A state without a host and without a call.
     #[must_use]
     pub fn new(deadline: Arc<Deadline>, memory: usize) -> Arc<Self> {
         Arc::new(Self { deadline, host: OnceLock::new(), kick: OnceLock::new(), call: Mutex::default(), memory })
     }
 
-    /// The house.
+    /// The host.
     ///
     /// # Errors
     /// A script is loading, or is only being checked.

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 
-use super::super::trial::{Scratch, Trial};
+use super::super::trial::{Trial, TrialHost};
 use super::*;
 use crate::model::event::{Actor, EndReason, MarkReason, Outcome, StartReason, StopReason};
 use crate::thread;
@@ -135,7 +135,7 @@ fn trial(script: &str, config: Value) -> Trial {
     let dir = scripts(&[("a.lua", script)]);
     let mut all = settings(dir.path());
     (all.allow_exec, all.allow_http, all.allow_fs, all.config) = (true, true, true, config);
-    Trial::new(&dir.path().join("a.lua"), &all, Arc::new(Scratch::default())).unwrap()
+    Trial::new(&dir.path().join("a.lua"), &all, Arc::new(TrialHost::default())).unwrap()
 }
 
 fn on_a_deep_stack(test: impl FnOnce() + Send + 'static) {
@@ -161,10 +161,10 @@ fn the_annotations_name_what_the_api_has_and_nothing_else() {
         let said = annotations();
         let mut trial = trial(WALK, json!({ "url": once() }));
         let entry = Entry { seq: 1, turn_id: Some("T".to_owned()), role: Role::User, text: "x".to_owned(), at: 0 };
-        trial.house().recall(super::super::sample::SESSION, vec![entry]);
+        trial.host().recall(super::super::sample::SESSION, vec![entry]);
         let fired = trial.fire(sample(HookEvent::SessionEnd));
         assert_eq!(fired.calls[0].outcome, Delivered::Done);
-        let found = trial.house().kept()["found"].clone();
+        let found = trial.host().kept()["found"].clone();
         for (class, list) in found.as_object().unwrap().iter().filter(|(name, _)| name.starts_with(char::is_uppercase))
         {
             assert_eq!(said.fields(class), split(list), "ostler.{class}");
@@ -208,7 +208,7 @@ fn the_annotations_name_every_events_fields_and_nothing_else() {
         for kind in HookEvent::ALL {
             let fired = trial.fire(sample(*kind));
             assert_eq!(fired.calls[0].outcome, Delivered::Done, "{kind}");
-            let noted = trial.house().kept()[kind.as_str()].clone();
+            let noted = trial.host().kept()[kind.as_str()].clone();
             let class = &said.events[kind.as_str()];
             assert_eq!(said.fields(class), split(&noted[0]), "fields of {kind} and ostler.{class}");
             let readable = said.classes[class].0.as_deref() == Some("SessionEvent");

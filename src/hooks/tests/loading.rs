@@ -138,7 +138,7 @@ fn handlers_are_in_calling_order() {
         ),
         ("30-c.lua", "ostler.on('stopped', print, { priority = -1 })\nostler.on('stopped', print, { priority = 9 })"),
     ]);
-    let hooks = Hooks::start(load(&settings(dir.path()), "1").unwrap(), House::new(), "b").unwrap();
+    let hooks = Hooks::start(load(&settings(dir.path()), "1").unwrap(), MemoryHost::new(), "b").unwrap();
     let order: Vec<String> = hooks.handlers(HookEvent::Stopped).iter().map(ToString::to_string).collect();
     assert_eq!(order, ["20-b.lua:2", "30-c.lua:2", "10-a.lua:n", "10-a.lua:2", "20-b.lua:1", "30-c.lua:1"]);
     let lines: Vec<usize> = hooks.list().iter().filter(|h| h.event == "stopped").map(|h| h.line).collect();

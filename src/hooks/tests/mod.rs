@@ -27,8 +27,8 @@ use crate::model::event::Role;
 /// Longer than anything takes that works.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
-/// A house for scripts: values in memory, messages noted, and one key whose reading blocks until it is let go.
-pub struct House {
+/// A host in memory: it keeps values, notes messages, and blocks the reading of one key until the test opens the gate.
+pub struct MemoryHost {
     pub kv: Mutex<HashMap<String, Value>>,
     pub sent: Mutex<Vec<(String, String, String)>>,
     pub claims: Mutex<HashMap<String, Vec<Millis>>>,
@@ -38,7 +38,7 @@ pub struct House {
     pub open: Sender<()>,
 }
 
-impl House {
+impl MemoryHost {
     pub fn new() -> Arc<Self> {
         let (notes, noted) = unbounded();
         let (open, gate) = unbounded();
@@ -54,7 +54,7 @@ impl House {
     }
 }
 
-impl HookHost for House {
+impl HookHost for MemoryHost {
     fn transcript(&self, id: &str, after: i64, limit: usize, upto: Option<i64>) -> Result<Vec<Entry>, String> {
         let upto = upto.unwrap_or(100);
         Ok((after + 1..=upto)
@@ -167,7 +167,7 @@ pub const SHORT: Tuning =
     Tuning { grace: Duration::from_millis(100), rest: Duration::from_secs(60), bound: 1024, losses: 8 };
 
 /// Hooks over one script.
-pub fn hooks(script: &str) -> (Hooks, Arc<House>) {
+pub fn hooks(script: &str) -> (Hooks, Arc<MemoryHost>) {
     hooks_with(&[("10-test.lua", script)], SHORT, |_| {})
 }
 
@@ -175,13 +175,13 @@ pub fn hooks_with(
     files: &[(&str, &str)],
     tuning: Tuning,
     change: impl FnOnce(&mut config::Hooks),
-) -> (Hooks, Arc<House>) {
+) -> (Hooks, Arc<MemoryHost>) {
     let dir = scripts(files);
     let mut settings = settings(dir.path());
     change(&mut settings);
-    let house = House::new();
+    let host = MemoryHost::new();
     let loaded = load(&settings, "1.2.3").unwrap();
-    (Hooks::start_with(loaded, house.clone(), "boot", tuning).unwrap(), house)
+    (Hooks::start_with(loaded, host.clone(), "boot", tuning).unwrap(), host)
 }
 
 pub fn event(kind: HookEvent, key: &str, fields: Value) -> Event {
@@ -289,7 +289,7 @@ fn answers_that_make_no_sense_are_failures() {
 
 #[test]
 fn an_event_has_its_fields_and_a_json_form() {
-    let (hooks, house) = hooks(
+    let (hooks, host) = hooks(
         r#"
         ostler.on("session_end", function(ev)
           local rows = ev:transcript{ after = 4, limit = 2 }
@@ -305,14 +305,14 @@ fn an_event_has_its_fields_and_a_json_form() {
     );
     let ev = event(HookEvent::SessionEnd, "local:a", json!({ "turns": 3, "previous_id": null }));
     assert_eq!(deliver(&hooks, ev), Delivered::Done);
-    let kept = lock(&house.kv).get("ev").cloned().unwrap();
+    let kept = lock(&host.kv).get("ev").cloned().unwrap();
     assert_eq!(kept["key"], "local:a");
     assert_eq!(kept["event_id"], "event-1");
 }
 
 #[test]
 fn a_failure_has_script_line_event_and_key_and_costs_others_nothing() {
-    let (hooks, house) = hooks(
+    let (hooks, host) = hooks(
         r#"
         ostler.on("turn_end", function(ev)
           local x = nil
@@ -325,7 +325,7 @@ fn a_failure_has_script_line_event_and_key_and_costs_others_nothing() {
         "#,
     );
     assert_eq!(notify(&hooks, event(HookEvent::TurnEnd, "local:a", json!({}))), 1);
-    assert_eq!(house.noted.recv_timeout(PATIENCE).unwrap(), "second");
+    assert_eq!(host.noted.recv_timeout(PATIENCE).unwrap(), "second");
     let Delivered::Failed(why) = deliver(&hooks, event(HookEvent::SessionEnd, "local:a", json!({}))) else { panic!() };
     assert!(why.starts_with("10-test.lua:7: session_end of local:a: "), "{why}");
     let list = hooks.list();
@@ -335,7 +335,7 @@ fn a_failure_has_script_line_event_and_key_and_costs_others_nothing() {
 
 #[test]
 fn scripts_use_the_house() {
-    let (hooks, house) = hooks(
+    let (hooks, host) = hooks(
         r#"
         ostler.on("session_end", function(ev)
           local kv = ostler.kv
@@ -366,10 +366,10 @@ fn scripts_use_the_house() {
     );
     let ev = event(HookEvent::SessionEnd, "local:a", json!({}));
     assert_eq!(deliver(&hooks, ev.clone()), Delivered::Done);
-    let first = std::mem::take(&mut *lock(&house.sent));
-    lock(&house.kv).clear();
+    let first = std::mem::take(&mut *lock(&host.sent));
+    lock(&host.kv).clear();
     assert_eq!(deliver(&hooks, ev), Delivered::Done);
-    assert_eq!(*lock(&house.sent), first, "a redelivery sends with the same ids");
+    assert_eq!(*lock(&host.sent), first, "a redelivery sends with the same ids");
     assert_eq!(first[2].2, "mine");
     assert_ne!(first[0].2, first[1].2);
 }
@@ -399,16 +399,16 @@ fn three_timeouts_in_a_row_and_a_handler_rests() {
 
 #[test]
 fn an_answer_is_waited_for_as_long_as_the_handlers_may_take() {
-    let (hooks, house) = hooks(
+    let (hooks, host) = hooks(
         "ostler.on('message', function() ostler.kv.get('block') end, { timeout = '10m' })\n\
          ostler.on('before_turn', function() end, { timeout = '1m' })\nostler.on('turn_end', function() end, { timeout = '1h' })",
     );
     let alone = hooks.patience();
     assert!(alone >= Duration::from_secs(660) && alone < Duration::from_secs(800), "{alone:?}");
     hooks.ask(event(HookEvent::Message, "local:a", json!({ "text": "a" })), Box::new(|_| {}));
-    assert_eq!(house.noted.recv_timeout(PATIENCE).unwrap(), "blocked");
+    assert_eq!(host.noted.recv_timeout(PATIENCE).unwrap(), "blocked");
     assert_eq!(hooks.patience(), 2 * alone, "one stands before");
-    house.open.send(()).unwrap();
+    host.open.send(()).unwrap();
 }
 
 #[test]
@@ -457,7 +457,7 @@ fn making_a_state_anew_does_not_cost_the_calls_time() {
 
 #[test]
 fn a_full_queue_answers_at_once() {
-    let (hooks, house) = hooks_with(
+    let (hooks, host) = hooks_with(
         &[(
             "a.lua",
             r#"
@@ -476,20 +476,20 @@ fn a_full_queue_answers_at_once() {
         hooks.deliver(&handler, ev, Box::new(move |d| tell.send((n, d)).unwrap()));
     };
     go(0);
-    assert_eq!(house.noted.recv_timeout(PATIENCE).unwrap(), "blocked");
+    assert_eq!(host.noted.recv_timeout(PATIENCE).unwrap(), "blocked");
     (1..=4).for_each(go);
     assert_eq!(told.recv_timeout(PATIENCE).unwrap(), (4, Delivered::NotCalled));
     assert_eq!(notify(&hooks, event(HookEvent::TurnEnd, "local:a", json!({}))), 1);
     assert_eq!(hooks.dropped(), 1);
     for n in 0..4 {
-        house.open.send(()).unwrap();
+        host.open.send(()).unwrap();
         assert_eq!(told.recv_timeout(PATIENCE).unwrap(), (n, Delivered::Done));
     }
 }
 
 #[test]
 fn when_calling_stops_the_queue_is_answered_and_only_stopped_is_called() {
-    let (hooks, house) = hooks_with(
+    let (hooks, host) = hooks_with(
         &[(
             "a.lua",
             r#"
@@ -508,26 +508,26 @@ fn when_calling_stops_the_queue_is_answered_and_only_stopped_is_called() {
         let ev = event(HookEvent::SessionEnd, "local:a", json!({}));
         hooks.deliver(&handler, ev, Box::new(move |d| tell.send((n, d)).unwrap()));
     }
-    assert_eq!(house.noted.recv_timeout(PATIENCE).unwrap(), "blocked");
+    assert_eq!(host.noted.recv_timeout(PATIENCE).unwrap(), "blocked");
     hooks.stop_calling();
     assert_eq!(told.recv_timeout(PATIENCE).unwrap(), (1, Delivered::NotCalled));
     assert_eq!(told.recv_timeout(PATIENCE).unwrap(), (2, Delivered::NotCalled));
-    house.open.send(()).unwrap();
+    host.open.send(()).unwrap();
     assert_eq!(told.recv_timeout(PATIENCE).unwrap(), (0, Delivered::Done), "what ran goes on");
     assert_eq!(notify(&hooks, event(HookEvent::TurnEnd, "local:a", json!({}))), 1);
     assert_eq!(notify(&hooks, event(HookEvent::Stopped, "", json!({}))), 0);
-    assert_eq!(house.noted.recv_timeout(PATIENCE).unwrap(), "stopped");
+    assert_eq!(host.noted.recv_timeout(PATIENCE).unwrap(), "stopped");
     assert_eq!(hooks.close(Instant::now() + PATIENCE), 0);
 }
 
 #[test]
 fn a_call_that_hangs_in_a_close_is_abandoned_and_counted() {
-    let (hooks, house) = hooks("ostler.on('session_end', function() ostler.kv.get('block') end)");
+    let (hooks, host) = hooks("ostler.on('session_end', function() ostler.kv.get('block') end)");
     let handler = hooks.handlers(HookEvent::SessionEnd)[0].clone();
     hooks.deliver(&handler, event(HookEvent::SessionEnd, "local:a", json!({})), Box::new(|_| {}));
-    assert_eq!(house.noted.recv_timeout(PATIENCE).unwrap(), "blocked");
+    assert_eq!(host.noted.recv_timeout(PATIENCE).unwrap(), "blocked");
     assert!(hooks.close(Instant::now() + Duration::from_millis(50)) >= 1);
-    house.open.send(()).unwrap();
+    host.open.send(()).unwrap();
     assert_eq!(hooks.close(Instant::now() + PATIENCE), 0);
 }
 
@@ -536,18 +536,18 @@ fn every_runs_once_a_due_time_over_all_states_and_catches_up_once() {
     let script = r#"ostler.every("1d", function() ostler.kv.set("note", "ran") end, { name = "daily" })"#;
     let dir = scripts(&[("a.lua", script)]);
     let settings = settings(dir.path());
-    let house = House::new();
+    let host = MemoryHost::new();
     let start = || {
         let loaded = load(&settings, "1").unwrap();
-        Hooks::start_with(loaded, house.clone(), "boot", SHORT).unwrap()
+        Hooks::start_with(loaded, host.clone(), "boot", SHORT).unwrap()
     };
     let now = crate::clock::now();
     // It ran days ago: what was missed since comes once.
-    lock(&house.claims).insert("a.lua:daily".to_owned(), vec![now - 5 * 86_400_000]);
+    lock(&host.claims).insert("a.lua:daily".to_owned(), vec![now - 5 * 86_400_000]);
     let hooks = start();
-    assert_eq!(house.noted.recv_timeout(PATIENCE).unwrap(), "ran");
+    assert_eq!(host.noted.recv_timeout(PATIENCE).unwrap(), "ran");
     assert_eq!(hooks.close(Instant::now() + PATIENCE), 0);
-    let claims = lock(&house.claims)["a.lua:daily"].clone();
+    let claims = lock(&host.claims)["a.lua:daily"].clone();
     assert_eq!(claims.len(), 2);
     assert!(claims[1] <= now && claims[1] > now - 86_400_000);
     assert_eq!(hooks.list()[0].calls, 1);
@@ -555,31 +555,31 @@ fn every_runs_once_a_due_time_over_all_states_and_catches_up_once() {
     let hooks = start();
     hooks.pool_for_tests().run_timer("a.lua:daily", claims[1]);
     hooks.pool_for_tests().run_timer("a.lua:daily", claims[1] + 1);
-    assert_eq!(house.noted.recv_timeout(PATIENCE).unwrap(), "ran");
+    assert_eq!(host.noted.recv_timeout(PATIENCE).unwrap(), "ran");
     assert_eq!(hooks.close(Instant::now() + PATIENCE), 0);
-    assert_eq!(house.noted.try_recv().ok(), None);
-    assert_eq!(lock(&house.claims)["a.lua:daily"].len(), 3);
+    assert_eq!(host.noted.try_recv().ok(), None);
+    assert_eq!(lock(&host.claims)["a.lua:daily"].len(), 3);
 }
 
 #[test]
 fn a_timer_that_never_ran_begins_with_the_present() {
     let dir = scripts(&[("a.lua", r#"ostler.every("04:00", function() ostler.kv.set("note", "ran") end)"#)]);
-    let house = House::new();
-    let hooks = Hooks::start_with(load(&settings(dir.path()), "1").unwrap(), house.clone(), "b", SHORT).unwrap();
-    let claimed = || lock(&house.claims).get("a.lua:1").cloned();
+    let host = MemoryHost::new();
+    let hooks = Hooks::start_with(load(&settings(dir.path()), "1").unwrap(), host.clone(), "b", SHORT).unwrap();
+    let claimed = || lock(&host.claims).get("a.lua:1").cloned();
     let until = Instant::now() + PATIENCE;
     while claimed().is_none() && Instant::now() < until {
         std::thread::yield_now();
     }
     assert_eq!(hooks.close(Instant::now() + PATIENCE), 0);
     assert_eq!(claimed().map(|c| c.len()), Some(1), "noted, so that a run missed from now on is known");
-    assert_eq!(house.noted.try_recv().ok(), None);
+    assert_eq!(host.noted.try_recv().ok(), None);
 }
 
 #[test]
 fn no_scripts_no_threads() {
     let dir = tempfile::tempdir().unwrap();
-    let hooks = Hooks::start(load(&settings(dir.path()), "1").unwrap(), House::new(), "b").unwrap();
+    let hooks = Hooks::start(load(&settings(dir.path()), "1").unwrap(), MemoryHost::new(), "b").unwrap();
     assert!(!hooks.has(HookEvent::Message));
     assert_eq!(message(&hooks, "a"), Verdict::Pass(None));
     assert_eq!(notify(&hooks, event(HookEvent::TurnEnd, "", json!({}))), 0);

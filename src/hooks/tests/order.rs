@@ -6,7 +6,7 @@ use super::*;
 
 #[test]
 fn one_keys_events_stay_in_order() {
-    let (hooks, house) = hooks_with(
+    let (hooks, host) = hooks_with(
         &[("a.lua", "ostler.on('turn_end', function(ev) ostler.kv.set('note', ev.key .. ' ' .. ev.n) end)")],
         SHORT,
         |settings| settings.threads = 4,
@@ -19,7 +19,7 @@ fn one_keys_events_stay_in_order() {
     }
     let mut next: HashMap<String, usize> = HashMap::new();
     for _ in 0..50 * keys.len() {
-        let noted = house.noted.recv_timeout(PATIENCE).unwrap();
+        let noted = host.noted.recv_timeout(PATIENCE).unwrap();
         let (key, n) = noted.split_once(' ').unwrap();
         let expected = next.entry(key.to_owned()).or_default();
         assert_eq!(n.parse::<usize>().unwrap(), *expected, "{key}");
@@ -53,8 +53,8 @@ fn a_thousand_swaps_under_load_lose_nothing_and_leak_nothing() {
          ostler.on('session_end', function(ev) ostler.kv.incr('n') end)\nostler.on('message', function() end)",
     )]);
     let settings = settings(dir.path());
-    let house = House::new();
-    let hooks = Hooks::start_with(load(&settings, "1").unwrap(), house.clone(), "b", SHORT).unwrap();
+    let host = MemoryHost::new();
+    let hooks = Hooks::start_with(load(&settings, "1").unwrap(), host.clone(), "b", SHORT).unwrap();
     let handler = hooks.handlers(HookEvent::SessionEnd)[0].clone();
     let answered = Arc::new(AtomicUsize::new(0));
     let (tell, told) = unbounded();
@@ -82,7 +82,7 @@ fn a_thousand_swaps_under_load_lose_nothing_and_leak_nothing() {
         }
     }
     assert_eq!(answered.load(Ordering::Relaxed), 3000);
-    assert_eq!(lock(&house.kv)["n"], 3000);
+    assert_eq!(lock(&host.kv)["n"], 3000);
     let grown = resident().saturating_sub(after_some);
     // 800 more sets of states, about 200 MiB of them, went by.
     assert!(grown < 48 * 1024 * 1024, "{grown} bytes more");
@@ -95,8 +95,8 @@ fn a_swap_takes_effect_for_what_comes_after() {
         let dir = scripts(&[("a.lua", script)]);
         load(&settings(dir.path()), "1").unwrap()
     };
-    let house = House::new();
-    let hooks = Hooks::start_with(load_one(""), house.clone(), "b", SHORT).unwrap();
+    let host = MemoryHost::new();
+    let hooks = Hooks::start_with(load_one(""), host.clone(), "b", SHORT).unwrap();
     assert_eq!(message(&hooks, "a"), Verdict::Pass(None));
     for n in 0..20 {
         hooks.swap(load_one(&format!("ostler.on('message', function(ev) return {{ text = '{n}' }} end)"))).unwrap();
@@ -112,9 +112,9 @@ fn a_swap_takes_effect_for_what_comes_after() {
         let ev = event(HookEvent::Message, "local:a", json!({ "text": "a" }));
         hooks.ask(ev, Box::new(move |verdict| tell.send(verdict).unwrap()));
     }
-    assert_eq!(house.noted.recv_timeout(PATIENCE).unwrap(), "blocked");
+    assert_eq!(host.noted.recv_timeout(PATIENCE).unwrap(), "blocked");
     hooks.swap(load_one("ostler.on('message', function(ev) return { text = 'new' } end)")).unwrap();
-    house.open.send(()).unwrap();
+    host.open.send(()).unwrap();
     assert_eq!(told.recv_timeout(PATIENCE).unwrap(), Verdict::Pass(Some("old".to_owned())));
     assert_eq!(told.recv_timeout(PATIENCE).unwrap(), Verdict::Pass(Some("new".to_owned())));
     hooks.swap(load_one("")).unwrap();

@@ -4,14 +4,14 @@
 //!
 //! | call | does |
 //! |---|---|
-//! | `test(name, function)` | one test; each begins with an empty house, an empty `dir` and a server that answers 200 |
+//! | `test(name, function)` | one test; each begins with an empty host, an empty `dir` and a server that answers 200 |
 //! | `start{config=, allow=}` | loads the script into the real sandbox, under this `[hooks]` |
 //! | `refused(settings, words)` | loading it fails, and says these words |
 //! | `fire(event, fields)` | a sample event with these fields in it; gives `outcome`, `error`, and of synchronous events `text`, `refuse`, `context`, `choice`, `hook_failed` |
 //! | `delivered(fired)`, `failed(fired, words)` | every handler returned; one failed and said these words |
 //! | `tick(name)` | runs a timer of `ostler.every` |
-//! | `transcript(session_id, {{role, text}, …})`, `session(name, info)` | what the house knows |
-//! | `kv.get(key)`, `kv.set(key, value)`, `sent()` | what the house keeps, and what was sent |
+//! | `transcript(session_id, {{role, text}, …})`, `session(name, info)` | what the host knows |
+//! | `kv.get(key)`, `kv.set(key, value)`, `sent()` | what the host keeps, and what was sent |
 //! | `dir`, `files()` | the directory below which scripts may open files, and what is in it |
 //! | `url`, `requests()`, `answers(status, …)` | a web server, what it was asked, and what it answers next |
 //! | `equal(got, wanted)`, `null`, `array(list)` | |
@@ -23,7 +23,7 @@ use std::path::PathBuf;
 
 use mlua::{Function, Lua, LuaSerdeExt, MultiValue, Table};
 
-use super::super::trial::{Scratch, Trial, answer};
+use super::super::trial::{Trial, TrialHost, answer};
 use super::*;
 use crate::thread;
 
@@ -106,7 +106,7 @@ fn request(mut stream: &TcpStream) -> Option<Value> {
 struct Stand {
     script: PathBuf,
     dir: tempfile::TempDir,
-    house: Arc<Scratch>,
+    host: Arc<TrialHost>,
     trial: Mutex<Option<Trial>>,
 }
 
@@ -124,7 +124,7 @@ impl Stand {
             ..settings(self.dir.path())
         };
         *lock(&self.trial) = None;
-        let trial = Trial::new(&self.script, &hooks, self.house.clone()).map_err(|e| e.to_string())?;
+        let trial = Trial::new(&self.script, &hooks, self.host.clone()).map_err(|e| e.to_string())?;
         *lock(&self.trial) = Some(trial);
         Ok(())
     }
@@ -210,7 +210,7 @@ fn offer(lua: &Lua, stand: &Arc<Stand>, web: &Web) -> mlua::Result<()> {
                 let role = Role::parse(&entry.get::<String>(1)?).ok_or_else(|| raised("no such role".to_owned()))?;
                 Ok((role, entry.get::<String>(2)?))
             };
-            s.house.say(&id, said.into_iter().map(one).collect::<mlua::Result<Vec<_>>>()?);
+            s.host.say(&id, said.into_iter().map(one).collect::<mlua::Result<Vec<_>>>()?);
             Ok(())
         })?,
     )?;
@@ -218,7 +218,7 @@ fn offer(lua: &Lua, stand: &Arc<Stand>, web: &Web) -> mlua::Result<()> {
     env.set(
         "session",
         lua.create_function(move |lua, (name, info): (String, mlua::Value)| {
-            s.house.know(&name, lua.from_value(info)?);
+            s.host.know(&name, lua.from_value(info)?);
             Ok(())
         })?,
     )?;
@@ -231,7 +231,7 @@ fn offer_findings(lua: &Lua, stand: &Arc<Stand>, web: &Web) -> mlua::Result<()> 
     let s = stand.clone();
     kv.set(
         "get",
-        lua.create_function(move |lua, key: String| match s.house.kv_get(&key).map_err(raised)? {
+        lua.create_function(move |lua, key: String| match s.host.kv_get(&key).map_err(raised)? {
             Some(value) => lua.to_value(&value),
             None => Ok(mlua::Value::Nil),
         })?,
@@ -240,7 +240,7 @@ fn offer_findings(lua: &Lua, stand: &Arc<Stand>, web: &Web) -> mlua::Result<()> 
     kv.set(
         "set",
         lua.create_function(move |lua, (key, value): (String, mlua::Value)| {
-            s.house.kv_set(&key, Some(lua.from_value(value)?), None, None).map_err(raised)
+            s.host.kv_set(&key, Some(lua.from_value(value)?), None, None).map_err(raised)
         })?,
     )?;
     env.set("kv", kv)?;
@@ -249,7 +249,7 @@ fn offer_findings(lua: &Lua, stand: &Arc<Stand>, web: &Web) -> mlua::Result<()> 
         "sent",
         lua.create_function(move |lua, ()| {
             let row = |(key, text, id)| json!({ "key": key, "text": text, "id": id });
-            lua.to_value(&s.house.sent().into_iter().map(row).collect::<Vec<_>>())
+            lua.to_value(&s.host.sent().into_iter().map(row).collect::<Vec<_>>())
         })?,
     )?;
     let s = stand.clone();
@@ -286,15 +286,15 @@ fn tests_of(file: &Path, stand: &Arc<Stand>, web: &Web) -> (Lua, Vec<(String, Fu
     (lua, tests)
 }
 
-/// Runs every test of a script, each in a state and a house of its own; gives how many, or what failed.
+/// Runs every test of a script, each in a state and a host of its own; gives how many, or what failed.
 fn run(script: &Path) -> Result<usize, String> {
     let file = script.with_extension("test.lua");
     let web = Web::start();
     let (mut nth, mut failures) = (0, String::new());
     loop {
         let dir = tempfile::tempdir().unwrap();
-        let house = Arc::new(Scratch::default());
-        let stand = Arc::new(Stand { script: script.to_owned(), dir, house, trial: Mutex::default() });
+        let host = Arc::new(TrialHost::default());
+        let stand = Arc::new(Stand { script: script.to_owned(), dir, host, trial: Mutex::default() });
         lock(&web.asked).clear();
         lock(&web.answers).clear();
         let (_lua, tests) = tests_of(&file, &stand, &web);

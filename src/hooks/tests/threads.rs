@@ -4,7 +4,7 @@ use super::*;
 
 #[test]
 fn a_thread_that_hangs_is_replaced_and_its_queue_goes_on() {
-    let (hooks, house) = hooks_with(
+    let (hooks, host) = hooks_with(
         &[(
             "10-test.lua",
             r#"
@@ -22,15 +22,15 @@ fn a_thread_that_hangs_is_replaced_and_its_queue_goes_on() {
     assert_eq!(hooks.lost(), 2);
     assert_eq!(hooks.list()[0].timeouts, 1);
     // Let go, the lost threads end by themselves.
-    house.open.send(()).unwrap();
-    house.open.send(()).unwrap();
+    host.open.send(()).unwrap();
+    host.open.send(()).unwrap();
     assert_eq!(hooks.close(Instant::now() + PATIENCE), 0);
     assert_eq!(hooks.lost(), 0);
 }
 
 #[test]
 fn after_too_many_losses_hooks_are_off_and_everything_is_answered() {
-    let (hooks, house) = hooks_with(
+    let (hooks, host) = hooks_with(
         &[(
             "10-test.lua",
             r#"
@@ -70,7 +70,7 @@ fn after_too_many_losses_hooks_are_off_and_everything_is_answered() {
     }
     // They come back, and count no more.
     for _ in 0..2 {
-        house.open.send(()).unwrap();
+        host.open.send(()).unwrap();
     }
     let until = Instant::now() + PATIENCE;
     while hooks.lost() > 0 && Instant::now() < until {
@@ -82,7 +82,7 @@ fn after_too_many_losses_hooks_are_off_and_everything_is_answered() {
 
 #[test]
 fn a_reload_beside_a_stop_switches_nothing_on() {
-    let (hooks, house) = hooks_with(
+    let (hooks, host) = hooks_with(
         &[("a.lua", "ostler.on('session_end', function() ostler.kv.get('block') end, { timeout = '20ms' })")],
         Tuning { losses: 1, ..SHORT },
         |_| {},
@@ -97,6 +97,6 @@ fn a_reload_beside_a_stop_switches_nothing_on() {
     hooks.swap(load(&settings(mended.path()), "2").unwrap()).unwrap();
     assert!(hooks.is_off());
     assert_eq!(deliver(&hooks, event(HookEvent::SessionEnd, "local:a", json!({}))), Delivered::NotCalled);
-    house.open.send(()).unwrap();
+    host.open.send(()).unwrap();
     assert_eq!(hooks.close(Instant::now() + PATIENCE), 0);
 }

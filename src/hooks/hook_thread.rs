@@ -1,9 +1,9 @@
-//! A lane: one queue, and the thread that works it off in a Lua state of its own.
+//! A hook thread: one queue of tasks, and the thread that works it off in a Lua state of its own.
 //!
-//! What waits and what runs lies in the lane, not in the thread: when a call does not come back, the thread is given
-//! up, the call is answered as timed out, and another thread goes on with the rest of the queue. The lost thread finds
-//! out by its `generation` when it comes back, and ends without touching anything. It must not know how lanes are
-//! chosen.
+//! The queue and the running call belong to [`HookThread`], not to the system's thread. When a call does not come back,
+//! its thread is given up, the call is answered as timed out, and another thread goes on with the queue. The lost thread
+//! sees by its `generation`, when it comes back, that it was replaced, and ends without touching anything. This file must
+//! not know which events go to which hook thread.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
@@ -50,8 +50,8 @@ struct Inner {
     closing: bool,
 }
 
-/// A queue and its thread.
-pub(crate) struct Lane {
+/// A queue of tasks and its thread.
+pub(crate) struct HookThread {
     inner: Mutex<Inner>,
     wake: Condvar,
     bound: usize,
@@ -60,7 +60,7 @@ pub(crate) struct Lane {
 /// A task that does not fit, given back.
 pub(crate) struct Full(pub Task);
 
-impl Lane {
+impl HookThread {
     pub fn new(bound: usize) -> Self {
         Self {
             inner: Mutex::new(Inner {
@@ -164,7 +164,7 @@ impl Lane {
         lock(&self.inner).generation
     }
 
-    /// The life of the lane's thread. `begun` is told when a call will be given up. True: it was given up before it
+    /// The life of the thread. `begun` is told when a call will be given up. True: it was given up before it
     /// ended.
     pub fn work(&self, generation: u64, mut plan: Arc<Plan>, shared: &Shared, begun: &dyn Fn(Instant)) -> bool {
         let mut state: Option<State> = None;
