@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 
-use super::{Agent, Config, Daemon, Hooks, Http, Retention, Route, Sessions, Shutdown};
+use super::{Agent, Budget, Config, Daemon, Hooks, Http, Retention, Route, Sessions};
 
 /// One key, for manuals.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -318,7 +318,7 @@ pub(super) fn flat(c: &Config) -> BTreeMap<String, String> {
             stuck_threshold
         }
     );
-    put!(out, "shutdown", shutdown, Shutdown { drain, interrupt, hooks, close, deadline });
+    put!(out, "shutdown", shutdown, Budget { drain, interrupt, hooks, close, deadline });
     put!(out, "hooks", hooks, Hooks {
         dir, threads, timeout, memory, allow_exec as "allow", allow_http as "allow", allow_fs as "allow", fs_roots,
         attempts, config

@@ -25,6 +25,7 @@ pub mod paths;
 mod read;
 mod show;
 
+pub use crate::model::settings::{Budget, Busy, OnInterrupt, Resume};
 pub use check::is_unseen;
 pub use keys::{KEYS, KeyDoc, diff, needs_restart};
 pub use paths::{Paths, find_file};
@@ -33,30 +34,6 @@ pub use show::show;
 
 /// A duration that may be "never".
 pub type Maybe = Option<Duration>;
-
-string_enum! {
-    /// What a message during a turn does.
-    Busy {
-        /// It waits its turn.
-        Queue = "queue",
-        /// All that wait share one turn.
-        Collect = "collect",
-        /// It cancels the turn that runs.
-        Interrupt = "interrupt",
-    }
-}
-
-string_enum! {
-    /// When interrupted sessions go on after a boot.
-    Resume {
-        /// By themselves, right after the boot.
-        Auto = "auto",
-        /// With the next message under their key.
-        OnMessage = "on_message",
-        /// Never: the mark is kept, the next message opens a new session.
-        Never = "never",
-    }
-}
 
 string_enum! {
     /// What runs a conversation.
@@ -86,18 +63,6 @@ string_enum! {
     }
 }
 
-string_enum! {
-    /// What becomes of an interrupted turn.
-    OnInterrupt {
-        /// A continuation with a note.
-        Resume = "resume",
-        /// The message runs again.
-        Rerun = "rerun",
-        /// It waits for the next message.
-        Wait = "wait",
-    }
-}
-
 /// The whole configuration, checked.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
@@ -108,7 +73,7 @@ pub struct Config {
     /// `[sessions]`
     pub sessions: Sessions,
     /// `[shutdown]`
-    pub shutdown: Shutdown,
+    pub shutdown: Budget,
     /// `[hooks]`
     pub hooks: Hooks,
     /// `[retention]`
@@ -177,27 +142,6 @@ pub struct Sessions {
     pub resume_window: Maybe,
     /// Unclean deaths in a row before a session is suspended; 0 is off.
     pub stuck_threshold: u32,
-}
-
-/// `[shutdown]`: the budget of a stop.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Shutdown {
-    /// Steps 2 to 5.
-    #[serde(deserialize_with = "read::duration")]
-    pub drain: Duration,
-    /// Steps 6 and 7.
-    #[serde(deserialize_with = "read::duration")]
-    pub interrupt: Duration,
-    /// Steps 4, 9 and 10 together.
-    #[serde(deserialize_with = "read::duration")]
-    pub hooks: Duration,
-    /// Step 8's rest and the store.
-    #[serde(deserialize_with = "read::duration")]
-    pub close: Duration,
-    /// The hard end.
-    #[serde(deserialize_with = "read::duration")]
-    pub deadline: Duration,
 }
 
 /// `[hooks]`
@@ -381,7 +325,7 @@ impl Default for Config {
             daemon: Daemon::default(),
             http: None,
             sessions: Sessions::default(),
-            shutdown: Shutdown::default(),
+            shutdown: Budget::default(),
             hooks: Hooks::default(),
             retention: Retention::default(),
             agents: BTreeMap::from([(DEFAULT_AGENT.to_owned(), ECHO.clone())]),
@@ -420,26 +364,6 @@ impl Default for Sessions {
             resume_window: Some(minutes(60)),
             stuck_threshold: 3,
         }
-    }
-}
-
-impl Default for Shutdown {
-    fn default() -> Self {
-        Self {
-            drain: Duration::from_secs(30),
-            interrupt: Duration::from_secs(10),
-            hooks: Duration::from_secs(10),
-            close: Duration::from_secs(5),
-            deadline: Duration::from_secs(60),
-        }
-    }
-}
-
-impl Shutdown {
-    /// What the phases take together.
-    #[must_use]
-    pub fn sum(&self) -> Duration {
-        self.drain.saturating_add(self.interrupt).saturating_add(self.hooks).saturating_add(self.close)
     }
 }
 

@@ -11,8 +11,8 @@ use serde::{Deserialize, de};
 
 use super::locate::{self, Spans};
 use super::{
-    Agent, AgentKind, Config, ConfigError, DEFAULT_AGENT, Daemon, Hooks, Http, Maybe, OnInterrupt, PermissionPolicy,
-    Retention, Route, Sessions, Shutdown, check,
+    Agent, AgentKind, Budget, Config, ConfigError, DEFAULT_AGENT, Daemon, Hooks, Http, Maybe, OnInterrupt,
+    PermissionPolicy, Retention, Route, Sessions, check,
 };
 
 /// Longest duration that is taken; more is `"never"`. Keeps every sum with a clock far from overflow.
@@ -23,13 +23,43 @@ const MAYBE: &str = "a duration (such as \"30s\", \"5m\", \"1h30m\") or \"never\
 const SIZE: &str = "a size (such as \"64KiB\", \"64MiB\")";
 const LOCAL_TIME: &str = "a local time (HH:MM) or \"never\"";
 
+/// `[shutdown]` as it stands in the file.
+#[derive(Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct BudgetTable {
+    #[serde(deserialize_with = "duration")]
+    drain: Duration,
+    #[serde(deserialize_with = "duration")]
+    interrupt: Duration,
+    #[serde(deserialize_with = "duration")]
+    hooks: Duration,
+    #[serde(deserialize_with = "duration")]
+    close: Duration,
+    #[serde(deserialize_with = "duration")]
+    deadline: Duration,
+}
+
+impl Default for BudgetTable {
+    fn default() -> Self {
+        let Budget { drain, interrupt, hooks, close, deadline } = Budget::default();
+        Self { drain, interrupt, hooks, close, deadline }
+    }
+}
+
+impl From<BudgetTable> for Budget {
+    fn from(table: BudgetTable) -> Self {
+        let BudgetTable { drain, interrupt, hooks, close, deadline } = table;
+        Self { drain, interrupt, hooks, close, deadline }
+    }
+}
+
 #[derive(Deserialize, Default)]
 #[serde(default, deny_unknown_fields)]
 struct Raw {
     daemon: Daemon,
     http: Option<Http>,
     sessions: Sessions,
-    shutdown: Shutdown,
+    shutdown: BudgetTable,
     hooks: RawHooks,
     retention: Retention,
     agent: BTreeMap<String, RawAgent>,
@@ -199,7 +229,7 @@ fn build(raw: Raw, file: Option<&Path>) -> (Config, BTreeMap<String, RawAgent>) 
         daemon: raw.daemon,
         http: raw.http,
         sessions: raw.sessions,
-        shutdown: raw.shutdown,
+        shutdown: raw.shutdown.into(),
         hooks,
         retention: raw.retention,
         agents,

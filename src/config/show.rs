@@ -10,7 +10,7 @@ use toml::{Table, Value};
 
 use super::login::without_login;
 use super::read::duration_text;
-use super::{Agent, AgentKind, Config, Daemon, Hooks, Http, Maybe, Retention, Route, Sessions, Shutdown};
+use super::{Agent, AgentKind, Budget, Config, Daemon, Hooks, Http, Maybe, Retention, Route, Sessions};
 
 /// What stands for a secret.
 const HIDDEN: &str = "(not shown)";
@@ -62,7 +62,7 @@ pub fn show(c: &Config) -> String {
             ("stuck_threshold", number(*stuck_threshold as usize)),
         ]),
     );
-    let Shutdown { drain, interrupt, hooks: pot, close, deadline } = shutdown;
+    let Budget { drain, interrupt, hooks: pot, close, deadline } = shutdown;
     let parts = [("drain", drain), ("interrupt", interrupt), ("hooks", pot), ("close", close), ("deadline", deadline)];
     out.insert("shutdown".into(), table(parts.map(|(k, d)| (k, duration(*d)))));
     out.insert("hooks".into(), hooks_table(hooks));

@@ -28,7 +28,7 @@
 use std::time::{Duration, Instant};
 
 use super::event::{StopReason, Urgency, string_enum};
-use crate::config::Shutdown;
+use super::settings::Budget;
 
 string_enum! {
     /// Where the daemon is in its life.
@@ -133,7 +133,7 @@ pub struct Stop {
 #[derive(Clone, Debug)]
 pub struct Lifecycle {
     phase: Phase,
-    budget: Shutdown,
+    budget: Budget,
     stop: Option<Stop>,
     alarm: Option<Instant>,
     workers_gone: bool,
@@ -150,7 +150,7 @@ pub struct Lifecycle {
 impl Lifecycle {
     /// A daemon that is starting.
     #[must_use]
-    pub const fn new(budget: Shutdown) -> Self {
+    pub const fn new(budget: Budget) -> Self {
         Self {
             phase: Phase::Starting,
             budget,
@@ -191,7 +191,7 @@ impl Lifecycle {
     }
 
     /// A new budget, from a reload; a stop in progress keeps its own.
-    pub fn set_budget(&mut self, budget: Shutdown) {
+    pub fn set_budget(&mut self, budget: Budget) {
         if self.stop.is_none() {
             self.budget = budget;
         }
@@ -415,7 +415,7 @@ impl Lifecycle {
 
 /// The planned time of each phase, for the report.
 #[must_use]
-pub fn plan(budget: &Shutdown) -> [(Phase, Duration); 5] {
+pub fn plan(budget: &Budget) -> [(Phase, Duration); 5] {
     [
         (Phase::Draining, budget.drain),
         (Phase::Interrupting, budget.interrupt),
@@ -429,7 +429,7 @@ pub fn plan(budget: &Shutdown) -> [(Phase, Duration); 5] {
 mod tests {
     use super::*;
 
-    const BUDGET: Shutdown = Shutdown {
+    const BUDGET: Budget = Budget {
         drain: Duration::from_secs(30),
         interrupt: Duration::from_secs(10),
         hooks: Duration::from_secs(10),
@@ -467,7 +467,7 @@ mod tests {
     #[test]
     fn one_deadline_from_the_first_request_on() {
         let (mut m, t) = running();
-        m.set_budget(Shutdown { deadline: Duration::from_secs(90), hooks: Duration::from_secs(12), ..BUDGET });
+        m.set_budget(Budget { deadline: Duration::from_secs(90), hooks: Duration::from_secs(12), ..BUDGET });
         let actions = m.step(STOP, t);
         assert!(actions.contains(&Action::CallShutdownHooks(t + Duration::from_secs(4))), "a third: {actions:?}");
         let deadline = t + Duration::from_secs(90);
@@ -551,7 +551,7 @@ mod tests {
 
     #[test]
     fn a_drain_of_nought_goes_straight_to_the_interrupt() {
-        let mut m = Lifecycle::new(Shutdown { drain: Duration::ZERO, ..BUDGET });
+        let mut m = Lifecycle::new(Budget { drain: Duration::ZERO, ..BUDGET });
         let _ = m.step(Event::BecameReady, Instant::now());
         assert!(names(&m.step(STOP, Instant::now())).ends_with(&["RefreshMarks".into(), "Interrupt".into()]));
     }

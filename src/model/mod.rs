@@ -1,7 +1,7 @@
 //! The decisions, pure: no I/O, no clock, no thread, no lock. Time is passed in.
 //!
 //! Reading order: [`event`] is the vocabulary that the API, the database and the hooks share; [`session`] says which
-//! session answers a message; [`turn`] what a turn may become; [`lifecycle`] what a stop does next; [`recovery`] what a
+//! session answers a message; [`turn`] what a turn may become; [`settings`] what an operator decides of both; [`lifecycle`] what a stop does next; [`recovery`] what a
 //! boot makes of what the last one left; [`names`] says where a session works; [`turn_clock`] how long its turn may still
 //! take; [`op_queue`] and [`timers`] keep what is in progress and what is due, [`every`] which timers of scripts run now;
 //! [`trust`] says whether the wall clock is believed.
@@ -13,6 +13,7 @@ pub mod names;
 pub mod op_queue;
 pub mod recovery;
 pub mod session;
+pub mod settings;
 pub mod timers;
 pub mod trust;
 pub mod turn;

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 use std::time::Duration;
 
-use crate::config::{Busy, OnInterrupt};
+use super::settings::{Busy, OnInterrupt};
 
 use super::event::{MarkReason, Outcome, string_enum};
 

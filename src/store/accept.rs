@@ -6,9 +6,9 @@ use uuid::Uuid;
 
 use super::tx::{SessionRow, Tx, new_id};
 use super::{Admission, Begun, Error, Refusal, Store, TurnRef};
-use crate::config::Busy;
 use crate::model::event::{Actor, EventKind, StartReason};
 use crate::model::session::{Current, Facts, Mark, Policy, Resolution, resolve};
+use crate::model::settings::Busy;
 use crate::model::turn::place;
 
 /// The limits and policies that an accepted message meets, from the configuration in force.

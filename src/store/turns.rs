@@ -11,9 +11,9 @@ use super::output::Live;
 use super::tx::{SessionRow, Tx};
 use super::{Admission, Error, Refusal, Store};
 use crate::clock::Millis;
-use crate::config::{OnInterrupt, Resume};
 use crate::model::event::{EventKind, MarkReason, Outcome, Role};
 use crate::model::session::{Policy, age, may_resume};
+use crate::model::settings::{OnInterrupt, Resume};
 use crate::model::turn::{Continuation, CutOff, TurnState, continuation, note};
 
 /// The most bytes of messages that an agent is told of again, of a turn that was cut off and of those that it went on with.

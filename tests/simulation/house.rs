@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use rusqlite::Connection;
 
-use ostler::config::{Busy, OnInterrupt, Resume, Retention, Shutdown};
+use ostler::config::{Budget, Busy, OnInterrupt, Resume, Retention};
 use ostler::model::event::{Actor, EndReason, HandlerId, HookEvent, MarkReason, Outcome, StopReason, Urgency};
 use ostler::model::lifecycle::{Action, Event, Lifecycle, Phase};
 use ostler::model::session::Policy;
@@ -32,7 +32,7 @@ mod workers;
 use workers::alone_at;
 
 pub const T0: i64 = 1_800_000_000_000;
-const SHUTDOWN: Shutdown = Shutdown {
+const SHUTDOWN: Budget = Budget {
     drain: Duration::from_secs(30),
     interrupt: Duration::from_secs(10),
     hooks: Duration::from_secs(10),

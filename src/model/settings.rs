@@ -1,0 +1,76 @@
+//! The settings that decisions depend on. The configuration reads them; this room owns their meaning.
+
+use std::time::Duration;
+
+use super::event::string_enum;
+
+string_enum! {
+    /// What a message during a turn does.
+    Busy {
+        /// It waits its turn.
+        Queue = "queue",
+        /// All that wait share one turn.
+        Collect = "collect",
+        /// It cancels the turn that runs.
+        Interrupt = "interrupt",
+    }
+}
+
+string_enum! {
+    /// When interrupted sessions go on after a boot.
+    Resume {
+        /// By themselves, right after the boot.
+        Auto = "auto",
+        /// With the next message under their key.
+        OnMessage = "on_message",
+        /// Never: the mark is kept, the next message opens a new session.
+        Never = "never",
+    }
+}
+
+string_enum! {
+    /// What becomes of an interrupted turn.
+    OnInterrupt {
+        /// A continuation with a note.
+        Resume = "resume",
+        /// The message runs again.
+        Rerun = "rerun",
+        /// It waits for the next message.
+        Wait = "wait",
+    }
+}
+
+/// The budget of a stop: how long each phase may take (`[shutdown]`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Budget {
+    /// Steps 2 to 5.
+    pub drain: Duration,
+    /// Steps 6 and 7.
+    pub interrupt: Duration,
+    /// Steps 4, 9 and 10 together.
+    pub hooks: Duration,
+    /// Step 8's rest and the store.
+    pub close: Duration,
+    /// The hard end.
+    pub deadline: Duration,
+}
+
+impl Default for Budget {
+    fn default() -> Self {
+        Self {
+            drain: Duration::from_secs(30),
+            interrupt: Duration::from_secs(10),
+            hooks: Duration::from_secs(10),
+            close: Duration::from_secs(5),
+            deadline: Duration::from_secs(60),
+        }
+    }
+}
+
+impl Budget {
+    /// What the phases take together.
+    #[must_use]
+    pub fn sum(&self) -> Duration {
+        self.drain.saturating_add(self.interrupt).saturating_add(self.hooks).saturating_add(self.close)
+    }
+}
