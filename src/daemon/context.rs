@@ -8,8 +8,10 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::Sender;
 
+use super::handlers::Handlers;
 use super::hub::Hub;
 use super::registry::{Registry, Wish};
+use super::runtime::Runtime;
 use crate::clock;
 use crate::config::Config;
 use crate::hooks::Hooks;
@@ -86,7 +88,11 @@ pub struct Context {
     pub registry: Registry,
     /// Who listens.
     pub hub: Arc<Hub>,
-    /// The operator's scripts.
+    /// The clocks and the threads.
+    pub runtime: Arc<dyn Runtime>,
+    /// The operator's handlers, as the daemon's parts call them.
+    pub handlers: Arc<dyn Handlers>,
+    /// The operator's scripts: who they are, and their swap.
     pub hooks: Hooks,
     /// What has come of messages and turns.
     pub tally: Tally,
@@ -134,6 +140,10 @@ pub struct Parts {
     /// See [`Context`].
     pub hooks: Hooks,
     /// See [`Context`].
+    pub runtime: Arc<dyn Runtime>,
+    /// See [`Context`].
+    pub handlers: Arc<dyn Handlers>,
+    /// See [`Context`].
     pub boot_id: String,
     /// See [`Context`].
     pub state_dir: PathBuf,
@@ -154,10 +164,12 @@ impl Context {
             store: parts.store,
             registry: Registry::default(),
             hub: parts.hub,
+            started_at: parts.runtime.wall(),
+            runtime: parts.runtime,
+            handlers: parts.handlers,
             hooks: parts.hooks,
             tally: Tally::default(),
             boot_id: parts.boot_id,
-            started_at: clock::now(),
             state_dir: parts.state_dir,
             supervised: parts.supervised,
             requests: parts.requests,
@@ -167,6 +179,24 @@ impl Context {
             ready: OnceLock::new(),
             report: (Mutex::new(None), Condvar::new()),
         }
+    }
+
+    /// The monotonic clock, for every deadline.
+    #[must_use]
+    pub fn now(&self) -> Instant {
+        self.runtime.now()
+    }
+
+    /// How much is left until an instant.
+    #[must_use]
+    pub fn left(&self, until: Instant) -> Duration {
+        until.saturating_duration_since(self.now())
+    }
+
+    /// The wall clock, for what is stored and shown.
+    #[must_use]
+    pub fn wall(&self) -> clock::Millis {
+        self.runtime.wall()
     }
 
     /// The configuration in force.
@@ -199,7 +229,7 @@ impl Context {
 
     /// Messages are accepted from now on.
     pub fn set_ready(&self) {
-        let _ = self.ready.set(Instant::now());
+        let _ = self.ready.set(self.now());
     }
 
     /// When messages began to be accepted.
@@ -248,7 +278,7 @@ impl Context {
 
     /// Lets the workers catch up with what a transaction did.
     pub fn catch_up(&self, acted: &Acted) {
-        let by = Instant::now() + RETIRE;
+        let by = self.now() + RETIRE;
         for sid in &acted.retired {
             self.registry.retire(*sid, by);
         }
@@ -275,14 +305,14 @@ impl Context {
 
     /// Cancels a turn of a live session, if that one still runs.
     pub fn cancel_turn(&self, sid: i64, tid: i64) {
-        let by = Instant::now() + CANCEL;
+        let by = self.now() + CANCEL;
         self.registry.post(sid, |m| m.post(|l| l.cancel = Some((tid, by))));
     }
 
     /// Whether a hook is registered for this event.
     #[must_use]
     pub fn hooked(&self, event: HookEvent) -> bool {
-        self.hooks.has(event)
+        self.handlers.has(event)
     }
 }
 

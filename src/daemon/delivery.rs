@@ -15,7 +15,6 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TrySendError};
 
 use super::context::Context;
-use crate::clock;
 use crate::hooks::{Delivered, Event};
 use crate::model::event::{EndReason, HookEvent};
 use crate::store::{Owed, Settled};
@@ -158,7 +157,7 @@ pub fn run(ctx: Arc<Context>, me: Delivery, inbox: &Receiver<Message>) {
         let next = pump.turn();
         let message = match next {
             None => inbox.recv().map_err(|_| RecvTimeoutError::Disconnected),
-            Some(at) => inbox.recv_timeout(at.saturating_duration_since(Instant::now())),
+            Some(at) => inbox.recv_timeout(at.saturating_duration_since(pump.ctx.now())),
         };
         match message {
             Ok(Message::End(done)) => return pump.end(done),
@@ -220,7 +219,7 @@ impl Pump {
             return None;
         }
         self.fill();
-        let now = Instant::now();
+        let now = self.ctx.now();
         let mut next = self.again;
         let heads: Vec<i64> = self.lanes.values().filter_map(|lane| lane.first().copied()).collect();
         let heads: Vec<i64> = heads.into_iter().filter(|did| !self.is_held(*did)).collect();
@@ -258,7 +257,7 @@ impl Pump {
     }
 
     fn fill(&mut self) {
-        let now = Instant::now();
+        let now = self.ctx.now();
         if self.again.is_some_and(|at| at > now) {
             return;
         }
@@ -273,8 +272,8 @@ impl Pump {
                         if self.window.contains_key(&owed.did) {
                             continue;
                         }
-                        let wait = u64::try_from(owed.next_at - clock::now()).unwrap_or(0);
-                        let not_before = (wait > 0).then(|| Instant::now() + Duration::from_millis(wait).min(LONGEST));
+                        let wait = u64::try_from(owed.next_at - self.ctx.wall()).unwrap_or(0);
+                        let not_before = (wait > 0).then(|| self.ctx.now() + Duration::from_millis(wait).min(LONGEST));
                         ready += usize::from(not_before.is_none());
                         self.lanes.entry(lane(&owed)).or_default().insert(owed.did);
                         self.window.insert(
@@ -285,7 +284,7 @@ impl Pump {
                 }
                 Err(e) => {
                     log::error!("the hook journal cannot be read, tried again soon: {e}");
-                    self.again = Some(Instant::now() + OFF);
+                    self.again = Some(self.ctx.now() + OFF);
                     break;
                 }
             }
@@ -347,7 +346,7 @@ impl Pump {
         };
         crate::failpoint::hit_for("delivery", "before", &owed.key);
         let me = self.me.clone();
-        self.ctx.hooks.deliver(&owed.handler, event, Box::new(move |d| me.tell(Message::Answered(did, d))));
+        self.ctx.handlers.deliver(&owed.handler, event, Box::new(move |d| me.tell(Message::Answered(did, d))));
     }
 
     fn answered(&mut self, did: i64, delivered: Delivered) {
@@ -368,8 +367,8 @@ impl Pump {
             }
             Delivered::Failed(why) | Delivered::TimedOut(why) => {
                 let pause = pause(item.owed.attempts);
-                item.not_before = Some(Instant::now() + pause);
-                Settled::Retry(why, clock::now() + i64::try_from(pause.as_millis()).unwrap_or(0))
+                item.not_before = Some(self.ctx.now() + pause);
+                Settled::Retry(why, self.ctx.wall() + i64::try_from(pause.as_millis()).unwrap_or(0))
             }
         };
         self.keep(did, settled);
@@ -406,7 +405,7 @@ impl Pump {
             // The handler is not called again for it in this boot: only the note of it is tried again.
             (false, _) => {
                 item.state = State::Unkept(settled);
-                item.not_before = Some(Instant::now() + AGAIN);
+                item.not_before = Some(self.ctx.now() + AGAIN);
             }
         }
     }
@@ -440,7 +439,7 @@ impl Pump {
     fn not_called(&mut self, did: i64) {
         let Some(item) = self.window.get_mut(&did) else { return };
         item.state = State::Waiting;
-        item.not_before = Some(Instant::now() + if self.ctx.hooks.is_off() { OFF } else { AGAIN });
+        item.not_before = Some(self.ctx.now() + if self.ctx.handlers.is_off() { OFF } else { AGAIN });
         if item.noted {
             self.ctx.store.take_back_attempt(did, item.owed.attempts, item.owed.uncalled, |_| ());
         }

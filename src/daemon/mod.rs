@@ -25,6 +25,7 @@ pub mod desk;
 mod dirs;
 pub mod doctor;
 mod files;
+pub mod handlers;
 mod hook_host;
 pub mod hub;
 pub mod limits;
@@ -36,6 +37,7 @@ pub mod registry;
 mod reload;
 pub mod report;
 pub mod restore;
+pub mod runtime;
 pub mod signals;
 mod socket;
 mod sweep;
@@ -182,7 +184,9 @@ fn run(
     let ctx = Arc::new(Context::new(Parts {
         store: store.clone(),
         hub,
+        handlers: Arc::new(hooks.clone()),
         hooks,
+        runtime: Arc::new(runtime::Machine),
         boot_id: boot_id.clone(),
         state_dir: options.state_dir.clone(),
         supervised: notify::is_supervised(),
@@ -364,7 +368,7 @@ pub fn accept(ctx: &Arc<Context>, accept: Accept) -> Result<Accepted, Error> {
         return Ok(accepted);
     }
     if let Some(retired) = accepted.retired {
-        ctx.registry.retire(retired, Instant::now() + context::RETIRE);
+        ctx.registry.retire(retired, ctx.now() + context::RETIRE);
     }
     if let Some(tid) = accepted.interrupt {
         ctx.cancel_turn(accepted.sid, tid);
@@ -380,8 +384,8 @@ pub fn accept(ctx: &Arc<Context>, accept: Accept) -> Result<Accepted, Error> {
 pub fn ask(ctx: &Context, event: Event) -> Verdict {
     let (send, receive) = crossbeam_channel::bounded(1);
     // The hooks answer within their own timeouts, a lost thread included; this bound is for a fault in them.
-    let patience = ctx.hooks.patience().saturating_add(Duration::from_secs(30));
-    ctx.hooks.ask(
+    let patience = ctx.handlers.patience().saturating_add(Duration::from_secs(30));
+    ctx.handlers.ask(
         event,
         Box::new(move |verdict| {
             let _ = send.try_send(verdict);

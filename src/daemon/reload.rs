@@ -26,7 +26,7 @@ impl std::fmt::Debug for Prepared {
 /// # Errors
 /// The configuration or a script is wrong: which line of which file.
 pub fn prepare(ctx: &Context) -> Result<Prepared, String> {
-    let off = ctx.hooks.is_off();
+    let off = ctx.handlers.is_off();
     read(ctx).map_err(|why| if off { format!("{why}; the hooks stay switched off") } else { why })
 }
 

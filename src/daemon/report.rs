@@ -34,8 +34,8 @@ impl Report {
         let live = running.clone().into_iter().chain(idle).take(LISTED).collect();
         Self {
             stop,
-            began_at: clock::now(),
-            phases: vec![(phase, Instant::now(), None)],
+            began_at: ctx.wall(),
+            phases: vec![(phase, ctx.now(), None)],
             live,
             tools: blocking.into_iter().map(|b| (b.sid, b.tool)).collect(),
             given_up: Vec::new(),
@@ -44,11 +44,11 @@ impl Report {
     }
 
     /// The next phase begins.
-    pub fn enter(&mut self, phase: Phase) {
+    pub fn enter(&mut self, phase: Phase, now: Instant) {
         if let Some((_, since, took)) = self.phases.last_mut() {
-            *took = Some(since.elapsed());
+            *took = Some(now.saturating_duration_since(*since));
         }
-        self.phases.push((phase, Instant::now(), None));
+        self.phases.push((phase, now, None));
     }
 
     /// Workers were given up.
@@ -71,12 +71,14 @@ impl Report {
     #[must_use]
     pub fn json(&self, ctx: &Context, whole: Option<Instant>) -> Value {
         let budget = ctx.config().shutdown;
+        let now = ctx.now();
         let newest = self.phases.last().map(|p| p.0);
         let mut phases: Vec<Value> = Vec::new();
         // Every phase up to the newest, those too that the stop had no need of.
         for (phase, planned) in plan(&budget) {
             let spent = self.phases.iter().filter(|p| p.0 == phase);
-            let took: Duration = spent.map(|(_, since, took)| took.unwrap_or_else(|| since.elapsed())).sum();
+            let took: Duration =
+                spent.map(|(_, since, took)| took.unwrap_or_else(|| now.saturating_duration_since(*since))).sum();
             let (planned, took) = (planned.as_millis() as u64, took.as_millis() as u64);
             phases.push(json!({ "phase": phase, "planned_ms": planned, "took_ms": took }));
             if newest == Some(phase) {
@@ -86,7 +88,7 @@ impl Report {
         let urgency = ctx.board().stop.map_or(self.stop.urgency, |s| s.1);
         json!({
             "boot_id": ctx.boot_id, "reason": self.stop.reason, "urgency": urgency, "clean": self.clean,
-            "started_at": clock::rfc3339(self.began_at), "ended_at": clock::rfc3339(clock::now()), "phases": phases,
+            "started_at": clock::rfc3339(self.began_at), "ended_at": clock::rfc3339(ctx.wall()), "phases": phases,
             "sessions": whole.map_or_else(Vec::new, |until| self.sessions(ctx, until)),
         })
     }

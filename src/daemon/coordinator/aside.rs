@@ -44,13 +44,12 @@ impl Coordinator {
         body: impl FnOnce(&Arc<Context>) -> Option<News> + Send + 'static,
     ) -> io::Result<()> {
         let (ctx, to) = (self.ctx.clone(), self.news.0.clone());
-        let body = move || {
+        let job = Box::new(move || {
             let mut told = Told { to, news: lost };
             told.news = body(&ctx);
-        };
-        thread::spawn_own(name, thread::DEEP_STACK, body)
-            .map(drop)
-            .inspect_err(|e| log::error!("{name}: no thread: {e}"))
+        });
+        let started = self.ctx.runtime.spawn_own(name.to_owned(), thread::DEEP_STACK, job);
+        started.map(drop).inspect_err(|e| log::error!("{name}: no thread: {e}"))
     }
 
     /// A sign of life, for the next boot.
@@ -92,7 +91,7 @@ impl Coordinator {
     /// Every session in which something waits gets a worker, each on its own; interrupted turns are paced, and begin after
     /// as much longer as more boots have died lately.
     pub(super) fn schedule(&mut self, deaths: u32) {
-        let at = Instant::now() + Duration::from_secs(continuation_delay_s(deaths).into());
+        let at = self.ctx.now() + Duration::from_secs(continuation_delay_s(deaths).into());
         self.next_continuation = Some(self.next_continuation.map_or(at, |old| old.max(at)));
         self.schedules.request(None);
         self.begin_schedule();
@@ -117,7 +116,7 @@ impl Coordinator {
                 self.set_continuations();
                 self.begin_schedule();
             }
-            None => self.timers.set(Timer::Schedule, Instant::now() + DOUBT),
+            None => self.timers.set(Timer::Schedule, self.ctx.now() + DOUBT),
         }
     }
 
@@ -167,7 +166,7 @@ impl Coordinator {
                 log::info!("reloaded: {} keys changed{}", r.changed.len(), restart_text(r));
                 let fields = serde_json::json!({ "changed": r.changed });
                 let event = desk::hook_event(HookEvent::Reload, "", fields, None);
-                self.ctx.hooks.notify(event, Box::new(|_| ()));
+                self.ctx.handlers.notify(event, Box::new(|_| ()));
                 self.prune();
                 if r.changed.iter().any(|key| key == "sessions.park_after") {
                     // Whoever rests until its old time looks at the new one.
@@ -202,7 +201,7 @@ impl Coordinator {
         self.timers.clear(Timer::Prune);
         if self.aside("prune", Some(News::Pruned(None)), |ctx| Some(News::Pruned(prune::step(ctx)))).is_err() {
             let _ = self.prunes.complete();
-            self.timers.set(Timer::Prune, Instant::now() + NO_THREAD);
+            self.timers.set(Timer::Prune, self.ctx.now() + NO_THREAD);
         }
     }
 
@@ -212,7 +211,7 @@ impl Coordinator {
         if self.pruned.went_on(step) {
             self.prunes.request(None);
         }
-        self.timers.set(Timer::Prune, Instant::now() + PRUNE);
+        self.timers.set(Timer::Prune, self.ctx.now() + PRUNE);
         self.begin_prune();
     }
 
@@ -227,7 +226,7 @@ impl Coordinator {
             return;
         }
         // Set while it runs as well: a worker that ends meanwhile asks again.
-        self.timers.set(Timer::Tidy, Instant::now() + PRUNE);
+        self.timers.set(Timer::Tidy, self.ctx.now() + PRUNE);
         if self.aside("tidy", Some(News::Tidied(true)), |ctx| Some(News::Tidied(dirs::step(ctx)))).is_err() {
             self.tidied(true);
         }
@@ -262,10 +261,10 @@ impl Coordinator {
     pub(super) fn undoubted(&mut self, overlooked: Option<Overlooked>) {
         let _ = self.doubts.complete();
         let Some(overlooked) = overlooked else {
-            return self.timers.set(Timer::Doubt, Instant::now() + DOUBT);
+            return self.timers.set(Timer::Doubt, self.ctx.now() + DOUBT);
         };
         for sid in overlooked.gone {
-            self.ctx.registry.retire(sid, Instant::now() + RETIRE);
+            self.ctx.registry.retire(sid, self.ctx.now() + RETIRE);
         }
         for (sid, tid) in overlooked.cancelled {
             self.ctx.cancel_turn(sid, tid);
@@ -294,7 +293,7 @@ impl Coordinator {
             None
         });
         if refused.is_err() {
-            self.timers.set(Timer::Seat, Instant::now() + NO_THREAD);
+            self.timers.set(Timer::Seat, self.ctx.now() + NO_THREAD);
             self.ctx.registry.want(wish);
         }
     }

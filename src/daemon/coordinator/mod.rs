@@ -140,7 +140,7 @@ impl Coordinator {
     #[must_use]
     pub fn new(ctx: Arc<Context>, delivery: Delivery) -> Self {
         let machine = Lifecycle::new(ctx.config().shutdown);
-        let now = Instant::now();
+        let now = ctx.now();
         let mut timers = Timers::default();
         timers.set(Timer::Alive, now + ALIVE);
         timers.set(Timer::Prune, now + PRUNE);
@@ -175,7 +175,7 @@ impl Coordinator {
                 recv(inboxes.signals) -> signal => if let Ok(signal) = signal { self.signal(signal) },
                 recv(inboxes.requests) -> request => if let Ok(request) = request { self.request(request) },
                 recv(inboxes.nudges) -> _ => {}
-                recv(inboxes.doubts) -> _ => self.timers.set(Timer::Doubt, Instant::now() + DOUBT),
+                recv(inboxes.doubts) -> _ => self.timers.set(Timer::Doubt, self.ctx.now() + DOUBT),
                 recv(self.news.1) -> news => if let Ok(news) = news { self.take(news) },
                 recv(alarm) -> _ => {}
             }
@@ -198,7 +198,7 @@ impl Coordinator {
         self.ctx.set_ready();
         notify::ready();
         crate::failpoint::hit("boot", "ready");
-        log::info!(boot_id = self.ctx.boot_id; "ready, {} after the start", took(clock::now() - self.ctx.started_at));
+        log::info!(boot_id = self.ctx.boot_id; "ready, {} after the start", took(self.ctx.wall() - self.ctx.started_at));
         let fields = serde_json::json!({
             "version": env!("CARGO_PKG_VERSION"),
             "recovered": {
@@ -208,7 +208,7 @@ impl Coordinator {
         });
         let news = self.news.0.clone();
         let event = desk::hook_event(HookEvent::DaemonStart, "", fields, None);
-        self.ctx.hooks.notify(
+        self.ctx.handlers.notify(
             event,
             Box::new(move |_| {
                 let _ = news.try_send(News::Started);
@@ -224,7 +224,7 @@ impl Coordinator {
 
     /// Does what has become due or possible.
     fn look(&mut self) {
-        let now = Instant::now();
+        let now = self.ctx.now();
         if self.machine.alarm().is_some_and(|at| at <= now) {
             self.step(Event::TimeUp);
         }
@@ -290,11 +290,11 @@ impl Coordinator {
             let (ctx, news) = (self.ctx.clone(), self.news.0.clone());
             let (wish, mailbox) = (newcomer.of.wish.clone(), newcomer.mailbox.clone());
             let sid = wish.sid;
-            let started = thread::spawn(format!("s{sid}"), stack, move || {
+            let job = Box::new(move || {
                 worker::run(&ctx, &wish, agent, &mailbox);
                 let _ = news.send(News::WorkerEnded(sid));
             });
-            match started {
+            match self.ctx.runtime.spawn(format!("s{sid}"), stack, job) {
                 Ok(join) => self.ctx.registry.started(sid, join),
                 Err(e) if self.ctx.registry.numbers().live > newcomers.len() + 1 => {
                     // A worker that ends gives one back.
@@ -406,16 +406,16 @@ impl Coordinator {
     /// Feeds the machine, and does what it says.
     fn step(&mut self, event: Event) {
         let before = self.machine.phase();
-        let actions = self.machine.step(event, Instant::now());
+        let actions = self.machine.step(event, self.ctx.now());
         let phase = self.machine.phase();
         if let Some(stop) = self.machine.stop() {
-            let deadline_at = clock::now() + millis(stop.deadline.saturating_duration_since(Instant::now()));
+            let deadline_at = self.ctx.wall() + millis(self.ctx.left(stop.deadline));
             self.ctx.show(|b| b.stop = Some((stop.reason, stop.urgency, deadline_at)));
         }
         if phase != before {
             self.ctx.show(|b| b.phase = phase.as_str());
             if let Some(report) = &mut self.report {
-                report.enter(phase);
+                report.enter(phase, self.ctx.now());
             }
             if self.machine.stop().is_some() {
                 log::info!("stop: {before} → {phase}");
@@ -442,10 +442,6 @@ fn restart_text(r: &Reloaded) -> String {
     } else {
         format!(", needs a restart: {}", r.needs_restart.join(", "))
     }
-}
-
-fn left(until: Instant) -> Duration {
-    until.saturating_duration_since(Instant::now())
 }
 
 fn millis(d: Duration) -> clock::Millis {

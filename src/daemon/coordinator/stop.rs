@@ -2,9 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use super::{Coordinator, News, PROGRESS, Timer, left, millis};
+use super::{Coordinator, News, PROGRESS, Timer, millis};
 use crate::agent::Interrupt;
-use crate::clock;
 use crate::daemon::delivery::Message;
 use crate::daemon::report::Report;
 use crate::daemon::{desk, notify, watchdog};
@@ -22,13 +21,18 @@ impl Coordinator {
         match action {
             Action::CloseAdmission => {
                 ctx.store.set_admission(Admission::Stopping);
-                ctx.hooks.stop_timers();
+                ctx.handlers.stop_timers();
                 self.report = Some(Report::begin(&ctx, stop, self.machine.phase()));
-                self.timers.set(Timer::Progress, Instant::now());
-                log::info!("stop: {} ({}), at most {} s", stop.reason, stop.urgency, left(stop.deadline).as_secs());
+                self.timers.set(Timer::Progress, self.ctx.now());
+                log::info!(
+                    "stop: {} ({}), at most {} s",
+                    stop.reason,
+                    stop.urgency,
+                    self.ctx.left(stop.deadline).as_secs()
+                );
             }
             Action::TellManager => {
-                notify::stopping(left(stop.deadline));
+                notify::stopping(self.ctx.left(stop.deadline));
                 let code = if stop.reason == StopReason::Restart { 75 } else { 1 };
                 watchdog::arm(stop.deadline, code);
             }
@@ -36,9 +40,9 @@ impl Coordinator {
                 let note = StopNote {
                     reason: stop.reason,
                     urgency: stop.urgency,
-                    deadline_at: clock::now() + millis(left(stop.deadline)),
+                    deadline_at: self.ctx.wall() + millis(self.ctx.left(stop.deadline)),
                 };
-                match ctx.store.until(Instant::now() + ctx.config().shutdown.close).mark_running(note) {
+                match ctx.store.until(self.ctx.now() + ctx.config().shutdown.close).mark_running(note) {
                     Ok(n) => log::info!("stop: {n} running sessions are marked"),
                     Err(e) => log::error!("stop: the marks could not be written, the next boot derives them: {e}"),
                 }
@@ -51,13 +55,13 @@ impl Coordinator {
             Action::RefreshMarks => {
                 crate::failpoint::hit("stop", "timeout");
                 if let Err(e) =
-                    ctx.store.until(Instant::now() + ctx.config().shutdown.close).refresh_marks(stop.reason.mark())
+                    ctx.store.until(self.ctx.now() + ctx.config().shutdown.close).refresh_marks(stop.reason.mark())
                 {
                     log::error!("stop: the marks could not be renewed: {e}");
                 }
             }
             Action::Interrupt(until) => ctx.registry.interrupt_running(Interrupt::Cancel(until)),
-            Action::Kill => ctx.registry.hurry(Instant::now(), true),
+            Action::Kill => ctx.registry.hurry(self.ctx.now(), true),
             Action::Abandon => {
                 let given_up = ctx.registry.abandon();
                 if !given_up.is_empty() {
@@ -70,7 +74,7 @@ impl Coordinator {
             }
             Action::NoteAbandoned => {
                 let sids = self.report.as_ref().map_or_else(Vec::new, Report::given_up);
-                let patient = ctx.store.until(Instant::now() + ctx.config().shutdown.close / 4);
+                let patient = ctx.store.until(self.ctx.now() + ctx.config().shutdown.close / 4);
                 if let Err(e) = patient.note_abandoned(sids) {
                     log::error!("stop: the abandoned sessions could not be noted: {e}");
                 }
@@ -78,7 +82,7 @@ impl Coordinator {
             Action::Sweep(until) => ctx.registry.hurry(until, false),
             Action::CloseActivations => {
                 crate::failpoint::hit("stop", "swept");
-                let patient = ctx.store.until(Instant::now() + ctx.config().shutdown.close);
+                let patient = ctx.store.until(self.ctx.now() + ctx.config().shutdown.close);
                 match patient.close_activations(stop.reason, ctx.config().sessions.stuck_threshold.into()) {
                     Ok(n) => log::info!("stop: {n} activations closed"),
                     Err(e) => log::error!("stop: the ends could not be written, the next boot writes them: {e}"),
@@ -94,7 +98,7 @@ impl Coordinator {
             Action::CallStopped(until) => {
                 // No event is delivered after this.
                 self.delivery.tell(Message::Halt);
-                self.ctx.hooks.stop_calling();
+                self.ctx.handlers.stop_calling();
                 self.call_hooks(HookEvent::Stopped, until, Event::StoppedHooksEnded);
             }
             Action::CloseStore(until) => self.close_store(until),
@@ -112,14 +116,14 @@ impl Coordinator {
                 "report": self.report.as_ref().map(|r| r.json(&self.ctx, None)),
             }),
             _ => serde_json::json!({
-                "reason": stop.reason, "deadline_ms": millis(left(until)),
+                "reason": stop.reason, "deadline_ms": millis(self.ctx.left(until)),
                 "running": blocking.iter().map(|b| b.key.as_str()).collect::<Vec<_>>(),
                 "live": self.ctx.registry.numbers().live,
             }),
         };
         let news = self.news.0.clone();
         let event = desk::hook_event(kind, "", fields, None);
-        self.ctx.hooks.notify(
+        self.ctx.handlers.notify(
             event,
             Box::new(move |_| {
                 let _ = news.try_send(News::Life(done));
@@ -130,21 +134,21 @@ impl Coordinator {
     fn close_store(&mut self, until: Instant) {
         crate::failpoint::hit("stop", "stopped");
         self.delivery.tell(Message::Halt);
-        self.ctx.hooks.stop_calling();
-        let given_up = self.ctx.hooks.close(Instant::now() + left(until) / 4);
+        self.ctx.handlers.stop_calling();
+        let given_up = self.ctx.handlers.close(self.ctx.now() + self.ctx.left(until) / 4);
         self.hooks_abandoned = given_up > 0;
         // What was only queued for a handler is known by now: it was answered before the threads ended.
         let (ended, end) = crossbeam_channel::bounded(1);
         self.delivery.tell(Message::End(Box::new(move || {
             let _ = ended.try_send(());
         })));
-        let _ = end.recv_timeout(left(until) / 4);
+        let _ = end.recv_timeout(self.ctx.left(until) / 4);
         let now = self.machine.stop().is_some_and(|s| s.urgency == Urgency::Now);
         let clean = !self.machine.abandoned() && !self.hooks_abandoned && !now;
         let report = match &mut self.report {
             Some(report) => {
                 report.finish(clean);
-                report.json(&self.ctx, Some(Instant::now() + left(until) / 4))
+                report.json(&self.ctx, Some(self.ctx.now() + self.ctx.left(until) / 4))
             }
             None => serde_json::Value::Null,
         };
@@ -158,11 +162,11 @@ impl Coordinator {
         self.released = false;
         let news = self.news.0.clone();
         crate::failpoint::hit("stop", "recorded");
-        let hub = self.ctx.hub.clone();
+        let ctx = self.ctx.clone();
         let body = move || {
             // Streams end with the last events; one whose client does not read has a quarter of the time.
-            hub.close();
-            hub.wait_left(Instant::now() + left(until) / 4);
+            ctx.hub.close();
+            ctx.hub.wait_left(ctx.now() + ctx.left(until) / 4);
             let closed = store.close(until);
             if let Err(e) = &closed {
                 log::error!("stop: the store could not be closed: {e}");
@@ -170,7 +174,7 @@ impl Coordinator {
             crate::failpoint::hit("stop", "closed");
             let _ = news.send_timeout(News::Closed(closed.is_ok() && recorded.is_ok()), Duration::from_secs(60));
         };
-        if let Err(e) = thread::spawn_own("close", thread::IO_STACK, body) {
+        if let Err(e) = self.ctx.runtime.spawn_own("close".into(), thread::IO_STACK, Box::new(body)) {
             log::error!("stop: no thread to close the store: {e}");
         }
     }

@@ -217,10 +217,10 @@ impl Registry {
         !self.lock().wishes.is_empty()
     }
 
-    /// The worker's thread was started.
-    pub fn started(&self, sid: i64, join: JoinHandle<()>) {
+    /// The worker's thread was started; without one its handle is `None`.
+    pub fn started(&self, sid: i64, join: Option<JoinHandle<()>>) {
         if let Some(entry) = self.lock().live.get_mut(&sid) {
-            entry.join = Some(join);
+            entry.join = join;
         }
     }
 
