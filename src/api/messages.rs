@@ -10,7 +10,7 @@ use serde_json::json;
 use super::events::{Feed, Only};
 use super::route::Query;
 use super::{Api, ApiError, bodies};
-use crate::daemon::{self, desk};
+use crate::daemon::{self, hook_events};
 use crate::hooks::Verdict;
 use crate::http::{Peer, Request, Responder, Response};
 use crate::model::event::HookEvent;
@@ -89,7 +89,7 @@ fn accept(api: &Api, request: &Request, message: Message) -> Result<Accepted, Ap
             Peer::Tcp(address) => json!({ "address": address.to_string() }),
         };
         let fields = json!({ "text": message.text, "id": message.id, "origin": "api", "peer": peer });
-        match daemon::ask(ctx, desk::hook_event(HookEvent::Message, &message.key, fields, None)) {
+        match daemon::ask(ctx, hook_events::unjournalled(HookEvent::Message, &message.key, fields, None)) {
             Verdict::Pass(None) => {}
             Verdict::Pass(Some(rewritten)) => text = rewritten,
             Verdict::Refuse(why) => return Err(ApiError::refused(why)),

@@ -287,7 +287,7 @@ impl Context {
         }
         for sid in &acted.wake {
             match self.store.key_of_row(*sid) {
-                Ok(key) => self.registry.want(Wish { sid: *sid, key, asked: acted.asked }),
+                Ok(key) => self.registry.want(Wish { sid: *sid, key, auto_continue: acted.asked }),
                 Err(e) => log::error!("a session cannot be woken: {e}"),
             }
         }

@@ -43,7 +43,7 @@ pub struct Letters {
     /// Something may wait to run.
     pub work: bool,
     /// An interrupted turn is to go on by itself.
-    pub asked: bool,
+    pub auto_continue: bool,
     /// A turn was begun for it, in the transaction that accepted its message.
     pub begun: Option<Box<Begun>>,
     /// Close, after the running turn.
@@ -63,7 +63,7 @@ pub struct Letters {
 impl Letters {
     const fn any(&self) -> bool {
         self.work
-            || self.asked
+            || self.auto_continue
             || self.begun.is_some()
             || self.close.is_some()
             || self.interrupt.is_some()
@@ -153,7 +153,7 @@ impl Mailbox {
     /// Whether work was asked for; looked at without taking anything.
     pub fn has_work(&self) -> bool {
         let l = self.lock();
-        l.work || l.asked
+        l.work || l.auto_continue
     }
 
     /// Set from an interrupt's posting until [`Self::turn_flag`] says otherwise.
@@ -282,12 +282,12 @@ mod tests {
     #[test]
     fn a_wait_for_a_close_takes_nothing() {
         let m = Mailbox::default();
-        m.post(|l| l.asked = true);
+        m.post(|l| l.auto_continue = true);
         assert!(!m.wait_close(Instant::now() + Duration::from_millis(5)));
         m.post(|l| l.close = Some(Close::Stop));
         assert!(m.wait_close(Instant::now()));
         let letters = m.take();
-        assert_eq!((letters.asked, letters.close), (true, Some(Close::Stop)));
+        assert_eq!((letters.auto_continue, letters.close), (true, Some(Close::Stop)));
     }
 
     #[test]

@@ -21,11 +21,11 @@ use crate::{api, thread};
 pub mod context;
 pub mod coordinator;
 pub mod delivery;
-pub mod desk;
 mod dirs;
 pub mod doctor;
 mod files;
 pub mod handlers;
+pub mod hook_events;
 mod hook_host;
 pub mod hub;
 pub mod limits;
@@ -41,6 +41,7 @@ pub mod runtime;
 pub mod signals;
 mod socket;
 mod sweep;
+pub mod turn_host;
 mod watchdog;
 pub mod worker;
 
@@ -363,7 +364,7 @@ pub fn accept(ctx: &Arc<Context>, accept: Accept) -> Result<Accepted, Error> {
     if accepted.duplicate {
         // The first try may have been kept although its sender was told otherwise: then nobody was woken for it.
         if !accepted.over && wakes {
-            ctx.registry.want(Wish { sid: accepted.sid, key, asked: false });
+            ctx.registry.want(Wish { sid: accepted.sid, key, auto_continue: false });
         }
         return Ok(accepted);
     }
@@ -374,7 +375,7 @@ pub fn accept(ctx: &Arc<Context>, accept: Accept) -> Result<Accepted, Error> {
         ctx.cancel_turn(accepted.sid, tid);
     }
     if wakes {
-        ctx.registry.want(Wish { sid: accepted.sid, key, asked: false });
+        ctx.registry.want(Wish { sid: accepted.sid, key, auto_continue: false });
     }
     Ok(accepted)
 }

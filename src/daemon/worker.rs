@@ -1,7 +1,7 @@
 //! One session's thread: opens its activation, runs its turns one after the other, parks it.
 //!
 //! What it blocks on, and what wakes it:
-//! - its mailbox, at rest or in a turn: any letter, the agent's descriptors, or a deadline ([`super::desk`]);
+//! - its mailbox, at rest or in a turn: any letter, the agent's descriptors, or a deadline ([`super::turn_host`]);
 //! - the store: each commit is answered within the store's patience;
 //! - a `before_turn` hook: answered within the hooks' timeouts;
 //! - its agent's `close`: bounded by the instant that it is given.
@@ -16,9 +16,9 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 
 use super::context::{CANCEL, Context};
-use super::desk::{Desk, Running};
 use super::mailbox::{Close, Mailbox, Why, Woken};
 use super::registry::{Doing, Wish};
+use super::turn_host::{Running, TurnHost};
 use crate::agent::{self, Agent, Answer, Continuity, Identity, Prompt};
 use crate::config::{self, AgentKind};
 use crate::hooks::Verdict;
@@ -26,8 +26,8 @@ use crate::model::event::{Actor, EndReason, HookEvent, MarkReason, Outcome, Stop
 use crate::model::names;
 use crate::store::{Batch, Begin, Begun, Error, Refusal};
 
-mod own;
-mod told;
+mod agent_turn;
+mod notify;
 
 /// How long an agent may take to close when nobody else sets a limit.
 const CLOSE: Duration = Duration::from_secs(10);
@@ -57,7 +57,7 @@ fn write_death(ctx: &Context, wish: &Wish, mailbox: &Mailbox) {
             // for ever.
             Ok(()) => {
                 let _ = ctx.registry.set(wish.sid, Doing::Closing);
-                return ctx.registry.want(Wish { asked: false, ..wish.clone() });
+                return ctx.registry.want(Wish { auto_continue: false, ..wish.clone() });
             }
             Err(e) if e.lies_in_rows() => {
                 return log::error!(key = wish.key; "its end could not be written, the next boot writes it: {e}");
@@ -75,7 +75,7 @@ fn write_death(ctx: &Context, wish: &Wish, mailbox: &Mailbox) {
 }
 
 struct Worker {
-    desk: Desk,
+    host: TurnHost,
     agent: Box<dyn Agent>,
     agent_session: Option<String>,
     turns: i64,
@@ -112,7 +112,10 @@ impl Worker {
                         let letters = mailbox.take();
                         let _ = ctx.registry.set(wish.sid, Doing::Closing);
                         if letters.close != Some(Close::Stop) {
-                            ctx.registry.want(Wish { asked: wish.asked || letters.asked, ..wish.clone() });
+                            ctx.registry.want(Wish {
+                                auto_continue: wish.auto_continue || letters.auto_continue,
+                                ..wish.clone()
+                            });
                         }
                         return None;
                     }
@@ -131,11 +134,11 @@ impl Worker {
             "session live: activation {}, agent {}", opened.epoch, config.name);
         let config = named(config, &identity);
         let agent = make(ctx, &config);
-        let mut desk = Desk::new(ctx.clone(), wish.sid, opened.epoch, config, mailbox.clone(), identity);
-        desk.work = true;
-        desk.asked = wish.asked;
+        let mut host = TurnHost::new(ctx.clone(), wish.sid, opened.epoch, config, mailbox.clone(), identity);
+        host.work = true;
+        host.auto_continue = wish.auto_continue;
         Some(Self {
-            desk,
+            host,
             agent,
             agent_session: opened.session.agent_session,
             turns: opened.session.turns,
@@ -151,23 +154,23 @@ impl Worker {
     fn live(&mut self) {
         let mut idle_since = Instant::now();
         let why = loop {
-            self.desk.collect();
-            if self.desk.is_killed() {
-                break self.desk.close.unwrap_or(Close::Stop);
+            self.host.collect();
+            if self.host.is_killed() {
+                break self.host.close.unwrap_or(Close::Stop);
             }
-            let next = match self.desk.begun.take() {
-                Some(begun) if self.desk.close != Some(Close::Retire) => self.run_begun(&begun),
-                Some(_) | None => match self.desk.close {
+            let next = match self.host.begun.take() {
+                Some(begun) if self.host.close != Some(Close::Retire) => self.run_begun(&begun),
+                Some(_) | None => match self.host.close {
                     Some(close) if self.awaits_begin(close) => Next::Reserved,
                     Some(close) => {
-                        self.desk.collect();
-                        if self.desk.begun.is_none() || close == Close::Retire {
+                        self.host.collect();
+                        if self.host.begun.is_none() || close == Close::Retire {
                             break close;
                         }
                         Next::More
                     }
                     None if self.agent.wants_turn() => self.own_turn(),
-                    None if self.desk.work || self.desk.asked => self.work(),
+                    None if self.host.work || self.host.auto_continue => self.work(),
                     None => Next::Idle,
                 },
             };
@@ -178,23 +181,23 @@ impl Worker {
             }
             if next == Next::Doubt {
                 // A turn of its own may stand there: it counts as running until the store answers.
-                let _ = self.desk.rest(&mut [], Some(Instant::now() + AGAIN));
+                let _ = self.host.rest(&mut [], Some(Instant::now() + AGAIN));
                 continue;
             }
             // A letter that it took in meanwhile, in a turn for one, does not come a second time.
             if next == Next::More
                 || next == Next::Rest && self.agent.wants_turn()
-                || next != Next::Reserved && self.desk.close.is_some()
+                || next != Next::Reserved && self.host.close.is_some()
             {
                 continue;
             }
-            let ready = self.is_ready().then_some(self.desk.epoch);
-            let free = match self.ctx().registry.rest(self.desk.sid, ready) {
+            let ready = self.is_ready().then_some(self.host.epoch);
+            let free = match self.ctx().registry.rest(self.host.sid, ready) {
                 Some(free) => free,
                 None => {
                     // It was chosen to give way, or given up: the letter says which.
-                    if self.desk.close.is_none()
-                        && self.desk.rest(&mut [], Some(Instant::now() + AGAIN)) != Woken::Letter
+                    if self.host.close.is_none()
+                        && self.host.rest(&mut [], Some(Instant::now() + AGAIN)) != Woken::Letter
                     {
                         break Close::Retire;
                     }
@@ -203,7 +206,7 @@ impl Worker {
             };
             if !free {
                 // Somebody is about to begin a turn for it: a letter says what came of that.
-                let _ = self.desk.rest(&mut [], Some(Instant::now() + AGAIN));
+                let _ = self.host.rest(&mut [], Some(Instant::now() + AGAIN));
                 continue;
             }
             let sessions = &self.ctx().config().sessions;
@@ -211,17 +214,18 @@ impl Worker {
                 self.own_work.and_then(|at| Some(at + sessions.background_hold?)).filter(|_| self.agent.is_ready());
             let park_at =
                 sessions.park_after.map(|after| held_until.map_or(idle_since + after, |at| at.max(idle_since + after)));
-            let again = self.start_after.filter(|_| self.desk.work || self.desk.asked || self.agent.wants_turn());
+            let again =
+                self.start_after.filter(|_| self.host.work || self.host.auto_continue || self.agent.wants_turn());
             let until = [park_at, again].into_iter().flatten().min();
             let mut watches = self.agent.watches();
-            let woken = self.desk.rest(&mut watches, until);
+            let woken = self.host.rest(&mut watches, until);
             drop(watches);
             match woken {
-                Woken::Ready => self.agent.idle(&mut self.desk),
+                Woken::Ready => self.agent.idle(&mut self.host),
                 Woken::Letter => {}
                 Woken::Timeout => {
                     let parked = park_at.is_some_and(|at| at <= Instant::now());
-                    if parked && !self.desk.work && self.ctx().registry.may_park(self.desk.sid) {
+                    if parked && !self.host.work && self.ctx().registry.may_park(self.host.sid) {
                         break Close::Park;
                     }
                 }
@@ -231,20 +235,21 @@ impl Worker {
     }
 
     fn ctx(&self) -> &Arc<Context> {
-        &self.desk.ctx
+        &self.host.ctx
     }
 
     /// Whether a turn could begin for it at once.
     fn is_ready(&self) -> bool {
-        let free = !self.desk.work && !self.desk.asked && self.desk.close.is_none() && self.desk.begun.is_none();
+        let free =
+            !self.host.work && !self.host.auto_continue && self.host.close.is_none() && self.host.begun.is_none();
         free && !self.agent.wants_turn() && self.start_after.is_none() && self.agent.is_ready()
     }
 
     /// Whether it is to wait with its close for a turn that somebody is about to begin for it.
     fn awaits_begin(&self, close: Close) -> bool {
         close != Close::Retire
-            && self.desk.close_by.is_none_or(|by| by > Instant::now())
-            && self.ctx().registry.is_reserved(self.desk.sid)
+            && self.host.close_by.is_none_or(|by| by > Instant::now())
+            && self.ctx().registry.is_reserved(self.host.sid)
     }
 
     /// Runs a turn that was begun together with the accept of its message.
@@ -269,21 +274,21 @@ impl Worker {
                 Err(next) => return next,
             }
         }
-        let sid = self.desk.sid;
+        let sid = self.host.sid;
         match self.ctx().registry.begin(sid) {
             None => return Next::Idle,
             Some(false) => return Next::Reserved,
             Some(true) => {}
         }
-        self.desk.work = false;
+        self.host.work = false;
         let config = self.ctx().config();
         let mut begin = Begin {
             sid,
-            epoch: self.desk.epoch,
-            on_interrupt: self.desk.agent.on_interrupt,
+            epoch: self.host.epoch,
+            on_interrupt: self.host.agent.on_interrupt,
             resume: config.sessions.resume,
             policy: self.ctx().policy(),
-            asked: self.desk.asked,
+            asked: self.host.auto_continue,
             context: None,
             fresh_id: uuid::Uuid::now_v7().to_string(),
             alone_at: match i64::from(config.sessions.stuck_threshold) {
@@ -298,16 +303,16 @@ impl Worker {
         begin.context.clone_from(&context);
         match self.ctx().store.begin_turn(begin) {
             Ok(Some(begun)) => {
-                self.desk.asked = false;
+                self.host.auto_continue = false;
                 self.turn(&begun, context)
             }
             Ok(None) => {
-                self.desk.asked = false;
+                self.host.auto_continue = false;
                 Next::Idle
             }
             Err(Error::Refused(Refusal::Closed)) => Next::Idle,
             Err(Error::Refused(Refusal::Apart)) => {
-                self.desk.work = true;
+                self.host.work = true;
                 if self.ctx().registry.wait_apart(sid) { Next::More } else { Next::Idle }
             }
             Err(Error::Refused(_)) => self.gone(),
@@ -315,9 +320,9 @@ impl Worker {
                 // To try again would be in vain: its sender is told, and what waits behind it has its turn.
                 log::error!(key = self.key(); "the next turn cannot begin, it fails: {e}");
                 let why = format!("what was kept of the turn cannot be used: {e}");
-                match self.ctx().store.fail_queued(sid, self.desk.epoch, "internal".to_owned(), why) {
+                match self.ctx().store.fail_queued(sid, self.host.epoch, "internal".to_owned(), why) {
                     Ok(more) => {
-                        (self.desk.work, self.desk.asked) = (more, false);
+                        (self.host.work, self.host.auto_continue) = (more, false);
                         if more { Next::More } else { Next::Rest }
                     }
                     Err(Error::Refused(_)) => self.gone(),
@@ -330,7 +335,7 @@ impl Worker {
             }
             Err(e) => {
                 log::error!(key = self.key(); "the next turn cannot begin yet: {e}");
-                self.desk.work = true;
+                self.host.work = true;
                 Next::Doubt
             }
         }
@@ -338,25 +343,25 @@ impl Worker {
 
     /// The session has gone on without this worker: what it was told of is for the next one.
     fn gone(&mut self) -> Next {
-        self.desk.work = true;
+        self.host.work = true;
         Next::Gone
     }
 
     fn key(&self) -> &str {
-        &agent::Host::identity(&self.desk).key
+        &agent::Host::identity(&self.host).key
     }
 
     /// Starts the agent. What waits fails if it cannot be started, and its sender is told.
     fn start(&mut self) -> Result<(), Next> {
-        let sid = self.desk.sid;
+        let sid = self.host.sid;
         let _ = self.ctx().registry.set(sid, Doing::Starting);
         crate::failpoint::hit_for("start", "before", self.key());
-        let cwd = agent::Host::identity(&self.desk).cwd.clone();
-        let until = Instant::now() + self.desk.agent.start_timeout;
+        let cwd = agent::Host::identity(&self.host).cwd.clone();
+        let until = Instant::now() + self.host.agent.start_timeout;
         let known = self.agent_session.clone();
-        let made = make_dir(&cwd, self.desk.agent.kind);
+        let made = make_dir(&cwd, self.host.agent.kind);
         let started = match made {
-            Ok(()) => self.agent.start(&mut self.desk, known.as_deref(), self.turns > 0, until),
+            Ok(()) => self.agent.start(&mut self.host, known.as_deref(), self.turns > 0, until),
             Err(e) => Err(agent::Failure::new("agent_start", format!("{}: {e}", cwd.display()))),
         };
         match started {
@@ -370,7 +375,7 @@ impl Worker {
                 }
                 if started.agent_session != self.agent_session {
                     self.agent_session = started.agent_session;
-                    if let Err(e) = self.ctx().store.note_agent(sid, self.desk.epoch, self.agent_session.clone()) {
+                    if let Err(e) = self.ctx().store.note_agent(sid, self.host.epoch, self.agent_session.clone()) {
                         log::warn!(key = self.key(); "the agent's session could not be noted: {e}");
                     }
                 }
@@ -379,18 +384,18 @@ impl Worker {
                 }
                 Ok(())
             }
-            Err(_) if self.desk.close.is_some() => Err(Next::More),
+            Err(_) if self.host.close.is_some() => Err(Next::More),
             Err(failure) => {
                 self.back_off();
-                log::warn!(key = self.key(), agent = self.desk.agent.name; "agent: {failure}");
+                log::warn!(key = self.key(), agent = self.host.agent.name; "agent: {failure}");
                 let failed = self.ctx().store.fail_queued(
                     sid,
-                    self.desk.epoch,
+                    self.host.epoch,
                     failure.code.to_owned(),
                     failure.message.clone(),
                 );
-                self.desk.asked = false;
-                self.desk.work = match failed {
+                self.host.auto_continue = false;
+                self.host.work = match failed {
                     Ok(more) => more,
                     Err(Error::Refused(_)) => return Err(self.gone()),
                     Err(_) => true,
@@ -419,20 +424,20 @@ impl Worker {
         let Ok(Some(begun)) = self.ctx().store.preview_turn(begin.clone()) else { return Ok(None) };
         let fields = json!({ "text": begun.prompt, "first": begun.first });
         let event = self.event(HookEvent::BeforeTurn, &begun, fields);
-        match super::ask(&self.desk.ctx, event) {
+        match super::ask(&self.host.ctx, event) {
             Verdict::Pass(context) => Ok(context),
             Verdict::Refuse(why) | Verdict::HookFailed(why) => {
                 // A continuation that is refused stays marked, and is asked for again by the next boot or an operator.
-                self.desk.asked = false;
-                match self.ctx().store.fail_queued(self.desk.sid, self.desk.epoch, "hook_failed".to_owned(), why) {
+                self.host.auto_continue = false;
+                match self.ctx().store.fail_queued(self.host.sid, self.host.epoch, "hook_failed".to_owned(), why) {
                     Ok(more) => {
-                        self.desk.work = more;
+                        self.host.work = more;
                         Err(if more { Next::More } else { Next::Rest })
                     }
                     Err(Error::Refused(_)) => Err(self.gone()),
                     Err(e) => {
                         log::error!(key = self.key(); "the turn that a hook refused cannot be failed yet: {e}");
-                        self.desk.work = true;
+                        self.host.work = true;
                         self.start_after = Some(Instant::now() + AGAIN);
                         Err(Next::Rest)
                     }
@@ -443,7 +448,7 @@ impl Worker {
 
     /// Runs a turn that has begun, to its outcome.
     fn turn(&mut self, begun: &Begun, context: Option<String>) -> Next {
-        let (sid, since) = (self.desk.sid, Instant::now());
+        let (sid, since) = (self.host.sid, Instant::now());
         let doing = Doing::Running { turn_id: Some(begun.turn_id.clone()), since, tool: None };
         let _ = self.ctx().registry.set(sid, doing);
         if begun.alone {
@@ -451,7 +456,7 @@ impl Worker {
         }
         crate::log::about("turn_id", &begun.turn_id);
         log::debug!(key = self.key(), turn_id = begun.turn_id; "turn begins");
-        self.desk.begin(begun);
+        self.host.begin(begun);
         self.notify(HookEvent::TurnStart, begun, json!({}));
         let prompt = Prompt {
             turn_id: begun.turn_id.clone(),
@@ -465,13 +470,13 @@ impl Worker {
         };
         crate::failpoint::hit_for("prompt", "before", self.key());
         let answer = if begun.prompt.is_empty() {
-            self.agent.listen(&mut self.desk)
+            self.agent.listen(&mut self.host)
         } else {
-            self.agent.prompt(&mut self.desk, &prompt)
+            self.agent.prompt(&mut self.host, &prompt)
         };
         crate::failpoint::hit_for("prompt", "answered", self.key());
         // What came with the answer and is none of it.
-        self.agent.idle(&mut self.desk);
+        self.agent.idle(&mut self.host);
         if self.agent.is_ready() {
             if matches!(answer, Answer::Completed { .. }) {
                 self.failures = 0;
@@ -481,17 +486,17 @@ impl Worker {
             self.back_off();
         }
         self.turns += 1;
-        let Some((running, unkept, why)) = self.desk.end() else { return Next::Gone };
+        let Some((running, unkept, why)) = self.host.end() else { return Next::Gone };
         let (outcome, error) = verdict(&answer, &running, why);
         match &error {
             Some((code, why)) => log::warn!(key = self.key(), turn_id = begun.turn_id; "turn {outcome}: {code}: {why}"),
             None => log::debug!(key = self.key(), turn_id = begun.turn_id; "turn {outcome}"),
         }
-        if self.desk.agent.kind == AgentKind::Acp && !self.agent.is_ready() {
+        if self.host.agent.kind == AgentKind::Acp && !self.agent.is_ready() {
             self.cut_short = matches!(outcome, Outcome::Failed | Outcome::Cancelled).then(|| begun.turn_id.clone());
         }
         if self.is_ready() {
-            self.ctx().registry.finishing(sid, self.desk.epoch);
+            self.ctx().registry.finishing(sid, self.host.epoch);
         }
         let next = self.finish(begun, &running, unkept, outcome, error, since);
         crate::log::about("turn_id", "");
@@ -518,11 +523,11 @@ impl Worker {
             Some((StopReason::Shutdown, ..)) | None => MarkReason::ShutdownTimeout,
         };
         loop {
-            let store = &self.desk.ctx.store;
+            let store = &self.host.ctx.store;
             match store.finish_turn(begun.turn, unkept.clone(), outcome, error.clone(), mark) {
                 Ok(ended) => {
                     self.ctx().tally.turn(ended.outcome);
-                    self.desk.work |= ended.more;
+                    self.host.work |= ended.more;
                     self.tell_end(begun, ended.outcome, &running.answer, since);
                     return if ended.more { Next::More } else { Next::Rest };
                 }
@@ -531,9 +536,9 @@ impl Worker {
                     if let Some(outcome) = store.turn(&begun.turn_id).ok().and_then(|t| Outcome::parse(&t.state)) {
                         self.tell_end(begun, outcome, &running.answer, since);
                     }
-                    return match store.peek_turn(self.desk.sid) {
+                    return match store.peek_turn(self.host.sid) {
                         Ok(Some(_)) => {
-                            self.desk.work = true;
+                            self.host.work = true;
                             Next::More
                         }
                         _ => Next::Rest,
@@ -546,9 +551,9 @@ impl Worker {
                 }
                 Err(e) => {
                     log::error!(key = self.key(), turn_id = begun.turn_id; "the turn's outcome cannot be written yet: {e}");
-                    let _ = self.desk.rest(&mut [], Some(Instant::now() + AGAIN));
-                    self.desk.collect();
-                    if self.desk.is_killed() || self.desk.close_by.is_some_and(|by| by <= Instant::now()) {
+                    let _ = self.host.rest(&mut [], Some(Instant::now() + AGAIN));
+                    self.host.collect();
+                    if self.host.is_killed() || self.host.close_by.is_some_and(|by| by <= Instant::now()) {
                         return Next::Gone;
                     }
                 }
@@ -558,7 +563,7 @@ impl Worker {
 
     /// Closes the agent and, where nobody else does, the activation.
     fn shut(&mut self, why: Close) {
-        let _ = self.desk.ctx.registry.set(self.desk.sid, Doing::Closing);
+        let _ = self.host.ctx.registry.set(self.host.sid, Doing::Closing);
         let within = match why {
             Close::Retire => CANCEL,
             // What the sweep will grant, whenever it begins: an agent that has to be killed is no reason to give its
@@ -568,36 +573,36 @@ impl Worker {
         };
         // A stop tells how many it closed, in one line.
         let level = if why == Close::Park { log::Level::Info } else { log::Level::Debug };
-        log::log!(level, key = self.key(), session_id = agent::Host::identity(&self.desk).session_id; "session closes: {why:?}");
-        let until = self.desk.close_by.unwrap_or_else(|| Instant::now() + within);
-        for left in self.agent.close(&mut self.desk, until) {
+        log::log!(level, key = self.key(), session_id = agent::Host::identity(&self.host).session_id; "session closes: {why:?}");
+        let until = self.host.close_by.unwrap_or_else(|| Instant::now() + within);
+        for left in self.agent.close(&mut self.host, until) {
             log::warn!(key = self.key(); "the agent could not be ended: {left}");
         }
         if why == Close::Stop {
             return;
         }
-        self.desk.collect();
-        if self.desk.work || self.desk.asked {
+        self.host.collect();
+        if self.host.work || self.host.auto_continue {
             // What it was given and did not do is for the next worker of the session. One that gave way may have come back
             // while this one ended; one that has not refuses the next worker's activation.
-            let wish = Wish { sid: self.desk.sid, key: self.key().to_owned(), asked: self.desk.asked };
-            self.desk.ctx.registry.want(wish);
+            let wish = Wish { sid: self.host.sid, key: self.key().to_owned(), auto_continue: self.host.auto_continue };
+            self.host.ctx.registry.want(wish);
         }
         if why != Close::Park {
             return;
         }
         loop {
-            let store = &self.desk.ctx.store;
-            match store.close_activation(self.desk.sid, self.desk.epoch, EndReason::Parked, Actor::Policy) {
+            let store = &self.host.ctx.store;
+            match store.close_activation(self.host.sid, self.host.epoch, EndReason::Parked, Actor::Policy) {
                 Ok(_) | Err(Error::Refused(_)) => return,
                 Err(e) if e.lies_in_rows() => {
                     return log::error!(key = self.key(); "the session cannot be parked, the next boot tries it: {e}");
                 }
                 Err(e) => {
                     log::error!(key = self.key(); "the session cannot be parked yet: {e}");
-                    let _ = self.desk.rest(&mut [], Some(Instant::now() + AGAIN));
-                    self.desk.collect();
-                    if self.desk.close > Some(Close::Park) {
+                    let _ = self.host.rest(&mut [], Some(Instant::now() + AGAIN));
+                    self.host.collect();
+                    if self.host.close > Some(Close::Park) {
                         return;
                     }
                 }

@@ -14,7 +14,7 @@ use super::{ALONE, Coordinator, DOUBT, NO_THREAD, News, PRUNE, Timer, restart_te
 use crate::config::Resume;
 use crate::daemon::context::{Context, RETIRE, Reloaded};
 use crate::daemon::registry::Wish;
-use crate::daemon::{desk, dirs, notify, prune, reload};
+use crate::daemon::{dirs, hook_events, notify, prune, reload};
 use crate::model::event::HookEvent;
 use crate::model::lifecycle::Phase;
 use crate::model::recovery::continuation_delay_s;
@@ -165,7 +165,7 @@ impl Coordinator {
             Ok(r) => {
                 log::info!("reloaded: {} keys changed{}", r.changed.len(), restart_text(r));
                 let fields = serde_json::json!({ "changed": r.changed });
-                let event = desk::hook_event(HookEvent::Reload, "", fields, None);
+                let event = hook_events::unjournalled(HookEvent::Reload, "", fields, None);
                 self.ctx.handlers.notify(event, Box::new(|_| ()));
                 self.prune();
                 if r.changed.iter().any(|key| key == "sessions.park_after") {
@@ -317,7 +317,7 @@ fn wanted(ctx: &Context) -> Option<Vec<Wish>> {
         let Some(last) = page.last() else { return Some(interrupted) };
         after = last.sid;
         for w in page {
-            let wish = Wish { sid: w.sid, key: w.key, asked: marked.is_some() };
+            let wish = Wish { sid: w.sid, key: w.key, auto_continue: marked.is_some() };
             if w.queued {
                 ctx.registry.want(wish);
             } else {

@@ -15,7 +15,7 @@ use super::delivery::{Delivery, Message};
 use super::registry::Wish;
 use super::report::Report;
 use super::signals::Signal;
-use super::{desk, notify, prune, reload, worker};
+use super::{hook_events, notify, prune, reload, worker};
 use crate::clock;
 use crate::config::AgentKind;
 use crate::model::event::{HookEvent, StopReason, Urgency};
@@ -207,7 +207,7 @@ impl Coordinator {
             },
         });
         let news = self.news.0.clone();
-        let event = desk::hook_event(HookEvent::DaemonStart, "", fields, None);
+        let event = hook_events::unjournalled(HookEvent::DaemonStart, "", fields, None);
         self.ctx.handlers.notify(
             event,
             Box::new(move |_| {

@@ -6,7 +6,7 @@ use super::{Coordinator, News, PROGRESS, Timer, millis};
 use crate::agent::Interrupt;
 use crate::daemon::delivery::Message;
 use crate::daemon::report::Report;
-use crate::daemon::{desk, notify, watchdog};
+use crate::daemon::{hook_events, notify, watchdog};
 use crate::model::event::{HookEvent, StopReason, Urgency};
 use crate::model::lifecycle::{Action, Event, Phase};
 use crate::store::{Admission, StopNote};
@@ -122,7 +122,7 @@ impl Coordinator {
             }),
         };
         let news = self.news.0.clone();
-        let event = desk::hook_event(kind, "", fields, None);
+        let event = hook_events::unjournalled(kind, "", fields, None);
         self.ctx.handlers.notify(
             event,
             Box::new(move |_| {

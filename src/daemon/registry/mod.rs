@@ -32,7 +32,7 @@ pub struct Wish {
     /// Its key.
     pub key: String,
     /// An interrupted turn is to go on by itself.
-    pub asked: bool,
+    pub auto_continue: bool,
 }
 
 /// What a worker does.
@@ -77,7 +77,7 @@ impl Doing {
 
 /// A permission that is open.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Asked {
+pub struct OpenPermission {
     /// Its id.
     pub request_id: String,
     /// What the agent offers.
@@ -98,7 +98,7 @@ struct Entry {
     used: u64,
     join: Option<JoinHandle<()>>,
     again: Option<Wish>,
-    permissions: Vec<Asked>,
+    permissions: Vec<OpenPermission>,
     abandoned: bool,
     /// Its agent has worked by itself and may go on: others give way before it.
     busy_aside: bool,
@@ -441,9 +441,9 @@ impl Registry {
     }
 
     /// The agent asks for leave: known from here on to whoever may answer.
-    pub fn open_permission(&self, sid: i64, asked: Asked) {
+    pub fn open_permission(&self, sid: i64, permission: OpenPermission) {
         if let Some(entry) = self.lock().live.get_mut(&sid) {
-            entry.permissions.push(asked);
+            entry.permissions.push(permission);
         }
     }
 

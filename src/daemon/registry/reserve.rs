@@ -35,7 +35,7 @@ impl Reserved<'_> {
             // Its worker went meanwhile; the next one is given the turn by the store.
             Some(_) | None => {
                 drop(inner);
-                self.registry.want(Wish { sid: self.sid, key: self.key.clone(), asked: false });
+                self.registry.want(Wish { sid: self.sid, key: self.key.clone(), auto_continue: false });
             }
         }
     }

@@ -48,12 +48,12 @@ impl Inner {
     /// Something waits in a live session: what tells its worker, or the next one. `None`: it is not live.
     pub(super) fn tell(&mut self, wish: &Wish) -> Option<impl FnOnce() + use<>> {
         let used = self.tick();
-        let asked = wish.asked;
+        let auto_continue = wish.auto_continue;
         let mailbox = self.change(wish.sid, |entry| {
             entry.used = used;
             if entry.doing == Doing::Closing {
-                let asked = asked || entry.again.as_ref().is_some_and(|w| w.asked);
-                entry.again = Some(Wish { asked, ..wish.clone() });
+                let auto_continue = auto_continue || entry.again.as_ref().is_some_and(|w| w.auto_continue);
+                entry.again = Some(Wish { auto_continue, ..wish.clone() });
                 return None;
             }
             Some(entry.mailbox.clone())
@@ -62,7 +62,7 @@ impl Inner {
             if let Some(mailbox) = mailbox {
                 mailbox.post(|l| {
                     l.work = true;
-                    l.asked |= asked;
+                    l.auto_continue |= auto_continue;
                 });
             }
         })
@@ -209,7 +209,7 @@ impl Registry {
         let Newcomer { mut of, mailbox } = newcomer;
         let _ = self.remove(of.wish.sid);
         // What came for it meanwhile came to nobody.
-        of.wish.asked |= mailbox.take().asked;
+        of.wish.auto_continue |= mailbox.take().auto_continue;
         self.lock().wishes.give_back(of);
     }
 }

@@ -13,7 +13,7 @@ fn config(max_live: usize) -> Arc<Config> {
 }
 
 fn wish(sid: i64, key: &str) -> Wish {
-    Wish { sid, key: key.into(), asked: false }
+    Wish { sid, key: key.into(), auto_continue: false }
 }
 
 /// Who got a place, and their mailboxes.
@@ -43,7 +43,7 @@ fn begun() -> Box<Begun> {
 fn a_session_has_one_worker() {
     let registry = Registry::default();
     registry.want(wish(7, "x:a"));
-    registry.want(Wish { asked: true, ..wish(7, "x:a") });
+    registry.want(Wish { auto_continue: true, ..wish(7, "x:a") });
     assert_eq!(registry.numbers().waiting, 1);
     let seated = seat(&registry, &config(9));
     assert_eq!((sids(&seated), registry.numbers().waiting), (vec![7], 0));
@@ -110,11 +110,11 @@ fn a_newcomer_without_a_thread_waits_where_it_waited() {
     let config = config(2);
     (1..=3).for_each(|sid| registry.want(wish(sid, &format!("x:{sid}"))));
     let mut newcomers = registry.seat(&config, |_| true);
-    registry.want(Wish { asked: true, ..wish(2, "x:2") });
+    registry.want(Wish { auto_continue: true, ..wish(2, "x:2") });
     newcomers.drain(..).for_each(|n| registry.unseat(n));
     assert_eq!((registry.numbers().live, registry.numbers().waiting), (0, 3));
     let again: Vec<_> = registry.seat(&config, |_| true).into_iter().map(|n| n.of.wish).collect();
-    assert_eq!(again, [wish(1, "x:1"), Wish { asked: true, ..wish(2, "x:2") }]);
+    assert_eq!(again, [wish(1, "x:1"), Wish { auto_continue: true, ..wish(2, "x:2") }]);
 }
 
 #[test]

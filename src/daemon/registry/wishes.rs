@@ -63,7 +63,7 @@ impl Wishes {
 
     pub(super) fn add(&mut self, wish: Wish) {
         if let Some(known) = self.known.get_mut(&wish.sid) {
-            known.wish.asked |= wish.asked;
+            known.wish.auto_continue |= wish.auto_continue;
             return;
         }
         self.count += 1;
@@ -74,7 +74,7 @@ impl Wishes {
     pub(super) fn give_back(&mut self, numbered: Numbered) {
         let place = (numbered.number, numbered.wish.sid);
         match self.known.get_mut(&numbered.wish.sid) {
-            Some(known) => known.wish.asked |= numbered.wish.asked,
+            Some(known) => known.wish.auto_continue |= numbered.wish.auto_continue,
             None => {
                 self.known.insert(numbered.wish.sid, numbered);
                 self.fresh.push(place);
@@ -158,7 +158,7 @@ mod tests {
     }
 
     fn wish(sid: i64, key: &str) -> Wish {
-        Wish { sid, key: key.to_owned(), asked: false }
+        Wish { sid, key: key.to_owned(), auto_continue: false }
     }
 
     fn order(wishes: &mut Wishes, may: impl Fn(&str) -> bool) -> Vec<i64> {
@@ -191,7 +191,7 @@ mod tests {
         (1..=4).for_each(|sid| wishes.add(wish(sid, "x")));
         wishes.route(&config);
         let mut taken: Vec<_> = (0..3).map(|_| wishes.take(|_, _| true).expect("one").1).collect();
-        wishes.add(Wish { asked: true, ..wish(2, "x") });
+        wishes.add(Wish { auto_continue: true, ..wish(2, "x") });
         let third = taken.pop().expect("the third");
         wishes.set_aside(third);
         taken.into_iter().rev().for_each(|n| wishes.give_back(n));
@@ -204,7 +204,7 @@ mod tests {
         wishes.route(&config);
         // The second came anew meanwhile, so its place is the newer one.
         let rest: Vec<_> = std::iter::from_fn(|| wishes.take(|_, _| true)).map(|(_, n)| n.wish).collect();
-        assert_eq!(rest, [wish(3, "x"), Wish { asked: true, ..wish(2, "x") }]);
+        assert_eq!(rest, [wish(3, "x"), Wish { auto_continue: true, ..wish(2, "x") }]);
     }
 
     #[test]

@@ -5,10 +5,11 @@ use std::time::Instant;
 
 use serde_json::{Value, json};
 
-use super::{Desk, Open, hook_event};
+use super::{Open, TurnHost};
 use crate::agent::{PermissionOption, PermissionOutcome, PermissionRequest};
 use crate::clock;
-use crate::daemon::registry::{Answered, Asked};
+use crate::daemon::hook_events::unjournalled;
+use crate::daemon::registry::{Answered, OpenPermission};
 use crate::hooks::Verdict;
 use crate::model::event::{EventKind, HookEvent};
 use crate::store::Item;
@@ -16,7 +17,7 @@ use crate::store::Item;
 /// The most that is shown of one permission. What is asked with more is not asked.
 const SHOWN: usize = 64 << 10;
 
-impl Desk {
+impl TurnHost {
     /// Hands a permission request to hooks or to the client.
     pub(super) fn ask(&mut self, request: PermissionRequest) {
         if shown(&request, None).to_string().len() > SHOWN {
@@ -46,7 +47,7 @@ impl Desk {
         }
         let upto = self.ctx.store.newest_entry(self.sid).unwrap_or(0);
         let stood = (self.identity.session_id.clone(), upto);
-        let event = hook_event(HookEvent::Permission, &self.identity.key, fields, Some(stood));
+        let event = unjournalled(HookEvent::Permission, &self.identity.key, fields, Some(stood));
         let (mailbox, id) = (self.mailbox.clone(), request.request_id);
         self.ctx.hooks.ask(event, Box::new(move |verdict| mailbox.post(|l| l.verdicts.push((id, verdict)))));
     }
@@ -57,7 +58,7 @@ impl Desk {
         open["since"] = clock::rfc3339(clock::now()).into();
         self.ctx.registry.open_permission(
             self.sid,
-            Asked {
+            OpenPermission {
                 request_id: request.request_id.clone(),
                 options: request.options.clone(),
                 session_id: self.identity.session_id.clone(),

@@ -15,13 +15,13 @@ impl Worker {
         if self.start_after.is_some_and(|at| at > Instant::now()) {
             return Next::Idle;
         }
-        let sid = self.desk.sid;
+        let sid = self.host.sid;
         match self.ctx().registry.begin(sid) {
             None => return Next::Idle,
             Some(false) => return Next::Reserved,
             Some(true) => {}
         }
-        match self.ctx().store.begin_agent_turn(sid, self.desk.epoch, uuid::Uuid::now_v7().to_string()) {
+        match self.ctx().store.begin_agent_turn(sid, self.host.epoch, uuid::Uuid::now_v7().to_string()) {
             Ok(begun) => {
                 log::info!(key = self.key(), turn_id = begun.turn_id; "the agent begins a turn by itself");
                 let next = self.turn(&begun, None);
@@ -40,11 +40,11 @@ impl Worker {
 
     /// The session's last turn, if its agent died in it.
     pub(super) fn died_before(&mut self) -> Option<String> {
-        if self.turns == 0 || self.desk.agent.kind != AgentKind::Acp {
+        if self.turns == 0 || self.host.agent.kind != AgentKind::Acp {
             return None;
         }
-        let history = self.desk.agent.history;
-        let last = agent::Host::history(&mut self.desk, history).pop()?.turn_id?;
+        let history = self.host.agent.history;
+        let last = agent::Host::history(&mut self.host, history).pop()?.turn_id?;
         let turn = self.ctx().store.turn(&last).ok()?;
         turn.error.is_some_and(|(code, _)| code == "agent_died").then_some(last)
     }

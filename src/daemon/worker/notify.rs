@@ -6,7 +6,7 @@ use serde_json::json;
 
 use super::Worker;
 use crate::agent;
-use crate::daemon::desk::hook_event;
+use crate::daemon::hook_events::unjournalled;
 use crate::hooks::Event;
 use crate::model::event::{HookEvent, Outcome};
 use crate::store::Begun;
@@ -18,19 +18,19 @@ impl Worker {
     }
 
     pub(super) fn notify(&self, kind: HookEvent, begun: &Begun, fields: serde_json::Value) {
-        if self.desk.ctx.hooked(kind) {
-            self.desk.ctx.hooks.notify(self.event(kind, begun, fields), Box::new(|_| ()));
+        if self.host.ctx.hooked(kind) {
+            self.host.ctx.hooks.notify(self.event(kind, begun, fields), Box::new(|_| ()));
         }
     }
 
     /// An event about a turn, with the transcript as it stands now.
     pub(super) fn event(&self, kind: HookEvent, begun: &Begun, mut fields: serde_json::Value) -> Event {
-        let identity = agent::Host::identity(&self.desk);
+        let identity = agent::Host::identity(&self.host);
         fields["session_id"] = identity.session_id.as_str().into();
         fields["turn_id"] = begun.turn_id.as_str().into();
         fields["resumed"] = begun.continues.as_ref().is_some_and(|c| c.rerun).into();
         fields["continues"] = begun.continues.as_ref().map(|c| c.turn_id.clone()).into();
-        let upto = self.desk.ctx.store.newest_entry(self.desk.sid).unwrap_or(0);
-        hook_event(kind, &identity.key, fields, Some((identity.session_id.clone(), upto)))
+        let upto = self.host.ctx.store.newest_entry(self.host.sid).unwrap_or(0);
+        unjournalled(kind, &identity.key, fields, Some((identity.session_id.clone(), upto)))
     }
 }

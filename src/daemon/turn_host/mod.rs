@@ -1,4 +1,4 @@
-//! The desk: what a worker lends its agent. It turns what the agent says into durable items, keeps the turn's deadlines,
+//! The turn host: what a worker lends its agent. It turns what the agent says into durable items, keeps the turn's deadlines,
 //! settles permissions, and passes on interrupts. It decides nothing about sessions; the worker does.
 
 use std::collections::{HashMap, VecDeque};
@@ -16,9 +16,7 @@ use super::mailbox::{Close, Letters, Mailbox, Why, Woken};
 use crate::agent::{
     Entry, Host, Identity, Interrupt, PermissionOutcome, PermissionRequest, Said, ToolCall, Wake, Watch,
 };
-use crate::clock;
 use crate::config::{self, PermissionPolicy};
-use crate::hooks::Event;
 use crate::model::event::{EventKind, HookEvent};
 use crate::model::turn::TurnState;
 use crate::model::turn_clock::TurnClock;
@@ -92,8 +90,8 @@ pub struct Running {
     open: Vec<Open>,
 }
 
-/// The desk of one worker.
-pub struct Desk {
+/// What one worker lends its agent, for one activation.
+pub struct TurnHost {
     /// What all threads share.
     pub ctx: Arc<Context>,
     /// The session's row.
@@ -107,7 +105,7 @@ pub struct Desk {
     /// Something may wait to run.
     pub work: bool,
     /// An interrupted turn is to go on by itself.
-    pub asked: bool,
+    pub auto_continue: bool,
     /// A turn that was begun for it, and is to be run.
     pub begun: Option<Box<Begun>>,
     /// Close, after the running turn.
@@ -127,8 +125,8 @@ pub struct Desk {
     history_upto: i64,
 }
 
-impl Desk {
-    /// A desk for one activation.
+impl TurnHost {
+    /// The host for one activation.
     #[must_use]
     pub fn new(
         ctx: Arc<Context>,
@@ -145,7 +143,7 @@ impl Desk {
             agent,
             running: None,
             work: false,
-            asked: false,
+            auto_continue: false,
             begun: None,
             close: None,
             close_by: None,
@@ -164,7 +162,7 @@ impl Desk {
     pub fn collect(&mut self) -> bool {
         let letters: Letters = self.mailbox.take();
         self.work |= letters.work;
-        self.asked |= letters.asked;
+        self.auto_continue |= letters.auto_continue;
         self.begun = letters.begun.or(self.begun.take());
         self.close = self.close.max(letters.close);
         self.close_by = letters.close_by.or(self.close_by);
@@ -464,7 +462,7 @@ fn is_over(call: &ToolCall) -> bool {
     matches!(call.status.as_deref(), Some("completed" | "failed"))
 }
 
-impl Host for Desk {
+impl Host for TurnHost {
     fn identity(&self) -> &Identity {
         &self.identity
     }
@@ -598,21 +596,5 @@ impl Host for Desk {
                 Vec::new()
             }
         }
-    }
-}
-
-/// A hook event that is not journalled.
-#[must_use]
-pub fn hook_event(kind: HookEvent, key: &str, fields: Value, transcript: Option<(String, i64)>) -> Event {
-    Event {
-        kind,
-        event_id: uuid::Uuid::now_v7().to_string(),
-        at: clock::now(),
-        attempt: 1,
-        redelivered: false,
-        test: false,
-        key: (!key.is_empty()).then(|| key.to_owned()),
-        fields,
-        transcript,
     }
 }
