@@ -2,20 +2,27 @@
 
 use std::time::{Duration, Instant};
 
-use super::{Agent, Answer, Continuity, Failure, Host, Prompt, Said, Started, Wake};
+use super::{Agent, Answer, Continuity, Failure, Host, Progress, Prompt, Said, Started};
 
 /// The echo agent.
 #[derive(Debug)]
 pub struct Echo {
     delay: Duration,
+    /// The answer that waits for its time.
+    pending: Option<(String, Instant)>,
 }
 
 impl Echo {
     /// Answers after `delay`.
     #[must_use]
     pub const fn new(delay: Duration) -> Self {
-        Self { delay }
+        Self { delay, pending: None }
     }
+}
+
+fn answer(host: &mut dyn Host, text: &str) -> Progress {
+    host.said(Said::Text(format!("echo: {text}")));
+    Progress::Done(Answer::Completed { stop_reason: None })
 }
 
 impl Agent for Echo {
@@ -27,19 +34,24 @@ impl Agent for Echo {
         true
     }
 
-    fn prompt(&mut self, host: &mut dyn Host, prompt: &Prompt) -> Answer {
-        if !self.delay.is_zero() {
-            let until = Instant::now() + self.delay;
-            loop {
-                match host.wait(&mut [], Some(until)) {
-                    Wake::Timeout => break,
-                    Wake::Letter | Wake::Ready if host.interrupt().is_some() => return Answer::Cancelled,
-                    Wake::Letter | Wake::Ready => {}
-                }
-            }
+    fn begin(&mut self, host: &mut dyn Host, prompt: &Prompt) -> Progress {
+        if self.delay.is_zero() {
+            return answer(host, &prompt.text);
         }
-        host.said(Said::Text(format!("echo: {}", prompt.text)));
-        Answer::Completed { stop_reason: None }
+        let at = host.now() + self.delay;
+        self.pending = Some((prompt.text.clone(), at));
+        Progress::Pending { until: Some(at) }
+    }
+
+    fn input(&mut self, host: &mut dyn Host) -> Progress {
+        match self.pending.take() {
+            Some((text, at)) if at <= host.now() => answer(host, &text),
+            Some((text, at)) if host.interrupt().is_none() => {
+                self.pending = Some((text, at));
+                Progress::Pending { until: Some(at) }
+            }
+            Some(_) | None => Progress::Done(Answer::Cancelled),
+        }
     }
 
     fn close(&mut self, _: &mut dyn Host, _: Instant) -> Vec<String> {

@@ -1,13 +1,13 @@
 //! `exec`: a command once a turn. The message is its input, its output the answer, its exit the end.
 //!
-//! Owns nothing between turns. It must not know what the command does: a non-zero exit is a failed turn, and that is all.
+//! Owns nothing between turns, and in a turn the command's process and the bytes of a character that is not whole yet. It must not know what the command does: a non-zero exit is a failed turn, and that is all.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use super::process::{Launch, Process, Rung};
 use super::text::Utf8;
-use super::{Agent, Answer, Continuity, Failure, Host, Interrupt, Prompt, Said, Started};
+use super::{Agent, Answer, Continuity, Failure, Host, Interrupt, Progress, Prompt, Said, Started, Watch};
 use crate::config;
 
 /// How long the output may stay open after the command has exited: something that it started still holds it.
@@ -23,6 +23,18 @@ pub struct Exec {
     command: Vec<String>,
     env: BTreeMap<String, String>,
     env_pass: Vec<String>,
+    running: Option<Running>,
+}
+
+/// A command on its way.
+#[derive(Debug)]
+struct Running {
+    process: Process,
+    text: Utf8,
+    /// It has exited: when its output is given up, which something that it started may still hold.
+    linger: Option<Instant>,
+    /// Why it is over.
+    interrupted: Option<Interrupt>,
 }
 
 impl Exec {
@@ -30,7 +42,8 @@ impl Exec {
     #[must_use]
     pub fn new(config: &config::Agent) -> Self {
         let name = config.name.clone();
-        Self { name, command: config.command.clone(), env: config.env.clone(), env_pass: config.env_pass.clone() }
+        let (command, env, env_pass) = (config.command.clone(), config.env.clone(), config.env_pass.clone());
+        Self { name, command, env, env_pass, running: None }
     }
 
     fn spawn(&self, host: &mut dyn Host, prompt: &Prompt) -> Result<Process, Failure> {
@@ -60,32 +73,51 @@ impl Agent for Exec {
         true
     }
 
-    fn prompt(&mut self, host: &mut dyn Host, prompt: &Prompt) -> Answer {
+    fn begin(&mut self, host: &mut dyn Host, prompt: &Prompt) -> Progress {
         if host.interrupt().is_some() {
-            return Answer::Cancelled;
+            return Progress::Done(Answer::Cancelled);
         }
-        let mut process = match self.spawn(host, prompt) {
-            Ok(process) => process,
-            Err(failure) => return Answer::Failed(failure),
-        };
-        let end = read_answer(host, &mut process);
+        match self.spawn(host, prompt) {
+            Ok(process) => {
+                self.running = Some(Running { process, text: Utf8::default(), linger: None, interrupted: None });
+                Progress::Pending { until: None }
+            }
+            Err(failure) => Progress::Done(Answer::Failed(failure)),
+        }
+    }
+
+    fn input(&mut self, host: &mut dyn Host) -> Progress {
+        let Some(running) = self.running.as_mut() else { return Progress::Done(Answer::Cancelled) };
+        if let Some(until) = running.read(host) {
+            return Progress::Pending { until };
+        }
+        if running.interrupted.is_some() {
+            return Progress::Done(Answer::Cancelled);
+        }
+        let process = &running.process;
+        if process.succeeded() {
+            return Progress::Done(Answer::Completed { stop_reason: None });
+        }
         let how = process.exit_text().unwrap_or_else(|| "did not end".to_string());
-        let (succeeded, tail) = (process.succeeded(), process.stderr_tail());
-        let (rung, until) = match &end {
-            End::Interrupted(Interrupt::Cancel(until)) => (Rung::Terminate, *until),
-            End::Interrupted(Interrupt::Kill) => (Rung::Kill, Instant::now() + SWEEP),
-            End::Over => (Rung::Terminate, Instant::now() + SWEEP),
+        let tail = process.stderr_tail();
+        let why = if tail.is_empty() { how } else { format!("{how}: {tail}") };
+        Progress::Done(Answer::Failed(Failure::new("agent_error", format!("agent {}: {why}", self.name))))
+    }
+
+    fn end(&mut self, host: &mut dyn Host) {
+        let Some(running) = self.running.take() else { return };
+        let (rung, until) = match running.interrupted {
+            Some(Interrupt::Cancel(until)) => (Rung::Terminate, until),
+            Some(Interrupt::Kill) => (Rung::Kill, host.now() + SWEEP),
+            None => (Rung::Terminate, host.now() + SWEEP),
         };
-        for line in process.end(host, rung, until) {
+        for line in running.process.end(host, rung, until) {
             log::warn!("{}: {line}: left by `{}`, and it cannot be ended", host.identity().key, self.command[0]);
         }
-        let failed = |why: String| Answer::Failed(Failure::new("agent_error", format!("agent {}: {why}", self.name)));
-        match end {
-            End::Interrupted(_) => Answer::Cancelled,
-            End::Over if succeeded => Answer::Completed { stop_reason: None },
-            End::Over if tail.is_empty() => failed(how),
-            End::Over => failed(format!("{how}: {tail}")),
-        }
+    }
+
+    fn watches(&self) -> Vec<Watch<'_>> {
+        self.running.as_ref().map(|running| running.process.watches()).unwrap_or_default()
     }
 
     fn close(&mut self, _: &mut dyn Host, _: Instant) -> Vec<String> {
@@ -93,33 +125,29 @@ impl Agent for Exec {
     }
 }
 
-/// Why reading came to an end.
-enum End {
-    /// The command exited, and its output is read.
-    Over,
-    /// The host asked.
-    Interrupted(Interrupt),
-}
-
-/// Streams the output as text until the command is over or the host wants it to be.
-fn read_answer(host: &mut dyn Host, process: &mut Process) -> End {
-    let (mut out, mut text) = (Vec::new(), Utf8::default());
-    let mut linger = None;
-    loop {
-        if let Some(interrupt) = host.interrupt() {
-            say(host, text.finish());
-            return End::Interrupted(interrupt);
-        }
-        process.step(host, linger, &mut out);
-        say(host, text.push(&out));
-        out.clear();
-        if process.has_exited() {
-            let until = *linger.get_or_insert_with(|| Instant::now() + LINGER);
-            if !process.has_output() || Instant::now() >= until {
-                say(host, text.finish());
-                return End::Over;
+impl Running {
+    /// Passes on what is there of the output. `None`: the command is over and its output is read, or the host wants it to
+    /// end; else until when there may be nothing to do.
+    fn read(&mut self, host: &mut dyn Host) -> Option<Option<Instant>> {
+        let mut out = Vec::new();
+        self.process.take_in(&mut out);
+        say(host, self.text.push(&out));
+        if self.process.has_exited() {
+            let now = host.now();
+            let until = *self.linger.get_or_insert(now + LINGER);
+            if !self.process.has_output() || now >= until {
+                say(host, self.text.finish());
+                return None;
             }
         }
+        if let Some(interrupt) = host.interrupt() {
+            say(host, self.text.finish());
+            self.interrupted = Some(interrupt);
+            return None;
+        }
+        // What it wrote before it exited is read without a pause.
+        let more = self.process.has_exited() && !self.process.is_drained();
+        Some(if more { Some(host.now()) } else { self.linger })
     }
 }
 

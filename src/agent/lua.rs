@@ -12,7 +12,7 @@ use std::time::Instant;
 
 use mlua::{Function, Value};
 
-use super::{Agent, Answer, Continuity, Failure, Host, Prompt, Said, Started};
+use super::{Agent, Answer, Continuity, Failure, Host, Progress, Prompt, Said, Started};
 use crate::config;
 use crate::hooks::api::{Call, session};
 use crate::hooks::sandbox::{Leave, Outcome, Sandbox, first_line, message, modules, require};
@@ -80,7 +80,7 @@ impl Lua {
         let leave = Leave { fs: Leave::of(&self.hooks).fs, agent: true, ..Leave::default() };
         let sandbox = Sandbox::new(&self.hooks, leave, &self.version).map_err(|e| start(message(&e)))?;
         sandbox.context().deadline.stop_on(Some(host.interrupted_flag()));
-        self.begin(&sandbox, host);
+        self.enter(&sandbox, host);
         let chunk = self.globals(&sandbox).and_then(|env| sandbox.compile(&self.handler, &text, env));
         let chunk = chunk.map_err(|e| start(message(&e)))?;
         match sandbox.call(&chunk, (), until) {
@@ -108,7 +108,7 @@ impl Lua {
         Ok(env)
     }
 
-    fn begin(&self, sandbox: &Sandbox, host: &dyn Host) {
+    fn enter(&self, sandbox: &Sandbox, host: &dyn Host) {
         let key = Some(host.identity().key.clone());
         sandbox.begin(Call { label: format!("agent {}", self.name), key, ..Call::default() });
     }
@@ -138,20 +138,9 @@ impl Lua {
             Ok(state.sandbox.call(&state.function, message, until))
         })
     }
-}
 
-impl Agent for Lua {
-    fn start(&mut self, host: &mut dyn Host, _: Option<&str>, _: bool, until: Instant) -> Result<Started, Failure> {
-        self.state = None;
-        self.state = Some(self.build(host, Some(until))?);
-        Ok(Started { agent_session: None, continuity: Continuity::Stateless })
-    }
-
-    fn is_ready(&self) -> bool {
-        self.state.as_ref().is_some_and(|s| !s.sandbox.spoiled())
-    }
-
-    fn prompt(&mut self, host: &mut dyn Host, prompt: &Prompt) -> Answer {
+    /// Runs the function for one prompt.
+    fn run(&mut self, host: &mut dyn Host, prompt: &Prompt) -> Answer {
         if host.interrupt().is_some() {
             return Answer::Cancelled;
         }
@@ -166,7 +155,7 @@ impl Agent for Lua {
         let Some(state) = &self.state else { return Answer::Cancelled };
         // Another turn may have another flag.
         state.sandbox.context().deadline.stop_on(Some(host.interrupted_flag()));
-        self.begin(&state.sandbox, host);
+        self.enter(&state.sandbox, host);
         let outcome = self.answer(state, host, prompt).unwrap_or_else(|e| Outcome::Raised(message(&e)));
         let broken = |why: &str| {
             let file = Path::new("agents").join(&self.handler);
@@ -198,6 +187,22 @@ impl Agent for Lua {
                 other => broken(&format!("it returned {}: a text expected", other.map_or("nothing", Value::type_name))),
             },
         }
+    }
+}
+
+impl Agent for Lua {
+    fn start(&mut self, host: &mut dyn Host, _: Option<&str>, _: bool, until: Instant) -> Result<Started, Failure> {
+        self.state = None;
+        self.state = Some(self.build(host, Some(until))?);
+        Ok(Started { agent_session: None, continuity: Continuity::Stateless })
+    }
+
+    fn is_ready(&self) -> bool {
+        self.state.as_ref().is_some_and(|s| !s.sandbox.spoiled())
+    }
+
+    fn begin(&mut self, host: &mut dyn Host, prompt: &Prompt) -> Progress {
+        Progress::Done(self.run(host, prompt))
     }
 
     fn close(&mut self, _: &mut dyn Host, _: Instant) -> Vec<String> {
@@ -312,6 +317,13 @@ mod tests {
         Prompt { turn_id: "T".to_owned(), text: text.to_owned(), context: None, resumed: false }
     }
 
+    /// The answer to a prompt: the function runs to its end when it begins.
+    fn answer(lua: &mut Lua, bench: &mut Bench, prompt: &Prompt) -> Answer {
+        let Progress::Done(answer) = lua.begin(bench, prompt) else { panic!("it runs to its end") };
+        lua.end(bench);
+        answer
+    }
+
     fn completed() -> Answer {
         Answer::Completed { stop_reason: None }
     }
@@ -332,8 +344,8 @@ mod tests {
         assert_eq!(start(&mut lua, &mut bench).unwrap().continuity, Continuity::Stateless);
         assert!(lua.is_ready());
         let with_context = Prompt { context: Some("be brief".to_owned()), ..prompt("hi") };
-        assert_eq!(lua.prompt(&mut bench, &with_context), completed());
-        assert_eq!(lua.prompt(&mut bench, &prompt("hi")), completed());
+        assert_eq!(answer(&mut lua, &mut bench, &with_context), completed());
+        assert_eq!(answer(&mut lua, &mut bench, &prompt("hi")), completed());
         assert_eq!(
             bench.said,
             ["1|be brief\n\nhi|local:a|S|T|up to 4096|agent|Bob|M", "2|hi|local:a|S|T|up to 4096|agent|Bob|M"]
@@ -383,10 +395,10 @@ mod tests {
             ("nil", "returned nothing"),
             ("yield", "yielded"),
         ] {
-            let Answer::Failed(failure) = lua.prompt(&mut bench, &prompt(text)) else { panic!("{text}") };
+            let Answer::Failed(failure) = answer(&mut lua, &mut bench, &prompt(text)) else { panic!("{text}") };
             assert!(failure.code == "agent_error" && failure.message.contains(why), "{failure}");
             assert!(failure.message.starts_with("agents/a.lua: "), "{failure}");
-            assert_eq!(lua.prompt(&mut bench, &prompt("x")), completed(), "after {text}");
+            assert_eq!(answer(&mut lua, &mut bench, &prompt("x")), completed(), "after {text}");
         }
     }
 
@@ -411,12 +423,12 @@ mod tests {
                 let _ = gone.recv_timeout(Duration::from_millis(30));
                 flag.store(true, Ordering::Relaxed);
             });
-            assert_eq!(lua.prompt(&mut bench, &prompt("go")), Answer::Cancelled, "{i}");
+            assert_eq!(answer(&mut lua, &mut bench, &prompt("go")), Answer::Cancelled, "{i}");
             drop(go);
             setter.unwrap().join().unwrap();
-            assert_eq!(lua.prompt(&mut bench, &prompt("go")), Answer::Cancelled, "an interrupt in force");
+            assert_eq!(answer(&mut lua, &mut bench, &prompt("go")), Answer::Cancelled, "an interrupt in force");
             bench.flag.store(false, Ordering::Relaxed);
-            assert_eq!(lua.prompt(&mut bench, &prompt("x")), completed(), "{i}");
+            assert_eq!(answer(&mut lua, &mut bench, &prompt("x")), completed(), "{i}");
             assert_eq!(bench.said, ["ok"]);
         }
     }
@@ -429,7 +441,7 @@ mod tests {
         let work = thread::spawn("worker", thread::DEEP_STACK, move || {
             let (_dir, mut lua, mut bench) = agent("a.lua", &[("agents/a.lua", script)]);
             start(&mut lua, &mut bench).unwrap();
-            assert_eq!(lua.prompt(&mut bench, &prompt("x")), completed());
+            assert_eq!(answer(&mut lua, &mut bench, &prompt("x")), completed());
             bench.said
         });
         assert_eq!(work.unwrap().join().unwrap(), ["falsefalsefalse"]);

@@ -4,8 +4,13 @@
 //! process and its pipes, a socket) and nothing durable: the transcript, the queue, the marks and every deadline of a
 //! turn belong to the worker, which lends itself as a [`Host`]. An agent must not know the store, the hooks or the API.
 //!
-//! The one rule of blocking: an agent waits in [`Host::wait`] or on something that the host can wake through
-//! [`Host::waker`]; so a cancel, a kill and a permission's answer always reach it.
+//! A turn is a value, not a place on the stack: [`Agent::begin`] (or [`Agent::listen`]) starts it, [`Agent::input`] takes it a
+//! step further whenever a descriptor is ready, a letter came or an instant passed, and [`Agent::end`] clears up. Between two
+//! calls all that is known of the turn (process, pipes, unread bytes, open requests) is in the agent, so that a worker can put
+//! it down there and take it up again. `openai` and `lua` live in this process and run a turn to its end in `begin`.
+//!
+//! The one rule of blocking: what does wait (a start, an end, a close, those two) waits in [`Host::wait`] or on something that
+//! the host can wake through [`Host::waker`]; so a cancel, a kill and a permission's answer always reach it.
 
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::PathBuf;
@@ -79,6 +84,19 @@ impl std::fmt::Display for Failure {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{}: {}", self.code, self.message)
     }
+}
+
+/// How far a turn has come.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Progress {
+    /// It goes on: [`Agent::input`] is to be called when one of [`Agent::watches`] is ready, a letter came, or the instant has
+    /// passed.
+    Pending {
+        /// The agent's own next instant, if it has one. The turn's deadlines are the host's.
+        until: Option<Instant>,
+    },
+    /// It is over: [`Agent::end`] is to be called, and nothing else of the turn any more.
+    Done(Answer),
 }
 
 /// One prompt. Never empty.
@@ -207,7 +225,7 @@ pub enum PermissionOutcome {
 /// How firmly the agent is asked to end what it does. It only rises within a turn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Interrupt {
-    /// Cancel by protocol, then by signals; return from `prompt` by the instant, whatever it takes.
+    /// Cancel by protocol, then by signals; the turn is to be over by the instant, whatever it takes.
     Cancel(Instant),
     /// Kill the process group at once.
     Kill,
@@ -241,6 +259,11 @@ pub struct Watch<'a> {
 pub trait Host {
     /// Who the agent serves.
     fn identity(&self) -> &Identity;
+
+    /// The monotonic clock, for the agent's own instants.
+    fn now(&self) -> Instant {
+        Instant::now()
+    }
 
     /// Waits for a descriptor, a letter, or the instant (`None`: the turn's own deadlines still end it with a letter).
     fn wait(&mut self, watches: &mut [Watch<'_>], until: Option<Instant>) -> Wake;
@@ -290,7 +313,7 @@ pub trait Host {
 
 pub use crate::model::event::Entry;
 
-/// Whatever answers messages.
+/// Whatever answers messages. Called by one thread at a time.
 pub trait Agent: Send {
     /// Makes it ready for prompts; called before the first one and again after it died. `agent_session` is the id that an
     /// earlier activation was given; `had_turns` whether the transcript has a turn that the agent should know of.
@@ -308,10 +331,28 @@ pub trait Agent: Send {
     /// Whether a `start` is needed before the next prompt.
     fn is_ready(&self) -> bool;
 
-    /// Runs one prompt to its end. Returns in bounded time once [`Host::interrupt`] says so.
-    fn prompt(&mut self, host: &mut dyn Host, prompt: &Prompt) -> Answer;
+    /// Begins a turn with a prompt, and takes it as far as it goes without waiting.
+    fn begin(&mut self, host: &mut dyn Host, prompt: &Prompt) -> Progress;
 
-    /// Descriptors to watch while no turn runs; when one is ready, [`Agent::idle`] is called.
+    /// Begins a turn that the agent itself has begun ([`Agent::wants_turn`]); it is over when the agent has said nothing for a
+    /// while.
+    fn listen(&mut self, _host: &mut dyn Host) -> Progress {
+        Progress::Done(Answer::Completed { stop_reason: None })
+    }
+
+    /// Takes the turn further: looks at what is there to be read, at [`Host::interrupt`], at [`Host::permission_answers`] and at
+    /// the time. Does not wait. Once an interrupt is in force the turn is over in bounded time.
+    ///
+    /// Only called while a turn is [`Progress::Pending`]; an agent that runs to its end in [`Agent::begin`] never gets here.
+    fn input(&mut self, _host: &mut dyn Host) -> Progress {
+        Progress::Done(Answer::Cancelled)
+    }
+
+    /// The turn is over, and its answer is known: ends what it left behind (a command's processes; an agent's process that is of
+    /// no more use). Waits in [`Host::wait`], for a few seconds at most.
+    fn end(&mut self, _host: &mut dyn Host) {}
+
+    /// Descriptors to watch. When one is ready, [`Agent::input`] is called in a turn and [`Agent::idle`] between turns.
     fn watches(&self) -> Vec<Watch<'_>> {
         Vec::new()
     }
@@ -322,11 +363,6 @@ pub trait Agent: Send {
     /// Whether it has begun to say or ask something between turns: [`Agent::listen`] is to be called, in a turn of its own.
     fn wants_turn(&self) -> bool {
         false
-    }
-
-    /// Runs a turn that the agent itself has begun, until it has said nothing for a while. As [`Agent::prompt`] otherwise.
-    fn listen(&mut self, _host: &mut dyn Host) -> Answer {
-        Answer::Completed { stop_reason: None }
     }
 
     /// Ends it, with everything it started: protocol, end of input, SIGTERM, SIGKILL, stray descendants; each step

@@ -19,7 +19,7 @@ use super::context::{CANCEL, Context};
 use super::mailbox::{Close, Mailbox, Why, Woken};
 use super::registry::{Doing, Wish};
 use super::turn_host::{Running, TurnHost};
-use crate::agent::{self, Agent, Answer, Continuity, Identity, Prompt};
+use crate::agent::{self, Agent, Answer, Continuity, Identity, Progress, Prompt};
 use crate::config::{self, AgentKind};
 use crate::hooks::Verdict;
 use crate::model::event::{Actor, EndReason, HookEvent, MarkReason, Outcome, StopReason};
@@ -469,11 +469,21 @@ impl Worker {
             resumed: begun.continues.as_ref().is_some_and(|c| c.rerun),
         };
         crate::failpoint::hit_for("prompt", "before", self.key());
-        let answer = if begun.prompt.is_empty() {
+        let mut progress = if begun.prompt.is_empty() {
             self.agent.listen(&mut self.host)
         } else {
-            self.agent.prompt(&mut self.host, &prompt)
+            self.agent.begin(&mut self.host, &prompt)
         };
+        let answer = loop {
+            match progress {
+                Progress::Done(answer) => break answer,
+                Progress::Pending { until } => {
+                    agent::Host::wait(&mut self.host, &mut self.agent.watches(), until);
+                    progress = self.agent.input(&mut self.host);
+                }
+            }
+        };
+        self.agent.end(&mut self.host);
         crate::failpoint::hit_for("prompt", "answered", self.key());
         // What came with the answer and is none of it.
         self.agent.idle(&mut self.host);

@@ -185,7 +185,8 @@ fn an_agent_begins_a_turn_by_itself() {
     };
     until_it_speaks(&mut host, &mut agent);
     assert!(agent.watches().is_empty(), "nothing more is read before this is told");
-    assert_eq!(agent.listen(&mut host), Answer::Completed { stop_reason: None });
+    let begun = agent.listen(&mut host);
+    assert_eq!(host.drive(&mut agent, begun), Answer::Completed { stop_reason: None });
     assert_eq!(host.text(), "the task, done");
     assert!(!agent.wants_turn() && agent.is_ready());
 
@@ -197,14 +198,16 @@ fn an_agent_begins_a_turn_by_itself() {
     });
     assert_eq!(host.prompt(&mut agent, "say next;late-ask"), done());
     until_it_speaks(&mut host, &mut agent);
-    assert_eq!(agent.listen(&mut host), Answer::Completed { stop_reason: None });
+    let begun = agent.listen(&mut host);
+    assert_eq!(host.drive(&mut agent, begun), Answer::Completed { stop_reason: None });
     assert_eq!(host.text(), "late: selected reject");
 
     // A cancel ends it at once.
     assert_eq!(host.prompt(&mut agent, "say last;late more"), done());
     until_it_speaks(&mut host, &mut agent);
     host.controls.interrupt = Some(Interrupt::Cancel(soon()));
-    assert_eq!(agent.listen(&mut host), Answer::Cancelled);
+    let begun = agent.listen(&mut host);
+    assert_eq!(host.drive(&mut agent, begun), Answer::Cancelled);
     host.close(&mut agent);
 }
 
@@ -499,7 +502,8 @@ fn context_stands_before_the_prompt() {
         context: Some("the time is noon".into()),
         resumed: false,
     };
-    assert_eq!(agent.prompt(&mut host, &prompt), done());
+    let begun = agent.begin(&mut host, &prompt);
+    assert_eq!(host.drive(&mut agent, begun), done());
     assert_eq!(host.text(), "[the time is noon]\n[echo-context]\n");
     host.close(&mut agent);
 }

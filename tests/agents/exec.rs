@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use ostler::agent::exec::Exec;
 use ostler::agent::process::find_marked;
-use ostler::agent::{Agent, Answer, Host, Interrupt, Prompt};
+use ostler::agent::{Agent, Answer, Host, Interrupt, Progress, Prompt};
 use ostler::config::AgentKind;
 
 use crate::host::{TestHost, config, is_reaped};
@@ -27,8 +27,24 @@ fn the_message_is_the_input_and_the_output_the_answer() {
     assert_eq!(host.text(), text, "more than a pipe holds, in both directions");
     let prompt = Prompt { turn_id: "t".into(), text: "hi".into(), context: Some("note".into()), resumed: false };
     host.said.clear();
-    assert_eq!(agent.prompt(&mut host, &prompt), done());
+    let begun = agent.begin(&mut host, &prompt);
+    assert_eq!(host.drive(&mut agent, begun), done());
     assert_eq!(host.text(), "note\n\nhi");
+}
+
+/// Between two steps all of a turn is in the agent: another thread goes on with it.
+#[test]
+fn a_turn_is_put_down_and_taken_up_on_another_thread() {
+    let (mut host, mut agent) = shell("cat; sleep 0.1; echo more");
+    let prompt = Prompt { turn_id: "t".into(), text: "hi ".into(), context: None, resumed: false };
+    let begun = agent.begin(&mut host, &prompt);
+    assert_eq!(begun, Progress::Pending { until: None });
+    let other = std::thread::spawn(move || {
+        let mut host = TestHost::new();
+        assert_eq!(host.drive(&mut agent, begun), done());
+        host.text()
+    });
+    assert_eq!(other.join().unwrap(), "hi more\n");
 }
 
 #[test]
@@ -60,7 +76,8 @@ fn the_turn_and_its_rerun_are_in_the_environment() {
     assert_eq!(host.text(), format!("turn-1 first {}\n", host.identity().key));
     let prompt = Prompt { turn_id: "turn-2".into(), text: "hi".into(), context: None, resumed: true };
     host.said.clear();
-    assert_eq!(agent.prompt(&mut host, &prompt), done());
+    let begun = agent.begin(&mut host, &prompt);
+    assert_eq!(host.drive(&mut agent, begun), done());
     assert!(host.text().starts_with("turn-2 1 "), "{}", host.text());
 }
 

@@ -8,8 +8,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use ostler::agent::{
-    Agent, Answer, Entry, Failure, Host, Identity, Interrupt, PermissionOutcome, PermissionRequest, Prompt, Said, Wake,
-    Watch,
+    Agent, Answer, Entry, Failure, Host, Identity, Interrupt, PermissionOutcome, PermissionRequest, Progress, Prompt,
+    Said, Wake, Watch,
 };
 use ostler::config;
 use rustix::event::{PollFd, PollFlags, Timespec};
@@ -118,7 +118,24 @@ impl TestHost {
         self.said.clear();
         self.controls.interrupt = None;
         let prompt = Prompt { turn_id: "turn-1".into(), text: text.into(), context: None, resumed: false };
-        agent.prompt(self, &prompt)
+        let begun = agent.begin(self, &prompt);
+        self.drive(agent, begun)
+    }
+
+    /// Drives a turn to its end, as a worker does.
+    pub fn drive(&mut self, agent: &mut dyn Agent, mut progress: Progress) -> Answer {
+        loop {
+            match progress {
+                Progress::Done(answer) => {
+                    agent.end(self);
+                    return answer;
+                }
+                Progress::Pending { until } => {
+                    self.wait(&mut agent.watches(), until);
+                    progress = agent.input(self);
+                }
+            }
+        }
     }
 
     /// Closes the agent; nothing may be left.

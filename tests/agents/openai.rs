@@ -94,7 +94,8 @@ fn an_answer_is_streamed_and_the_conversation_given() {
     host.start(&mut agent);
     let prompt =
         Prompt { turn_id: "t".into(), text: "and now?".into(), context: Some("it rains".into()), resumed: false };
-    let answer = agent.prompt(&mut host, &prompt);
+    let begun = agent.begin(&mut host, &prompt);
+    let answer = host.drive(&mut agent, begun);
     assert_eq!(answer, Answer::Completed { stop_reason: Some("stop".into()) });
     assert_eq!(host.text(), "Hello there");
     assert_eq!(host.said[0], Said::Thought("hm".into()));

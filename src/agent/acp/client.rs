@@ -21,7 +21,7 @@ const JUNK_LOGGED: u32 = 20;
 /// How much of an agent's last line is told.
 const LAST_SHOWN: usize = 500;
 /// How long one that closed its output is given to exit, so that its status can be told.
-const EXIT_AFTER_EOF: Duration = Duration::from_millis(500);
+pub const EXIT_AFTER_EOF: Duration = Duration::from_millis(500);
 
 /// What an agent did.
 #[derive(Debug)]
@@ -132,15 +132,25 @@ impl Client {
         }
     }
 
+    /// Reads a slice of what is there, without waiting.
+    pub fn take_in(&mut self) {
+        self.process.take_in(&mut self.read);
+        self.lines.push(&self.read);
+        self.read.clear();
+    }
+
+    /// The next thing that was read already.
+    pub fn next_ready(&mut self) -> Option<Event> {
+        self.next_read().or_else(|| self.process.is_drained().then_some(Event::Gone))
+    }
+
     /// The next thing that is there already, without waiting.
     pub fn try_next(&mut self) -> Option<Event> {
         if let Some(event) = self.next_read() {
             return Some(event);
         }
-        self.process.take_in(&mut self.read);
-        self.lines.push(&self.read);
-        self.read.clear();
-        self.next_read().or_else(|| self.process.is_drained().then_some(Event::Gone))
+        self.take_in();
+        self.next_ready()
     }
 
     /// Asks and waits for the answer. What comes in between goes to `told` (notifications) or is refused (requests).
@@ -190,6 +200,11 @@ impl Client {
             self.process.step(host, Some(until), &mut self.read);
             self.read.clear();
         }
+        self.how_it_ended(host)
+    }
+
+    /// As [`Self::epitaph`], of one that has had its time to exit.
+    pub fn how_it_ended(&self, host: &dyn Host) -> String {
         let how = self.process.exit_text().unwrap_or_else(|| "closed its output".to_string());
         let last = self.last_line(host, &how);
         if last.is_empty() { how } else { format!("{how}: {last}") }

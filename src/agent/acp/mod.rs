@@ -1,14 +1,14 @@
 //! `acp`: a program that speaks the Agent Client Protocol (version 1) on its stdin and stdout.
 //!
 //! Owns the process, the agent's session and the turn's protocol. It must not know the store or the API. Everything runs
-//! on the worker's thread, which waits in [`Host::wait`] for the pipes, the exit and its letters together.
+//! on the worker's thread, which waits for the pipes, the exit and its letters together.
 //!
 //! Reading order: [`wire`] is lines and JSON-RPC, [`client`] a connection, [`session`] the handshake and the doubt in
-//! it, [`turn`] what is said. This file is the agent: start, prompt, cancel, idle, close.
+//! it, [`turn`] what is said, [`running`] a turn between two lines. This file is the agent: start, begin, idle, close.
 //!
 //! A prompt ends in one of four ways: the agent answers it; it dies; a cancel is answered (by a result or an error alike:
 //! agents do both); or a cancel is not, and the process is ended. Only in the first and third does the agent live on, and
-//! in the third not after an error, if it can reopen the session: see [`Running::cancelled`].
+//! in the third not after an error, if it can reopen the session: see `Driven::cancelled` in [`running`].
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -17,33 +17,25 @@ use serde_json::{Value, json};
 
 use super::json::Raw;
 use super::process::{Launch, Process, Rung};
-use super::{Agent, Answer, Continuity, Failure, Host, Interrupt, Prompt, Said, Started, Watch};
+use super::{Agent, Answer, Continuity, Failure, Host, Interrupt, Progress, Prompt, Said, Started, Watch};
 use crate::config;
 use client::{CallError, Client, Event};
+use running::{End, Running};
 use session::{Capabilities, Trouble, Wish};
-use turn::Turn;
-use wire::Id;
 
 mod client;
+mod running;
 mod session;
 mod turn;
 mod wire;
 
-/// The most that a cancel waits for the agent's own answer.
-const CANCEL_TIME: Duration = Duration::from_secs(5);
-/// The number of no request: they count from 1.
-const NO_REQUEST: u64 = 0;
 /// For ending a process that has failed.
 const END_TIME: Duration = Duration::from_secs(4);
 /// For `session/close`.
 const CLOSE_TIME: Duration = Duration::from_secs(1);
-/// For a new session in the middle of a turn.
-const RENEW_TIME: Duration = Duration::from_secs(60);
 /// What is taken in between turns before the worker is asked again: more than a slice can hold, so that nothing stale
 /// stays behind in the buffer when a prompt begins.
 const IDLE_EVENTS: usize = 50_000;
-/// A turn that the agent began by itself is over when nothing came for so long.
-const QUIET: Duration = Duration::from_secs(2);
 /// The most that is told of what came too late to be a turn of its own.
 const LATE_SHOWN: usize = 16 * 1024;
 /// After so many failures in a row to reopen a session it is given up.
@@ -67,6 +59,10 @@ pub struct Acp {
     lacks: Option<String>,
     /// Its last process had no time to write anything down; `None`: it had none in this activation.
     unclean: Option<bool>,
+    /// The turn on its way.
+    running: Option<Running>,
+    /// The turn that is over has left a process of no more use: from which rung it is ended, and by when.
+    condemned: Option<(Rung, Instant)>,
 }
 
 /// A running agent.
@@ -105,19 +101,6 @@ enum Stumble {
     Final(Failure),
 }
 
-/// How a prompt went.
-enum End {
-    Over(Answer),
-    /// The agent does not know the session, and nothing was begun.
-    UnknownSession,
-    /// The process is of no more use.
-    Broken(Failure),
-    /// It has to be ended.
-    Ended(Interrupt),
-    /// It answered a cancel in a way after which it is not to be trusted.
-    Doubtful,
-}
-
 impl Acp {
     /// Runs the command of this configuration.
     #[must_use]
@@ -134,6 +117,8 @@ impl Acp {
             reopen_failures: 0,
             lacks: None,
             unclean: None,
+            running: None,
+            condemned: None,
         }
     }
 
@@ -200,7 +185,7 @@ impl Acp {
     }
 
     /// Ends the process, if there is one, and logs what could not be ended.
-    fn end(&mut self, host: &mut dyn Host, from: Rung, until: Instant) {
+    fn end_live(&mut self, host: &mut dyn Host, from: Rung, until: Instant) {
         if let Some(live) = self.live.take() {
             self.unclean = Some(from != Rung::EndOfInput);
             end_process(host, live.client.process, from, until);
@@ -267,7 +252,8 @@ impl Acp {
         }
     }
 
-    fn prompt_once(&mut self, host: &mut dyn Host, prompt: &Prompt) -> End {
+    /// Sends a prompt, with all that the agent lacks before it. `renewed`: its session was made anew for it.
+    fn send(&mut self, host: &mut dyn Host, prompt: Prompt, renewed: bool) -> Result<(), End> {
         let mut blocks = Vec::new();
         if self.forgot {
             let text = session::history_text(&host.history(self.history));
@@ -283,262 +269,68 @@ impl Acp {
         blocks.push(prompt.text.clone());
         let blocks: Vec<Value> = blocks.into_iter().map(|text| json!({ "type": "text", "text": text })).collect();
         let Some(live) = self.live.as_mut() else {
-            return End::Broken(Failure::new("agent_died", "the agent is not running"));
+            return Err(End::Broken(Failure::new("agent_died", "the agent is not running")));
         };
         let params = json!({ "sessionId": live.session, "prompt": blocks });
         let number = live.client.request("session/prompt", &params);
-        let changed_before = live.changed;
-        let mut running = Running { live, turn: Turn::default(), number, cancel: None };
-        let end = running.run(host);
-        running.turn.flush(host);
-        // It turned out to be another session, which has this prompt and nothing that was said before.
-        self.forgot = running.live.changed && !changed_before;
-        end
-    }
-
-    /// The agent does not know the session after all: a new one, in the same process.
-    fn renew(&mut self, host: &mut dyn Host) -> Result<(), Failure> {
-        let Some(live) = self.live.as_mut() else {
-            return Err(Failure::new("agent_died", "the agent is not running"));
-        };
-        let cwd = host.identity().cwd.to_string_lossy().into_owned();
-        log::info!("{}: the agent does not know session {} any more", host.identity().key, live.session);
-        live.session = session::create(&mut live.client, host, &cwd, Instant::now() + RENEW_TIME)?;
-        (live.proven, live.changed) = (true, true);
-        self.forgot = true;
+        self.running = Some(Running::prompt(prompt, number, renewed, live.changed));
         Ok(())
     }
-}
 
-/// What an end means for the agent, and what is told of it.
-fn settle(acp: &mut Acp, host: &mut dyn Host, end: End) -> Answer {
-    match end {
-        End::Over(answer) => answer,
-        End::UnknownSession => {
-            Answer::Failed(Failure::new("agent_error", "the agent does not know the session that it has just made"))
-        }
-        End::Broken(failure) => {
-            let interrupt = host.interrupt();
-            let (rung, until) = hurry(interrupt);
-            acp.end(host, rung, until);
-            if interrupt.is_some() { Answer::Cancelled } else { Answer::Failed(failure) }
-        }
-        End::Doubtful => {
-            let (_, until) = hurry(host.interrupt());
-            // Nothing runs in it, and it may have something to write down.
-            acp.end(host, Rung::EndOfInput, until);
-            Answer::Cancelled
-        }
-        End::Ended(interrupt) => {
-            let (rung, until) = hurry(Some(interrupt));
-            acp.end(host, rung, until);
-            Answer::Cancelled
-        }
-    }
-}
-
-/// A prompt on its way.
-struct Running<'a> {
-    live: &'a mut Live,
-    turn: Turn,
-    number: u64,
-    /// A cancel was sent; until then the agent may answer it.
-    cancel: Option<Instant>,
-}
-
-impl Running<'_> {
-    fn run(&mut self, host: &mut dyn Host) -> End {
+    /// Takes the turn as far as it goes without waiting.
+    fn advance(&mut self, host: &mut dyn Host) -> Progress {
         loop {
-            match host.interrupt() {
-                Some(Interrupt::Cancel(until)) => self.cancel(until),
-                Some(Interrupt::Kill) => return End::Ended(Interrupt::Kill),
-                None => {}
+            let (Some(live), Some(running)) = (self.live.as_mut(), self.running.as_mut()) else {
+                return self.over(host, End::Broken(Failure::new("agent_died", "the agent is not running")));
+            };
+            let end = match running.advance(live, host) {
+                Ok(until) => return Progress::Pending { until },
+                Err(end) => end,
+            };
+            running.turn.flush(host);
+            if running.is_prompt() {
+                // It turned out to be another session, which has this prompt and nothing that was said before.
+                self.forgot = live.changed && !running.changed_before;
             }
-            for (request_id, settled) in host.permission_answers() {
-                let answer = self.turn.settle(&request_id, &settled);
-                self.respond(answer);
-            }
-            let event = self.live.client.next(host, self.cancel);
-            if let Some(end) = self.take(host, event) {
-                return end;
-            }
-            if self.cancel.is_some_and(|until| Instant::now() >= until)
-                && let Some(interrupt) = host.interrupt()
-            {
-                return End::Ended(interrupt);
-            }
-        }
-    }
-
-    /// Listens to what the agent does by itself, until it is quiet and waits for nobody.
-    fn listen(&mut self, host: &mut dyn Host, first: Option<Event>) -> End {
-        let mut next = first;
-        let mut quiet_at = Instant::now() + QUIET;
-        loop {
-            match host.interrupt() {
-                Some(Interrupt::Cancel(_)) => {
-                    self.withdraw_all();
-                    let params = json!({ "sessionId": self.live.session });
-                    self.live.client.notify("session/cancel", &params);
-                    return End::Over(Answer::Cancelled);
+            let end = match end {
+                End::UnknownSession if !running.renewed => {
+                    running.renew(live, host);
+                    continue;
                 }
-                Some(Interrupt::Kill) => return End::Ended(Interrupt::Kill),
-                None => {}
-            }
-            for (request_id, settled) in host.permission_answers() {
-                let answer = self.turn.settle(&request_id, &settled);
-                self.respond(answer);
-                quiet_at = Instant::now() + QUIET;
-            }
-            let until = (!self.turn.is_asking()).then_some(quiet_at);
-            match next.take().unwrap_or_else(|| self.live.client.next(host, until)) {
-                Event::Timeout if until.is_some() => return End::Over(Answer::Completed { stop_reason: None }),
-                Event::Look | Event::Timeout => {}
-                event => {
-                    quiet_at = Instant::now() + QUIET;
-                    if let Some(end) = self.take(host, event) {
-                        return end;
+                End::Renewed => {
+                    self.forgot = true;
+                    let Some(prompt) = running.again.take() else { return self.over(host, End::UnknownSession) };
+                    match self.send(host, prompt, true) {
+                        Ok(()) => continue,
+                        Err(end) => end,
                     }
                 }
-            }
+                end => end,
+            };
+            return self.over(host, end);
         }
     }
 
-    /// Asks the agent to stop; half of the time is left for signals. Permissions are withdrawn with it: some agents say
-    /// nothing before they have their answer.
-    fn cancel(&mut self, until: Instant) {
-        let share = (until.saturating_duration_since(Instant::now()) / 2).min(CANCEL_TIME);
-        let by = Instant::now() + share;
-        if self.cancel.is_none() {
-            self.withdraw_all();
-            let params = json!({ "sessionId": self.live.session });
-            self.live.client.notify("session/cancel", &params);
-        }
-        self.cancel = Some(self.cancel.map_or(by, |before| before.min(until)));
-    }
-
-    fn take(&mut self, host: &mut dyn Host, event: Event) -> Option<End> {
-        match event {
-            Event::Notification(method, params) if method == "session/update" => self.update(host, Raw::of(&params)),
-            Event::Notification(method, params) if method == "$/cancel_request" => {
-                let id = Id::read(Raw::of(&params).get("requestId"));
-                let answer = id.and_then(|id| self.turn.withdraw(host, &id));
-                self.respond(answer);
+    /// The turn is over: what its end means for the agent ([`Agent::end`] does it), and what is told of it.
+    fn over(&mut self, host: &mut dyn Host, end: End) -> Progress {
+        self.running = None;
+        let interrupt = host.interrupt();
+        let (answer, condemned) = match end {
+            End::Over(answer) => (answer, None),
+            End::UnknownSession | End::Renewed => {
+                let why = "the agent does not know the session that it has just made";
+                (Answer::Failed(Failure::new("agent_error", why)), None)
             }
-            Event::Request(id, method, params) if method == "session/request_permission" => {
-                let answer = if self.cancel.is_some() {
-                    Some((id, turn::outcome(&super::PermissionOutcome::Cancelled)))
-                } else {
-                    self.turn.ask(host, id, Raw::of(&params))
-                };
-                self.respond(answer);
+            End::Broken(failure) => {
+                let answer = if interrupt.is_some() { Answer::Cancelled } else { Answer::Failed(failure) };
+                (answer, Some(hurry(interrupt)))
             }
-            Event::Request(id, method, _) => self.live.client.refuse(&id, &method),
-            Event::Response(number, answer) if number == self.number => {
-                self.withdraw_all();
-                return Some(self.answered(host, answer));
-            }
-            Event::Lost(lost) if lost.answers() == Some(self.number) => {
-                self.withdraw_all();
-                let why = format!("the end of its answer was on {}", lost.what);
-                return Some(End::Over(match self.cancel {
-                    Some(_) => Answer::Cancelled,
-                    None => Answer::Failed(Failure::new("agent_error", why)),
-                }));
-            }
-            Event::Lost(lost) => {
-                let code = if lost.too_long { "line_too_long" } else { "line_unreadable" };
-                let text = format!("the agent sent {}; it was skipped", lost.what);
-                host.said(Said::Notice(code.into(), text));
-            }
-            Event::Gone => {
-                let how = self.live.client.epitaph(host);
-                return Some(End::Broken(Failure::new("agent_died", format!("the agent {how}"))));
-            }
-            Event::Deaf => {
-                let why = "the agent does not read its input";
-                return Some(End::Broken(Failure::new("agent_error", why)));
-            }
-            Event::Notification(..) | Event::Response(..) | Event::Timeout | Event::Look => {}
-        }
-        None
-    }
-
-    fn update(&mut self, host: &mut dyn Host, params: Raw<'_>) {
-        let [id, update] = params.fields(["sessionId", "update"]);
-        match id.string() {
-            Some(id) if id != self.live.session => {
-                if self.live.proven {
-                    return;
-                }
-                // It took the resume, and goes on under another id: it made a new session and knows nothing.
-                log::info!("{}: the agent goes on under session {id}", host.identity().key);
-                self.live.session = id;
-                (self.live.proven, self.live.changed) = (true, true);
-                let text = "the agent had lost the conversation, and answers without it";
-                host.said(Said::Notice("context_lost".into(), text.into()));
-            }
-            _ => self.live.proven = true,
-        }
-        self.turn.update(host, update);
-    }
-
-    fn answered(&self, host: &mut dyn Host, answer: Result<String, wire::RpcError>) -> End {
-        if self.cancel.is_some() {
-            return self.cancelled(host, answer.err());
-        }
-        let result = match answer {
-            Ok(result) => result,
-            Err(e) if session::is_unknown_session(&e) && !self.turn.spoke => return End::UnknownSession,
-            Err(e) => {
-                let code = if e.code == session::AUTH_REQUIRED { "auth_required" } else { "agent_error" };
-                return End::Over(Answer::Failed(Failure::new(code, format!("the agent failed: {e}"))));
-            }
+            // Nothing runs in it, and it may have something to write down.
+            End::Doubtful => (Answer::Cancelled, Some((Rung::EndOfInput, hurry(interrupt).1))),
+            End::Ended(interrupt) => (Answer::Cancelled, Some(hurry(Some(interrupt)))),
         };
-        let stop_reason = Raw::of(&result).get("stopReason").string().map(|reason| wire::shorten(&reason, 200));
-        let failed = |code, why: &str| End::Over(Answer::Failed(Failure::new(code, why)));
-        match stop_reason.as_deref() {
-            // Some agents refuse a prompt of a session that they do not know.
-            Some("refusal") if !self.turn.spoke && !self.live.proven => End::UnknownSession,
-            Some("refusal") if !self.turn.spoke => failed("agent_refused", "the agent refused to answer"),
-            // Its own decision, or what it makes of a permission that was denied.
-            Some("cancelled") if !self.turn.spoke && !self.turn.settled => {
-                failed("agent_error", "the agent cancelled the turn by itself")
-            }
-            _ => {
-                if !self.turn.spoke {
-                    let text = "the agent ended its turn without a word";
-                    host.said(Said::Notice("empty_answer".into(), text.into()));
-                }
-                End::Over(Answer::Completed { stop_reason })
-            }
-        }
-    }
-
-    /// An agent whose own handling of a cancel failed may take the turn for running for ever, and then answers each
-    /// later prompt with "Queued for the next turn", as if that were the answer (hermes-agent 0.19 does). So it is not
-    /// trusted any more, and reopens the session in a new process; unless it could not, and would lose the conversation.
-    fn cancelled(&self, host: &dyn Host, error: Option<wire::RpcError>) -> End {
-        let can_reopen = self.live.can.load || self.live.can.resume;
-        match error.filter(|e| e.code != wire::REQUEST_CANCELLED) {
-            Some(e) if can_reopen => {
-                log::info!("{}: the agent failed at a cancel and is ended: {e}", host.identity().key);
-                End::Doubtful
-            }
-            _ => End::Over(Answer::Cancelled),
-        }
-    }
-
-    fn withdraw_all(&mut self) {
-        for (id, outcome) in self.turn.withdraw_all() {
-            self.live.client.respond(&id, &outcome);
-        }
-    }
-
-    fn respond(&mut self, answer: Option<(Id, Value)>) {
-        if let Some((id, outcome)) = answer {
-            self.live.client.respond(&id, &outcome);
-        }
+        self.condemned = condemned;
+        Progress::Done(answer)
     }
 }
 
@@ -552,7 +344,7 @@ impl Agent for Acp {
     ) -> Result<Started, Failure> {
         self.take_in(host);
         if self.live.as_ref().is_some_and(|live| live.client.process.is_gone()) {
-            self.end(host, Rung::Kill, Instant::now() + END_TIME);
+            self.end_live(host, Rung::Kill, Instant::now() + END_TIME);
         }
         if let Some(live) = self.live.as_mut() {
             live.changed = false;
@@ -586,22 +378,28 @@ impl Agent for Acp {
         self.live.as_ref().is_some_and(|live| !live.changed && !live.client.process.is_gone())
     }
 
-    fn prompt(&mut self, host: &mut dyn Host, prompt: &Prompt) -> Answer {
+    fn begin(&mut self, host: &mut dyn Host, prompt: &Prompt) -> Progress {
         self.tell_late(host);
         if host.interrupt().is_some() {
-            return Answer::Cancelled;
+            return Progress::Done(Answer::Cancelled);
         }
-        let mut end = self.prompt_once(host, prompt);
-        if matches!(end, End::UnknownSession) {
-            end = match self.renew(host) {
-                Ok(()) => self.prompt_once(host, prompt),
-                Err(failure) => match host.interrupt() {
-                    Some(interrupt) => End::Ended(interrupt),
-                    None => End::Broken(failure),
-                },
-            };
+        match self.send(host, prompt.clone(), false) {
+            Ok(()) => self.advance(host),
+            Err(end) => self.over(host, end),
         }
-        settle(self, host, end)
+    }
+
+    fn input(&mut self, host: &mut dyn Host) -> Progress {
+        if let Some(live) = self.live.as_mut() {
+            live.client.take_in();
+        }
+        self.advance(host)
+    }
+
+    fn end(&mut self, host: &mut dyn Host) {
+        if let Some((rung, until)) = self.condemned.take() {
+            self.end_live(host, rung, until);
+        }
     }
 
     fn watches(&self) -> Vec<Watch<'_>> {
@@ -614,15 +412,10 @@ impl Agent for Acp {
         self.live.as_ref().is_some_and(|live| live.own.is_some())
     }
 
-    fn listen(&mut self, host: &mut dyn Host) -> Answer {
-        let Some(live) = self.live.as_mut() else {
-            return Answer::Failed(Failure::new("agent_died", "the agent is not running"));
-        };
-        let first = live.own.take();
-        let mut running = Running { live, turn: Turn::default(), number: NO_REQUEST, cancel: None };
-        let end = running.listen(host, first);
-        running.turn.flush(host);
-        settle(self, host, end)
+    fn listen(&mut self, host: &mut dyn Host) -> Progress {
+        let first = self.live.as_mut().and_then(|live| live.own.take());
+        self.running = Some(Running::own(first, host.now()));
+        self.advance(host)
     }
 
     fn idle(&mut self, host: &mut dyn Host) {

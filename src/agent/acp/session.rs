@@ -14,6 +14,8 @@ use crate::agent::json::Raw;
 use crate::agent::{Continuity, Entry, Failure, Host};
 use crate::model::event::Role;
 
+/// The method that asks for a new session.
+pub const NEW: &str = "session/new";
 /// The version that is spoken here.
 const VERSION: u64 = 1;
 /// ACP's code for an agent that wants somebody to log in.
@@ -142,14 +144,25 @@ pub fn open(
 ///
 /// # Errors
 /// As [`open`].
-pub fn create(client: &mut Client, host: &mut dyn Host, cwd: &str, until: Instant) -> Result<String, Failure> {
-    let method = "session/new";
-    let result = client
-        .call(host, (method, &json!({ "cwd": cwd, "mcpServers": [] })), until, &mut |_, _| {})
-        .map_err(|e| explain(client, host, method, e))?;
-    match Raw::of(&result).get("sessionId").string().filter(|id| !id.is_empty()) {
+fn create(client: &mut Client, host: &mut dyn Host, cwd: &str, until: Instant) -> Result<String, Failure> {
+    let result =
+        client.call(host, (NEW, &new_params(cwd)), until, &mut |_, _| {}).map_err(|e| explain(client, host, NEW, e))?;
+    new_id(&result)
+}
+
+/// What is sent with [`NEW`].
+pub fn new_params(cwd: &str) -> serde_json::Value {
+    json!({ "cwd": cwd, "mcpServers": [] })
+}
+
+/// The id in an answer to [`NEW`].
+///
+/// # Errors
+/// It has none.
+pub fn new_id(result: &str) -> Result<String, Failure> {
+    match Raw::of(result).get("sessionId").string().filter(|id| !id.is_empty()) {
         Some(id) => Ok(id),
-        None => Err(Failure::new("agent_start", format!("{method}: the answer has no sessionId"))),
+        None => Err(Failure::new("agent_start", format!("{NEW}: the answer has no sessionId"))),
     }
 }
 

@@ -22,7 +22,7 @@ use ureq::tls::{RootCerts, TlsConfig};
 
 use super::json::{self, Raw};
 use super::text::Utf8;
-use super::{Agent, Answer, Continuity, Failure, Host, Interrupt, Prompt, Said, Started, Watch};
+use super::{Agent, Answer, Continuity, Failure, Host, Interrupt, Progress, Prompt, Said, Started, Watch};
 use crate::config;
 use crate::config::login::{scrub, without_login};
 use crate::model::event::Role;
@@ -111,18 +111,9 @@ impl Openai {
         }
         config.build().new_agent()
     }
-}
 
-impl Agent for Openai {
-    fn start(&mut self, _: &mut dyn Host, _: Option<&str>, _: bool, _: Instant) -> Result<Started, Failure> {
-        Ok(Started { agent_session: None, continuity: Continuity::Stateless })
-    }
-
-    fn is_ready(&self) -> bool {
-        true
-    }
-
-    fn prompt(&mut self, host: &mut dyn Host, prompt: &Prompt) -> Answer {
+    /// Asks, and passes on the whole answer.
+    fn answer(&self, host: &mut dyn Host, prompt: &Prompt) -> Answer {
         let failed = |why: String| Answer::Failed(Failure::new("agent_error", why));
         if host.interrupt().is_some() {
             return Answer::Cancelled;
@@ -152,6 +143,20 @@ impl Agent for Openai {
                 Answer::Cancelled
             }
         }
+    }
+}
+
+impl Agent for Openai {
+    fn start(&mut self, _: &mut dyn Host, _: Option<&str>, _: bool, _: Instant) -> Result<Started, Failure> {
+        Ok(Started { agent_session: None, continuity: Continuity::Stateless })
+    }
+
+    fn is_ready(&self) -> bool {
+        true
+    }
+
+    fn begin(&mut self, host: &mut dyn Host, prompt: &Prompt) -> Progress {
+        Progress::Done(self.answer(host, prompt))
     }
 
     fn close(&mut self, _: &mut dyn Host, _: Instant) -> Vec<String> {

@@ -467,6 +467,10 @@ impl Host for TurnHost {
         &self.identity
     }
 
+    fn now(&self) -> Instant {
+        self.ctx.now()
+    }
+
     fn wait(&mut self, watches: &mut [Watch<'_>], until: Option<Instant>) -> Wake {
         loop {
             if self.collect() | self.act_on_time() {

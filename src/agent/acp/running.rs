@@ -1,0 +1,412 @@
+//! A turn on its way: all that is known of it between two lines, and what the next line makes of it.
+//!
+//! Owns the stage in which the turn is and its instants; it never waits. It must not know how a process is started or ended.
+
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use super::client::{CallError, EXIT_AFTER_EOF, Event};
+use super::turn::{self, Turn};
+use super::wire::{self, Id};
+use super::{Live, session};
+use crate::agent::json::Raw;
+use crate::agent::{Answer, Failure, Host, Interrupt, PermissionOutcome, Prompt, Said};
+
+/// The most that a cancel waits for the agent's own answer.
+const CANCEL_TIME: Duration = Duration::from_secs(5);
+/// The number of no request: they count from 1.
+const NO_REQUEST: u64 = 0;
+/// For a new session in the middle of a turn.
+const RENEW_TIME: Duration = Duration::from_secs(60);
+/// A turn that the agent began by itself is over when nothing came for so long.
+const QUIET: Duration = Duration::from_secs(2);
+
+/// How a turn went.
+pub enum End {
+    /// It has its answer.
+    Over(Answer),
+    /// The agent does not know the session, and nothing was begun.
+    UnknownSession,
+    /// The agent has made a new session: the prompt is to be sent again.
+    Renewed,
+    /// The process is of no more use.
+    Broken(Failure),
+    /// It has to be ended.
+    Ended(Interrupt),
+    /// It answered a cancel in a way after which it is not to be trusted.
+    Doubtful,
+}
+
+/// What a turn waits for.
+#[derive(Debug)]
+enum Stage {
+    /// The answer to the prompt.
+    Answer,
+    /// The agent works by itself: its next words, or the instant.
+    Words { quiet_at: Instant },
+    /// The answer to `session/new`, until the instant.
+    Session { until: Instant },
+    /// The exit of an agent that closed its output, until the instant. What failed with it: a method, or the turn.
+    Exit { method: Option<&'static str>, until: Instant },
+}
+
+/// A turn on its way.
+#[derive(Debug)]
+pub struct Running {
+    /// What was said so far.
+    pub turn: Turn,
+    /// The prompt, to be sent again if the session has to be made anew. `None`: the agent has begun the turn by itself.
+    pub again: Option<Prompt>,
+    /// The session was made anew for it.
+    pub renewed: bool,
+    /// The session had changed before it.
+    pub changed_before: bool,
+    stage: Stage,
+    /// The request whose answer is awaited.
+    number: u64,
+    /// A cancel was sent; until then the agent may answer it.
+    cancel: Option<Instant>,
+    /// What was read before the turn and is a part of it.
+    first: Option<Event>,
+}
+
+impl Running {
+    /// A prompt was sent under this number.
+    pub fn prompt(prompt: Prompt, number: u64, renewed: bool, changed_before: bool) -> Self {
+        let again = Some(prompt);
+        let (turn, stage) = (Turn::default(), Stage::Answer);
+        Self { turn, again, renewed, changed_before, stage, number, cancel: None, first: None }
+    }
+
+    /// The agent has begun a turn by itself, with this.
+    pub fn own(first: Option<Event>, now: Instant) -> Self {
+        let stage = Stage::Words { quiet_at: now + QUIET };
+        let (turn, number) = (Turn::default(), NO_REQUEST);
+        Self { turn, again: None, renewed: false, changed_before: false, stage, number, cancel: None, first }
+    }
+
+    /// Whether it began with a prompt.
+    pub const fn is_prompt(&self) -> bool {
+        self.again.is_some()
+    }
+
+    /// The agent does not know the session after all: asks for a new one, in the same process.
+    pub fn renew(&mut self, live: &mut Live, host: &dyn Host) {
+        log::info!("{}: the agent does not know session {} any more", host.identity().key, live.session);
+        let cwd = host.identity().cwd.to_string_lossy().into_owned();
+        self.number = live.client.request(session::NEW, &session::new_params(&cwd));
+        self.stage = Stage::Session { until: host.now() + RENEW_TIME };
+    }
+
+    /// Goes as far as it goes without waiting. `Ok`: until when there may be nothing to do.
+    ///
+    /// # Errors
+    /// The turn, or its stage, has come to an end.
+    pub fn advance(&mut self, live: &mut Live, host: &mut dyn Host) -> Result<Option<Instant>, End> {
+        let mut driven = Driven { live, it: self };
+        loop {
+            if let Some(end) = driven.look(host) {
+                return Err(end);
+            }
+            match driven.next() {
+                Some(event) => {
+                    if let Some(end) = driven.handle(host, event) {
+                        return Err(end);
+                    }
+                    // A flood of updates must not outrun a deadline.
+                    if let Some(end) = driven.late(host) {
+                        return Err(end);
+                    }
+                }
+                None => {
+                    return match driven.late(host).or_else(|| driven.quiet(host)) {
+                        Some(end) => Err(end),
+                        None => Ok(driven.due(host)),
+                    };
+                }
+            }
+        }
+    }
+}
+
+/// A turn with the agent that it runs in.
+struct Driven<'a> {
+    live: &'a mut Live,
+    it: &'a mut Running,
+}
+
+impl Driven<'_> {
+    /// Looks at what the host has for it: an interrupt, permissions that were settled.
+    fn look(&mut self, host: &mut dyn Host) -> Option<End> {
+        match (host.interrupt(), &self.it.stage) {
+            (None, _) | (Some(_), Stage::Exit { .. }) => {}
+            (Some(interrupt), Stage::Session { .. }) => return Some(End::Ended(interrupt)),
+            (Some(Interrupt::Kill), _) => return Some(End::Ended(Interrupt::Kill)),
+            (Some(Interrupt::Cancel(until)), Stage::Answer) => self.cancel(host.now(), until),
+            (Some(Interrupt::Cancel(_)), Stage::Words { .. }) => {
+                self.withdraw_all();
+                let params = json!({ "sessionId": self.live.session });
+                self.live.client.notify("session/cancel", &params);
+                return Some(End::Over(Answer::Cancelled));
+            }
+        }
+        for (request_id, settled) in host.permission_answers() {
+            let answer = self.it.turn.settle(&request_id, &settled);
+            self.respond(answer);
+            self.heard(host.now());
+        }
+        None
+    }
+
+    /// What is there to be handled, without waiting.
+    fn next(&mut self) -> Option<Event> {
+        if let Some(first) = self.it.first.take() {
+            return Some(first);
+        }
+        // Nothing more comes of one that has closed its output.
+        if matches!(self.it.stage, Stage::Exit { .. }) { None } else { self.live.client.next_ready() }
+    }
+
+    /// An agent that works by itself goes on doing so.
+    fn heard(&mut self, now: Instant) {
+        if let Stage::Words { quiet_at } = &mut self.it.stage {
+            *quiet_at = now + QUIET;
+        }
+    }
+
+    fn handle(&mut self, host: &mut dyn Host, event: Event) -> Option<End> {
+        if let Stage::Session { .. } = self.it.stage {
+            return self.session(host, event);
+        }
+        self.heard(host.now());
+        self.take(host, event)
+    }
+
+    /// What comes while a new session is asked for.
+    fn session(&mut self, host: &mut dyn Host, event: Event) -> Option<End> {
+        let error = match event {
+            Event::Response(number, Ok(result)) if number == self.it.number => {
+                return Some(match session::new_id(&result) {
+                    Ok(id) => {
+                        self.live.session = id;
+                        (self.live.proven, self.live.changed) = (true, true);
+                        End::Renewed
+                    }
+                    Err(failure) => End::Broken(failure),
+                });
+            }
+            Event::Response(number, Err(e)) if number == self.it.number => CallError::Refused(e),
+            Event::Lost(lost) if lost.answers() == Some(self.it.number) => CallError::Lost(lost.what),
+            Event::Request(id, method, _) => {
+                self.live.client.refuse(&id, &method);
+                return None;
+            }
+            Event::Gone => {
+                self.await_exit(host);
+                return None;
+            }
+            _ => return None,
+        };
+        Some(End::Broken(session::explain(&mut self.live.client, host, session::NEW, error)))
+    }
+
+    /// The agent has closed its output: its exit says more.
+    fn await_exit(&mut self, host: &dyn Host) {
+        let method = matches!(self.it.stage, Stage::Session { .. }).then_some(session::NEW);
+        self.it.stage = Stage::Exit { method, until: host.now() + EXIT_AFTER_EOF };
+    }
+
+    /// Whether an instant has passed that ends the turn.
+    fn late(&mut self, host: &mut dyn Host) -> Option<End> {
+        let now = host.now();
+        match &self.it.stage {
+            Stage::Exit { method, until } => {
+                if !self.live.client.process.has_exited() && now < *until && host.interrupt().is_none() {
+                    return None;
+                }
+                let how = self.live.client.how_it_ended(host);
+                Some(End::Broken(match method {
+                    Some(method) => Failure::new("agent_start", format!("{method}: the agent {how}")),
+                    None => Failure::new("agent_died", format!("the agent {how}")),
+                }))
+            }
+            Stage::Session { until } if *until <= now => {
+                let late = CallError::Timeout;
+                Some(End::Broken(session::explain(&mut self.live.client, host, session::NEW, late)))
+            }
+            Stage::Answer | Stage::Words { .. } | Stage::Session { .. } => {
+                let late = self.it.cancel.is_some_and(|until| until <= now);
+                host.interrupt().filter(|_| late).map(End::Ended)
+            }
+        }
+    }
+
+    /// Nothing is there to be read: whether that ends the turn.
+    fn quiet(&mut self, host: &mut dyn Host) -> Option<End> {
+        let now = host.now();
+        let deaf = self.live.client.process.write_deadline().is_some_and(|at| at <= now);
+        match self.it.stage {
+            Stage::Exit { .. } => None,
+            Stage::Session { .. } if deaf => {
+                let late = CallError::Timeout;
+                Some(End::Broken(session::explain(&mut self.live.client, host, session::NEW, late)))
+            }
+            _ if deaf => self.take(host, Event::Deaf),
+            Stage::Words { quiet_at } if quiet_at <= now && !self.it.turn.is_asking() => {
+                Some(End::Over(Answer::Completed { stop_reason: None }))
+            }
+            Stage::Words { .. } | Stage::Answer | Stage::Session { .. } => None,
+        }
+    }
+
+    /// When there may be something to do although nothing comes.
+    fn due(&self, host: &dyn Host) -> Option<Instant> {
+        let process = &self.live.client.process;
+        let exiting = matches!(self.it.stage, Stage::Exit { .. });
+        if process.has_exited() && !process.is_drained() && !exiting {
+            // What it wrote before it exited is read without a pause.
+            return Some(host.now());
+        }
+        let own = match self.it.stage {
+            Stage::Answer => self.it.cancel,
+            Stage::Words { quiet_at } => (!self.it.turn.is_asking()).then_some(quiet_at),
+            Stage::Session { until } => Some(until),
+            Stage::Exit { until, .. } => return Some(until),
+        };
+        [own, process.write_deadline()].into_iter().flatten().min()
+    }
+
+    /// Asks the agent to stop; half of the time is left for signals. Permissions are withdrawn with it: some agents say
+    /// nothing before they have their answer.
+    fn cancel(&mut self, now: Instant, until: Instant) {
+        let share = (until.saturating_duration_since(now) / 2).min(CANCEL_TIME);
+        if self.it.cancel.is_none() {
+            self.withdraw_all();
+            let params = json!({ "sessionId": self.live.session });
+            self.live.client.notify("session/cancel", &params);
+        }
+        self.it.cancel = Some(self.it.cancel.map_or(now + share, |before| before.min(until)));
+    }
+
+    fn take(&mut self, host: &mut dyn Host, event: Event) -> Option<End> {
+        match event {
+            Event::Notification(method, params) if method == "session/update" => self.update(host, Raw::of(&params)),
+            Event::Notification(method, params) if method == "$/cancel_request" => {
+                let id = Id::read(Raw::of(&params).get("requestId"));
+                let answer = id.and_then(|id| self.it.turn.withdraw(host, &id));
+                self.respond(answer);
+            }
+            Event::Request(id, method, params) if method == "session/request_permission" => {
+                let answer = if self.it.cancel.is_some() {
+                    Some((id, turn::outcome(&PermissionOutcome::Cancelled)))
+                } else {
+                    self.it.turn.ask(host, id, Raw::of(&params))
+                };
+                self.respond(answer);
+            }
+            Event::Request(id, method, _) => self.live.client.refuse(&id, &method),
+            Event::Response(number, answer) if number == self.it.number => {
+                self.withdraw_all();
+                return Some(self.answered(host, answer));
+            }
+            Event::Lost(lost) if lost.answers() == Some(self.it.number) => {
+                self.withdraw_all();
+                let why = format!("the end of its answer was on {}", lost.what);
+                return Some(End::Over(match self.it.cancel {
+                    Some(_) => Answer::Cancelled,
+                    None => Answer::Failed(Failure::new("agent_error", why)),
+                }));
+            }
+            Event::Lost(lost) => {
+                let code = if lost.too_long { "line_too_long" } else { "line_unreadable" };
+                let text = format!("the agent sent {}; it was skipped", lost.what);
+                host.said(Said::Notice(code.into(), text));
+            }
+            Event::Gone => self.await_exit(host),
+            Event::Deaf => {
+                let why = "the agent does not read its input";
+                return Some(End::Broken(Failure::new("agent_error", why)));
+            }
+            Event::Notification(..) | Event::Response(..) | Event::Timeout | Event::Look => {}
+        }
+        None
+    }
+
+    fn update(&mut self, host: &mut dyn Host, params: Raw<'_>) {
+        let [id, update] = params.fields(["sessionId", "update"]);
+        match id.string() {
+            Some(id) if id != self.live.session => {
+                if self.live.proven {
+                    return;
+                }
+                // It took the resume, and goes on under another id: it made a new session and knows nothing.
+                log::info!("{}: the agent goes on under session {id}", host.identity().key);
+                self.live.session = id;
+                (self.live.proven, self.live.changed) = (true, true);
+                let text = "the agent had lost the conversation, and answers without it";
+                host.said(Said::Notice("context_lost".into(), text.into()));
+            }
+            _ => self.live.proven = true,
+        }
+        self.it.turn.update(host, update);
+    }
+
+    fn answered(&self, host: &mut dyn Host, answer: Result<String, wire::RpcError>) -> End {
+        if self.it.cancel.is_some() {
+            return self.cancelled(host, answer.err());
+        }
+        let result = match answer {
+            Ok(result) => result,
+            Err(e) if session::is_unknown_session(&e) && !self.it.turn.spoke => return End::UnknownSession,
+            Err(e) => {
+                let code = if e.code == session::AUTH_REQUIRED { "auth_required" } else { "agent_error" };
+                return End::Over(Answer::Failed(Failure::new(code, format!("the agent failed: {e}"))));
+            }
+        };
+        let stop_reason = Raw::of(&result).get("stopReason").string().map(|reason| wire::shorten(&reason, 200));
+        let failed = |code, why: &str| End::Over(Answer::Failed(Failure::new(code, why)));
+        match stop_reason.as_deref() {
+            // Some agents refuse a prompt of a session that they do not know.
+            Some("refusal") if !self.it.turn.spoke && !self.live.proven => End::UnknownSession,
+            Some("refusal") if !self.it.turn.spoke => failed("agent_refused", "the agent refused to answer"),
+            // Its own decision, or what it makes of a permission that was denied.
+            Some("cancelled") if !self.it.turn.spoke && !self.it.turn.settled => {
+                failed("agent_error", "the agent cancelled the turn by itself")
+            }
+            _ => {
+                if !self.it.turn.spoke {
+                    let text = "the agent ended its turn without a word";
+                    host.said(Said::Notice("empty_answer".into(), text.into()));
+                }
+                End::Over(Answer::Completed { stop_reason })
+            }
+        }
+    }
+
+    /// An agent whose own handling of a cancel failed may take the turn for running for ever, and then answers each
+    /// later prompt with "Queued for the next turn", as if that were the answer (hermes-agent 0.19 does). So it is not
+    /// trusted any more, and reopens the session in a new process; unless it could not, and would lose the conversation.
+    fn cancelled(&self, host: &dyn Host, error: Option<wire::RpcError>) -> End {
+        let can_reopen = self.live.can.load || self.live.can.resume;
+        match error.filter(|e| e.code != wire::REQUEST_CANCELLED) {
+            Some(e) if can_reopen => {
+                log::info!("{}: the agent failed at a cancel and is ended: {e}", host.identity().key);
+                End::Doubtful
+            }
+            _ => End::Over(Answer::Cancelled),
+        }
+    }
+
+    fn withdraw_all(&mut self) {
+        for (id, outcome) in self.it.turn.withdraw_all() {
+            self.live.client.respond(&id, &outcome);
+        }
+    }
+
+    fn respond(&mut self, answer: Option<(Id, Value)>) {
+        if let Some((id, outcome)) = answer {
+            self.live.client.respond(&id, &outcome);
+        }
+    }
+}
