@@ -45,7 +45,7 @@ impl Process {
         let over = gone && family.is_empty();
         let patience = (until.saturating_duration_since(Instant::now()) / 3).min(PATIENCE);
         if from <= Rung::EndOfInput {
-            self.close_stdin();
+            self.child.close_input();
             self.wait_for(host, Instant::now() + patience, &[], true);
         }
         if from <= Rung::Terminate && !over {
@@ -77,18 +77,12 @@ impl Process {
         }
     }
 
-    fn close_stdin(&mut self) {
-        self.stdin = None;
-        self.outgoing = Vec::new();
-        self.written = 0;
-    }
-
     /// Kills what carries our markers until nothing is found or the instant passes, and waits for the leader too.
     fn sweep(&mut self, host: &mut dyn Host, until: Instant, family: &[Stat]) -> Vec<String> {
         loop {
             let strays = self.strays(family);
             if !self.is_gone() {
-                let _ = rustix::process::pidfd_send_signal(&self.pidfd, Signal::KILL);
+                self.child.kill();
             }
             strays.iter().for_each(|t| t.signal(Signal::KILL));
             if self.wait_for(host, until, &strays, false) && strays.is_empty() {
@@ -147,7 +141,7 @@ impl Process {
             self.take_in(&mut thrown_away);
             thrown_away.clear();
             let left: Vec<&Target> = targets.iter().filter(|t| !t.is_gone()).collect();
-            if self.exited && left.is_empty() {
+            if self.has_exited() && left.is_empty() {
                 return true;
             }
             if Instant::now() >= until || (gentle && host.interrupt() == Some(Interrupt::Kill)) {
@@ -161,7 +155,7 @@ impl Process {
 
     fn reap(&mut self) {
         self.ended = true;
-        let _ = self.child.try_wait();
+        self.child.reap();
         proc::reap_strays();
     }
 }

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::process::{Pid, PidfdFlags, Signal};
 
+use crate::proc::has_ended;
 use crate::proc::mark::{self, Tag};
 use crate::proc::procfs::{self, Picture, Stat};
 
@@ -202,7 +203,7 @@ impl Target {
 
     /// Whether it has ended (as a zombie too).
     pub fn is_gone(&self) -> bool {
-        is_readable(self.fd.as_fd())
+        has_ended(self.fd.as_fd())
     }
 }
 
@@ -210,12 +211,6 @@ impl AsFd for Target {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
     }
-}
-
-/// Whether a descriptor is readable now: for a process's descriptor, whether the process has ended.
-pub(super) fn is_readable(fd: BorrowedFd<'_>) -> bool {
-    let mut fds = [PollFd::from_borrowed_fd(fd, PollFlags::IN)];
-    rustix::event::poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).is_ok_and(|n| n > 0)
 }
 
 /// Ends what agents left behind that is known by nothing but its descent: live children of this process that it did not

@@ -1,24 +1,23 @@
 //! `ostler.exec{}`: one program, without a shell, in a session of its own whose group is killed when time is up.
 
-use std::io::{ErrorKind, Read, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::os::unix::process::ExitStatusExt;
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Command, ExitStatus};
 use std::sync::Arc;
 use std::time::Duration;
-
-use mlua::{Function, Lua, MultiValue, Value};
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
 
 use super::{Args, Context, Fault, duration, function, wrong};
 use crate::awake::Span;
 use crate::hooks::kick::Kick;
+use crate::proc::{NoChild, PipedChild};
+use mlua::{Function, Lua, MultiValue, Value};
 
-/// The most that is kept of each of stdout and stderr, in bytes; what is beyond is read and thrown away.
+/// The most bytes that are kept of stdout and of stderr; the rest is read and thrown away.
 const OUTPUT: usize = 4 * 1024 * 1024;
 /// How long a program may take, unless the script or its own deadline says otherwise.
 const TIMEOUT: Duration = Duration::from_secs(30);
+/// How often the pipes are read after the exit: a process that left the group may go on writing.
+const LAST_READS: usize = 8;
 
 struct Wanted {
     argv: Vec<std::ffi::OsString>,
@@ -61,147 +60,71 @@ fn wanted(args: &Args, left: Option<Duration>) -> Result<Wanted, Fault> {
     Ok(Wanted { argv, stdin, timeout: left.map_or(timeout, |left| left.min(timeout)) })
 }
 
-/// A program that runs; however it is left, its whole group is killed and it is reaped.
-struct Running {
-    child: Child,
-    reaped: bool,
-}
-
-impl Running {
-    /// Kills what is left of the group and reaps the leader, in this order: until it is reaped, its id is nobody
-    /// else's.
-    fn end(&mut self) -> std::io::Result<ExitStatus> {
-        if let Some(group) = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw)
-            && !self.reaped
-        {
-            let _ = kill_process_group(group, Signal::KILL);
-        }
-        let status = self.child.wait()?;
-        self.reaped = true;
-        Ok(status)
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        let _ = self.end();
-    }
-}
-
-struct Ran {
-    status: ExitStatus,
+/// The output of a program.
+#[derive(Default)]
+struct Output {
     stdout: Vec<u8>,
     stderr: Vec<u8>,
 }
 
-fn run(wanted: &Wanted, kick: Option<&Kick>) -> Result<Ran, String> {
+impl Output {
+    fn take_in(&mut self, child: &mut PipedChild) {
+        let keep =
+            |kept: &mut Vec<u8>, bytes: &[u8]| kept.extend_from_slice(&bytes[..bytes.len().min(OUTPUT - kept.len())]);
+        let (stdout, stderr) = (&mut self.stdout, &mut self.stderr);
+        child.take_in(&mut |bytes| keep(stdout, bytes), &mut |bytes| keep(stderr, bytes));
+    }
+}
+
+/// Runs a program to its end; however that comes, its whole group is killed and it is reaped.
+fn run(wanted: &Wanted, kick: Option<&Kick>) -> Result<(ExitStatus, Output), String> {
     let awake = Span::begin();
-    let name = wanted.argv[0].to_string_lossy().into_owned();
+    let name = wanted.argv[0].to_string_lossy();
     let mut command = Command::new(&wanted.argv[0]);
     command.args(&wanted.argv[1..]).env_clear();
-    crate::proc::set_apart(&mut command, 0);
-    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     for (key, fallback) in [("PATH", "/usr/local/bin:/usr/bin:/bin"), ("HOME", "/"), ("LANG", "C.UTF-8")] {
         command.env(key, std::env::var_os(key).unwrap_or_else(|| fallback.into()));
     }
-    let (child, _registered) = crate::proc::spawn(&mut command).map_err(|e| format!("{name}: {e}"))?;
-    let mut running = Running { child, reaped: false };
-    let pid = i32::try_from(running.child.id()).ok().and_then(Pid::from_raw).ok_or("no process id")?;
-    let ended = pidfd_open(pid, PidfdFlags::empty()).map_err(|e| format!("{name}: {e}"))?;
-    let mut pipes = Pipes::new(&mut running.child).map_err(|e| format!("{name}: {e}"))?;
-    loop {
-        let over =
-            pipes.turn(&ended, kick, &wanted.stdin, awake.left(wanted.timeout)).map_err(|e| format!("{name}: {e}"))?;
-        if over {
-            break;
-        }
-        if kick.is_some_and(Kick::is_kicked) {
-            return Err(format!("{name}: cut off, for the daemon stops"));
-        }
-        if awake.left(wanted.timeout).is_zero() {
-            return Err(format!("{name}: timed out after {:?}", wanted.timeout));
-        }
+    let mut child = PipedChild::spawn(&mut command, 0)
+        .map_err(|(NoChild::NotStarted(e) | NoChild::NotWatched(e))| format!("{name}: {e}"))?;
+    child.send(&wanted.stdin);
+    child.finish_input();
+    let outcome = read_output(&mut child, kick, &|| awake.left(wanted.timeout));
+    let status = child.end();
+    match outcome {
+        Ok(output) => Ok((status.map_err(|e| format!("{name}: {e}"))?, output)),
+        Err(End::Failed(e)) => Err(format!("{name}: {e}")),
+        Err(End::Kicked) => Err(format!("{name}: cut off, for the daemon stops")),
+        Err(End::TimedOut) => Err(format!("{name}: timed out after {:?}", wanted.timeout)),
     }
-    pipes.drain().map_err(|e| format!("{name}: {e}"))?;
-    let status = running.end().map_err(|e| format!("{name}: {e}"))?;
-    Ok(Ran { status, stdout: std::mem::take(&mut pipes.stdout), stderr: std::mem::take(&mut pipes.stderr) })
 }
 
-/// The three pipes, none of which may block.
-struct Pipes {
-    input: Option<std::process::ChildStdin>,
-    written: usize,
-    out: Option<std::process::ChildStdout>,
-    err: Option<std::process::ChildStderr>,
-    stdout: Vec<u8>,
-    stderr: Vec<u8>,
+/// Why a program is not waited for any more.
+enum End {
+    Failed(std::io::Error),
+    Kicked,
+    TimedOut,
 }
 
-impl Pipes {
-    fn new(child: &mut Child) -> std::io::Result<Self> {
-        let (input, out, err) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
-        let fds = [input.as_ref().map(AsFd::as_fd), out.as_ref().map(AsFd::as_fd), err.as_ref().map(AsFd::as_fd)];
-        for fd in fds.into_iter().flatten() {
-            rustix::io::ioctl_fionbio(fd, true)?;
-        }
-        Ok(Self { input, written: 0, out, err, stdout: Vec::new(), stderr: Vec::new() })
-    }
-
-    /// Waits for the pipes and the end; true once the program has ended.
-    fn turn(&mut self, ended: &OwnedFd, kick: Option<&Kick>, stdin: &[u8], left: Duration) -> std::io::Result<bool> {
-        if self.written >= stdin.len() {
-            self.input = None;
-        }
-        let mut fds = vec![PollFd::new(ended, PollFlags::IN)];
-        fds.extend(self.out.as_ref().map(|p| PollFd::new(p, PollFlags::IN)));
-        fds.extend(self.err.as_ref().map(|p| PollFd::new(p, PollFlags::IN)));
-        fds.extend(self.input.as_ref().map(|p| PollFd::new(p, PollFlags::OUT)));
-        fds.extend(kick.map(|kick| PollFd::new(kick, PollFlags::IN)));
-        let left = Timespec::try_from(left).map_err(std::io::Error::other)?;
-        match poll(&mut fds, Some(&left)) {
-            Ok(_) | Err(rustix::io::Errno::INTR) => {}
-            Err(e) => return Err(e.into()),
-        }
-        let over = !fds[0].revents().is_empty();
-        if let Some(input) = &mut self.input {
-            match input.write(&stdin[self.written..]) {
-                Ok(n) => self.written += n,
-                Err(e) if e.kind() == ErrorKind::WouldBlock || e.kind() == ErrorKind::Interrupted => {}
-                // It does not want (more of) its input.
-                Err(_) => self.written = stdin.len(),
+/// Reads what a program writes until it exits.
+fn read_output(child: &mut PipedChild, kick: Option<&Kick>, left: &dyn Fn() -> Duration) -> Result<Output, End> {
+    let mut output = Output::default();
+    while !child.has_exited() {
+        child.wait(kick.map(AsFd::as_fd), left()).map_err(End::Failed)?;
+        output.take_in(child);
+        if !child.has_exited() {
+            if kick.is_some_and(Kick::is_kicked) {
+                return Err(End::Kicked);
+            }
+            if left().is_zero() {
+                return Err(End::TimedOut);
             }
         }
-        self.drain()?;
-        Ok(over)
     }
-
-    /// Reads what is there.
-    fn drain(&mut self) -> std::io::Result<()> {
-        if read_into(&mut self.out, &mut self.stdout)? {
-            self.out = None;
-        }
-        if read_into(&mut self.err, &mut self.stderr)? {
-            self.err = None;
-        }
-        Ok(())
+    for _ in 0..LAST_READS {
+        output.take_in(child);
     }
-}
-
-/// Reads what is there, at most 64 pieces so that a program that never stops writing does not hide the deadline.
-/// True at the end of the file.
-fn read_into<R: Read>(pipe: &mut Option<R>, kept: &mut Vec<u8>) -> std::io::Result<bool> {
-    let Some(pipe) = pipe else { return Ok(false) };
-    let mut piece = [0; 8192];
-    for _ in 0..64 {
-        match pipe.read(&mut piece) {
-            Ok(0) => return Ok(true),
-            Ok(n) => kept.extend_from_slice(&piece[..n.min(OUTPUT - kept.len())]),
-            Err(e) if e.kind() == ErrorKind::Interrupted => {}
-            Err(e) if e.kind() == ErrorKind::WouldBlock => return Ok(false),
-            Err(e) => return Err(e),
-        }
-    }
-    Ok(false)
+    Ok(output)
 }
 
 /// `ostler.exec`: answers `{status=, signal=, stdout=, stderr=}`, or nil and why.
@@ -216,12 +139,12 @@ pub fn constructor(lua: &Lua, guard: &Function, context: &Arc<Context>) -> mlua:
         // What had to be cut off goes on with nothing else.
         c.deadline.check(lua)?;
         match ran {
-            Ok(ran) => {
+            Ok((status, output)) => {
                 let answer = lua.create_table()?;
-                answer.raw_set("status", ran.status.code())?;
-                answer.raw_set("signal", ran.status.signal())?;
-                answer.raw_set("stdout", lua.create_string(ran.stdout)?)?;
-                answer.raw_set("stderr", lua.create_string(ran.stderr)?)?;
+                answer.raw_set("status", status.code())?;
+                answer.raw_set("signal", status.signal())?;
+                answer.raw_set("stdout", lua.create_string(output.stdout)?)?;
+                answer.raw_set("stderr", lua.create_string(output.stderr)?)?;
                 Ok(MultiValue::from_iter([Value::Table(answer)]))
             }
             Err(why) => Ok(MultiValue::from_iter([Value::Nil, Value::String(lua.create_string(why)?)])),
