@@ -10,7 +10,7 @@ use crossbeam_channel::Sender;
 
 use super::handlers::Handlers;
 use super::hub::Hub;
-use super::registry::{Registry, Wish};
+use super::registry::{Registry, WorkRequest};
 use super::runtime::Runtime;
 use crate::clock;
 use crate::config::Config;
@@ -162,7 +162,7 @@ impl Context {
         let config = Arc::new(parts.config);
         Self {
             store: parts.store,
-            registry: Registry::default(),
+            registry: Registry::new(parts.runtime.clone()),
             hub: parts.hub,
             started_at: parts.runtime.wall(),
             runtime: parts.runtime,
@@ -287,7 +287,7 @@ impl Context {
         }
         for sid in &acted.wake {
             match self.store.key_of_row(*sid) {
-                Ok(key) => self.registry.want(Wish { sid: *sid, key, auto_continue: acted.asked }),
+                Ok(key) => self.registry.want(WorkRequest { sid: *sid, key, auto_continue: acted.asked }),
                 Err(e) => log::error!("a session cannot be woken: {e}"),
             }
         }

@@ -46,7 +46,7 @@ mod watchdog;
 pub mod worker;
 
 use context::{Context, Parts};
-use registry::Wish;
+use registry::WorkRequest;
 
 /// What `serve` was asked.
 #[derive(Clone, Debug)]
@@ -364,7 +364,7 @@ pub fn accept(ctx: &Arc<Context>, accept: Accept) -> Result<Accepted, Error> {
     if accepted.duplicate {
         // The first try may have been kept although its sender was told otherwise: then nobody was woken for it.
         if !accepted.over && wakes {
-            ctx.registry.want(Wish { sid: accepted.sid, key, auto_continue: false });
+            ctx.registry.want(WorkRequest { sid: accepted.sid, key, auto_continue: false });
         }
         return Ok(accepted);
     }
@@ -375,7 +375,7 @@ pub fn accept(ctx: &Arc<Context>, accept: Accept) -> Result<Accepted, Error> {
         ctx.cancel_turn(accepted.sid, tid);
     }
     if wakes {
-        ctx.registry.want(Wish { sid: accepted.sid, key, auto_continue: false });
+        ctx.registry.want(WorkRequest { sid: accepted.sid, key, auto_continue: false });
     }
     Ok(accepted)
 }

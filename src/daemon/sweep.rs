@@ -19,7 +19,7 @@ const PAUSE: Duration = Duration::from_secs(1);
 
 /// Starts looking.
 pub fn start(ctx: &Arc<Context>) {
-    ctx.registry.search();
+    ctx.registry.search_leftovers();
     let sweeper = ctx.clone();
     if let Err(e) = thread::spawn_own("sweep", thread::IO_STACK, move || sweep(&sweeper)) {
         log::warn!("no thread to look for earlier agents, so everybody waits for it: {e}");
@@ -35,7 +35,7 @@ impl Drop for Search<'_> {
     fn drop(&mut self) {
         if std::thread::panicking() {
             log::error!("the search for what earlier agents left running failed; sessions start without it");
-            self.0.registry.exorcise_all();
+            self.0.registry.unblock_all();
         }
     }
 }
@@ -56,7 +56,7 @@ fn sweep(ctx: &Context) {
         },
     );
     crate::failpoint::hit("boot", "looked");
-    ctx.registry.haunt(left.iter().filter_map(|(sid, _)| *sid));
+    ctx.registry.block_on_leftovers(left.iter().filter_map(|(sid, _)| *sid));
     ctx.tidy_now();
     if left.is_empty() {
         return;
@@ -75,7 +75,7 @@ fn sweep(ctx: &Context) {
         });
         for sid in freed {
             if !left.iter().any(|(s, _)| *s == Some(sid)) {
-                ctx.registry.exorcise(sid);
+                ctx.registry.unblock(sid);
                 ctx.tidy_now();
             }
         }

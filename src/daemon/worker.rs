@@ -17,7 +17,7 @@ use serde_json::json;
 
 use super::context::{CANCEL, Context};
 use super::mailbox::{Close, Mailbox, Why, Woken};
-use super::registry::{Doing, Wish};
+use super::registry::{Doing, WorkRequest};
 use super::turn_host::{Running, TurnHost};
 use crate::agent::{self, Agent, Answer, Continuity, Identity, Progress, Prompt};
 use crate::config::{self, AgentKind};
@@ -37,7 +37,7 @@ const AGAIN: Duration = Duration::from_secs(1);
 const BACKOFF: Duration = Duration::from_secs(60);
 
 /// What a worker's thread does, from its start to its end.
-pub fn run(ctx: &Arc<Context>, wish: &Wish, config: config::Agent, mailbox: &Arc<Mailbox>) {
+pub fn run(ctx: &Arc<Context>, wish: &WorkRequest, config: config::Agent, mailbox: &Arc<Mailbox>) {
     crate::log::about("key", &wish.key);
     let body = std::panic::AssertUnwindSafe(|| Worker::open(ctx, wish, config, mailbox).map(|mut w| w.live()));
     if std::panic::catch_unwind(body).is_err() {
@@ -49,7 +49,7 @@ pub fn run(ctx: &Arc<Context>, wish: &Wish, config: config::Agent, mailbox: &Arc
 
 /// Writes the death of a worker, as often as it takes: while its activation stands open no other worker gets the session. A
 /// stop, or somebody who put the session away, writes the end instead.
-fn write_death(ctx: &Context, wish: &Wish, mailbox: &Mailbox) {
+fn write_death(ctx: &Context, wish: &WorkRequest, mailbox: &Mailbox) {
     let mut again = false;
     loop {
         match ctx.store.worker_died(wish.sid, again) {
@@ -57,7 +57,7 @@ fn write_death(ctx: &Context, wish: &Wish, mailbox: &Mailbox) {
             // for ever.
             Ok(()) => {
                 let _ = ctx.registry.set(wish.sid, Doing::Closing);
-                return ctx.registry.want(Wish { auto_continue: false, ..wish.clone() });
+                return ctx.registry.want(WorkRequest { auto_continue: false, ..wish.clone() });
             }
             Err(e) if e.lies_in_rows() => {
                 return log::error!(key = wish.key; "its end could not be written, the next boot writes it: {e}");
@@ -91,7 +91,7 @@ struct Worker {
 
 impl Worker {
     /// Opens the activation. `None`: the session is not open any more, or a stop has begun.
-    fn open(ctx: &Arc<Context>, wish: &Wish, config: config::Agent, mailbox: &Arc<Mailbox>) -> Option<Self> {
+    fn open(ctx: &Arc<Context>, wish: &WorkRequest, config: config::Agent, mailbox: &Arc<Mailbox>) -> Option<Self> {
         let id = if names::needs_id(&config.cwd) { session_id(ctx, wish, mailbox)? } else { String::new() };
         let cwd = working_dir(&ctx.state_dir, &config.cwd, &wish.key, &id);
         let mut doubt = false;
@@ -112,7 +112,7 @@ impl Worker {
                         let letters = mailbox.take();
                         let _ = ctx.registry.set(wish.sid, Doing::Closing);
                         if letters.close != Some(Close::Stop) {
-                            ctx.registry.want(Wish {
+                            ctx.registry.want(WorkRequest {
                                 auto_continue: wish.auto_continue || letters.auto_continue,
                                 ..wish.clone()
                             });
@@ -313,7 +313,7 @@ impl Worker {
             Err(Error::Refused(Refusal::Closed)) => Next::Idle,
             Err(Error::Refused(Refusal::Apart)) => {
                 self.host.work = true;
-                if self.ctx().registry.wait_apart(sid) { Next::More } else { Next::Idle }
+                if self.ctx().registry.wait_for_probation(sid) { Next::More } else { Next::Idle }
             }
             Err(Error::Refused(_)) => self.gone(),
             Err(e) if e.lies_in_rows() => {
@@ -452,7 +452,7 @@ impl Worker {
         let doing = Doing::Running { turn_id: Some(begun.turn_id.clone()), since, tool: None };
         let _ = self.ctx().registry.set(sid, doing);
         if begun.alone {
-            self.ctx().registry.alone_begun(sid);
+            self.ctx().registry.begin_probation(sid);
         }
         crate::log::about("turn_id", &begun.turn_id);
         log::debug!(key = self.key(), turn_id = begun.turn_id; "turn begins");
@@ -511,7 +511,7 @@ impl Worker {
         let next = self.finish(begun, &running, unkept, outcome, error, since);
         crate::log::about("turn_id", "");
         if begun.alone {
-            self.ctx().registry.alone_over(sid);
+            self.ctx().registry.end_probation(sid);
         }
         // The registry hears of the end after the database: a drain that sees nothing running finds it committed.
         let _ = self.ctx().registry.set(sid, Doing::Idle);
@@ -595,7 +595,8 @@ impl Worker {
         if self.host.work || self.host.auto_continue {
             // What it was given and did not do is for the next worker of the session. One that gave way may have come back
             // while this one ended; one that has not refuses the next worker's activation.
-            let wish = Wish { sid: self.host.sid, key: self.key().to_owned(), auto_continue: self.host.auto_continue };
+            let wish =
+                WorkRequest { sid: self.host.sid, key: self.key().to_owned(), auto_continue: self.host.auto_continue };
             self.host.ctx.registry.want(wish);
         }
         if why != Close::Park {
@@ -677,7 +678,7 @@ pub fn working_dir(state_dir: &Path, template: &str, key: &str, id: &str) -> Pat
 }
 
 /// The session's id, as soon as the store says it; `None`: it is to close first, or there is no such session.
-fn session_id(ctx: &Context, wish: &Wish, mailbox: &Mailbox) -> Option<String> {
+fn session_id(ctx: &Context, wish: &WorkRequest, mailbox: &Mailbox) -> Option<String> {
     loop {
         match ctx.store.session_in_row(wish.sid) {
             Ok(session) => return Some(session.id),

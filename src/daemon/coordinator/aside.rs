@@ -13,7 +13,7 @@ use crossbeam_channel::Sender;
 use super::{ALONE, Coordinator, DOUBT, NO_THREAD, News, PRUNE, Timer, restart_text};
 use crate::config::Resume;
 use crate::daemon::context::{Context, RETIRE, Reloaded};
-use crate::daemon::registry::Wish;
+use crate::daemon::registry::WorkRequest;
 use crate::daemon::{dirs, hook_events, notify, prune, reload};
 use crate::model::event::HookEvent;
 use crate::model::lifecycle::Phase;
@@ -65,26 +65,26 @@ impl Coordinator {
 
     /// A session that ran alone may have stood its time.
     pub(super) fn look_alone(&mut self, now: Instant) {
-        let Some((_, since)) = self.ctx.registry.alone() else { return };
+        let Some((_, since)) = self.ctx.registry.probation() else { return };
         if since + ALONE > now {
             if !self.timers.is_set(Timer::Alone) {
                 self.timers.set(Timer::Alone, since + ALONE);
             }
             return;
         }
-        let Some(sid) = now.checked_sub(ALONE).and_then(|before| self.ctx.registry.take_alone(before)) else {
+        let Some(sid) = now.checked_sub(ALONE).and_then(|before| self.ctx.registry.take_probation(before)) else {
             return;
         };
         let stood = self.aside("alone", None, move |ctx| {
             // Where that cannot be written its turn's end does it.
             match ctx.store.clear_solo(sid) {
-                Ok(()) => ctx.registry.alone_over(sid),
+                Ok(()) => ctx.registry.end_probation(sid),
                 Err(e) => log::warn!("a session still counts as running alone: {e}"),
             }
             None
         });
         if stood.is_err() {
-            self.ctx.registry.alone_begun(sid);
+            self.ctx.registry.begin_probation(sid);
         }
     }
 
@@ -107,7 +107,7 @@ impl Coordinator {
     }
 
     /// What waits was looked for; `None`: it could not be read.
-    pub(super) fn scheduled(&mut self, wishes: Option<Vec<Wish>>) {
+    pub(super) fn scheduled(&mut self, wishes: Option<Vec<WorkRequest>>) {
         let _ = self.schedules.complete();
         match wishes {
             Some(wishes) => {
@@ -277,7 +277,7 @@ impl Coordinator {
 
     /// A session for which no thread is to be had, now or soon: the sender of what waits first is told. What waits behind it
     /// is tried anew.
-    pub(super) fn refuse_waiting(&mut self, wish: Wish, why: String) {
+    pub(super) fn refuse_waiting(&mut self, wish: WorkRequest, why: String) {
         let told = wish.clone();
         let refused = self.aside("refuse", None, move |ctx| {
             match ctx.store.fail_waiting(told.sid, "overloaded", why) {
@@ -293,7 +293,7 @@ impl Coordinator {
             None
         });
         if refused.is_err() {
-            self.timers.set(Timer::Seat, self.ctx.now() + NO_THREAD);
+            self.timers.set(Timer::Admit, self.ctx.now() + NO_THREAD);
             self.ctx.registry.want(wish);
         }
     }
@@ -302,7 +302,7 @@ impl Coordinator {
 const STOPPING: &str = "the daemon is stopping";
 
 /// Reads what waits: who has something queued is given its wish at once, whose turn was interrupted is returned.
-fn wanted(ctx: &Context) -> Option<Vec<Wish>> {
+fn wanted(ctx: &Context) -> Option<Vec<WorkRequest>> {
     let config = ctx.config();
     let since =
         config.sessions.resume_window.map_or(0, |w| ctx.store.now() - i64::try_from(w.as_millis()).unwrap_or(i64::MAX));
@@ -317,7 +317,7 @@ fn wanted(ctx: &Context) -> Option<Vec<Wish>> {
         let Some(last) = page.last() else { return Some(interrupted) };
         after = last.sid;
         for w in page {
-            let wish = Wish { sid: w.sid, key: w.key, auto_continue: marked.is_some() };
+            let wish = WorkRequest { sid: w.sid, key: w.key, auto_continue: marked.is_some() };
             if w.queued {
                 ctx.registry.want(wish);
             } else {

@@ -12,7 +12,7 @@ use crossbeam_channel::{Receiver, Sender, never, select};
 
 use super::context::{Context, Reloaded, Request};
 use super::delivery::{Delivery, Message};
-use super::registry::Wish;
+use super::registry::WorkRequest;
 use super::report::Report;
 use super::signals::Signal;
 use super::{hook_events, notify, prune, reload, worker};
@@ -55,7 +55,7 @@ enum Timer {
     /// Something is looked for to prune.
     Prune,
     /// A worker's thread is tried again.
-    Seat,
+    Admit,
     /// What a commit in doubt did is looked for.
     Doubt,
     /// What waits is looked for again, for it could not be read.
@@ -78,7 +78,7 @@ pub enum News {
     /// A reload has read everything anew.
     Prepared(Result<Box<reload::Prepared>, String>),
     /// The sessions whose interrupted turn is to go on; `None`: they could not be read.
-    Scheduled(Option<Vec<Wish>>),
+    Scheduled(Option<Vec<WorkRequest>>),
     /// A step of retention ended; what it removed.
     Pruned(Option<Pruned>),
     /// Files of deleted sessions were removed; whether some are still to go.
@@ -119,7 +119,7 @@ pub struct Coordinator {
     delivery: Delivery,
     news: (Sender<News>, Receiver<News>),
     report: Option<Report>,
-    continuations: VecDeque<Wish>,
+    continuations: VecDeque<WorkRequest>,
     /// When the next of them may begin.
     next_continuation: Option<Instant>,
     timers: Timers<Timer>,
@@ -243,7 +243,7 @@ impl Coordinator {
         match timer {
             Timer::Continue => self.continue_some(now),
             // They are looked at whenever something happens.
-            Timer::Alive | Timer::Alone | Timer::Seat => {}
+            Timer::Alive | Timer::Alone | Timer::Admit => {}
             Timer::Prune => self.prune(),
             Timer::Tidy => self.tidy(),
             Timer::Doubt => self.doubt(),
@@ -261,7 +261,7 @@ impl Coordinator {
             self.note_alive();
         }
         self.look_alone(now);
-        self.seat(now);
+        self.admit(now);
     }
 
     /// Interrupted turns whose time has come go on.
@@ -278,36 +278,36 @@ impl Coordinator {
     }
 
     /// Gives workers to the sessions that want one, as far as there is room.
-    fn seat(&mut self, now: Instant) {
-        if self.timers.is_set(Timer::Seat) {
+    fn admit(&mut self, now: Instant) {
+        if self.timers.is_set(Timer::Admit) {
             return;
         }
         let config = self.ctx.config();
-        let mut newcomers = VecDeque::from(self.ctx.registry.seat(&config, is_light));
-        while let Some(newcomer) = newcomers.pop_front() {
-            let agent = config.route(&newcomer.of.wish.key).clone();
+        let mut admitted = VecDeque::from(self.ctx.registry.admit(&config));
+        while let Some(next) = admitted.pop_front() {
+            let (request, mailbox) = (next.request().clone(), next.mailbox.clone());
+            let agent = config.route(&request.key).clone();
             let stack = if agent.kind == AgentKind::Lua { thread::DEEP_STACK } else { thread::IO_STACK };
             let (ctx, news) = (self.ctx.clone(), self.news.0.clone());
-            let (wish, mailbox) = (newcomer.of.wish.clone(), newcomer.mailbox.clone());
-            let sid = wish.sid;
+            let sid = request.sid;
             let job = Box::new(move || {
-                worker::run(&ctx, &wish, agent, &mailbox);
+                worker::run(&ctx, &request, agent, &mailbox);
                 let _ = news.send(News::WorkerEnded(sid));
             });
             match self.ctx.runtime.spawn(format!("s{sid}"), stack, job) {
                 Ok(join) => self.ctx.registry.started(sid, join),
-                Err(e) if self.ctx.registry.numbers().live > newcomers.len() + 1 => {
+                Err(e) if self.ctx.registry.numbers().live > admitted.len() + 1 => {
                     // A worker that ends gives one back.
-                    self.timers.set(Timer::Seat, now + NO_THREAD);
-                    newcomers.push_front(newcomer);
-                    newcomers.into_iter().for_each(|n| self.ctx.registry.unseat(n));
+                    self.timers.set(Timer::Admit, now + NO_THREAD);
+                    admitted.push_front(next);
+                    admitted.into_iter().for_each(|a| self.ctx.registry.give_back(a));
                     return log::warn!("no thread for another session, tried again in a second: {e}");
                 }
                 Err(e) => {
-                    let wish = newcomer.of.wish;
-                    log::error!(key = wish.key; "no thread for the session: {e}");
-                    let _ = self.ctx.registry.remove(wish.sid);
-                    self.refuse_waiting(wish, format!("no thread for the session: {e}"));
+                    let request = next.request().clone();
+                    log::error!(key = request.key; "no thread for the session: {e}");
+                    let _ = self.ctx.registry.remove(request.sid);
+                    self.refuse_waiting(request, format!("no thread for the session: {e}"));
                 }
             }
         }
@@ -373,7 +373,7 @@ impl Coordinator {
                 self.delivery.tell(Message::Go);
             }
             News::WorkerEnded(sid) => {
-                self.timers.clear(Timer::Seat);
+                self.timers.clear(Timer::Admit);
                 if let Some((join, again)) = self.ctx.registry.remove(sid) {
                     // The thread has said its last word: the join is a matter of microseconds.
                     if let Some(join) = join
@@ -381,7 +381,7 @@ impl Coordinator {
                     {
                         log::error!("the worker of session row {sid} panicked at its end");
                     }
-                    self.ctx.registry.alone_over(sid);
+                    self.ctx.registry.end_probation(sid);
                     if self.timers.is_set(Timer::Tidy) {
                         // It may be the one in whose directory somebody was still at work.
                         self.tidy();
@@ -425,14 +425,6 @@ impl Coordinator {
         for action in actions {
             self.perform(action);
         }
-    }
-}
-
-/// Whether an agent of this kind holds nothing between two turns that would have to be closed.
-const fn is_light(kind: AgentKind) -> bool {
-    match kind {
-        AgentKind::Echo | AgentKind::Exec | AgentKind::Openai => true,
-        AgentKind::Acp | AgentKind::Lua => false,
     }
 }
 

@@ -1,0 +1,209 @@
+//! Worker slots. What is counted of the live sessions changes with each change of an entry, so admitting a session never
+//! scans them all.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::{Doing, Effect, Entry, Kind, Roster, Waiting, WorkRequest};
+use crate::model::session::{Crowd, give_way};
+
+/// The live sessions of one agent, as far as they matter to those that wait. Kept by [`Roster::change`].
+#[derive(Debug, Default)]
+pub(super) struct AgentSlots {
+    pub live: usize,
+    pub closing: usize,
+    /// Those at rest, the least recently used first: number of use, row.
+    pub resting: BTreeMap<u64, i64>,
+}
+
+impl AgentSlots {
+    fn count_out(&mut self, was: Kind, used: u64) {
+        match was {
+            Kind::Resting => drop(self.resting.remove(&used)),
+            Kind::Closing => self.closing -= 1,
+            Kind::Running | Kind::Starting => {}
+        }
+    }
+
+    fn count_in(&mut self, is: Kind, used: u64, sid: i64) {
+        match is {
+            Kind::Resting => drop(self.resting.insert(used, sid)),
+            Kind::Closing => self.closing += 1,
+            Kind::Running | Kind::Starting => {}
+        }
+    }
+}
+
+/// Which agent answers a key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Route<'a> {
+    /// Its name.
+    pub agent: &'a str,
+    /// How many sessions it may have at once.
+    pub most: usize,
+    /// At rest it holds nothing that must be closed.
+    pub light: bool,
+}
+
+/// The routes of a configuration.
+pub trait Routes {
+    /// Which agent answers the key.
+    fn route(&self, key: &str) -> Route<'_>;
+}
+
+impl Roster {
+    /// The one way to change an entry: what is counted of it changes with it.
+    pub(super) fn change<T>(&mut self, sid: i64, how: impl FnOnce(&mut Entry) -> T) -> Option<T> {
+        let entry = self.live.get_mut(&sid)?;
+        let (was, used) = (entry.doing.kind(), entry.used);
+        let result = how(entry);
+        let (is, now) = (entry.doing.kind(), entry.used);
+        if (was, used) != (is, now) {
+            if let Some(slots) = self.by_agent.get_mut(&entry.agent) {
+                slots.count_out(was, used);
+                slots.count_in(is, now, sid);
+            }
+            self.running = self.running + usize::from(is == Kind::Running) - usize::from(was == Kind::Running);
+        }
+        Some(result)
+    }
+
+    /// An entry was taken out.
+    pub(super) fn count_out(&mut self, entry: &Entry) {
+        if let Some(slots) = self.by_agent.get_mut(&entry.agent) {
+            slots.live -= 1;
+            slots.count_out(entry.doing.kind(), entry.used);
+        }
+        self.running -= usize::from(entry.doing.kind() == Kind::Running);
+    }
+
+    /// Something waits in a live session: its worker is woken, or the next one will be. `None`: it is not live.
+    pub(super) fn wake_live(&mut self, request: &WorkRequest) -> Option<Vec<Effect>> {
+        let used = self.next_use();
+        let WorkRequest { sid, auto_continue, .. } = *request;
+        self.change(sid, |entry| {
+            entry.used = used;
+            if entry.doing == Doing::Closing {
+                let auto_continue = auto_continue || entry.again.as_ref().is_some_and(|r| r.auto_continue);
+                entry.again = Some(WorkRequest { auto_continue, ..request.clone() });
+                return Vec::new();
+            }
+            vec![Effect::Wake { sid, auto_continue }]
+        })
+    }
+
+    /// The next number of use.
+    pub(super) const fn next_use(&mut self) -> u64 {
+        self.uses += 1;
+        self.uses
+    }
+
+    /// Every route may be another one than before.
+    pub fn routes_changed(&mut self) {
+        self.waiting.forget_routes();
+    }
+
+    /// Gives slots to those that have waited longest, at most `max_live` in all and as many as each agent may have, and asks
+    /// sessions at rest to make room for the others. Each session that is returned has its entry: its worker is to be
+    /// started. `has_work`: work lies unread in the mailbox of a session's worker.
+    #[must_use]
+    pub fn admit(
+        &mut self,
+        max_live: usize,
+        routes: &dyn Routes,
+        has_work: &dyn Fn(i64) -> bool,
+    ) -> (Vec<Waiting>, Vec<Effect>) {
+        let (mut admitted, mut effects) = (Vec::new(), Vec::new());
+        if self.closed || self.searching || self.waiting.is_empty() {
+            return (admitted, effects);
+        }
+        self.waiting.route(routes);
+        while self.live.len() < max_live {
+            let by_agent = &self.by_agent;
+            let may = |agent: &str, most: usize| by_agent.get(agent).map_or(0, |slots| slots.live) < most;
+            let Some((agent, waiting)) = self.waiting.take(may) else { break };
+            if let Some(woken) = self.wake_live(&waiting.request) {
+                // It has a worker already.
+                effects.extend(woken);
+            } else if self.leftovers.contains(&waiting.request.sid) {
+                self.waiting.set_aside(waiting);
+            } else {
+                self.insert(&waiting.request, agent, routes.route(&waiting.request.key).light);
+                admitted.push(waiting);
+            }
+        }
+        if !self.waiting.is_empty() {
+            effects.extend(self.make_room(max_live, has_work).into_iter().map(Effect::Park));
+        }
+        (admitted, effects)
+    }
+
+    /// The worker of an admitted session could not be started: its slot is free, and it waits where it had waited.
+    /// `auto_continue`: what came for it meanwhile asks for that.
+    pub fn give_back(&mut self, mut waiting: Waiting, auto_continue: bool) -> Vec<Effect> {
+        let _ = self.remove(waiting.request.sid);
+        waiting.request.auto_continue |= auto_continue;
+        self.waiting.give_back(waiting);
+        vec![Effect::Nudge]
+    }
+
+    /// Chooses who gives way to those that still wait, the least recently used first; they are closing from now on.
+    fn make_room(&mut self, max_live: usize, has_work: &dyn Fn(i64) -> bool) -> Vec<i64> {
+        let none = AgentSlots::default();
+        let waits = self.waiting.queues().filter(|q| q.waiting > 0).map(|q| q.agent);
+        let agents: BTreeSet<&str> = waits.chain(self.by_agent.keys().map(String::as_str)).collect();
+        let agents: Vec<String> = agents.into_iter().map(str::to_owned).collect();
+        let queues: BTreeMap<&str, _> = self.waiting.queues().map(|q| (q.agent, q)).collect();
+        let crowd = |agent: &String| {
+            let slots = self.by_agent.get(agent).unwrap_or(&none);
+            let (waiting, most) = queues.get(agent.as_str()).map_or((0, 0), |q| (q.waiting, q.most));
+            Crowd {
+                waiting,
+                free: most.saturating_sub(slots.live),
+                closing: slots.closing,
+                resting: slots.resting.len(),
+            }
+        };
+        let crowds: Vec<Crowd> = agents.iter().map(crowd).collect();
+        let (own, any) = give_way(&crowds, max_live.saturating_sub(self.live.len()));
+        let mut going = Vec::new();
+        for (agent, n) in agents.iter().zip(own) {
+            going.extend((0..n).map_while(|_| self.take_longest_at_rest(Some(agent), has_work)));
+        }
+        going.extend((0..any).map_while(|_| self.take_longest_at_rest(None, has_work)));
+        going
+    }
+
+    /// Takes the session, of the agent or of any, that has rested longest and to which nothing has come: it is closing.
+    fn take_longest_at_rest(&mut self, agent: Option<&String>, has_work: &dyn Fn(i64) -> bool) -> Option<i64> {
+        let works_aside = |sid: &i64| self.live.get(sid).is_some_and(|e| e.works_aside);
+        let first = |slots: &AgentSlots| {
+            let all = || slots.resting.iter().filter(|(_, sid)| !has_work(**sid));
+            let first = all().find(|(_, sid)| !works_aside(sid)).or_else(|| all().next());
+            first.map(|(used, sid)| (works_aside(sid), *used, *sid))
+        };
+        let (_, _, sid) = match agent {
+            Some(name) => self.by_agent.get(name).and_then(first),
+            None => self.by_agent.values().filter_map(first).min(),
+        }?;
+        self.change(sid, |entry| entry.doing = Doing::Closing)?;
+        Some(sid)
+    }
+
+    fn insert(&mut self, request: &WorkRequest, agent: String, light: bool) {
+        let used = self.next_use();
+        self.by_agent.entry(agent.clone()).or_default().live += 1;
+        let entry = Entry {
+            key: request.key.clone(),
+            agent,
+            light,
+            doing: Doing::Starting,
+            used,
+            again: None,
+            works_aside: false,
+            ready: None,
+            reserved: None,
+        };
+        self.live.insert(request.sid, entry);
+        self.by_key.insert(request.key.clone(), request.sid);
+    }
+}
