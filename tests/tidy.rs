@@ -51,7 +51,7 @@ fn only_in(words: &[&str], may: impl Fn(&str) -> bool, why: &str) {
 
 #[test]
 fn each_library_is_named_in_its_room_only() {
-    only_in(&["rusqlite"], |f| f.starts_with("src/store/"), "SQL belongs to the store");
+    only_in(&["rusqlite"], |f| f.starts_with("src/store/sqlite/"), "SQLite belongs to its folder of the store");
     only_in(&["mlua"], |f| f.starts_with("src/hooks/") || f == "src/agent/lua.rs", "Lua belongs to the hooks");
     only_in(&["signal_hook"], |f| f.ends_with("/signals.rs"), "signals belong to signals.rs");
     only_in(&["httparse"], |f| f.starts_with("src/http/"), "HTTP parsing belongs to http");

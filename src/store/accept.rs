@@ -1,6 +1,6 @@
 //! Accepting a message: the transaction behind every 202.
 
-use rusqlite::params;
+use super::sql::{Row, SqlError, params};
 use serde_json::json;
 use uuid::Uuid;
 
@@ -195,13 +195,16 @@ impl Tx<'_> {
         let joined = if placement.join { self.last_queued(session.sid)? } else { None };
         let (tid, turn_id) = match joined {
             Some((tid, id)) => {
-                self.run("UPDATE turns SET messages=messages+1 WHERE tid=?1", [tid])?;
+                self.tell("UPDATE turns SET messages=messages+1 WHERE tid=?1", params![tid])?;
                 (tid, id)
             }
             None => self.queue_turn(session.sid)?,
         };
-        let message_id = self.keep_message(a, session.sid, tid)?;
-        self.run("UPDATE sessions SET messages=messages+1, active_at=?2 WHERE sid=?1", params![session.sid, self.now])?;
+        let (_, message_id) = self.keep_message(a, session.sid, tid)?;
+        self.tell(
+            "UPDATE sessions SET messages=messages+1, active_at=?2 WHERE sid=?1",
+            params![session.sid, self.now],
+        )?;
         let interrupt = if placement.interrupt { self.ask_cancel(session.sid, "interrupt")? } else { None };
         let notice = resolution.notice();
         if let Some((code, text)) = notice {
@@ -264,19 +267,17 @@ impl Tx<'_> {
         let turn_id = new_id(self.now);
         let data = json!({ "continues": null, "resumed": false });
         let seq = self.emit(EventKind::TurnStart, &s.key, &s.id, Some(&turn_id), &data)?;
-        self.run(
+        let tid = self.insert(
             "INSERT INTO turns (id, sid, state, messages, epoch, created_at, started_at, sealed, events_after)
-             VALUES (?1, ?2, 'running', 1, ?3, ?4, ?4, ?5, ?5-1)",
+             VALUES (?1, ?2, 'running', 1, ?3, ?4, ?4, ?5, ?5-1) RETURNING tid",
             params![turn_id, s.sid, epoch, self.now, seq],
         )?;
-        let tid = self.conn.last_insert_rowid();
-        let message_id = self.keep_message(a, s.sid, tid)?;
-        let mid = self.conn.last_insert_rowid();
-        self.run(
+        let (mid, message_id) = self.keep_message(a, s.sid, tid)?;
+        self.tell(
             "UPDATE sessions SET messages=messages+1, turns=turns+1, active_at=?2 WHERE sid=?1",
             params![s.sid, self.now],
         )?;
-        self.run(
+        self.tell(
             "INSERT INTO entries (sid, tid, role, mid, at) VALUES (?1, ?2, 'user', ?3, ?4)",
             params![s.sid, tid, mid, self.now],
         )?;
@@ -307,15 +308,16 @@ impl Tx<'_> {
         Ok((accepted, Some(begun)))
     }
 
-    /// A message's own row. Its id.
-    fn keep_message(&mut self, a: &Accept, sid: i64, tid: i64) -> Result<String, Error> {
+    /// A message's own row. Its number and its id.
+    fn keep_message(&mut self, a: &Accept, sid: i64, tid: i64) -> Result<(i64, String), Error> {
         let id = new_id(self.now);
         let digest = a.client_id.as_ref().map(|_| digest(&a.original));
-        self.run(
-            "INSERT INTO messages (id, key, sid, tid, client_id, digest, text, at) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
+        let mid = self.insert(
+            "INSERT INTO messages (id, key, sid, tid, client_id, digest, text, at) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)
+             RETURNING mid",
             params![id, a.key, sid, tid, a.client_id, digest, a.text, self.now],
         )?;
-        Ok(id)
+        Ok((mid, id))
     }
 
     /// A message to a session by its id is answered by that one or not at all.
@@ -323,7 +325,7 @@ impl Tx<'_> {
         if resolution == Resolution::Same && current.is_some_and(|c| c.id == *id) {
             return Ok(());
         }
-        let ended = self.row("SELECT 1 FROM sessions WHERE id=?1 AND status='ended'", [id], |_| Ok(()))?.is_some();
+        let ended = self.exists("SELECT 1 FROM sessions WHERE id=?1 AND status='ended'", params![id])?;
         Err(if ended { Refusal::Ended.into() } else { Refusal::NotCurrent.into() })
     }
 
@@ -332,7 +334,7 @@ impl Tx<'_> {
         if full(in_session, limits.queue_limit) {
             return Err(Refusal::QueueFull.into());
         }
-        let total: i64 = self.row("SELECT value FROM meta WHERE name='queued'", [], |r| r.get(0))?.unwrap_or(0);
+        let total: i64 = self.row("SELECT value FROM meta WHERE name='queued'", params![], |r| r.get(0))?.unwrap_or(0);
         if full(total, limits.queue_total) {
             return Err(Refusal::Overloaded.into());
         }
@@ -347,21 +349,22 @@ impl Tx<'_> {
     pub(super) fn current_as(
         &self,
         key: &str,
-        read: fn(&rusqlite::Row<'_>) -> rusqlite::Result<SessionRow>,
+        read: fn(&Row<'_>) -> Result<SessionRow, SqlError>,
     ) -> Result<Option<SessionRow>, Error> {
         let sql = concat!(
             "SELECT ",
             super::tx::session_columns!(),
             " FROM sessions WHERE key=?1 AND status='open' AND hidden=0 ORDER BY sid DESC LIMIT 1"
         );
-        Ok(self.row(sql, [key], read)?)
+        Ok(self.row(sql, params![key], read)?)
     }
 
     pub(super) fn newest_is_suspended(&self, key: &str) -> Result<bool, Error> {
-        let status =
-            self.row("SELECT status FROM sessions WHERE key=?1 AND hidden=0 ORDER BY sid DESC LIMIT 1", [key], |r| {
-                r.get::<_, String>(0)
-            })?;
+        let status = self.row(
+            "SELECT status FROM sessions WHERE key=?1 AND hidden=0 ORDER BY sid DESC LIMIT 1",
+            params![key],
+            |r| r.get::<String>(0),
+        )?;
         Ok(status.as_deref() == Some("suspended"))
     }
 
@@ -369,7 +372,7 @@ impl Tx<'_> {
     fn last_queued(&self, sid: i64) -> Result<Option<(i64, String)>, Error> {
         Ok(self.row(
             "SELECT tid, id FROM turns WHERE sid=?1 AND state='queued' ORDER BY tid DESC LIMIT 1",
-            [sid],
+            params![sid],
             |r| Ok((r.get(0)?, r.get(1)?)),
         )?)
     }
@@ -386,14 +389,15 @@ impl Tx<'_> {
         // Where no current session gave way, the one before it is the newest under the key, suspended or ended.
         let before = match previous {
             Some(id) => Some(id.to_owned()),
-            None => self.row("SELECT id FROM sessions WHERE key=?1 ORDER BY sid DESC LIMIT 1", [key], |r| r.get(0))?,
+            None => {
+                self.row("SELECT id FROM sessions WHERE key=?1 ORDER BY sid DESC LIMIT 1", params![key], |r| r.get(0))?
+            }
         };
-        self.run(
+        let sid = self.insert(
             "INSERT INTO sessions (id, key, status, start_reason, agent, created_at, active_at, previous_id)
-             VALUES (?1, ?2, 'open', ?3, ?4, ?5, ?5, ?6)",
+             VALUES (?1, ?2, 'open', ?3, ?4, ?5, ?5, ?6) RETURNING sid",
             params![id, key, start.as_str(), agent, self.now, before],
         )?;
-        let sid = self.conn.last_insert_rowid();
         self.session(sid)?.ok_or_else(|| Refusal::SessionNotFound.into())
     }
 
@@ -404,31 +408,31 @@ impl Tx<'_> {
 
     /// A turn that waits. Its row.
     pub(super) fn new_turn(&mut self, id: &str, sid: i64, messages: i64) -> Result<i64, Error> {
-        self.run(
+        Ok(self.insert(
             "INSERT INTO turns (id, sid, state, messages, created_at, events_after)
-             VALUES (?1, ?2, 'queued', ?4, ?3, (SELECT coalesce(max(seq), 0) FROM events))",
+             VALUES (?1, ?2, 'queued', ?4, ?3, (SELECT coalesce(max(seq), 0) FROM events)) RETURNING tid",
             params![id, sid, self.now, messages],
-        )?;
-        Ok(self.conn.last_insert_rowid())
+        )?)
     }
 
     /// Notes that the running turn is to be cancelled, so that a crash does not continue it. Which one runs, if one does.
     pub(super) fn ask_cancel(&mut self, sid: i64, why: &str) -> Result<Option<i64>, Error> {
-        self.run("UPDATE turns SET cancel=?2 WHERE sid=?1 AND state='running'", params![sid, why])?;
+        self.tell("UPDATE turns SET cancel=?2 WHERE sid=?1 AND state='running'", params![sid, why])?;
         self.running_turn(sid)
     }
 
     /// Queued turns move to the session that answers now, in order and with their ids; their senders are told.
     pub(super) fn move_queue(&mut self, from: &SessionRow, to: &SessionRow) -> Result<usize, Error> {
-        let turns =
-            self.rows("SELECT tid, id FROM turns WHERE sid=?1 AND state='queued' ORDER BY tid", [from.sid], |r| {
-                Ok((r.get::<_, i64>(0)?, r.get::<_, String>(1)?))
-            })?;
+        let turns = self.rows(
+            "SELECT tid, id FROM turns WHERE sid=?1 AND state='queued' ORDER BY tid",
+            params![from.sid],
+            |r| Ok((r.get::<i64>(0)?, r.get::<String>(1)?)),
+        )?;
         for (tid, id) in &turns {
-            self.run("UPDATE turns SET sid=?2 WHERE tid=?1", params![tid, to.sid])?;
+            self.tell("UPDATE turns SET sid=?2 WHERE tid=?1", params![tid, to.sid])?;
             let moved = self.run("UPDATE messages SET sid=?2 WHERE tid=?1", params![tid, to.sid])?;
-            self.run("UPDATE sessions SET messages=messages-?2 WHERE sid=?1", params![from.sid, moved as i64])?;
-            self.run("UPDATE sessions SET messages=messages+?2 WHERE sid=?1", params![to.sid, moved as i64])?;
+            self.tell("UPDATE sessions SET messages=messages-?2 WHERE sid=?1", params![from.sid, moved as i64])?;
+            self.tell("UPDATE sessions SET messages=messages+?2 WHERE sid=?1", params![to.sid, moved as i64])?;
             self.notice(to, Some(id), "moved", "the message moved to the session that answers now")?;
         }
         Ok(turns.len())

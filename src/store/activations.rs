@@ -1,6 +1,6 @@
 //! Activations: opened once, closed once. Open ones are rows from their first instant.
 
-use rusqlite::params;
+use super::sql::params;
 use serde_json::json;
 
 use super::tx::Tx;
@@ -73,9 +73,11 @@ impl Store {
     /// # Errors
     /// The store fails.
     pub fn follows_a_crash(&self, sid: i64, epoch: i64) -> Result<bool, Error> {
-        self.read(|conn| {
-            conn.prepare_cached("SELECT 1 FROM activations WHERE sid=?1 AND epoch=?2 AND end_reason='crash'")?
-                .exists(params![sid, epoch - 1])
+        self.read(|sql| {
+            sql.exists(
+                "SELECT 1 FROM activations WHERE sid=?1 AND epoch=?2 AND end_reason='crash'",
+                params![sid, epoch - 1],
+            )
         })
     }
 
@@ -86,7 +88,7 @@ impl Store {
     pub fn note_agent(&self, sid: i64, epoch: i64, agent_session: Option<String>) -> Result<(), Error> {
         self.write("note_agent", move |tx| {
             tx.current_activation(sid, epoch)?;
-            tx.run("UPDATE sessions SET agent_session=?2 WHERE sid=?1", params![sid, agent_session])?;
+            tx.tell("UPDATE sessions SET agent_session=?2 WHERE sid=?1", params![sid, agent_session])?;
             Ok(())
         })
     }
@@ -98,7 +100,7 @@ impl Store {
     pub fn note_process(&self, sid: i64, epoch: i64, pid: u32, start: u64) -> Result<(), Error> {
         self.write("note_process", move |tx| {
             tx.current_activation(sid, epoch)?;
-            tx.run(
+            tx.tell(
                 "UPDATE activations SET pid=?3, pid_start=?4 WHERE sid=?1 AND epoch=?2",
                 params![sid, epoch, pid, i64::try_from(start).unwrap_or(0)],
             )?;
@@ -167,9 +169,9 @@ impl Tx<'_> {
         } else {
             StartReason::Message
         };
-        self.run("UPDATE sessions SET epoch=?2, agent=?3 WHERE sid=?1", params![sid, epoch, agent])?;
+        self.tell("UPDATE sessions SET epoch=?2, agent=?3 WHERE sid=?1", params![sid, epoch, agent])?;
         // What waited when it opened is counted to this activation.
-        self.run(
+        self.tell(
             "INSERT INTO activations (sid, epoch, bid, start_reason, agent, cwd, opened_at, turns_before, messages_before)
              VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
             params![sid, epoch, self.bid, reason.as_str(), agent, cwd, self.now, s.turns, s.messages.saturating_sub(s.queued)],
@@ -177,7 +179,7 @@ impl Tx<'_> {
         let fields = json!({
             "epoch": epoch, "reason": reason, "previous_id": s.previous_id, "agent": agent, "cwd": cwd,
         });
-        self.tell(EventKind::SessionStart, HookEvent::SessionStart, &s, fields)?;
+        self.record(EventKind::SessionStart, HookEvent::SessionStart, &s, fields)?;
         let session = OpenedSession { sid, id: s.id, key: s.key, agent_session: s.agent_session, turns: s.turns };
         Ok(Opened { epoch, session })
     }

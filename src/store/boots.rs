@@ -2,10 +2,9 @@
 
 use std::time::Instant;
 
-use rusqlite::{OptionalExtension as _, params};
+use super::sql::params;
 use serde_json::Value;
 
-use super::isolate::{maybe_number, maybe_text, number, text};
 use super::tx::{SessionRow, Tx};
 use super::{Error, Store};
 use crate::clock::Millis;
@@ -90,11 +89,10 @@ impl Store {
         let (bid, recovered) = self.write("open_boot", move |tx| {
             tx.trust_clock()?;
             let deaths = tx.deaths()?;
-            tx.run(
-                "INSERT INTO boots (boot_id, pid, version, started_at, alive_at) VALUES (?1, ?2, ?3, ?4, ?4)",
+            tx.bid = tx.insert(
+                "INSERT INTO boots (boot_id, pid, version, started_at, alive_at) VALUES (?1, ?2, ?3, ?4, ?4) RETURNING bid",
                 params![info.boot_id, info.pid, env!("CARGO_PKG_VERSION"), tx.now],
             )?;
-            tx.bid = tx.conn.last_insert_rowid();
             let mut r = Recovered { deaths: deaths.len() as i64, ..Recovered::default() };
             for (bid, death, solo) in &deaths {
                 tx.recover(*bid, death, *solo, info.threshold, &mut r)?;
@@ -110,10 +108,10 @@ impl Store {
             }
             tx.recover_rest(deaths.last().map(|d| d.1), info.threshold, &mut r)?;
             // Marks of that stop are marks from before now.
-            tx.update_sessions("recovery", "mark_boot=NULL", "mark_reason IS NOT NULL AND mark_boot IS NOT NULL", &[])?;
+            tx.update_sessions("recovery", "mark_boot=NULL", "mark_reason IS NOT NULL AND mark_boot IS NOT NULL", params![])?;
             let recent = tx.row(
                 "SELECT count(*) FROM (SELECT 1 FROM boots WHERE clean=0 AND stop_reason IS NULL AND ended_at>?1 LIMIT 100)",
-                [tx.now - 300_000],
+                params![tx.now - 300_000],
                 |row| row.get(0),
             )?;
             r.recent_deaths = recent.unwrap_or(0);
@@ -132,7 +130,7 @@ impl Store {
     /// The store fails.
     pub fn note_alive(&self) -> Result<(), Error> {
         self.write("note_alive", |tx| {
-            tx.run("UPDATE boots SET alive_at=?2 WHERE bid=?1", params![tx.bid, tx.now])?;
+            tx.tell("UPDATE boots SET alive_at=?2 WHERE bid=?1", params![tx.bid, tx.now])?;
             Ok(())
         })
     }
@@ -143,7 +141,7 @@ impl Store {
     /// The store fails.
     pub fn clear_solo(&self, sid: i64) -> Result<(), Error> {
         self.write("clear_solo", move |tx| {
-            tx.run("UPDATE boots SET solo=NULL WHERE bid=?1 AND solo=?2", [tx.bid, sid])?;
+            tx.tell("UPDATE boots SET solo=NULL WHERE bid=?1 AND solo=?2", params![tx.bid, sid])?;
             Ok(())
         })
     }
@@ -156,7 +154,7 @@ impl Store {
         self.write("note_abandoned", move |tx| {
             for sid in &sids {
                 tx.for_one("stop", *sid, |tx| {
-                    Ok(tx.run("UPDATE activations SET abandoned=1 WHERE sid=?1 AND closed_at IS NULL", [sid])?)
+                    Ok(tx.run("UPDATE activations SET abandoned=1 WHERE sid=?1 AND closed_at IS NULL", params![sid])?)
                 })?;
             }
             Ok(())
@@ -170,7 +168,7 @@ impl Store {
     /// The store fails; the stop goes on, and the next boot derives the same from the rows that are open.
     pub fn mark_running(&self, stop: StopNote) -> Result<usize, Error> {
         self.write("mark_running", move |tx| {
-            tx.run(
+            tx.tell(
                 "UPDATE boots SET stop_reason=?2, stop_urgency=?3, stop_at=coalesce(stop_at, ?4), stop_deadline=?5 WHERE bid=?1",
                 params![tx.bid, stop.reason.as_str(), stop.urgency.as_str(), tx.now, stop.deadline_at],
             )?;
@@ -215,7 +213,7 @@ impl Store {
             let (batch, last) = self.until(until).write("close_activations", move |tx| {
                 let open = tx.sids(
                     "SELECT sid FROM activations WHERE closed_at IS NULL AND sid>?1 ORDER BY sid LIMIT ?2",
-                    [after, BATCH],
+                    params![after, BATCH],
                 )?;
                 let now = Death { stop: Some(reason), last_life: tx.now, solo: false };
                 let mut batch = 0;
@@ -236,11 +234,11 @@ impl Store {
     /// The store fails.
     pub fn close_boot(&self, clean: bool, report: Value, keep: u32) -> Result<(), Error> {
         self.write("close_boot", move |tx| {
-            tx.run(
+            tx.tell(
                 "UPDATE boots SET ended_at=?2, clean=?3, report=?4 WHERE bid=?1",
                 params![tx.bid, tx.now, clean, report.to_string()],
             )?;
-            tx.run("DELETE FROM boots WHERE bid<=?1", [tx.bid - i64::from(keep.max(1))])?;
+            tx.tell("DELETE FROM boots WHERE bid<=?1", params![tx.bid - i64::from(keep.max(1))])?;
             Ok(())
         })
     }
@@ -260,25 +258,26 @@ impl Store {
     /// # Errors
     /// The store fails.
     pub fn stop_outcomes(&self, live: &[(i64, Option<String>)]) -> Result<Vec<StopOutcome>, Error> {
-        self.read(|conn| {
-            let mut statement = conn.prepare_cached(
-                "SELECT s.key, s.id, s.mark_reason, (SELECT state FROM turns WHERE id=?2),
-                   EXISTS (SELECT 1 FROM journal j JOIN deliveries d ON d.jid=j.jid WHERE j.sid=s.sid AND d.state='pending')
-                 FROM sessions s WHERE s.sid=?1",
-            )?;
+        self.read(|sql| {
             let mut outcomes = Vec::with_capacity(live.len());
             for (sid, turn) in live {
-                let found = statement.query_row(params![sid, turn], |r| {
-                    Ok(StopOutcome {
-                        sid: *sid,
-                        key: text(r, 0)?,
-                        session_id: text(r, 1)?,
-                        mark: maybe_text(r, 2)?,
-                        turn: maybe_text(r, 3)?,
-                        end_pending: number(r, 4)? != 0,
-                    })
-                });
-                outcomes.extend(found.optional()?);
+                outcomes.extend(sql.row(
+                    "SELECT s.key, s.id, s.mark_reason, (SELECT state FROM turns WHERE id=?2),
+                       EXISTS (SELECT 1 FROM journal j JOIN deliveries d ON d.jid=j.jid
+                               WHERE j.sid=s.sid AND d.state='pending')
+                     FROM sessions s WHERE s.sid=?1",
+                    params![sid, turn],
+                    |r| {
+                        Ok(StopOutcome {
+                            sid: *sid,
+                            key: r.text(0)?,
+                            session_id: r.text(1)?,
+                            mark: r.maybe_text(2)?,
+                            turn: r.maybe_text(3)?,
+                            end_pending: r.number(4)? != 0,
+                        })
+                    },
+                )?);
             }
             Ok(outcomes)
         })
@@ -292,8 +291,8 @@ impl Tx<'_> {
         let boots = self.rows(
             "SELECT bid, alive_at, stop_reason, solo FROM boots WHERE ended_at IS NULL
              OR bid IN (SELECT bid FROM activations WHERE closed_at IS NULL) ORDER BY bid",
-            [],
-            |r| Ok((r.get::<_, i64>(0)?, number(r, 1)?, maybe_text(r, 2)?, maybe_number(r, 3)?)),
+            params![],
+            |r| Ok((r.get::<i64>(0)?, r.number(1)?, r.maybe_text(2)?, r.maybe_number(3)?)),
         )?;
         let newest = self.newest_commit()?.unwrap_or(0);
         Ok(boots
@@ -309,16 +308,17 @@ impl Tx<'_> {
 
     /// The time of the newest event or message.
     fn newest_commit(&self) -> Result<Option<Millis>, Error> {
-        let newest = |sql: &str| self.row(sql, [], |r| maybe_number(r, 0)).map(Option::flatten);
+        let newest = |sql: &str| self.row(sql, params![], |r| r.maybe_number(0)).map(Option::flatten);
         let event = newest("SELECT at FROM events ORDER BY seq DESC LIMIT 1")?;
         Ok(event.max(newest("SELECT at FROM messages ORDER BY mid DESC LIMIT 1")?))
     }
 
     /// Holds the wall clock against what the boots before this one knew.
     fn trust_clock(&mut self) -> Result<(), Error> {
-        let boot = self.row("SELECT coalesce(ended_at, alive_at) FROM boots ORDER BY bid DESC LIMIT 1", [], |r| {
-            maybe_number(r, 0)
-        })?;
+        let boot =
+            self.row("SELECT coalesce(ended_at, alive_at) FROM boots ORDER BY bid DESC LIMIT 1", params![], |r| {
+                r.maybe_number(0)
+            })?;
         self.shared.hold_clock_against(self.newest_commit()?.max(boot.flatten()));
         self.now = self.shared.clock().0;
         Ok(())
@@ -332,7 +332,8 @@ impl Tx<'_> {
         threshold: i64,
         r: &mut Recovered,
     ) -> Result<(), Error> {
-        let left = self.sids("SELECT sid FROM activations WHERE closed_at IS NULL AND bid=?1 ORDER BY sid", [bid])?;
+        let left =
+            self.sids("SELECT sid FROM activations WHERE closed_at IS NULL AND bid=?1 ORDER BY sid", params![bid])?;
         for sid in left {
             if let Some(verdict) = self.settle_session(sid, death, solo, threshold)? {
                 r.count(&verdict);
@@ -347,7 +348,7 @@ impl Tx<'_> {
             "SELECT sid FROM activations WHERE closed_at IS NULL AND bid NOT IN (SELECT bid FROM boots WHERE bid<>?1)
              UNION SELECT t.sid FROM turns t WHERE t.state='running'
                AND NOT EXISTS (SELECT 1 FROM activations a WHERE a.sid=t.sid AND a.closed_at IS NULL)",
-            [self.bid],
+            params![self.bid],
         )?;
         let death = newest.unwrap_or(Death { stop: None, last_life: self.now, solo: false });
         for sid in left {
@@ -380,11 +381,11 @@ impl Tx<'_> {
         log::warn!("recovery: session row {sid} is missing; what was left of it is closed");
         let left = Left { running: false, cancelled: false, solo: false, abandoned: false, unclean: 0 };
         let verdict = judge(death, &left, 0);
-        self.run(
+        self.tell(
             "UPDATE turns SET state='interrupted', ended_at=?2 WHERE sid=?1 AND state='running'",
             params![sid, self.now],
         )?;
-        self.run(
+        self.tell(
             "UPDATE activations SET closed_at=?2, end_reason=?3 WHERE sid=?1 AND closed_at IS NULL",
             params![sid, self.now, verdict.end.as_str()],
         )?;
@@ -399,14 +400,14 @@ impl Tx<'_> {
         solo: Option<i64>,
         threshold: i64,
     ) -> Result<Verdict, Error> {
-        let cancel =
-            self.row("SELECT cancel FROM turns WHERE sid=?1 AND state='running'", [s.sid], |row| maybe_text(row, 0))?;
+        let cancel = self.row("SELECT cancel FROM turns WHERE sid=?1 AND state='running'", params![s.sid], |row| {
+            row.maybe_text(0)
+        })?;
         let abandoned = cancel.is_some()
-            && self
-                .row("SELECT 1 FROM activations WHERE sid=?1 AND closed_at IS NULL AND abandoned=1", [s.sid], |_| {
-                    Ok(())
-                })?
-                .is_some();
+            && self.exists(
+                "SELECT 1 FROM activations WHERE sid=?1 AND closed_at IS NULL AND abandoned=1",
+                params![s.sid],
+            )?;
         let facts = Left {
             running: cancel.is_some(),
             cancelled: matches!(cancel, Some(Some(_))),
@@ -417,7 +418,7 @@ impl Tx<'_> {
         let verdict = judge(death, &facts, threshold);
         if let Some(outcome) = verdict.turn {
             self.end_running(&s, outcome, verdict.mark, None)?;
-            self.run("UPDATE sessions SET unclean=?2 WHERE sid=?1", params![s.sid, verdict.unclean])?;
+            self.tell("UPDATE sessions SET unclean=?2 WHERE sid=?1", params![s.sid, verdict.unclean])?;
         }
         let s = if verdict.turn.is_some() { self.session_any(s.sid)?.unwrap_or(s) } else { s };
         self.close_activation(&s, verdict.end, verdict.actor, None)?;

@@ -1,8 +1,9 @@
 //! Sessions whose rows cannot be used: looked for by the doctor, in a database that is only read.
 
-use rusqlite::{Connection, Row};
+use std::ops::ControlFlow;
 
-use super::isolate::text;
+use super::sql::{Row, Sql, SqlError, params};
+
 use super::tx::{SESSION_COLUMNS, SessionRow};
 use crate::model::event::{EndReason, HookEvent, MarkReason};
 use crate::model::turn::TurnState;
@@ -22,38 +23,33 @@ pub struct Damaged {
 }
 
 /// What is looked at: a statement whose first column is the session's row, and what is wrong with a row of it, if anything.
-type Look = (&'static str, String, fn(&Row<'_>) -> rusqlite::Result<Option<String>>);
+type Look = (&'static str, String, fn(&Row<'_>) -> Result<Option<String>, SqlError>);
 
 /// Looks for what cannot be used of sessions that are not over.
-pub(super) fn find(conn: &Connection) -> rusqlite::Result<Vec<Damaged>> {
+pub(super) fn find(sql: Sql<'_>) -> Result<Vec<Damaged>, SqlError> {
     let mut found: Vec<(i64, String)> = Vec::new();
-    for (what, sql, look) in looks() {
-        let mut statement = conn.prepare(&sql)?;
-        let mut rows = statement.query([])?;
-        loop {
-            let wrong = match rows.next() {
-                Ok(None) => break,
-                Ok(Some(row)) => {
-                    look(row).unwrap_or_else(|e| Some(e.to_string())).map(|why| (row.get(0).unwrap_or(0), why))
-                }
-                // The statement is over.
-                Err(e) => {
-                    found.push((0, format!("{what}: {e}")));
-                    break;
-                }
-            };
-            if let Some((sid, why)) = wrong
+    for (what, statement, look) in looks() {
+        let looked = sql.each(&statement, params![], |r| {
+            let wrong = look(r).unwrap_or_else(|e| Some(e.to_string()));
+            let sid = r.number(0).unwrap_or(0);
+            if let Some(why) = wrong
                 && found.len() < LISTED
                 && !found.iter().any(|(known, w)| *known == sid && w.starts_with(what))
             {
                 found.push((sid, format!("{what}: {why}")));
             }
+            Ok(ControlFlow::Continue(()))
+        });
+        // What comes after it cannot be reached: the statement is over.
+        if let Err(e) = looked {
+            found.push((0, format!("{what}: {e}")));
         }
     }
-    let mut name = conn.prepare("SELECT key, id FROM sessions WHERE sid=?1")?;
-    let mut named = |sid: i64| {
-        name.query_row([sid], |r| Ok((text(r, 0)?, text(r, 1)?)))
-            .unwrap_or_else(|_| (format!("row {sid}"), String::new()))
+    let named = |sid: i64| {
+        sql.row("SELECT key, id FROM sessions WHERE sid=?1", params![sid], |r| Ok((r.text(0)?, r.text(1)?)))
+            .ok()
+            .flatten()
+            .unwrap_or_else(|| (format!("row {sid}"), String::new()))
     };
     Ok(found
         .into_iter()
@@ -133,14 +129,14 @@ fn looks() -> Vec<Look> {
             "SELECT t.sid, m.text FROM turns t LEFT JOIN messages m ON m.tid=t.tid
              WHERE t.state IN ('queued', 'running') AND t.messages>0"
                 .into(),
-            |r| r.get::<_, String>(1).map(|_| None),
+            |r| r.get::<String>(1).map(|_| None),
         ),
         (
             "answer",
             "SELECT t.sid, json_valid(e.data) FROM turns t JOIN sessions s ON s.sid=t.sid
              JOIN events e ON e.key=s.key AND e.seq>t.sealed AND e.turn_id=t.id AND e.kind='text' WHERE t.state='running'"
                 .into(),
-            |r| Ok((!r.get::<_, bool>(1)?).then(|| "a piece of it is no JSON".into())),
+            |r| Ok((!r.get::<bool>(1)?).then(|| "a piece of it is no JSON".into())),
         ),
         (
             "event owed to a handler",

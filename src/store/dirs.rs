@@ -3,9 +3,8 @@
 //! A wish for it is durable (in `meta`, by the session's row) from the deletion until the directory is gone, so neither an
 //! agent that still writes there nor a death of the daemon loses it.
 
-use rusqlite::{OptionalExtension as _, params};
+use super::sql::{Sql, SqlError, params};
 
-use super::isolate::lies_in_rows;
 use super::sessions::Acted;
 use super::tx::SessionRow;
 use super::{Error, Refusal, Store, Target, Tx};
@@ -50,7 +49,10 @@ impl Store {
                 if !all && tx.works_beside(s)? {
                     return Err(Refusal::DirInUse.into());
                 }
-                tx.run("INSERT OR REPLACE INTO meta (name, value) VALUES (?1, 1)", [format!("{WISH}{}", s.sid)])?;
+                tx.tell(
+                    "INSERT OR REPLACE INTO meta (name, value) VALUES (?1, 1)",
+                    params![format!("{WISH}{}", s.sid)],
+                )?;
             }
             tx.delete(sessions, actor)
         })
@@ -61,30 +63,16 @@ impl Store {
     /// # Errors
     /// The store fails.
     pub fn leaving(&self) -> Result<Vec<Leaving>, Error> {
-        self.read(|conn| {
-            let mut wishes = conn.prepare_cached("SELECT name FROM meta WHERE name>?1 AND name<?2")?;
-            let names: Vec<String> = wishes.query_map([WISH, BEHIND], |r| r.get(0))?.collect::<Result<_, _>>()?;
+        self.read(|sql| {
+            let names: Vec<String> =
+                sql.rows("SELECT name FROM meta WHERE name>?1 AND name<?2", params![WISH, BEHIND], |r| r.get(0))?;
             let sids = names.iter().filter_map(|name| name[WISH.len()..].parse::<i64>().ok());
-            let mut session = conn.prepare_cached(
-                "SELECT id, key, NOT EXISTS (SELECT 1 FROM activations a WHERE a.sid=s.sid AND a.closed_at IS NULL)
-                   AND NOT EXISTS (SELECT 1 FROM journal j JOIN deliveries d ON d.jid=j.jid
-                                   WHERE j.sid=s.sid AND d.state='pending')
-                 FROM sessions s WHERE sid=?1",
-            )?;
-            let mut dirs = conn.prepare_cached(DIRS)?;
-            let mut one = |sid: i64| -> rusqlite::Result<Leaving> {
-                let found = session.query_row([sid], |r| Ok((r.get(0)?, r.get(1)?, r.get(2)?))).optional()?;
-                // One of which nothing is known any more has no directories either.
-                let (session_id, key, settled) = found.unwrap_or((String::new(), String::new(), true));
-                let dirs = dirs.query_map([sid], |r| r.get(0))?.collect::<Result<_, _>>()?;
-                Ok(Leaving { sid, session_id, key, settled, dirs })
-            };
             let mut leaving = Vec::new();
             for sid in sids {
-                match one(sid) {
+                match leaving_in(sql, sid) {
                     Ok(found) => leaving.push(found),
                     // Not read as far as it goes: by half a key somebody else's directory would look like its own.
-                    Err(e) if lies_in_rows(&e) => {
+                    Err(e) if e.lies_in_rows() => {
                         log::warn!("the files of the deleted session of row {sid} stay: its rows cannot be used: {e}");
                     }
                     Err(e) => return Err(e),
@@ -99,10 +87,7 @@ impl Store {
     /// # Errors
     /// The store fails.
     pub fn works_there(&self, leaving: &Leaving, dir: &str) -> Result<Option<String>, Error> {
-        self.read(|conn| {
-            let mut user = conn.prepare_cached(USER)?;
-            user.query_row(params![leaving.key, leaving.sid, dir], |r| r.get(0)).optional()
-        })
+        self.read(|sql| sql.row(USER, params![leaving.key, leaving.sid, dir], |r| r.get(0)))
     }
 
     /// A deleted session's directories are gone, or stay for good.
@@ -111,17 +96,33 @@ impl Store {
     /// The store fails.
     pub fn has_left(&self, sid: i64) -> Result<(), Error> {
         self.write("has_left", move |tx| {
-            tx.run("DELETE FROM meta WHERE name=?1", [format!("{WISH}{sid}")])?;
+            tx.tell("DELETE FROM meta WHERE name=?1", params![format!("{WISH}{sid}")])?;
             Ok(())
         })
     }
 }
 
+/// A deleted session whose directories are still to go.
+fn leaving_in(sql: Sql<'_>, sid: i64) -> Result<Leaving, SqlError> {
+    let found = sql.row(
+        "SELECT id, key, NOT EXISTS (SELECT 1 FROM activations a WHERE a.sid=s.sid AND a.closed_at IS NULL)
+           AND NOT EXISTS (SELECT 1 FROM journal j JOIN deliveries d ON d.jid=j.jid
+                           WHERE j.sid=s.sid AND d.state='pending')
+         FROM sessions s WHERE sid=?1",
+        params![sid],
+        |r| Ok((r.get(0)?, r.get(1)?, r.get(2)?)),
+    )?;
+    // A session of which nothing is known any more has no directories either.
+    let (session_id, key, settled) = found.unwrap_or((String::new(), String::new(), true));
+    let dirs = sql.rows(DIRS, params![sid], |r| r.get(0))?;
+    Ok(Leaving { sid, session_id, key, settled, dirs })
+}
+
 impl Tx<'_> {
     /// Whether another session that is left under the key works in a directory of this one's.
     fn works_beside(&self, s: &SessionRow) -> Result<bool, Error> {
-        for dir in self.rows(DIRS, [s.sid], |r| r.get::<_, String>(0))? {
-            if self.row(USER, params![s.key, s.sid, dir], |r| r.get::<_, String>(0))?.is_some() {
+        for dir in self.rows(DIRS, params![s.sid], |r| r.get::<String>(0))? {
+            if self.row(USER, params![s.key, s.sid, dir], |r| r.get::<String>(0))?.is_some() {
                 return Ok(true);
             }
         }

@@ -1,11 +1,11 @@
 //! The hook journal: deliveries that are due, and what became of them.
 
+use std::ops::ControlFlow;
 use std::sync::PoisonError;
 
-use rusqlite::params;
+use super::sql::{Row, SqlError, params};
 use serde_json::{Value, json};
 
-use super::isolate::{maybe_text, number, text};
 use super::tx::Tx;
 use super::{Error, Pruned, Refusal, Store};
 use crate::clock::{self, Millis};
@@ -137,46 +137,21 @@ impl Store {
     /// As there, and which cannot be read and why.
     fn read_pending(&self, after: i64, limit: usize) -> Result<(Vec<Owed>, Vec<Unreadable>), Error> {
         let bid = self.shared.boot.load(std::sync::atomic::Ordering::SeqCst);
-        self.read(|conn| {
-            let mut statement = conn.prepare_cached(
-                "SELECT d.did, j.event, d.script, d.name, j.event_id, j.key, j.session_id, j.upto, j.fields, j.at, d.attempts,
-                 d.next_at, j.bid, coalesce(b.clean=0 AND b.stop_reason IS NULL, 0), d.uncalled
+        self.read(|sql| {
+            let statement =
+                "SELECT d.did, j.event, d.script, d.name, j.event_id, j.key, j.session_id, j.upto, j.fields, j.at,
+                 d.attempts, d.next_at, j.bid, coalesce(b.clean=0 AND b.stop_reason IS NULL, 0), d.uncalled
                  FROM deliveries d JOIN journal j ON j.jid=d.jid LEFT JOIN boots b ON b.bid=d.noted_by
-                 WHERE d.state='pending' AND d.did>?1 ORDER BY d.did LIMIT ?2",
-            )?;
+                 WHERE d.state='pending' AND d.did>?1 ORDER BY d.did LIMIT ?2";
             // A row that cannot be read is nobody's who could be called: it is set aside, and the others go on.
-            let mut unreadable = Vec::new();
-            let read = |r: &rusqlite::Row<'_>| -> rusqlite::Result<Owed> {
-                let event: String = r.get(1)?;
-                let fields: String = r.get(8)?;
-                Ok(Owed {
-                    did: r.get(0)?,
-                    handler: HandlerId {
-                        event: HookEvent::parse(&event).unwrap_or(HookEvent::SessionEnd),
-                        script: r.get(2)?,
-                        name: r.get(3)?,
-                    },
-                    event_id: r.get(4)?,
-                    key: r.get(5)?,
-                    session_id: r.get(6)?,
-                    upto: r.get(7)?,
-                    fields: serde_json::from_str(&fields).unwrap_or_default(),
-                    at: r.get(9)?,
-                    attempts: r.get(10)?,
-                    next_at: r.get(11)?,
-                    earlier_boot: r.get::<_, i64>(12)? != bid,
-                    fatal: r.get(13)?,
-                    uncalled: r.get(14)?,
-                })
-            };
-            let mut owed = Vec::new();
-            let mut rows = statement.query(params![after, limit as i64])?;
-            while let Some(row) = rows.next()? {
-                match read(row) {
+            let (mut owed, mut unreadable) = (Vec::new(), Vec::new());
+            sql.each(statement, params![after, limit as i64], |r| {
+                match owed_in(r, bid) {
                     Ok(one) => owed.push(one),
-                    Err(why) => unreadable.push((row.get(0)?, why.to_string())),
+                    Err(why) => unreadable.push((r.get(0)?, why.to_string())),
                 }
-            }
+                Ok(ControlFlow::Continue(()))
+            })?;
             Ok((owed, unreadable))
         })
     }
@@ -211,7 +186,7 @@ impl Store {
         self.write_then(
             "note_attempt",
             move |tx| {
-                tx.run(
+                tx.tell(
                     "UPDATE deliveries SET attempts=?3, uncalled=0, noted_by=?2 WHERE did=?1 AND state='pending'",
                     params![did, tx.bid, attempt],
                 )?;
@@ -233,7 +208,7 @@ impl Store {
         self.write_then(
             "take_back_attempt",
             move |tx| {
-                tx.run(
+                tx.tell(
                     "UPDATE deliveries SET attempts=?4, uncalled=?2, noted_by=NULL
                      WHERE did=?1 AND state='pending' AND noted_by=?3",
                     params![did, uncalled, tx.bid, attempts],
@@ -250,13 +225,13 @@ impl Store {
         self.write_then(
             "note_uncalled",
             move |tx| {
-                tx.run(
+                tx.tell(
                     "UPDATE deliveries SET uncalled=1 WHERE state='pending' AND attempts=0
                      AND EXISTS (SELECT 1 FROM journal j WHERE j.jid=deliveries.jid AND j.bid=?1)",
-                    [tx.bid],
+                    params![tx.bid],
                 )?;
                 for did in &called {
-                    tx.run("UPDATE deliveries SET uncalled=0 WHERE did=?1", [did])?;
+                    tx.tell("UPDATE deliveries SET uncalled=0 WHERE did=?1", params![did])?;
                 }
                 Ok(())
             },
@@ -285,7 +260,7 @@ impl Store {
             let n = tx.run(
                 "UPDATE deliveries SET state='pending', next_at=0, settled_at=NULL WHERE state='failed'
                  AND (?1 IS NULL OR jid IN (SELECT jid FROM journal WHERE event_id=?1))",
-                [&event_id],
+                params![&event_id],
             )?;
             tx.out.deliveries += n;
             if n == 0 && event_id.is_some() { Err(Refusal::NotFound.into()) } else { Ok(n) }
@@ -313,24 +288,23 @@ impl Store {
     /// # Errors
     /// The store fails.
     pub fn failed_events(&self, limit: usize) -> Result<Vec<FailedEvent>, Error> {
-        self.read(|conn| {
-            let mut statement = conn.prepare_cached(
+        self.read(|sql| {
+            sql.rows(
                 "SELECT j.event_id, j.event, j.key, j.session_id, d.script, d.name, d.state, d.attempts, d.error, j.at, j.fields
                  FROM (SELECT * FROM (SELECT did FROM deliveries WHERE state='failed' ORDER BY did DESC LIMIT ?1)
                        UNION ALL
                        SELECT * FROM (SELECT did FROM deliveries WHERE state='orphaned' ORDER BY did DESC LIMIT ?1)) f
                  CROSS JOIN deliveries d ON d.did=f.did CROSS JOIN journal j ON j.jid=d.jid
                  ORDER BY d.state='orphaned', d.did DESC LIMIT ?1",
-            )?;
-            let rows = statement.query_map([limit as i64], |r| {
+                params![limit as i64],
+                |r| {
                 Ok(FailedEvent(json!({
-                    "event_id": text(r, 0)?, "event": text(r, 1)?, "key": text(r, 2)?, "session_id": text(r, 3)?,
-                    "script": text(r, 4)?, "name": text(r, 5)?, "state": text(r, 6)?, "attempts": number(r, 7)?,
-                    "error": maybe_text(r, 8)?, "at": clock::rfc3339(number(r, 9)?),
-                    "fields": serde_json::from_str::<Value>(&text(r, 10)?).unwrap_or_default(),
+                    "event_id": r.text(0)?, "event": r.text(1)?, "key": r.text(2)?, "session_id": r.text(3)?,
+                    "script": r.text(4)?, "name": r.text(5)?, "state": r.text(6)?, "attempts": r.number(7)?,
+                    "error": r.maybe_text(8)?, "at": clock::rfc3339(r.number(9)?),
+                    "fields": serde_json::from_str::<Value>(&r.text(10)?).unwrap_or_default(),
                 })))
-            })?;
-            rows.collect()
+            })
         })
     }
 
@@ -345,14 +319,38 @@ impl Store {
     /// # Errors
     /// The store fails.
     pub fn journal_counts(&self) -> Result<JournalCounts, Error> {
-        self.read(|conn| {
-            let count = |sql: &str| conn.prepare_cached(sql)?.query_row([], |r| r.get::<_, i64>(0));
+        self.read(|sql| {
+            let count = |of: &str| Ok::<i64, SqlError>(sql.row(of, params![], |r| r.get(0))?.unwrap_or(0));
             Ok(JournalCounts {
                 pending: count("SELECT count(*) FROM deliveries WHERE state='pending'")?,
                 failed: count("SELECT count(*) FROM deliveries WHERE state='failed'")?,
             })
         })
     }
+}
+
+fn owed_in(r: &Row<'_>, bid: i64) -> Result<Owed, SqlError> {
+    let event: String = r.get(1)?;
+    let fields: String = r.get(8)?;
+    Ok(Owed {
+        did: r.get(0)?,
+        handler: HandlerId {
+            event: HookEvent::parse(&event).unwrap_or(HookEvent::SessionEnd),
+            script: r.get(2)?,
+            name: r.get(3)?,
+        },
+        event_id: r.get(4)?,
+        key: r.get(5)?,
+        session_id: r.get(6)?,
+        upto: r.get(7)?,
+        fields: serde_json::from_str(&fields).unwrap_or_default(),
+        at: r.get(9)?,
+        attempts: r.get(10)?,
+        next_at: r.get(11)?,
+        earlier_boot: r.get::<i64>(12)? != bid,
+        fatal: r.get(13)?,
+        uncalled: r.get(14)?,
+    })
 }
 
 impl Tx<'_> {

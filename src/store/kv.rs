@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use rusqlite::params;
+use super::sql::params;
 use serde_json::Value;
 
 use super::{Error, Refusal, Store};
@@ -20,12 +20,8 @@ impl Store {
     /// # Errors
     /// The store fails.
     pub fn kv_get(&self, name: &str) -> Result<Option<Value>, Error> {
-        self.read(|conn| {
-            use rusqlite::OptionalExtension as _;
-            let text: Option<String> =
-                conn.prepare_cached(LIVE)?.query_row(params![name, self.now()], |r| r.get(0)).optional()?;
-            Ok(text.and_then(|t| serde_json::from_str(&t).ok()))
-        })
+        let text: Option<String> = self.read(|sql| sql.row(LIVE, params![name, self.now()], |r| r.get(0)))?;
+        Ok(text.and_then(|t| serde_json::from_str(&t).ok()))
     }
 
     /// Sets or (with `None`) removes a value. `only_if`: `Some(None)` only when there is none, `Some(Some(v))` only when it
@@ -49,7 +45,7 @@ impl Store {
                 }
             }
             match &value {
-                None => tx.run("DELETE FROM kv WHERE name=?1", [&name])?,
+                None => tx.run("DELETE FROM kv WHERE name=?1", params![&name])?,
                 Some(value) => tx.run(
                     "INSERT INTO kv (name, value, expires_at) VALUES (?1, ?2, ?3)
                      ON CONFLICT (name) DO UPDATE SET value=excluded.value, expires_at=excluded.expires_at",
@@ -105,7 +101,7 @@ impl Store {
     /// The store fails.
     pub fn timer_restart(&self, name: String, due: Millis) -> Result<(), Error> {
         self.write("timer_restart", move |tx| {
-            tx.run("UPDATE timers SET last_due=?2 WHERE name=?1", params![name, due])?;
+            tx.tell("UPDATE timers SET last_due=?2 WHERE name=?1", params![name, due])?;
             Ok(())
         })
     }
@@ -115,9 +111,6 @@ impl Store {
     /// # Errors
     /// The store fails.
     pub fn timer_last(&self, name: &str) -> Result<Option<Millis>, Error> {
-        self.read(|conn| {
-            use rusqlite::OptionalExtension as _;
-            conn.prepare_cached("SELECT last_due FROM timers WHERE name=?1")?.query_row([name], |r| r.get(0)).optional()
-        })
+        self.read(|sql| sql.row("SELECT last_due FROM timers WHERE name=?1", params![name], |r| r.get(0)))
     }
 }

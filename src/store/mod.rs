@@ -12,8 +12,9 @@ use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
-use rusqlite::backup::StepResult;
-use rusqlite::ffi;
+use engine::Engine;
+use job::Job;
+use sql::Sql;
 
 use crate::clock::Millis;
 use crate::model::event::{HandlerId, HookEvent};
@@ -25,23 +26,22 @@ mod boots;
 mod condition;
 mod damage;
 mod dirs;
+mod engine;
 mod env;
-mod files;
 mod isolate;
+mod job;
 mod journal;
 mod kv;
 mod outbox;
 mod output;
 mod read;
-mod readers;
-pub mod restore;
 mod retention;
-mod schema;
 mod sessions;
+mod sql;
+mod sqlite;
 mod turns;
 mod tx;
 mod write_queue;
-mod writer;
 
 pub use accept::{Accept, Accepted, Limits};
 pub use activations::{Opened, OpenedSession};
@@ -54,8 +54,9 @@ pub use outbox::{Batch, Outbox};
 pub use output::Item;
 pub use read::{Counts, EventRow, History, Page, SessionFilter, SessionView, TranscriptEntry, TurnView};
 pub use retention::Pruned;
-pub use schema::{Exam, examine, knows_session, reports_of, version as schema_version};
 pub use sessions::{Acted, Target, Wanted};
+pub use sql::SqlError;
+pub use sqlite::{Exam, examine, knows_session, reports_of, restore, version as schema_version};
 pub use turns::{Begin, Begun, Cut, Ended, Overlooked, TurnRef};
 pub use tx::{Commit, Published, Tx};
 
@@ -65,9 +66,9 @@ pub enum Error {
     /// The rules say no; nothing was changed.
     #[error("{0}")]
     Refused(Refusal),
-    /// SQLite says no; nothing was changed.
+    /// The engine says no; nothing was changed.
     #[error("store: {0}")]
-    Sql(Arc<rusqlite::Error>),
+    Sql(SqlError),
     /// The commit failed or did not come in time: it may or may not have been kept.
     #[error("store: {0}")]
     Unavailable(String),
@@ -103,20 +104,6 @@ pub enum Error {
 }
 
 impl Error {
-    fn open(path: &Path, error: &rusqlite::Error) -> Self {
-        let mut why = error.to_string();
-        let code = error.sqlite_error().map_or(0, |e| e.extended_code);
-        if [ffi::SQLITE_IOERR_SHMMAP, ffi::SQLITE_IOERR_SHMOPEN, ffi::SQLITE_IOERR_SHMSIZE, ffi::SQLITE_IOERR_SHMLOCK]
-            .contains(&code)
-        {
-            why.push_str(
-                ": the file system cannot map memory that processes share (FUSE with direct_io?); the state directory \
-                 must be on another one (--state-dir)",
-            );
-        }
-        Self::Open { path: path.into(), why }
-    }
-
     /// The refusal, if the rules said no.
     #[must_use]
     pub const fn refusal(&self) -> Option<Refusal> {
@@ -127,9 +114,9 @@ impl Error {
     }
 }
 
-impl From<rusqlite::Error> for Error {
-    fn from(error: rusqlite::Error) -> Self {
-        Self::Sql(Arc::new(error))
+impl From<SqlError> for Error {
+    fn from(error: SqlError) -> Self {
+        Self::Sql(error)
     }
 }
 
@@ -206,8 +193,6 @@ struct Shared {
     working: AtomicBool,
     condition: condition::Condition,
     known: RwLock<Known>,
-    /// None where the database is in memory.
-    files: Option<Arc<files::Files>>,
     tally: Mutex<Tally>,
     /// Sessions whose rows could not be used, and for what: logged already.
     damaged: Mutex<BTreeSet<(i64, &'static str)>>,
@@ -226,8 +211,7 @@ type Doubt = Arc<dyn Fn() + Send + Sync>;
 #[derive(Clone)]
 pub struct Store {
     shared: Arc<Shared>,
-    jobs: write_queue::WriteQueue,
-    readers: readers::Readers,
+    engine: Engine,
     patience: Duration,
 }
 
@@ -237,8 +221,6 @@ impl std::fmt::Debug for Store {
     }
 }
 
-/// How many operations may wait for the writer.
-const QUEUE: usize = 1024;
 /// How long a caller waits for the writer before it must take the outcome as unknown.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -256,10 +238,9 @@ impl Store {
     /// # Errors
     /// As there.
     pub fn open_in(path: &Path, env: Env) -> Result<Self, Error> {
-        let conn = if env.memory { schema::open_memory(path)? } else { schema::open(path, env.durable)? };
-        let files = (!env.memory).then(|| Arc::new(files::Files::new(path)));
-        let readers = readers::Readers::new(path, env.readers, files);
-        Self::with(path, env, conn, readers)
+        let shared = Shared::new(path, env);
+        let engine = Engine::open(&shared)?;
+        Ok(Self { shared, engine, patience: patience() })
     }
 
     /// The same database after a death of whoever held it: what was not committed is undone, and no handle from before
@@ -268,38 +249,9 @@ impl Store {
     /// # Errors
     /// Its writer has a thread.
     pub fn again(self, env: Env) -> Result<Self, Error> {
-        let conn = self.jobs.die().ok_or_else(closed)?;
-        Self::with(&self.shared.path, env, conn, self.readers.clone())
-    }
-
-    fn with(path: &Path, env: Env, conn: rusqlite::Connection, readers: readers::Readers) -> Result<Self, Error> {
-        let inline = env.inline;
-        let shared = Arc::new(Shared {
-            path: path.into(),
-            env,
-            admission: AtomicU8::new(0),
-            boot: AtomicI64::new(0),
-            working: AtomicBool::new(false),
-            condition: condition::Condition::default(),
-            known: RwLock::new(None),
-            files: readers.files(),
-            tally: Mutex::default(),
-            damaged: Mutex::default(),
-            owed: RwLock::new(Arc::new(|_| Vec::new())),
-            observer: RwLock::new(Arc::new(|_| ())),
-            doubt: RwLock::new(Arc::new(|| ())),
-        });
-        let writer = Arc::new(std::sync::Mutex::new(writer::Writer::new(shared.clone(), conn)));
-        let jobs = if inline {
-            write_queue::WriteQueue::Inline(writer)
-        } else {
-            let queue = Arc::new(write_queue::JobQueue::new(QUEUE));
-            let (mine, inbox) = (writer.clone(), queue.clone());
-            crate::thread::spawn_own("store", crate::thread::DEEP_STACK, move || writer::Writer::run(&mine, &inbox))
-                .map_err(|e| Error::Unavailable(format!("no thread for the writer: {e}")))?;
-            write_queue::WriteQueue::Thread(Arc::new(write_queue::QueueOwner(queue)), writer)
-        };
-        Ok(Self { shared, jobs, readers, patience: patience() })
+        let shared = Shared::new(&self.shared.path, env);
+        let engine = self.engine.again(&shared).ok_or_else(closed)??;
+        Ok(Self { shared, engine, patience: patience() })
     }
 
     /// The same store, for a caller that must not wait for it beyond an instant.
@@ -347,7 +299,7 @@ impl Store {
         name: &'static str,
         run: impl FnMut(&mut Tx<'_>) -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Error> {
-        self.write_by(write_queue::WriteQueue::send, name, run)
+        self.write_by(Engine::send, name, run)
     }
 
     /// As [`Store::write`], on the caller's own thread where the writer is free: for threads that are few and may wait for
@@ -357,18 +309,18 @@ impl Store {
         name: &'static str,
         run: impl FnMut(&mut Tx<'_>) -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Error> {
-        self.write_by(write_queue::WriteQueue::commit_inline, name, run)
+        self.write_by(Engine::commit_inline, name, run)
     }
 
     fn write_by<T: Send + 'static>(
         &self,
-        way: fn(&write_queue::WriteQueue, writer::Job, Instant) -> Result<(), write_queue::NotTaken>,
+        way: fn(&Engine, Job, Instant) -> Result<(), write_queue::NotTaken>,
         name: &'static str,
         run: impl FnMut(&mut Tx<'_>) -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Error> {
         let until = Instant::now() + self.patience;
         let (answer, reply) = write_queue::reply();
-        if let Err(refused) = way(&self.jobs, writer::Job::work(name, run, move |result| answer.give(result)), until) {
+        if let Err(refused) = way(&self.engine, Job::work(name, run, move |result| answer.give(result)), until) {
             refused.tell();
         }
         match reply.wait(until) {
@@ -387,10 +339,15 @@ impl Store {
         run: impl FnMut(&mut Tx<'_>) -> Result<T, Error> + Send + 'static,
         done: impl FnOnce(Result<T, Error>) + Send + 'static,
     ) {
-        let job = writer::Job::work(name, run, done);
-        if let Err(refused) = self.jobs.send(job, Instant::now() + self.patience) {
+        let job = Job::work(name, run, done);
+        if let Err(refused) = self.engine.send(job, Instant::now() + self.patience) {
             refused.tell();
         }
+    }
+
+    /// Runs a read beside the writer.
+    fn read<T>(&self, run: impl FnOnce(Sql<'_>) -> Result<T, SqlError>) -> Result<T, Error> {
+        self.engine.read(self.patience, run)
     }
 
     /// Answers once everything before it was committed: whether the writer can begin a transaction.
@@ -409,7 +366,7 @@ impl Store {
     /// What the writer says to a transaction that does nothing; `None`: it says nothing in time.
     fn ping(&self, within: Duration) -> Option<bool> {
         let (send, receive) = crossbeam_channel::bounded(1);
-        let job = writer::Job::work(
+        let job = Job::work(
             "ping",
             |_| Ok(()),
             move |r: Result<(), Error>| {
@@ -417,7 +374,7 @@ impl Store {
             },
         );
         let until = Instant::now() + within;
-        self.jobs.send(job, until).ok()?;
+        self.engine.send(job, until).ok()?;
         receive.recv_deadline(until).ok()
     }
 
@@ -436,7 +393,7 @@ impl Store {
     /// Looks whether the database's files are still those that were opened; else the trouble is told and shown at once, not
     /// only when the next message comes.
     pub fn look(&self) {
-        if let Err(e) = self.shared.intact() {
+        if let Err(e) = self.engine.look() {
             self.shared.condition.failed(&not_kept(&e).to_string());
         }
     }
@@ -465,11 +422,9 @@ impl Store {
     /// The checkpoint failed or did not end in time; what was committed is safe in the log.
     pub fn close(&self, until: Instant) -> Result<(), Error> {
         // Half of the time for those who still read; the rest is the writer's.
-        if !self.shared.env.memory {
-            self.readers.close(Instant::now() + until.saturating_duration_since(Instant::now()) / 2);
-        }
+        self.engine.close_readers(Instant::now() + until.saturating_duration_since(Instant::now()) / 2);
         let (send, receive) = crossbeam_channel::bounded(1);
-        self.jobs.send(writer::Job::Close(send), until).map_err(|refused| refused.why())?;
+        self.engine.send(Job::Close(send), until).map_err(|refused| refused.why())?;
         receive.recv_deadline(until).map_err(|_| Error::Unavailable("close: the disk did not answer in time".into()))?
     }
 
@@ -478,50 +433,9 @@ impl Store {
     /// # Errors
     /// The copy cannot be written, or is not sound.
     pub fn backup(&self, to: &Path) -> Result<(), Error> {
-        self.shared.intact()?;
-        let from = schema::open_reader(self.path())?;
-        schema::create(to).map_err(|e| Error::Open { path: to.into(), why: e.to_string() })?;
-        let done = copy(&from, to);
-        if done.is_err() {
-            // Half a copy would be taken for one.
-            let _ = std::fs::remove_file(to);
-        }
-        done
+        self.engine.backup(self.path(), to)
     }
 }
-
-/// Copies a database and checks the copy. In one step, so within one read transaction: it is of one instant.
-fn copy(from: &rusqlite::Connection, to: &Path) -> Result<(), Error> {
-    {
-        let mut copy = rusqlite::Connection::open(to).map_err(|e| Error::open(to, &e))?;
-        step_through(from, &mut copy).map_err(|e| Error::open(to, &e))?;
-        let sound: String =
-            copy.query_row("PRAGMA integrity_check(1)", [], |r| r.get(0)).map_err(|e| Error::open(to, &e))?;
-        if sound != "ok" {
-            return Err(Error::Open { path: to.into(), why: format!("the copy is not sound: {sound}") });
-        }
-        Ok(())
-    }
-}
-
-/// Copies in one step; a lock that somebody has is waited for as long as a transaction waits for one.
-fn step_through(from: &rusqlite::Connection, to: &mut rusqlite::Connection) -> rusqlite::Result<()> {
-    let backup = rusqlite::backup::Backup::new(from, to)?;
-    let until = Instant::now() + schema::BUSY;
-    loop {
-        match backup.step(i32::MAX)? {
-            StepResult::Done => return Ok(()),
-            _ if Instant::now() >= until => {
-                let busy = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_BUSY);
-                return Err(rusqlite::Error::SqliteFailure(busy, Some("somebody else has it locked".to_owned())));
-            }
-            _ => std::thread::park_timeout(COPY_AGAIN),
-        }
-    }
-}
-
-/// The pause between two tries to copy past somebody's lock.
-const COPY_AGAIN: Duration = Duration::from_millis(50);
 
 /// While it lives, the writer counts as being inside SQLite.
 struct Working<'a>(&'a AtomicBool);
@@ -533,6 +447,23 @@ impl Drop for Working<'_> {
 }
 
 impl Shared {
+    fn new(path: &Path, env: Env) -> Arc<Self> {
+        Arc::new(Self {
+            path: path.into(),
+            env,
+            admission: AtomicU8::new(0),
+            boot: AtomicI64::new(0),
+            working: AtomicBool::new(false),
+            condition: condition::Condition::default(),
+            known: RwLock::new(None),
+            tally: Mutex::default(),
+            damaged: Mutex::default(),
+            owed: RwLock::new(Arc::new(|_| Vec::new())),
+            observer: RwLock::new(Arc::new(|_| ())),
+            doubt: RwLock::new(Arc::new(|| ())),
+        })
+    }
+
     /// The time to go by, and what is wrong with the wall clock.
     fn clock(&self) -> (Millis, Option<Problem>) {
         let known = *self.known.read().unwrap_or_else(PoisonError::into_inner);
@@ -543,11 +474,6 @@ impl Shared {
     /// From now on the wall clock is held against the newest time that the database knows.
     fn hold_clock_against(&self, newest: Option<Millis>) {
         *self.known.write().unwrap_or_else(PoisonError::into_inner) = newest.map(|newest| (newest, Instant::now()));
-    }
-
-    /// The files are those that were opened.
-    fn intact(&self) -> Result<(), Error> {
-        self.files.as_ref().map_or(Ok(()), |files| files.look().map_err(Error::Unavailable))
     }
 
     /// The writer is about to call SQLite. Guards do not nest: one thread alone has the writer.

@@ -4,10 +4,11 @@
 //! [`ENTRY`] bytes: however long an answer is, no more than that of it is put together in memory. A batch that was kept
 //! already, though its commit was in doubt, is not added again.
 
-use rusqlite::params;
+use std::ops::ControlFlow;
+
+use super::sql::params;
 use serde_json::{Value, json};
 
-use super::isolate::{lies_in_rows, maybe_text};
 use super::outbox::Batch;
 use super::tx::{SessionRow, Tx};
 use super::{Error, Refusal};
@@ -138,7 +139,7 @@ impl Tx<'_> {
     /// Moves the answer so far from the stream into the transcript.
     pub(super) fn seal(&mut self, s: &SessionRow, tid: i64, turn_id: &str) -> Result<(), Error> {
         if let Some(last) = self.move_to_transcript(s, tid, turn_id)? {
-            self.run("UPDATE turns SET sealed=?2 WHERE tid=?1", params![tid, last])?;
+            self.tell("UPDATE turns SET sealed=?2 WHERE tid=?1", params![tid, last])?;
         }
         Ok(())
     }
@@ -147,39 +148,37 @@ impl Tx<'_> {
     /// which the turn is to be noted as sealed. What cannot be read is left out, and that is told.
     pub(super) fn move_to_transcript(&mut self, s: &SessionRow, tid: i64, turn_id: &str) -> Result<Option<i64>, Error> {
         let sealed: i64 =
-            self.row("SELECT sealed FROM turns WHERE tid=?1", [tid], |r| r.get(0))?.ok_or(Refusal::Stale)?;
+            self.row("SELECT sealed FROM turns WHERE tid=?1", params![tid], |r| r.get(0))?.ok_or(Refusal::Stale)?;
         let (mut last, mut said, mut lost) = (None, String::new(), 0);
-        let conn = self.conn;
-        let mut pieces = conn.prepare_cached(
+        let mut failed = None;
+        let read = self.sql.each(
             "SELECT seq, CASE WHEN json_valid(data) THEN json_extract(data, '$.text') END FROM events
              WHERE key=?1 AND seq>?2 AND turn_id=?3 AND kind='text' ORDER BY seq",
-        )?;
-        let mut pieces = pieces.query(params![s.key, sealed, turn_id])?;
-        loop {
-            match pieces.next() {
-                Ok(None) => break,
-                Ok(Some(piece)) => {
-                    last = Some(piece.get(0)?);
-                    match maybe_text(piece, 1)? {
-                        Some(text) => said.push_str(&text),
-                        None => lost += 1,
-                    }
-                    self.write_full(s.sid, tid, &mut said)?;
+            params![s.key, sealed, turn_id],
+            |r| {
+                last = Some(r.get(0)?);
+                match r.maybe_text(1)? {
+                    Some(text) => said.push_str(&text),
+                    None => lost += 1,
                 }
-                // What comes after it cannot be reached: the statement is over.
-                Err(e) => {
-                    if !lies_in_rows(&e) {
-                        return Err(e.into());
-                    }
-                    lost += 1;
-                    last = self
-                        .row("SELECT max(seq) FROM events WHERE key=?1 AND seq>?2", params![s.key, sealed], |r| {
-                            r.get::<_, Option<i64>>(0)
-                        })?
-                        .flatten();
-                    break;
-                }
+                failed = self.write_full(s.sid, tid, &mut said).err();
+                Ok(if failed.is_some() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
+            },
+        );
+        if let Some(e) = failed {
+            return Err(e);
+        }
+        if let Err(e) = read {
+            // What comes after it cannot be reached: the statement is over.
+            if !e.lies_in_rows() {
+                return Err(e.into());
             }
+            lost += 1;
+            last = self
+                .row("SELECT max(seq) FROM events WHERE key=?1 AND seq>?2", params![s.key, sealed], |r| {
+                    r.get::<Option<i64>>(0)
+                })?
+                .flatten();
         }
         self.write_rest(s.sid, tid, said)?;
         if lost > 0 {
@@ -208,7 +207,7 @@ impl Tx<'_> {
     }
 
     pub(super) fn user_entries(&mut self, s: &SessionRow, tid: i64) -> Result<(), Error> {
-        self.run(
+        self.tell(
             "INSERT INTO entries (sid, tid, role, mid, at) SELECT ?1, ?2, 'user', mid, ?3 FROM messages WHERE tid=?2 ORDER BY mid",
             params![s.sid, tid, self.now],
         )?;
@@ -223,7 +222,7 @@ impl Tx<'_> {
         text: &str,
         detail: Option<&Value>,
     ) -> Result<(), Error> {
-        self.run(
+        self.tell(
             "INSERT INTO entries (sid, tid, role, text, detail, at) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
             params![sid, tid, role.as_str(), text, detail.map(Value::to_string), self.now],
         )?;

@@ -1,11 +1,12 @@
 //! Reading: sessions, transcripts, events, turns and reports, as the API shows them.
 
-use rusqlite::{Connection, OptionalExtension as _, params};
+use std::ops::ControlFlow;
+
+use super::sql::{Row, Sql, SqlError, params};
 use serde_json::{Value, json};
 
-use super::isolate::{lies_in_rows, maybe_number, maybe_text, number, text};
 use super::sessions::{Target, mark_json};
-use super::tx::{Published, SESSION_COLUMNS, SessionRow, time};
+use super::tx::{Published, SESSION_COLUMNS, SessionRow, session_columns, time};
 use super::{Error, Refusal, Store};
 use crate::clock::{self, Millis};
 use crate::model::event::{Entry, Role};
@@ -97,14 +98,6 @@ impl<T> Filling<T> {
     }
 }
 
-/// How long the text in a column is.
-fn size(r: &rusqlite::Row<'_>, column: usize) -> rusqlite::Result<usize> {
-    Ok(match r.get_ref(column)? {
-        rusqlite::types::ValueRef::Text(text) | rusqlite::types::ValueRef::Blob(text) => text.len(),
-        _ => 0,
-    })
-}
-
 /// A transcript entry, as the API shows it.
 pub type TranscriptEntry = Value;
 
@@ -159,8 +152,8 @@ impl Store {
     /// # Errors
     /// [`Refusal::SessionNotFound`].
     pub fn session(&self, target: &Target) -> Result<SessionView, Error> {
-        self.read(|conn| match find(conn, target)? {
-            Some(row) => shown(conn, &row).map(Some),
+        self.read(|sql| match find(sql, target)? {
+            Some(row) => shown(sql, &row).map(Some),
             None => Ok(None),
         })?
         .ok_or_else(|| Refusal::SessionNotFound.into())
@@ -171,10 +164,10 @@ impl Store {
     /// # Errors
     /// [`Refusal::SessionNotFound`].
     pub fn session_in_row(&self, sid: i64) -> Result<SessionView, Error> {
-        self.read(|conn| {
-            let sql = format!("SELECT {SESSION_COLUMNS} FROM sessions WHERE sid=?1");
-            let row = conn.prepare_cached(&sql)?.query_row([sid], any).optional()?;
-            row.map(|row| shown(conn, &row)).transpose()
+        self.read(|sql| {
+            let statement = concat!("SELECT ", session_columns!(), " FROM sessions WHERE sid=?1");
+            let row = sql.row(statement, params![sid], any)?;
+            row.map(|row| shown(sql, &row)).transpose()
         })?
         .ok_or_else(|| Refusal::SessionNotFound.into())
     }
@@ -188,17 +181,15 @@ impl Store {
         let (source, meant) = listing(filter);
         let row = if source.starts_with("sessions") { "s.sid" } else { "o.sid" };
         let columns = SESSION_COLUMNS.split(", ").map(|c| format!("s.{c}")).collect::<Vec<_>>().join(", ");
-        self.read(|conn| {
-            let sql = format!(
+        self.read(|sql| {
+            let statement = format!(
                 "SELECT {columns} FROM {source} WHERE hidden=0 AND {row}<?1 AND (?3 IS NULL OR key=?3) AND {meant}
                  ORDER BY {row} DESC LIMIT ?2"
             );
-            let rows: Vec<Any> = conn
-                .prepare_cached(&sql)?
-                .query_map(params![filter.before.unwrap_or(i64::MAX), limit as i64 + 1, filter.key], any)?
-                .collect::<Result<_, _>>()?;
+            let rows: Vec<Any> =
+                sql.rows(&statement, params![filter.before.unwrap_or(i64::MAX), limit as i64 + 1, filter.key], any)?;
             let more = rows.len() > limit;
-            let items = rows.iter().take(limit).map(|row| shown(conn, row)).collect::<Result<Vec<_>, _>>()?;
+            let items = rows.iter().take(limit).map(|row| shown(sql, row)).collect::<Result<Vec<_>, _>>()?;
             let next = if more { items.last().map(|v| v.sid) } else { None };
             Ok(Page { items, next })
         })
@@ -209,41 +200,22 @@ impl Store {
     /// # Errors
     /// [`Refusal::SessionNotFound`].
     pub fn transcript(&self, target: &Target, after: i64, limit: usize) -> Result<Page<TranscriptEntry>, Error> {
-        self.read(|conn| {
-            let Some((s, _)) = find(conn, target)? else { return Ok(None) };
-            let mut statement = conn.prepare_cached(
+        self.read(|sql| {
+            let Some((s, _)) = find(sql, target)? else { return Ok(None) };
+            let mut page = Filling::new(limit);
+            sql.each(
                 "SELECT e.seq, t.id, e.role, coalesce(e.text, m.text, ''), e.at, e.detail, m.id, c.id FROM entries e
                  LEFT JOIN messages m ON m.mid=e.mid LEFT JOIN turns t ON t.tid=e.tid LEFT JOIN turns c ON c.tid=t.continues
                  WHERE e.sid=?1 AND e.seq>?2 ORDER BY e.seq LIMIT ?3",
-            )?;
-            let read = |r: &rusqlite::Row<'_>| -> rusqlite::Result<Value> {
-                let mut entry = json!({
-                    "seq": r.get::<_, i64>(0)?, "turn_id": maybe_text(r, 1)?, "role": text(r, 2)?,
-                    "text": text(r, 3)?, "at": clock::rfc3339(number(r, 4)?),
-                });
-                if let Some(detail) = maybe_text(r, 5)?
-                    && let Ok(Value::Object(detail)) = serde_json::from_str(&detail)
-                {
-                    for (name, value) in detail {
-                        entry[name] = value;
+                params![s.sid, after, limit as i64 + 1],
+                |r| {
+                    if !page.has_room(r.size(3)? + r.size(5)?) {
+                        return Ok(ControlFlow::Break(()));
                     }
-                }
-                if let Some(message) = maybe_text(r, 6)? {
-                    entry["message_id"] = message.into();
-                }
-                if let Some(continues) = maybe_text(r, 7)? {
-                    entry["continues"] = continues.into();
-                }
-                Ok(entry)
-            };
-            let mut page = Filling::new(limit);
-            let mut rows = statement.query(params![s.sid, after, limit as i64 + 1])?;
-            while let Some(r) = rows.next()? {
-                if !page.has_room(size(r, 3)? + size(r, 5)?) {
-                    break;
-                }
-                page.put(r.get(0)?, read(r)?);
-            }
+                    page.put(r.get(0)?, shown_entry(r)?);
+                    Ok(ControlFlow::Continue(()))
+                },
+            )?;
             Ok(Some(page.done()))
         })?
         .ok_or_else(|| Refusal::SessionNotFound.into())
@@ -261,21 +233,19 @@ impl Store {
         limit: usize,
         bytes: usize,
     ) -> Result<Option<Vec<Entry>>, Error> {
-        self.read(|conn| {
-            let mut statement = conn.prepare_cached(&format!(
-                "{COLUMNS} WHERE e.sid=(SELECT sid FROM sessions WHERE id=?1) AND e.seq>?2 AND e.seq<=?3 ORDER BY e.seq LIMIT ?4"
-            ))?;
-            let mut rows = statement.query(params![session_id, after, upto, limit as i64])?;
+        self.read(|sql| {
             let (mut found, mut size) = (Vec::new(), 0);
-            while let Some(row) = rows.next()? {
-                let entry = entry(row)?;
+            let statement = concat!(
+                entry_columns!(),
+                " WHERE e.sid=(SELECT sid FROM sessions WHERE id=?1) AND e.seq>?2 AND e.seq<=?3 ORDER BY e.seq LIMIT ?4"
+            );
+            sql.each(statement, params![session_id, after, upto, limit as i64], |r| {
+                let entry = entry(r)?;
                 size += entry.text.len();
-                if size > bytes {
-                    return Ok(None);
-                }
                 found.push(entry);
-            }
-            Ok(Some(found))
+                Ok(if size > bytes { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
+            })?;
+            Ok(if size > bytes { None } else { Some(found) })
         })
     }
 
@@ -284,10 +254,8 @@ impl Store {
     /// # Errors
     /// The store fails.
     pub fn is_purged(&self, session_id: &str) -> Result<bool, Error> {
-        self.read(|conn| {
-            let mut statement = conn.prepare_cached("SELECT purged FROM sessions WHERE id=?1")?;
-            Ok(statement.query_row([session_id], |r| r.get(0)).optional()?.unwrap_or(false))
-        })
+        let purged = "SELECT purged FROM sessions WHERE id=?1";
+        Ok(self.read(|sql| sql.row(purged, params![session_id], |r| r.get(0)))?.unwrap_or(false))
     }
 
     /// The newest entry of a session's transcript; 0 when it has none.
@@ -295,10 +263,8 @@ impl Store {
     /// # Errors
     /// The store fails.
     pub fn newest_entry(&self, sid: i64) -> Result<i64, Error> {
-        self.read(|conn| {
-            conn.prepare_cached("SELECT coalesce(max(seq), 0) FROM entries WHERE sid=?1")?
-                .query_row([sid], |r| r.get(0))
-        })
+        let newest = "SELECT coalesce(max(seq), 0) FROM entries WHERE sid=?1";
+        Ok(self.read(|sql| sql.row(newest, params![sid], |r| r.get(0)))?.unwrap_or(0))
     }
 
     /// The newest whole entries after the entry `after` that fit into `bytes`, oldest first, without those of the turn
@@ -307,16 +273,16 @@ impl Store {
     /// # Errors
     /// The store fails.
     pub fn history(&self, sid: i64, but: i64, after: i64, bytes: u64) -> Result<History, Error> {
-        self.read(|conn| {
-            let mut statement = conn.prepare_cached(&format!(
-                "{COLUMNS} WHERE e.sid=?1 AND e.seq>?3 AND e.role IN ('user', 'agent') AND e.tid IS NOT ?2 ORDER BY e.seq DESC"
-            ))?;
-            let mut rows = statement.query(params![sid, but, after])?;
+        self.read(|sql| {
+            let statement = concat!(
+                entry_columns!(),
+                " WHERE e.sid=?1 AND e.seq>?3 AND e.role IN ('user', 'agent') AND e.tid IS NOT ?2 ORDER BY e.seq DESC"
+            );
             // Each with whether it goes on in the one after it: a long text is several entries, and is given as one.
             let (mut kept, mut left) = (Vec::<(Entry, bool)>::new(), bytes);
             let (mut all, mut upto) = (true, after);
-            while let Some(row) = rows.next()? {
-                let e = entry(row)?;
+            sql.each(statement, params![sid, but, after], |r| {
+                let e = entry(r)?;
                 upto = upto.max(e.seq);
                 let more = kept.last().is_some_and(|(next, _)| goes_on(&e, next));
                 let size = e.text.len() as u64;
@@ -326,11 +292,12 @@ impl Store {
                     while cut {
                         cut = kept.pop().is_some_and(|(_, more)| more);
                     }
-                    break;
+                    return Ok(ControlFlow::Break(()));
                 }
                 left -= size;
                 kept.push((e, more));
-            }
+                Ok(ControlFlow::Continue(()))
+            })?;
             let (mut joined, mut going) = (Vec::<Entry>::with_capacity(kept.len()), false);
             for (e, more) in kept.into_iter().rev() {
                 match joined.last_mut().filter(|_| going) {
@@ -348,23 +315,29 @@ impl Store {
     /// # Errors
     /// The store fails.
     pub fn events(&self, key: Option<&str>, after: i64, limit: usize) -> Result<Page<EventRow>, Error> {
-        const FIELDS: &str = "seq, kind, session_id, turn_id, data, at, key";
-        self.read(|conn| {
-            let mut statement = conn.prepare_cached(&match key {
-                Some(_) => format!("SELECT {FIELDS} FROM events WHERE key=?1 AND seq>?2 ORDER BY seq LIMIT ?3"),
-                None => format!("SELECT {FIELDS} FROM events WHERE seq>?1 ORDER BY seq LIMIT ?2"),
-            })?;
+        self.read(|sql| {
             let more = limit as i64 + 1;
-            let mut rows = match key {
-                Some(key) => statement.query(params![key, after, more])?,
-                None => statement.query(params![after, more])?,
-            };
             let mut page = Filling::new(limit);
-            while let Some(r) = rows.next()? {
-                if !page.has_room(size(r, 4)?) {
-                    break;
+            let fill = |r: &Row<'_>| {
+                if !page.has_room(r.size(4)?) {
+                    return Ok(ControlFlow::Break(()));
                 }
                 page.put(r.get(0)?, event(r)?);
+                Ok(ControlFlow::Continue(()))
+            };
+            match key {
+                Some(key) => sql.each(
+                    "SELECT seq, kind, session_id, turn_id, data, at, key FROM events WHERE key=?1 AND seq>?2
+                     ORDER BY seq LIMIT ?3",
+                    params![key, after, more],
+                    fill,
+                )?,
+                None => sql.each(
+                    "SELECT seq, kind, session_id, turn_id, data, at, key FROM events WHERE seq>?1
+                     ORDER BY seq LIMIT ?2",
+                    params![after, more],
+                    fill,
+                )?,
             }
             Ok(page.done())
         })
@@ -375,16 +348,12 @@ impl Store {
     /// # Errors
     /// The store fails.
     pub fn event_bounds(&self) -> Result<(i64, i64), Error> {
-        self.read(|conn| {
-            let newest: Option<i64> = conn
-                .prepare_cached("SELECT seq FROM sqlite_sequence WHERE name='events'")?
-                .query_row([], |r| r.get(0))
-                .optional()?;
-            let pruned: Option<i64> = conn
-                .prepare_cached("SELECT value FROM meta WHERE name='events_pruned'")?
-                .query_row([], |r| r.get(0))
-                .optional()?;
-            Ok((newest.unwrap_or(0), pruned.unwrap_or(0)))
+        self.read(|sql| {
+            let number = |of: &str| Ok::<i64, SqlError>(sql.row(of, params![], |r| r.get(0))?.unwrap_or(0));
+            Ok((
+                number("SELECT seq FROM sqlite_sequence WHERE name='events'")?,
+                number("SELECT value FROM meta WHERE name='events_pruned'")?,
+            ))
         })
     }
 
@@ -401,10 +370,8 @@ impl Store {
     /// # Errors
     /// [`Refusal::SessionNotFound`].
     pub fn key_of_row(&self, sid: i64) -> Result<String, Error> {
-        self.read(|conn| {
-            conn.prepare_cached("SELECT key FROM sessions WHERE sid=?1")?.query_row([sid], |r| r.get(0)).optional()
-        })?
-        .ok_or_else(|| Refusal::SessionNotFound.into())
+        self.read(|sql| sql.row("SELECT key FROM sessions WHERE sid=?1", params![sid], |r| r.get(0)))?
+            .ok_or_else(|| Refusal::SessionNotFound.into())
     }
 
     /// A turn's state.
@@ -412,23 +379,23 @@ impl Store {
     /// # Errors
     /// [`Refusal::NotFound`].
     pub fn turn(&self, turn_id: &str) -> Result<TurnView, Error> {
-        self.read(|conn| {
-            conn.prepare_cached(
-                "SELECT t.state, n.id, t.error_code, t.error_text, t.events_after, t.ended_at FROM turns t LEFT JOIN turns n ON n.tid=t.continued_by
-                 WHERE t.id=?1",
-            )?
-            .query_row([turn_id], |r| {
-                let code: Option<String> = r.get(2)?;
-                let text: Option<String> = r.get(3)?;
-                Ok(TurnView {
-                    state: r.get(0)?,
-                    continued_by: r.get(1)?,
-                    error: code.zip(text),
-                    events_after: r.get(4)?,
-                    ended_at: r.get(5)?,
-                })
-            })
-            .optional()
+        self.read(|sql| {
+            sql.row(
+                "SELECT t.state, n.id, t.error_code, t.error_text, t.events_after, t.ended_at FROM turns t
+                 LEFT JOIN turns n ON n.tid=t.continued_by WHERE t.id=?1",
+                params![turn_id],
+                |r| {
+                    let code: Option<String> = r.get(2)?;
+                    let text: Option<String> = r.get(3)?;
+                    Ok(TurnView {
+                        state: r.get(0)?,
+                        continued_by: r.get(1)?,
+                        error: code.zip(text),
+                        events_after: r.get(4)?,
+                        ended_at: r.get(5)?,
+                    })
+                },
+            )
         })?
         .ok_or_else(|| Refusal::NotFound.into())
     }
@@ -438,18 +405,15 @@ impl Store {
     /// # Errors
     /// The store fails.
     pub fn counts(&self) -> Result<Counts, Error> {
-        self.read(|conn| {
-            let count = |sql: &str| {
-                let n = conn.prepare_cached(sql)?.query_row([], |r| r.get::<_, f64>(0)).optional()?;
-                Ok::<_, rusqlite::Error>(n.unwrap_or(0.0) as i64)
-            };
+        self.read(|sql| {
+            let count = |of: &str| Ok::<i64, SqlError>(sql.row(of, params![], |r| r.get(0))?.unwrap_or(0));
             let live = count("SELECT count(*) FROM activations WHERE closed_at IS NULL")?;
             let suspended = count("SELECT count(*) FROM sessions WHERE status='suspended'")?;
             let ended = count("SELECT count(*) FROM sessions WHERE status='ended'")?;
             let all = count("SELECT count(*) FROM sessions")?;
             Ok(Counts {
                 running: count("SELECT count(*) FROM turns WHERE state='running'")?,
-                queued: count("SELECT value + 0.0 FROM meta WHERE name='queued'")?,
+                queued: count("SELECT value FROM meta WHERE name='queued'")?,
                 live,
                 parked: (all - live - suspended - ended).max(0),
                 suspended,
@@ -463,12 +427,12 @@ impl Store {
     /// # Errors
     /// [`Refusal::NotFound`].
     pub fn reports(&self, boot_id: Option<&str>, limit: usize) -> Result<Vec<Value>, Error> {
-        let rows: Vec<String> = self.read(|conn| {
-            conn.prepare_cached(
+        let rows: Vec<String> = self.read(|sql| {
+            sql.rows(
                 "SELECT report FROM boots WHERE report IS NOT NULL AND (?1 IS NULL OR boot_id=?1) ORDER BY bid DESC LIMIT ?2",
-            )?
-            .query_map(params![boot_id, limit as i64], |r| text(r, 0))?
-            .collect()
+                params![boot_id, limit as i64],
+                |r| r.text(0),
+            )
         })?;
         if rows.is_empty() && boot_id.is_some() {
             return Err(Refusal::NotFound.into());
@@ -481,11 +445,7 @@ impl Store {
     /// # Errors
     /// The store fails.
     pub fn sid_of(&self, session_id: &str) -> Result<Option<i64>, Error> {
-        self.read(|conn| {
-            conn.prepare_cached("SELECT sid FROM sessions WHERE id=?1")?
-                .query_row([session_id], |r| r.get(0))
-                .optional()
-        })
+        self.read(|sql| sql.row("SELECT sid FROM sessions WHERE id=?1", params![session_id], |r| r.get(0)))
     }
 }
 
@@ -495,24 +455,52 @@ fn goes_on(e: &Entry, next: &Entry) -> bool {
     full && e.role == Role::Agent && next.role == Role::Agent && e.turn_id == next.turn_id
 }
 
-const COLUMNS: &str = "SELECT e.seq, t.id, e.role, coalesce(e.text, m.text, ''), e.at FROM entries e
-     LEFT JOIN messages m ON m.mid=e.mid LEFT JOIN turns t ON t.tid=e.tid";
+/// The columns of an entry as hooks and agents see it, for statements that are put together as constants.
+macro_rules! entry_columns {
+    () => {
+        "SELECT e.seq, t.id, e.role, coalesce(e.text, m.text, ''), e.at FROM entries e
+         LEFT JOIN messages m ON m.mid=e.mid LEFT JOIN turns t ON t.tid=e.tid"
+    };
+}
+use entry_columns;
 
-fn entry(r: &rusqlite::Row<'_>) -> rusqlite::Result<Entry> {
+/// An entry as the API shows it.
+fn shown_entry(r: &Row<'_>) -> Result<Value, SqlError> {
+    let mut entry = json!({
+        "seq": r.get::<i64>(0)?, "turn_id": r.maybe_text(1)?, "role": r.text(2)?, "text": r.text(3)?,
+        "at": clock::rfc3339(r.number(4)?),
+    });
+    if let Some(detail) = r.maybe_text(5)?
+        && let Ok(Value::Object(detail)) = serde_json::from_str(&detail)
+    {
+        for (name, value) in detail {
+            entry[name] = value;
+        }
+    }
+    if let Some(message) = r.maybe_text(6)? {
+        entry["message_id"] = message.into();
+    }
+    if let Some(continues) = r.maybe_text(7)? {
+        entry["continues"] = continues.into();
+    }
+    Ok(entry)
+}
+
+fn entry(r: &Row<'_>) -> Result<Entry, SqlError> {
     Ok(Entry {
         seq: r.get(0)?,
-        turn_id: maybe_text(r, 1)?,
-        role: Role::parse(&text(r, 2)?).unwrap_or(Role::System),
-        text: text(r, 3)?,
-        at: number(r, 4)?,
+        turn_id: r.maybe_text(1)?,
+        role: Role::parse(&r.text(2)?).unwrap_or(Role::System),
+        text: r.text(3)?,
+        at: r.number(4)?,
     })
 }
 
-fn event(r: &rusqlite::Row<'_>) -> rusqlite::Result<EventRow> {
-    let (session_id, turn_id) = (text(r, 2)?, maybe_text(r, 3)?);
-    let (own, at, key) = (text(r, 4)?, number(r, 5)?, text(r, 6)?);
+fn event(r: &Row<'_>) -> Result<EventRow, SqlError> {
+    let (session_id, turn_id) = (r.text(2)?, r.maybe_text(3)?);
+    let (own, at, key) = (r.text(4)?, r.number(5)?, r.text(6)?);
     let data = whole(&key, &session_id, turn_id.as_deref(), at, &own);
-    Ok(EventRow { seq: r.get(0)?, kind: text(r, 1)?, session_id, turn_id, at, data })
+    Ok(EventRow { seq: r.get(0)?, kind: r.text(1)?, session_id, turn_id, at, data })
 }
 
 /// What every event has.
@@ -593,7 +581,7 @@ fn listing(filter: &SessionFilter) -> (&'static str, String) {
 /// A session as far as its row can be read, and why it cannot be read whole.
 type Any = (SessionRow, Option<String>);
 
-fn any(r: &rusqlite::Row<'_>) -> rusqlite::Result<Any> {
+fn any(r: &Row<'_>) -> Result<Any, SqlError> {
     match SessionRow::read(r) {
         Ok(row) => Ok((row, None)),
         Err(why) => Ok((SessionRow::read_any(r)?, Some(why.to_string()))),
@@ -601,10 +589,10 @@ fn any(r: &rusqlite::Row<'_>) -> rusqlite::Result<Any> {
 }
 
 /// A session as the API shows it. One whose rows cannot be read is shown as far as they can, with `damaged`, the reason.
-fn shown(conn: &Connection, (s, why): &Any) -> rusqlite::Result<SessionView> {
-    let (mut view, why) = match (view(conn, s), why) {
+fn shown(sql: Sql<'_>, (s, why): &Any) -> Result<SessionView, SqlError> {
+    let (mut view, why) = match (view(sql, s), why) {
         (Ok(view), why) => (view, why.clone()),
-        (Err(e), _) if lies_in_rows(&e) => (
+        (Err(e), _) if e.lies_in_rows() => (
             SessionView { id: s.id.clone(), sid: s.sid, key: s.key.clone(), json: bare(s, Value::Null) },
             Some("its turn cannot be read".to_owned()),
         ),
@@ -616,48 +604,46 @@ fn shown(conn: &Connection, (s, why): &Any) -> rusqlite::Result<SessionView> {
     Ok(view)
 }
 
-fn find(conn: &Connection, target: &Target) -> rusqlite::Result<Option<Any>> {
-    let (sql, value) = match target {
+fn find(sql: Sql<'_>, target: &Target) -> Result<Option<Any>, SqlError> {
+    let (statement, value) = match target {
         Target::Key(key) => (
-            format!(
-                "SELECT {SESSION_COLUMNS} FROM sessions WHERE key=?1 AND status='open' AND hidden=0 ORDER BY sid DESC LIMIT 1"
+            concat!(
+                "SELECT ",
+                session_columns!(),
+                " FROM sessions WHERE key=?1 AND status='open' AND hidden=0 ORDER BY sid DESC LIMIT 1"
             ),
             key,
         ),
-        Target::Id(id) => (format!("SELECT {SESSION_COLUMNS} FROM sessions WHERE id=?1 AND hidden=0"), id),
+        Target::Id(id) => (concat!("SELECT ", session_columns!(), " FROM sessions WHERE id=?1 AND hidden=0"), id),
     };
-    conn.prepare_cached(&sql)?.query_row([value], any).optional()
+    sql.row(statement, params![value], any)
 }
 
-fn view(conn: &Connection, s: &SessionRow) -> rusqlite::Result<SessionView> {
-    let live = conn
-        .prepare_cached("SELECT 1 FROM activations WHERE sid=?1 AND closed_at IS NULL")?
-        .query_row([s.sid], |_| Ok(()))
-        .optional()?
-        .is_some();
-    let turn = conn
-        .prepare_cached(
-            "SELECT t.id, t.state, t.started_at, c.id,
-               (SELECT e.text FROM entries e WHERE e.tid=t.tid AND e.role='tool'
-                AND json_extract(e.detail, '$.status') IN ('pending', 'in_progress') ORDER BY e.seq DESC LIMIT 1)
-             FROM turns t LEFT JOIN turns c ON c.tid=t.continues
-             WHERE t.tid=coalesce((SELECT tid FROM turns WHERE sid=?1 AND state='running'),
-                                  (SELECT tid FROM turns WHERE sid=?1 AND state='queued' ORDER BY tid LIMIT 1))",
-        )?
-        .query_row([s.sid], |r| {
+fn view(sql: Sql<'_>, s: &SessionRow) -> Result<SessionView, SqlError> {
+    let live = sql.exists("SELECT 1 FROM activations WHERE sid=?1 AND closed_at IS NULL", params![s.sid])?;
+    let turn = sql.row(
+        "SELECT t.id, t.state, t.started_at, c.id,
+           (SELECT e.text FROM entries e WHERE e.tid=t.tid AND e.role='tool'
+            AND json_extract(e.detail, '$.status') IN ('pending', 'in_progress') ORDER BY e.seq DESC LIMIT 1)
+         FROM turns t LEFT JOIN turns c ON c.tid=t.continues
+         WHERE t.tid=coalesce((SELECT tid FROM turns WHERE sid=?1 AND state='running'),
+                              (SELECT tid FROM turns WHERE sid=?1 AND state='queued' ORDER BY tid LIMIT 1))",
+        params![s.sid],
+        |r| {
             Ok(json!({
-                "id": text(r, 0)?, "state": text(r, 1)?, "started_at": time(maybe_number(r, 2)?),
-                "tool": maybe_text(r, 4)?, "continues": maybe_text(r, 3)?,
+                "id": r.text(0)?, "state": r.text(1)?, "started_at": time(r.maybe_number(2)?),
+                "tool": r.maybe_text(4)?, "continues": r.maybe_text(3)?,
             }))
-        })
-        .optional()?;
+        },
+    )?;
     let mut json = bare(s, turn.into());
     if live && s.status == "open" {
         json["state"] = "live".into();
     }
-    let (ended_at, end_reason) = conn
-        .prepare_cached("SELECT ended_at, end_reason FROM sessions WHERE sid=?1")?
-        .query_row([s.sid], |r| Ok((maybe_number(r, 0)?, maybe_text(r, 1)?)))?;
+    let end = sql.row("SELECT ended_at, end_reason FROM sessions WHERE sid=?1", params![s.sid], |r| {
+        Ok((r.maybe_number(0)?, r.maybe_text(1)?))
+    })?;
+    let (ended_at, end_reason) = end.unwrap_or_default();
     json["ended_at"] = time(ended_at);
     json["end_reason"] = end_reason.into();
     Ok(SessionView { id: s.id.clone(), sid: s.sid, key: s.key.clone(), json })

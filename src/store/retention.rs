@@ -2,9 +2,8 @@
 
 use std::time::Duration;
 
-use rusqlite::params;
+use super::sql::params;
 
-use super::isolate::{maybe_number, number};
 use super::tx::Tx;
 use super::{Error, Store};
 use crate::clock::Millis;
@@ -110,8 +109,8 @@ impl Tx<'_> {
         // younger than the first one behind it whose time does not lie ahead.
         let first = self.row(
             &format!("SELECT seq FROM events e WHERE at<=?1 AND NOT {NEEDED} ORDER BY seq LIMIT 1"),
-            [self.now],
-            |r| r.get::<_, i64>(0),
+            params![self.now],
+            |r| r.get::<i64>(0),
         )?;
         let Some(first) = first else { return Ok(0) };
         let last: Option<i64> = self
@@ -128,10 +127,10 @@ impl Tx<'_> {
         let Some(last) = last else { return Ok(0) };
         let gone = self.sids(
             &format!("SELECT seq FROM events e WHERE seq<=?1 AND NOT {NEEDED} ORDER BY seq LIMIT ?2"),
-            [last, STEP],
+            params![last, STEP],
         )?;
         for seq in &gone {
-            self.run("DELETE FROM events WHERE seq=?1", [seq])?;
+            self.tell("DELETE FROM events WHERE seq=?1", params![seq])?;
         }
         if let Some(newest) = gone.last() {
             self.remember("events_pruned", *newest)?;
@@ -161,8 +160,10 @@ impl Tx<'_> {
     /// Whether what a clock wrote that was set back since is older than `before`: it was written before the first thing
     /// behind it, `next`, whose time does not lie ahead.
     fn is_old_though_ahead(&self, newest: &str, next: &str, before: Millis) -> Result<bool, Error> {
-        let Some(newest) = self.row(newest, [self.now], |r| maybe_number(r, 0))?.flatten() else { return Ok(false) };
-        let next = self.row(next, [newest, self.now], |r| maybe_number(r, 0))?.flatten();
+        let Some(newest) = self.row(newest, params![self.now], |r| r.maybe_number(0))?.flatten() else {
+            return Ok(false);
+        };
+        let next = self.row(next, params![newest, self.now], |r| r.maybe_number(0))?.flatten();
         Ok(next.is_some_and(|at| at < before))
     }
 
@@ -182,18 +183,18 @@ impl Tx<'_> {
                    SELECT 1 FROM chain JOIN turns c ON c.tid=chain.tid JOIN sessions s ON s.sid=c.sid
                    WHERE c.state='running' OR s.cut_turn=c.tid)) ORDER BY m.at, m.mid LIMIT ?2",
                 params![before, STEP, after.0, after.1, from],
-                |r| Ok((r.get::<_, i64>(0)?, number(r, 1)?, number(r, 2)?)),
+                |r| Ok((r.get::<i64>(0)?, r.number(1)?, r.number(2)?)),
             )?;
             let at_once = self.apart(|tx| {
                 for (mid, ..) in &old {
-                    tx.run(FORGET, [mid])?;
+                    tx.tell(FORGET, params![mid])?;
                 }
                 Ok(old.len())
             })?;
             let Err(_) = at_once else { return Ok(old.len()) };
             let mut n = 0;
             for (mid, _, sid) in &old {
-                n += self.for_one("retention of ids", *sid, |tx| Ok(tx.run(FORGET, [mid])?))?.unwrap_or(0);
+                n += self.for_one("retention of ids", *sid, |tx| Ok(tx.run(FORGET, params![mid])?))?.unwrap_or(0);
             }
             match old.last() {
                 // All that came first cannot be changed: what is behind it must not wait for that.
@@ -205,7 +206,7 @@ impl Tx<'_> {
     }
 
     fn remember(&self, name: &str, value: i64) -> Result<(), Error> {
-        self.run(
+        self.tell(
             "INSERT INTO meta (name, value) VALUES (?1, ?2)
              ON CONFLICT (name) DO UPDATE SET value=max(value, excluded.value)",
             params![name, value],
@@ -224,13 +225,13 @@ impl Tx<'_> {
                 "SELECT did, jid FROM deliveries WHERE (settled_at<?1 OR settled_at>?3) AND state IN {states} LIMIT ?2"
             ),
             params![before, STEP, ahead],
-            |r| Ok((r.get::<_, i64>(0)?, number(r, 1)?)),
+            |r| Ok((r.get::<i64>(0)?, r.number(1)?)),
         )?;
         for (did, jid) in &gone {
-            self.run("DELETE FROM deliveries WHERE did=?1", [did])?;
-            self.run(
+            self.tell("DELETE FROM deliveries WHERE did=?1", params![did])?;
+            self.tell(
                 "DELETE FROM journal WHERE jid=?1 AND NOT EXISTS (SELECT 1 FROM deliveries d WHERE d.jid=?1)",
-                [jid],
+                params![jid],
             )?;
         }
         Ok(gone.len())
@@ -263,7 +264,7 @@ impl Tx<'_> {
         let (mut done, mut after) = (0, (i64::MIN, i64::MIN));
         for _ in 0..PAGES {
             let sessions =
-                self.rows(page, params![before, after.0, after.1], |r| Ok((r.get::<_, i64>(0)?, number(r, 1)?)))?;
+                self.rows(page, params![before, after.0, after.1], |r| Ok((r.get::<i64>(0)?, r.number(1)?)))?;
             for (sid, _) in &sessions {
                 let mut room = *left;
                 if let Some(whole) = self.for_one(what, *sid, |tx| run(tx, *sid, &mut room))? {
@@ -284,22 +285,22 @@ impl Tx<'_> {
     fn purge(&mut self, sid: i64, hidden: bool, left: &mut usize) -> Result<bool, Error> {
         let gone = self.step(
             "DELETE FROM entries WHERE seq IN (SELECT seq FROM entries WHERE sid=?1 LIMIT ?2)",
-            params![sid],
+            sid,
             left,
         )? && self.step(
             "UPDATE messages SET text='' WHERE mid IN (SELECT mid FROM messages WHERE sid=?1 AND text<>'' LIMIT ?2)",
-            params![sid],
+            sid,
             left,
         )? && (!hidden
             || self.step(
                 "DELETE FROM events WHERE seq IN (SELECT e.seq FROM sessions s JOIN events e ON e.key=s.key
                  WHERE s.sid=?1 AND e.session_id=s.id
                  AND e.kind IN ('text', 'thought', 'tool', 'plan', 'permission') LIMIT ?2)",
-                params![sid],
+                sid,
                 left,
             )?);
         if gone {
-            self.run("UPDATE sessions SET purged=1 WHERE sid=?1", [sid])?;
+            self.tell("UPDATE sessions SET purged=1 WHERE sid=?1", params![sid])?;
         }
         Ok(gone)
     }
@@ -329,22 +330,19 @@ impl Tx<'_> {
             "DELETE FROM activations WHERE aid IN (SELECT aid FROM activations WHERE sid=?1 LIMIT ?2)",
             "DELETE FROM sessions WHERE sid IN (SELECT ?1 LIMIT ?2)",
         ] {
-            if !self.step(sql, params![sid], left)? {
+            if !self.step(sql, sid, left)? {
                 return Ok(false);
             }
         }
         Ok(true)
     }
 
-    /// Runs a statement that touches at most `?2` rows. `false`: there may be more of them, for the next small transaction.
-    fn step(&self, sql: &str, of: &[&dyn rusqlite::ToSql], left: &mut usize) -> Result<bool, Error> {
+    /// Runs a statement that touches at most `?2` rows of the session `?1`. `false`: there may be more of them, for the next small transaction.
+    fn step(&self, sql: &str, of: i64, left: &mut usize) -> Result<bool, Error> {
         if *left == 0 {
             return Ok(false);
         }
-        let limit = *left as i64;
-        let mut all: Vec<&dyn rusqlite::ToSql> = of.to_vec();
-        all.insert(1, &limit);
-        *left -= self.run(sql, all.as_slice())?.min(*left);
+        *left -= self.run(sql, params![of, *left as i64])?.min(*left);
         Ok(*left > 0)
     }
 }

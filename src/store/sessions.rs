@@ -1,10 +1,9 @@
 //! What people do to sessions: reset, delete, suspend, resume, cancel; and the two ways in which a session's stretch or
 //! life ends, shared by every transaction that ends one.
 
-use rusqlite::params;
+use super::sql::params;
 use serde_json::{Value, json};
 
-use super::isolate::{number, text};
 use super::tx::{SESSION_COLUMNS, SessionRow, Tx, time};
 use super::{Error, Refusal, Store};
 use crate::clock::{self, Millis};
@@ -110,7 +109,7 @@ impl Store {
             match s.status.as_str() {
                 "ended" => return Err(Refusal::Ended.into()),
                 "suspended" => {
-                    tx.run(
+                    tx.tell(
                         "UPDATE sessions SET status='open', unclean=0,
                          marked_at=CASE WHEN mark_reason IS NULL THEN NULL ELSE ?2 END WHERE sid=?1",
                         params![s.sid, tx.now],
@@ -134,7 +133,7 @@ impl Store {
                     }
                 }
                 _ if s.mark_reason.is_some() && tx.open_activation_of(s.sid)?.is_none() => {
-                    tx.run("UPDATE sessions SET marked_at=?2 WHERE sid=?1", params![s.sid, tx.now])?;
+                    tx.tell("UPDATE sessions SET marked_at=?2 WHERE sid=?1", params![s.sid, tx.now])?;
                     acted.wake.push(s.sid);
                     acted.asked = true;
                 }
@@ -166,23 +165,26 @@ impl Store {
     /// # Errors
     /// The store fails.
     pub fn wanted(&self, after: i64, limit: usize, marked_since: Option<Millis>) -> Result<Vec<Wanted>, Error> {
-        self.read(|conn| {
-            let mut statement = conn.prepare_cached(
+        self.read(|sql| {
+            sql.rows(
                 "SELECT s.sid, s.key, s.agent, s.unclean,
                    EXISTS (SELECT 1 FROM turns t WHERE t.sid=s.sid AND t.state='queued')
                  FROM (SELECT sid FROM turns WHERE state='queued' AND sid>?1
                        UNION SELECT sid FROM sessions
                        WHERE mark_reason IS NOT NULL AND sid>?1 AND cut_turn IS NOT NULL AND marked_at>=?3) w
                  CROSS JOIN sessions s ON s.sid=w.sid WHERE s.status='open' ORDER BY s.sid LIMIT ?2",
-            )?;
-            let mut rows = statement.query(params![after, limit as i64, marked_since.unwrap_or(i64::MAX)])?;
-            let mut found = Vec::new();
-            while let Some(r) = rows.next()? {
+                params![after, limit as i64, marked_since.unwrap_or(i64::MAX)],
                 // A worker finds out whether the session can be used, and says so.
-                let (sid, queued) = (r.get(0)?, number(r, 4)? != 0);
-                found.push(Wanted { sid, key: text(r, 1)?, agent: text(r, 2)?, unclean: number(r, 3)?, queued });
-            }
-            Ok(found)
+                |r| {
+                    Ok(Wanted {
+                        sid: r.get(0)?,
+                        key: r.text(1)?,
+                        agent: r.text(2)?,
+                        unclean: r.number(3)?,
+                        queued: r.number(4)? != 0,
+                    })
+                },
+            )
         })
     }
 }
@@ -196,7 +198,7 @@ impl Tx<'_> {
             (target, true) => self.target(target)?.key,
         };
         let sql = format!("SELECT {SESSION_COLUMNS} FROM sessions WHERE key=?1 AND hidden=0 ORDER BY sid DESC");
-        let all = self.rows(&sql, [key], SessionRow::read_any)?;
+        let all = self.rows(&sql, params![key], SessionRow::read_any)?;
         if all.is_empty() { Err(Refusal::SessionNotFound.into()) } else { Ok(all) }
     }
 
@@ -210,7 +212,7 @@ impl Tx<'_> {
                 self.end_session(&s, EndReason::Deleted, actor, None)?;
                 acted.retired.push(s.sid);
             }
-            self.run("UPDATE sessions SET hidden=1 WHERE sid=?1", [s.sid])?;
+            self.tell("UPDATE sessions SET hidden=1 WHERE sid=?1", params![s.sid])?;
         }
         Ok(acted)
     }
@@ -222,7 +224,7 @@ impl Tx<'_> {
             Target::Key(key) => self.current_as(key, SessionRow::read_any)?,
             Target::Id(id) => self.row(
                 &format!("SELECT {SESSION_COLUMNS} FROM sessions WHERE id=?1 AND hidden=0"),
-                [id],
+                params![id],
                 SessionRow::read_any,
             )?,
         };
@@ -236,7 +238,7 @@ impl Tx<'_> {
                 &format!(
                     "SELECT {SESSION_COLUMNS} FROM sessions WHERE key=?1 AND status='suspended' AND hidden=0 ORDER BY sid DESC LIMIT 1"
                 ),
-                [key],
+                params![key],
                 SessionRow::read,
             )?;
             if let Some(s) = suspended {
@@ -260,7 +262,7 @@ impl Tx<'_> {
     /// Suspends an open session. Returns the session to which its queue moved, if anything waited.
     pub(super) fn suspend_session(&mut self, s: &SessionRow, actor: Actor, agent: &str) -> Result<Option<i64>, Error> {
         self.end_running(s, Outcome::Cancelled, None, Some("suspended"))?;
-        self.run("UPDATE sessions SET status='suspended' WHERE sid=?1", [s.sid])?;
+        self.tell("UPDATE sessions SET status='suspended' WHERE sid=?1", params![s.sid])?;
         // A mark of this stop went with the turn: its end must not tell of it.
         let s = &self.session_any(s.sid)?.unwrap_or_else(|| s.clone());
         self.close_activation(s, EndReason::Suspended, actor, None)?;
@@ -276,11 +278,11 @@ impl Tx<'_> {
     /// Cancels every queued turn of a session, each told with the reason.
     pub(super) fn cancel_queued(&mut self, s: &SessionRow, reason: &str) -> Result<usize, Error> {
         let turns =
-            self.rows("SELECT tid, id FROM turns WHERE sid=?1 AND state='queued' ORDER BY tid", [s.sid], |r| {
-                Ok((r.get::<_, i64>(0)?, r.get::<_, String>(1)?))
+            self.rows("SELECT tid, id FROM turns WHERE sid=?1 AND state='queued' ORDER BY tid", params![s.sid], |r| {
+                Ok((r.get::<i64>(0)?, r.get::<String>(1)?))
             })?;
         for (tid, id) in &turns {
-            self.run(
+            self.tell(
                 "UPDATE turns SET state='cancelled', ended_at=?2, cancel=?3 WHERE tid=?1",
                 params![tid, self.now, reason],
             )?;
@@ -299,7 +301,7 @@ impl Tx<'_> {
         next_id: Option<&str>,
     ) -> Result<(), Error> {
         self.end_running(s, Outcome::Cancelled, None, Some(reason.as_str()))?;
-        self.run(
+        self.tell(
             "UPDATE sessions SET status='ended', ended_at=?2, end_reason=?3, next_id=?4, mark_reason=NULL, marked_at=NULL,
              mark_boot=NULL, cut_turn=NULL WHERE sid=?1",
             params![s.sid, self.now, reason.as_str(), next_id],
@@ -312,7 +314,7 @@ impl Tx<'_> {
             "turns": s.turns, "messages": s.messages, "created_at": clock::rfc3339(s.created_at),
             "ended_at": clock::rfc3339(self.now),
         });
-        self.tell(EventKind::SessionClosed, HookEvent::SessionClosed, s, fields)
+        self.record(EventKind::SessionClosed, HookEvent::SessionClosed, s, fields)
     }
 
     /// Closes the session's open activation, if there is one: `session_end`, once.
@@ -324,7 +326,7 @@ impl Tx<'_> {
         next_id: Option<&str>,
     ) -> Result<bool, Error> {
         let Some(a) = self.open_activation_of(s.sid)? else { return Ok(false) };
-        self.run(
+        self.tell(
             "UPDATE activations SET closed_at=?2, end_reason=?3 WHERE aid=?1",
             params![a.aid, self.now, reason.as_str()],
         )?;
@@ -335,12 +337,12 @@ impl Tx<'_> {
             "previous_id": s.previous_id, "next_id": next_id,
             "resume_pending": mark_json(s.mark_reason.as_deref(), s.marked_at),
         });
-        self.tell(EventKind::SessionEnd, HookEvent::SessionEnd, s, fields)?;
+        self.record(EventKind::SessionEnd, HookEvent::SessionEnd, s, fields)?;
         Ok(true)
     }
 
     /// The same fact to the event stream and to the journal.
-    pub(super) fn tell(
+    pub(super) fn record(
         &mut self,
         kind: EventKind,
         hook: HookEvent,
@@ -355,16 +357,16 @@ impl Tx<'_> {
         Ok(self.row(
             "SELECT aid, epoch, agent, cwd, opened_at, turns_before, messages_before FROM activations
              WHERE sid=?1 AND closed_at IS NULL",
-            [sid],
+            params![sid],
             |r| {
                 Ok(ActivationRow {
                     aid: r.get(0)?,
-                    epoch: number(r, 1)?,
-                    agent: text(r, 2)?,
-                    cwd: text(r, 3)?,
-                    opened_at: number(r, 4)?,
-                    turns_before: number(r, 5)?,
-                    messages_before: number(r, 6)?,
+                    epoch: r.number(1)?,
+                    agent: r.text(2)?,
+                    cwd: r.text(3)?,
+                    opened_at: r.number(4)?,
+                    turns_before: r.number(5)?,
+                    messages_before: r.number(6)?,
                 })
             },
         )?)

@@ -147,20 +147,20 @@ impl Rig {
     /// One number, by SQL.
     pub fn number(&self, sql: &str) -> i64 {
         let sql = sql.to_owned();
-        self.store.write("test", move |tx| Ok(tx.conn.query_row(&sql, [], |r| r.get(0))?)).unwrap()
+        self.store.write("test", move |tx| Ok(tx.conn().query_row(&sql, [], |r| r.get(0))?)).unwrap()
     }
 
     /// One text, by SQL; null is empty.
     pub fn text(&self, sql: &str) -> String {
         let sql = sql.to_owned();
         let text: Option<String> =
-            self.store.write("test", move |tx| Ok(tx.conn.query_row(&sql, [], |r| r.get(0))?)).unwrap();
+            self.store.write("test", move |tx| Ok(tx.conn().query_row(&sql, [], |r| r.get(0))?)).unwrap();
         text.unwrap_or_default()
     }
 
     pub fn exec(&self, sql: &str) {
         let sql = sql.to_owned();
-        self.store.write("test", move |tx| Ok(tx.conn.execute_batch(&sql)?)).unwrap();
+        self.store.write("test", move |tx| Ok(tx.conn().execute_batch(&sql)?)).unwrap();
     }
 
     pub fn status(&self, sid: i64) -> String {

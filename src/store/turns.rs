@@ -1,11 +1,11 @@
 //! Turns: begun, written to, ended. Every write carries session, epoch and turn, and is refused when they are not current.
 
 use std::collections::BTreeSet;
+use std::ops::ControlFlow;
 
-use rusqlite::{OptionalExtension as _, params};
+use super::sql::params;
 use serde_json::json;
 
-use super::isolate::{maybe_number, maybe_text, text};
 use super::outbox::Batch;
 use super::output::Live;
 use super::tx::{SessionRow, Tx};
@@ -141,9 +141,10 @@ impl Store {
         self.write("preview_turn", move |tx| {
             // It is begun, and taken back before anybody could see it: the decision stands in one place.
             let mark = tx.out.mark();
-            tx.conn.execute_batch("SAVEPOINT preview")?;
+            tx.tell("SAVEPOINT preview", params![])?;
             let begun = tx.begin(&begin);
-            tx.conn.execute_batch("ROLLBACK TO preview; RELEASE preview")?;
+            tx.tell("ROLLBACK TO preview", params![])?;
+            tx.tell("RELEASE preview", params![])?;
             tx.out.truncate(mark);
             begun
         })
@@ -213,9 +214,11 @@ impl Store {
     pub fn cut_short(&self, turn_id: String) -> Result<CutShort, Error> {
         self.write("cut_short", move |tx| {
             let (tid, sid, ended_at) = tx
-                .row("SELECT tid, sid, coalesce(ended_at, created_at) FROM turns WHERE id=?1", [&turn_id], |r| {
-                    Ok((r.get::<_, i64>(0)?, r.get::<_, i64>(1)?, r.get(2)?))
-                })?
+                .row(
+                    "SELECT tid, sid, coalesce(ended_at, created_at) FROM turns WHERE id=?1",
+                    params![&turn_id],
+                    |r| Ok((r.get::<i64>(0)?, r.get::<i64>(1)?, r.get(2)?)),
+                )?
                 .ok_or(Refusal::NotFound)?;
             let message = tx.chain_messages(tid)?.0.join("\n\n");
             Ok(CutShort { message, tools: tx.open_tools(tid)?, answered: tx.has_answered(sid, tid)?, ended_at })
@@ -247,7 +250,7 @@ impl Store {
                 return Ok(tx.first_queued(sid)?.is_some());
             }
             let Some((tid, id)) = tx.first_queued(sid)? else { return Ok(false) };
-            tx.run(
+            tx.tell(
                 "UPDATE turns SET state='failed', started_at=?2, ended_at=?2, error_code=?3, error_text=?4, epoch=?5 WHERE tid=?1",
                 params![tid, tx.now, code, text, epoch],
             )?;
@@ -264,15 +267,14 @@ impl Store {
     /// # Errors
     /// The store fails.
     pub fn overlooked(&self, live: &[i64]) -> Result<Overlooked, Error> {
-        self.read(|conn| {
-            let mut open = conn.prepare_cached("SELECT 1 FROM sessions WHERE sid=?1 AND status='open' AND hidden=0")?;
-            let mut cancelled =
-                conn.prepare_cached("SELECT tid FROM turns WHERE sid=?1 AND state='running' AND cancel IS NOT NULL")?;
+        self.read(|sql| {
             let mut found = Overlooked::default();
             for sid in live {
-                if !open.exists([sid])? {
+                let open = "SELECT 1 FROM sessions WHERE sid=?1 AND status='open' AND hidden=0";
+                let cancelled = "SELECT tid FROM turns WHERE sid=?1 AND state='running' AND cancel IS NOT NULL";
+                if !sql.exists(open, params![sid])? {
                     found.gone.push(*sid);
-                } else if let Some(tid) = cancelled.query_row([sid], |r| r.get(0)).optional()? {
+                } else if let Some(tid) = sql.row(cancelled, params![sid], |r| r.get(0))? {
                     found.cancelled.push((*sid, tid));
                 }
             }
@@ -301,7 +303,7 @@ impl Tx<'_> {
         let may = b.resume != Resume::Never && s.marked_at.is_some_and(|at| may_resume(at, &b.policy, self.now));
         let mut cut = s.cut_turn.filter(|_| may);
         if let Some(tid) = cut
-            && self.row("SELECT 1 FROM turns WHERE tid=?1", [tid], |_| Ok(()))?.is_none()
+            && !self.exists("SELECT 1 FROM turns WHERE tid=?1", params![tid])?
         {
             // Its row is gone: nothing can go on there, and what waits must not wait for it.
             cut = None;
@@ -330,22 +332,22 @@ impl Tx<'_> {
         if cut.is_none() && !alone {
             return self.begin_plainly(&s, b, tid, turn_id).map(Some);
         }
-        self.run(
+        self.tell(
             "UPDATE turns SET state='running', epoch=?2, started_at=?3, continues=?4, resumed=?5 WHERE tid=?1",
             params![tid, b.epoch, self.now, cut, resumed],
         )?;
-        self.run("UPDATE sessions SET turns=turns+1 WHERE sid=?1", [s.sid])?;
+        self.tell("UPDATE sessions SET turns=turns+1 WHERE sid=?1", params![s.sid])?;
         if alone {
-            self.run("UPDATE boots SET solo=?2 WHERE bid=?1", params![self.bid, s.sid])?;
+            self.tell("UPDATE boots SET solo=?2 WHERE bid=?1", params![self.bid, s.sid])?;
         }
         if let Some(cut) = cut {
-            self.run("UPDATE turns SET continued_by=?2 WHERE tid=?1", params![cut, tid])?;
-            self.run("UPDATE sessions SET cut_turn=NULL WHERE sid=?1", [s.sid])?;
+            self.tell("UPDATE turns SET continued_by=?2 WHERE tid=?1", params![cut, tid])?;
+            self.tell("UPDATE sessions SET cut_turn=NULL WHERE sid=?1", params![s.sid])?;
         }
         let (begun, note, lost) = self.begun(&s, b, tid)?;
         let data = json!({ "continues": begun.continues.as_ref().map(|c| &c.turn_id), "resumed": resumed });
         let seq = self.emit(EventKind::TurnStart, &s.key, &s.id, Some(&turn_id), &data)?;
-        self.run("UPDATE turns SET sealed=?2 WHERE tid=?1", params![tid, seq])?;
+        self.tell("UPDATE turns SET sealed=?2 WHERE tid=?1", params![tid, seq])?;
         if let (Some(note), Some(cut)) = (note, &begun.continues) {
             self.entry(s.sid, Some(tid), Role::System, &note, Some(&json!({ "continues": cut.turn_id })))?;
         }
@@ -367,7 +369,7 @@ impl Tx<'_> {
         let (tid, turn_id, turns) = match self.running_turn(sid)? {
             // Its own, begun by a commit of whose fate the worker never heard.
             Some(tid) => {
-                let id = self.row("SELECT id FROM turns WHERE tid=?1", [tid], |r| r.get(0))?;
+                let id = self.row("SELECT id FROM turns WHERE tid=?1", params![tid], |r| r.get(0))?;
                 (tid, id.ok_or(Refusal::NotFound)?, s.turns - 1)
             }
             None => {
@@ -377,11 +379,11 @@ impl Tx<'_> {
                 let tid = self.new_turn(id, sid, 0)?;
                 let data = json!({ "continues": null, "resumed": false, "origin": "agent" });
                 let seq = self.emit(EventKind::TurnStart, &s.key, &s.id, Some(id), &data)?;
-                self.run(
+                self.tell(
                     "UPDATE turns SET state='running', epoch=?2, started_at=?3, sealed=?4 WHERE tid=?1",
                     params![tid, epoch, self.now, seq],
                 )?;
-                self.run("UPDATE sessions SET turns=turns+1 WHERE sid=?1", [sid])?;
+                self.tell("UPDATE sessions SET turns=turns+1 WHERE sid=?1", params![sid])?;
                 (tid, id.to_owned(), s.turns)
             }
         };
@@ -391,18 +393,18 @@ impl Tx<'_> {
 
     /// Whether a session other than this one runs alone.
     fn another_is_alone(&self, sid: i64) -> Result<bool, Error> {
-        Ok(self.row("SELECT 1 FROM boots WHERE bid=?1 AND solo<>?2", params![self.bid, sid], |_| Ok(()))?.is_some())
+        Ok(self.exists("SELECT 1 FROM boots WHERE bid=?1 AND solo<>?2", params![self.bid, sid])?)
     }
 
     /// Begins a turn that goes on with no other, which is nearly each: in as few statements as that takes.
     fn begin_plainly(&mut self, s: &SessionRow, b: &Begin, tid: i64, turn_id: String) -> Result<Begun, Error> {
         let data = json!({ "continues": null, "resumed": false });
         let seq = self.emit(EventKind::TurnStart, &s.key, &s.id, Some(&turn_id), &data)?;
-        self.run(
+        self.tell(
             "UPDATE turns SET state='running', epoch=?2, started_at=?3, sealed=?4 WHERE tid=?1",
             params![tid, b.epoch, self.now, seq],
         )?;
-        self.run("UPDATE sessions SET turns=turns+1 WHERE sid=?1", [s.sid])?;
+        self.tell("UPDATE sessions SET turns=turns+1 WHERE sid=?1", params![s.sid])?;
         if let Some(context) = &b.context {
             self.entry(s.sid, Some(tid), Role::System, context, None)?;
         }
@@ -416,12 +418,11 @@ impl Tx<'_> {
     /// again. With the note of a continuation, and whether something had to be left out of it.
     fn begun(&self, s: &SessionRow, b: &Begin, tid: i64) -> Result<(Begun, Option<String>, bool), Error> {
         let (turn_id, cut, resumed) = self
-            .row("SELECT id, continues, resumed FROM turns WHERE tid=?1", [tid], |r| {
-                Ok((r.get::<_, String>(0)?, r.get::<_, Option<i64>>(1)?, r.get::<_, bool>(2)?))
+            .row("SELECT id, continues, resumed FROM turns WHERE tid=?1", params![tid], |r| {
+                Ok((r.get::<String>(0)?, r.get::<Option<i64>>(1)?, r.get::<bool>(2)?))
             })?
             .ok_or(Refusal::NotFound)?;
-        let alone =
-            self.row("SELECT 1 FROM boots WHERE bid=?1 AND solo=?2", params![self.bid, s.sid], |_| Ok(()))?.is_some();
+        let alone = self.exists("SELECT 1 FROM boots WHERE bid=?1 AND solo=?2", params![self.bid, s.sid])?;
         let own = self.messages_of(tid)?.join("\n\n");
         let (prompt, continues, note, lost) = match cut {
             None => (own, None, None, false),
@@ -441,13 +442,11 @@ impl Tx<'_> {
         own: &str,
     ) -> Result<(String, Option<Cut>, Option<String>, bool), Error> {
         let turn_id: String =
-            self.row("SELECT id FROM turns WHERE tid=?1", [cut], |r| r.get(0))?.ok_or(Refusal::NotFound)?;
+            self.row("SELECT id FROM turns WHERE tid=?1", params![cut], |r| r.get(0))?.ok_or(Refusal::NotFound)?;
         let (told, lost) = self.chain_messages(cut)?;
         // A turn that the agent had begun by itself has no message, and none that could run again.
         let by_agent = told.is_empty()
-            && self
-                .row("SELECT 1 FROM turns WHERE tid=?1 AND messages=0 AND continues IS NULL", [cut], |_| Ok(()))?
-                .is_some();
+            && self.exists("SELECT 1 FROM turns WHERE tid=?1 AND messages=0 AND continues IS NULL", params![cut])?;
         let told = if told.is_empty() && !by_agent { GONE.to_owned() } else { told.join("\n\n") };
         let lost = lost && !by_agent;
         if rerun && !by_agent {
@@ -468,32 +467,27 @@ impl Tx<'_> {
         Ok(self.rows(
             "SELECT text FROM entries WHERE tid=?1 AND role='tool'
              AND json_extract(detail, '$.status') IN ('pending', 'in_progress') ORDER BY seq",
-            [tid],
-            |r| r.get::<_, String>(0),
+            params![tid],
+            |r| r.get::<String>(0),
         )?)
     }
 
     /// Whether a turn said anything: looked for from the newest entry on, as far as entries are the turn's own.
     fn has_answered(&self, sid: i64, tid: i64) -> Result<bool, Error> {
-        let mut statement = self.conn.prepare_cached("SELECT tid, role FROM entries WHERE sid=?1 ORDER BY seq DESC")?;
-        let mut rows = statement.query([sid])?;
-        while let Some(row) = rows.next()? {
-            let (of, role): (Option<i64>, String) = (row.get(0)?, row.get(1)?);
-            if of == Some(tid) && (role == Role::Agent.as_str() || role == Role::Tool.as_str()) {
-                return Ok(true);
-            }
-            // A turn before it.
-            if of.is_some_and(|of| of < tid) {
-                break;
-            }
-        }
-        Ok(false)
+        let mut answered = false;
+        self.sql.each("SELECT tid, role FROM entries WHERE sid=?1 ORDER BY seq DESC", params![sid], |r| {
+            let (of, role): (Option<i64>, String) = (r.get(0)?, r.get(1)?);
+            answered = of == Some(tid) && (role == Role::Agent.as_str() || role == Role::Tool.as_str());
+            let is_of_earlier_turn = of.is_some_and(|of| of < tid);
+            Ok(if answered || is_of_earlier_turn { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
+        })?;
+        Ok(answered)
     }
 
     /// Fails the oldest turn that waits in a session, if one does.
     pub(super) fn fail_first(&mut self, s: &SessionRow, code: &str, text: &str) -> Result<(), Error> {
         let Some((tid, id)) = self.first_queued(s.sid)? else { return Ok(()) };
-        self.run(
+        self.tell(
             "UPDATE turns SET state='failed', ended_at=?2, error_code=?3, error_text=?4 WHERE tid=?1",
             params![tid, self.now, code, text],
         )?;
@@ -510,17 +504,19 @@ impl Tx<'_> {
     }
 
     pub(super) fn first_queued(&self, sid: i64) -> Result<Option<(i64, String)>, Error> {
-        Ok(self.row("SELECT tid, id FROM turns WHERE sid=?1 AND state='queued' ORDER BY tid LIMIT 1", [sid], |r| {
-            Ok((r.get(0)?, r.get(1)?))
-        })?)
+        Ok(self.row(
+            "SELECT tid, id FROM turns WHERE sid=?1 AND state='queued' ORDER BY tid LIMIT 1",
+            params![sid],
+            |r| Ok((r.get(0)?, r.get(1)?)),
+        )?)
     }
 
     pub(super) fn running_turn(&self, sid: i64) -> Result<Option<i64>, Error> {
-        Ok(self.row("SELECT tid FROM turns WHERE sid=?1 AND state='running'", [sid], |r| r.get(0))?)
+        Ok(self.row("SELECT tid FROM turns WHERE sid=?1 AND state='running'", params![sid], |r| r.get(0))?)
     }
 
     fn messages_of(&self, tid: i64) -> Result<Vec<String>, Error> {
-        Ok(self.rows("SELECT text FROM messages WHERE tid=?1 ORDER BY mid", [tid], |r| r.get(0))?)
+        Ok(self.rows("SELECT text FROM messages WHERE tid=?1 ORDER BY mid", params![tid], |r| r.get(0))?)
     }
 
     /// The messages of a turn and of those that it goes on with, oldest first, and whether some are not among them. A chain
@@ -528,20 +524,18 @@ impl Tx<'_> {
     fn chain_messages(&self, tid: i64) -> Result<(Vec<String>, bool), Error> {
         let (mut told, mut left, mut lost) = (Vec::new(), CHAIN, false);
         let (mut link, mut seen) = (Some(tid), BTreeSet::new());
-        'links: while let Some(tid) = link.filter(|tid| seen.insert(*tid)) {
-            let conn = self.conn;
-            let mut messages = conn.prepare_cached("SELECT mid, text FROM messages WHERE tid=?1 ORDER BY mid DESC")?;
-            let mut messages = messages.query([tid])?;
-            while let Some(row) = messages.next()? {
-                let message = text(row, 1)?;
+        while let Some(tid) = link.filter(|tid| !lost && seen.insert(*tid)) {
+            self.sql.each("SELECT mid, text FROM messages WHERE tid=?1 ORDER BY mid DESC", params![tid], |r| {
+                let message = r.text(1)?;
                 if message.len() > left && !told.is_empty() {
                     lost = true;
-                    break 'links;
+                    return Ok(ControlFlow::Break(()));
                 }
                 left = left.saturating_sub(message.len());
-                told.push((row.get::<_, i64>(0)?, message));
-            }
-            link = self.row("SELECT continues FROM turns WHERE tid=?1", [tid], |r| maybe_number(r, 0))?.flatten();
+                told.push((r.get::<i64>(0)?, message));
+                Ok(ControlFlow::Continue(()))
+            })?;
+            link = self.row("SELECT continues FROM turns WHERE tid=?1", params![tid], |r| r.maybe_number(0))?.flatten();
         }
         told.sort_unstable_by_key(|(mid, _)| *mid);
         lost |= told.is_empty();
@@ -580,8 +574,8 @@ impl Tx<'_> {
         why: Option<&str>,
     ) -> Result<bool, Error> {
         let Some((tid, cancel)) =
-            self.row("SELECT tid, cancel FROM turns WHERE sid=?1 AND state='running'", [s.sid], |r| {
-                Ok((r.get::<_, i64>(0)?, maybe_text(r, 1)?))
+            self.row("SELECT tid, cancel FROM turns WHERE sid=?1 AND state='running'", params![s.sid], |r| {
+                Ok((r.get::<i64>(0)?, r.maybe_text(1)?))
             })?
         else {
             return Ok(false);
@@ -591,7 +585,7 @@ impl Tx<'_> {
         let reason = mark.map_or(MarkReason::Crash, |m| m.0);
         self.end_turn(s, tid, outcome, None, why, reason)?;
         if let (Outcome::Interrupted, Some((_, at))) = (outcome, mark) {
-            self.run("UPDATE sessions SET marked_at=?2 WHERE sid=?1", params![s.sid, at])?;
+            self.tell("UPDATE sessions SET marked_at=?2 WHERE sid=?1", params![s.sid, at])?;
         }
         Ok(true)
     }
@@ -606,7 +600,8 @@ impl Tx<'_> {
         cancel: Option<&str>,
         mark: MarkReason,
     ) -> Result<(), Error> {
-        let turn_id = self.row("SELECT id FROM turns WHERE tid=?1", [tid], |r| text(r, 0))?.ok_or(Refusal::Stale)?;
+        let turn_id =
+            self.row("SELECT id FROM turns WHERE tid=?1", params![tid], |r| r.text(0))?.ok_or(Refusal::Stale)?;
         let sealed = self.move_to_transcript(s, tid, &turn_id)?;
         self.end_turn_with(s, (tid, &turn_id), sealed, outcome, error, cancel, mark)
     }
@@ -623,7 +618,7 @@ impl Tx<'_> {
         cancel: Option<&str>,
         mark: MarkReason,
     ) -> Result<(), Error> {
-        self.run(
+        self.tell(
             "UPDATE turns SET state=?2, ended_at=?3, error_code=?4, error_text=?5, sealed=coalesce(?6, sealed)
              WHERE tid=?1 AND state='running'",
             params![
@@ -635,31 +630,31 @@ impl Tx<'_> {
                 sealed
             ],
         )?;
-        self.run("UPDATE sessions SET active_at=?2 WHERE sid=?1", params![s.sid, self.now])?;
+        self.tell("UPDATE sessions SET active_at=?2 WHERE sid=?1", params![s.sid, self.now])?;
         match outcome {
             Outcome::Completed => {
-                self.run(
+                self.tell(
                     "UPDATE sessions SET mark_reason=NULL, marked_at=NULL, mark_boot=NULL, cut_turn=NULL, unclean=0
                      WHERE sid=?1 AND (mark_reason IS NOT NULL OR unclean>0 OR cut_turn IS NOT NULL)",
-                    [s.sid],
+                    params![s.sid],
                 )?;
             }
             // A mark that this stop made is taken back by any end but an interrupt; one from before stays. Where the stop was
             // cut off, the next boot writes the end: the mark is that of a boot that is dead.
             Outcome::Failed | Outcome::Cancelled => {
-                self.run(
+                self.tell(
                     "UPDATE sessions SET mark_reason=NULL, marked_at=NULL, mark_boot=NULL WHERE sid=?1 AND mark_boot IS NOT NULL",
-                    [s.sid],
+                    params![s.sid],
                 )?;
             }
             Outcome::Interrupted => {
-                self.run(
+                self.tell(
                     "UPDATE sessions SET mark_reason=?2, marked_at=?3, mark_boot=NULL, cut_turn=?4 WHERE sid=?1",
                     params![s.sid, mark.as_str(), self.now, tid],
                 )?;
             }
         }
-        self.run("UPDATE boots SET solo=NULL WHERE bid=?1 AND solo=?2", params![self.bid, s.sid])?;
+        self.tell("UPDATE boots SET solo=NULL WHERE bid=?1 AND solo=?2", params![self.bid, s.sid])?;
         let error = error.map(|(code, message)| json!({ "code": code, "message": message }));
         let mut data = json!({ "outcome": outcome, "error": error });
         if let (Outcome::Cancelled, Some(why)) = (outcome, cancel) {

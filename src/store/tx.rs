@@ -2,18 +2,17 @@
 
 use std::sync::{Arc, PoisonError};
 
-use rusqlite::{Connection, params};
-use serde_json::{Value, json};
+use serde_json::{Value as Json, json};
 use uuid::Uuid;
 
-use super::isolate::{maybe_number, maybe_text, number, text};
+use super::sql::{Row, Sql, SqlError, Value, params};
 use super::{Admission, Error, Shared, Tally};
 use crate::clock::{self, Millis};
 use crate::model::event::{EventKind, HookEvent};
 
 /// A transaction in progress.
 pub struct Tx<'c> {
-    pub(super) conn: &'c Connection,
+    pub(super) sql: Sql<'c>,
     /// The time at its begin: the wall clock, where it is believed.
     pub(super) now: Millis,
     /// This boot's row.
@@ -112,7 +111,7 @@ pub(super) use session_columns;
 pub(super) const SESSION_COLUMNS: &str = session_columns!();
 
 impl SessionRow {
-    pub(super) fn read(r: &rusqlite::Row<'_>) -> rusqlite::Result<Self> {
+    pub(super) fn read(r: &Row<'_>) -> Result<Self, SqlError> {
         Ok(Self {
             sid: r.get(0)?,
             id: r.get(1)?,
@@ -140,28 +139,28 @@ impl SessionRow {
 
 impl SessionRow {
     /// As [`SessionRow::read`], as far as the row can be read: for what must be done to a session in any case.
-    pub(super) fn read_any(r: &rusqlite::Row<'_>) -> rusqlite::Result<Self> {
+    pub(super) fn read_any(r: &Row<'_>) -> Result<Self, SqlError> {
         Ok(Self {
             sid: r.get(0)?,
-            id: text(r, 1)?,
-            key: text(r, 2)?,
-            status: text(r, 3)?,
-            hidden: number(r, 4)? != 0,
-            agent: text(r, 5)?,
-            epoch: number(r, 6)?,
-            created_at: number(r, 7)?,
-            active_at: number(r, 8)?,
-            mark_reason: maybe_text(r, 9)?,
-            marked_at: maybe_number(r, 10)?,
-            cut_turn: maybe_number(r, 11)?,
-            previous_id: maybe_text(r, 12)?,
-            next_id: maybe_text(r, 13)?,
-            turns: number(r, 14)?,
-            messages: number(r, 15)?,
-            start_reason: text(r, 16)?,
-            unclean: number(r, 17)?,
-            agent_session: maybe_text(r, 18)?,
-            queued: number(r, 19)?,
+            id: r.text(1)?,
+            key: r.text(2)?,
+            status: r.text(3)?,
+            hidden: r.number(4)? != 0,
+            agent: r.text(5)?,
+            epoch: r.number(6)?,
+            created_at: r.number(7)?,
+            active_at: r.number(8)?,
+            mark_reason: r.maybe_text(9)?,
+            marked_at: r.maybe_number(10)?,
+            cut_turn: r.maybe_number(11)?,
+            previous_id: r.maybe_text(12)?,
+            next_id: r.maybe_text(13)?,
+            turns: r.number(14)?,
+            messages: r.number(15)?,
+            start_reason: r.text(16)?,
+            unclean: r.number(17)?,
+            agent_session: r.maybe_text(18)?,
+            queued: r.number(19)?,
         })
     }
 }
@@ -172,42 +171,56 @@ impl Tx<'_> {
         self.shared.admission()
     }
 
-    /// Runs a statement, its plan cached.
-    pub(super) fn run(&self, sql: &str, params: impl rusqlite::Params) -> rusqlite::Result<usize> {
-        self.conn.prepare_cached(sql)?.execute(params)
+    /// Runs a statement. How many rows it changed.
+    pub(super) fn run(&self, sql: &str, params: &[Value<'_>]) -> Result<usize, SqlError> {
+        self.sql.run(sql, params)
     }
 
-    /// The first row, if any.
+    /// Runs a statement whose count nobody needs.
+    pub(super) fn tell(&self, sql: &str, params: &[Value<'_>]) -> Result<(), SqlError> {
+        self.sql.tell(sql, params)
+    }
+
+    /// Inserts a row by a statement that ends in `RETURNING` with the number that the engine drew for it.
+    pub(super) fn insert(&self, sql: &str, params: &[Value<'_>]) -> Result<i64, SqlError> {
+        self.sql.insert(sql, params)
+    }
+
+    /// The first row, if there is any.
     pub(super) fn row<T>(
         &self,
         sql: &str,
-        params: impl rusqlite::Params,
-        read: impl FnOnce(&rusqlite::Row<'_>) -> rusqlite::Result<T>,
-    ) -> rusqlite::Result<Option<T>> {
-        use rusqlite::OptionalExtension as _;
-        self.conn.prepare_cached(sql)?.query_row(params, read).optional()
+        params: &[Value<'_>],
+        read: impl FnOnce(&Row<'_>) -> Result<T, SqlError>,
+    ) -> Result<Option<T>, SqlError> {
+        self.sql.row(sql, params, read)
     }
 
     /// Every row.
     pub(super) fn rows<T>(
         &self,
         sql: &str,
-        params: impl rusqlite::Params,
-        read: impl FnMut(&rusqlite::Row<'_>) -> rusqlite::Result<T>,
-    ) -> rusqlite::Result<Vec<T>> {
-        self.conn.prepare_cached(sql)?.query_map(params, read)?.collect()
+        params: &[Value<'_>],
+        read: impl FnMut(&Row<'_>) -> Result<T, SqlError>,
+    ) -> Result<Vec<T>, SqlError> {
+        self.sql.rows(sql, params, read)
+    }
+
+    /// Whether there is a row.
+    pub(super) fn exists(&self, sql: &str, params: &[Value<'_>]) -> Result<bool, SqlError> {
+        self.sql.exists(sql, params)
     }
 
     /// The session in row `sid`.
     pub(super) fn session(&self, sid: i64) -> Result<Option<SessionRow>, Error> {
         let sql = concat!("SELECT ", session_columns!(), " FROM sessions WHERE sid=?1");
-        Ok(self.row(sql, [sid], SessionRow::read)?)
+        Ok(self.row(sql, params![sid], SessionRow::read)?)
     }
 
     /// As [`Tx::session`], as far as the row can be read.
     pub(super) fn session_any(&self, sid: i64) -> Result<Option<SessionRow>, Error> {
         let sql = concat!("SELECT ", session_columns!(), " FROM sessions WHERE sid=?1");
-        Ok(self.row(sql, [sid], SessionRow::read_any)?)
+        Ok(self.row(sql, params![sid], SessionRow::read_any)?)
     }
 
     /// Appends to the durable event stream. `data` holds what is beside `key`, `session_id`, `turn_id` and `at`.
@@ -217,14 +230,13 @@ impl Tx<'_> {
         key: &str,
         session_id: &str,
         turn_id: Option<&str>,
-        data: &Value,
+        data: &Json,
     ) -> Result<i64, Error> {
         let data = data.to_string();
-        self.run(
-            "INSERT INTO events (key, session_id, turn_id, kind, data, at) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+        let seq = self.insert(
+            "INSERT INTO events (key, session_id, turn_id, kind, data, at) VALUES (?1, ?2, ?3, ?4, ?5, ?6) RETURNING seq",
             params![key, session_id, turn_id, kind.as_str(), data, self.now],
         )?;
-        let seq = self.conn.last_insert_rowid();
         self.out.events.push(Arc::new(Published {
             seq,
             key: key.to_owned(),
@@ -250,21 +262,20 @@ impl Tx<'_> {
     }
 
     /// Journals an event for the handlers registered now. With none, nothing is written.
-    pub(super) fn journal(&mut self, event: HookEvent, s: &SessionRow, fields: &Value) -> Result<(), Error> {
+    pub(super) fn journal(&mut self, event: HookEvent, s: &SessionRow, fields: &Json) -> Result<(), Error> {
         let owed = self.shared.owed.read().unwrap_or_else(PoisonError::into_inner).clone()(event);
         if owed.is_empty() {
             return Ok(());
         }
         let upto = self
-            .row("SELECT max(seq) FROM entries WHERE sid=?1", [s.sid], |r| r.get::<_, Option<i64>>(0))?
+            .row("SELECT max(seq) FROM entries WHERE sid=?1", params![s.sid], |r| r.get::<Option<i64>>(0))?
             .flatten()
             .unwrap_or(0);
-        self.run(
+        let jid = self.insert(
             "INSERT INTO journal (event_id, event, key, session_id, sid, upto, fields, bid, at)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9) RETURNING jid",
             params![new_id(self.now), event.as_str(), s.key, s.id, s.sid, upto, fields.to_string(), self.bid, self.now],
         )?;
-        let jid = self.conn.last_insert_rowid();
         for handler in owed {
             self.run(
                 "INSERT INTO deliveries (jid, script, name, state) VALUES (?1, ?2, ?3, 'pending')",
@@ -282,6 +293,6 @@ pub(super) fn new_id(_now: Millis) -> String {
 }
 
 /// A time as the API shows it, or null.
-pub(super) fn time(at: Option<Millis>) -> Value {
-    at.map_or(Value::Null, |at| clock::rfc3339(at).into())
+pub(super) fn time(at: Option<Millis>) -> Json {
+    at.map_or(Json::Null, |at| clock::rfc3339(at).into())
 }

@@ -6,12 +6,10 @@
 //! It must not know SQL.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use rusqlite::Connection;
-
-use super::writer::{Job, Writer};
+use super::job::Job;
 use super::{Error, closed};
 
 /// A job that was not taken.
@@ -83,7 +81,7 @@ impl JobQueue {
     }
 
     /// Puts a job at the end; gives it back when there was no room by the instant, or nobody is there to take it.
-    fn push(&self, job: Job, until: Instant) -> Result<(), NotTaken> {
+    pub(super) fn push(&self, job: Job, until: Instant) -> Result<(), NotTaken> {
         let mut state = self.lock();
         while state.jobs.len() >= self.bound && !state.over {
             let left = until.saturating_duration_since(Instant::now());
@@ -161,13 +159,13 @@ impl JobQueue {
     }
 
     /// Nothing waits, and the thread is there.
-    fn is_idle(&self) -> bool {
+    pub(super) fn is_idle(&self) -> bool {
         let state = self.lock();
         state.jobs.is_empty() && !state.over
     }
 
     /// Somebody else committed: the thread, if it sleeps for good, is to sleep until the log may be folded.
-    fn mark_dirty(&self) {
+    pub(super) fn mark_dirty(&self) {
         let mut state = self.lock();
         state.dirty = true;
         let asleep = std::mem::take(&mut state.asleep);
@@ -185,55 +183,6 @@ impl Drop for QueueOwner {
     fn drop(&mut self) {
         self.0.lock().over = true;
         self.0.arrived.notify_all();
-    }
-}
-
-/// The way to the writer.
-#[derive(Clone)]
-pub(super) enum WriteQueue {
-    /// It has a thread.
-    Thread(Arc<QueueOwner>, Arc<Mutex<Writer>>),
-    /// It runs on the caller's.
-    Inline(Arc<Mutex<Writer>>),
-}
-
-impl WriteQueue {
-    /// Takes the connection from a writer that has no thread.
-    pub(super) fn die(&self) -> Option<Connection> {
-        match self {
-            Self::Thread(..) => None,
-            Self::Inline(writer) => writer.lock().unwrap_or_else(PoisonError::into_inner).die(),
-        }
-    }
-
-    /// Sends a job; gives it back when it was not taken by the instant, or nobody is there to take it.
-    pub(super) fn send(&self, job: Job, until: Instant) -> Result<(), NotTaken> {
-        match self {
-            Self::Thread(owner, _) => owner.0.push(job, until),
-            Self::Inline(writer) => writer.lock().unwrap_or_else(PoisonError::into_inner).perform(job),
-        }
-    }
-
-    /// As [`WriteQueue::send`], for a thread that may wait for the disk itself: where nobody writes and nothing waits, the job
-    /// is done here and now.
-    pub(super) fn commit_inline(&self, job: Job, until: Instant) -> Result<(), NotTaken> {
-        if let Self::Thread(owner, writer) = self
-            && owner.0.is_idle()
-        {
-            let mut writer = match writer.try_lock() {
-                Ok(writer) => writer,
-                Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
-                Err(TryLockError::WouldBlock) => return self.send(job, until),
-            };
-            let dirty = writer.is_clean();
-            writer.perform(job)?;
-            drop(writer);
-            if dirty {
-                owner.0.mark_dirty();
-            }
-            return Ok(());
-        }
-        self.send(job, until)
     }
 }
 

@@ -178,7 +178,7 @@ fn others_are_served(rig: &Rig, what: &str, bad: &Accepted, good: &Accepted) {
 /// The bad session's activation is closed, or the doctor names it.
 fn closed_or_named(rig: &Rig, what: &str, bad: &Accepted) {
     let open = rig.number(&format!("SELECT count(*) FROM activations WHERE closed_at IS NULL AND sid={}", bad.sid));
-    let found = damage::find(&Connection::open(&rig.path).unwrap()).unwrap();
+    let found = damage::find(sqlite::sql(&Connection::open(&rig.path).unwrap())).unwrap();
     assert!(open == 0 || !found.is_empty(), "{what}: neither closed nor named");
     assert!(found.iter().all(|d| d.key != GOOD), "{what}: {found:?}");
 }

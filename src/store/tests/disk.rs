@@ -5,7 +5,9 @@ use std::sync::atomic::AtomicBool;
 
 use super::write::{file, group, hold, kept, threaded, well};
 use super::*;
-use crate::store::writer::checkpoint;
+use crate::store::sqlite::engine::QUEUE;
+use crate::store::sqlite::schema;
+use crate::store::sqlite::writer::checkpoint;
 
 /// Somebody outside who reads, and does not end.
 fn reader(path: &std::path::Path) -> rusqlite::Connection {
@@ -91,7 +93,7 @@ fn a_disk_without_room_refuses_and_nothing_is_in_doubt() {
         count.fetch_add(1, Ordering::SeqCst);
     }));
     // Of this connection alone.
-    store.write("mark", |tx| Ok(tx.conn.execute_batch("CREATE TEMP TABLE of_this_connection (x)")?)).unwrap();
+    store.write("mark", |tx| Ok(tx.conn().execute_batch("CREATE TEMP TABLE of_this_connection (x)")?)).unwrap();
     full.store(true, Ordering::SeqCst);
     for members in [1, 3] {
         let outcomes = group(&store, (0..members).map(|_| Box::new(well) as _).collect());
@@ -106,7 +108,7 @@ fn a_disk_without_room_refuses_and_nothing_is_in_doubt() {
     full.store(false, Ordering::SeqCst);
     assert_eq!(store.trouble(Duration::from_secs(30)), None, "it is tried whether that is over");
     let there = store.write("ask", |tx| {
-        Ok(tx.conn.query_row("SELECT count(*) FROM of_this_connection", [], |r| r.get::<_, i64>(0))?)
+        Ok(tx.conn().query_row("SELECT count(*) FROM of_this_connection", [], |r| r.get::<_, i64>(0))?)
     });
     assert_eq!(there.unwrap(), 0, "the database was not opened anew");
     assert!(kept(&store).is_empty());
@@ -122,7 +124,7 @@ fn a_transaction_that_cannot_begin_was_not_kept() {
     store.set_doubt(Arc::new(move || {
         count.fetch_add(1, Ordering::SeqCst);
     }));
-    store.write("hurry", |tx| Ok(tx.conn.busy_timeout(Duration::ZERO)?)).unwrap();
+    store.write("hurry", |tx| Ok(tx.conn().busy_timeout(Duration::ZERO)?)).unwrap();
     let other = rusqlite::Connection::open(&path).unwrap();
     other.execute_batch("BEGIN IMMEDIATE").unwrap();
     let outcomes = group_of_one(&store);
@@ -193,6 +195,6 @@ fn a_full_queue_is_an_overload() {
 fn no_reader_maps_the_file() {
     let (_dir, path) = file();
     let store = threaded(&path, None);
-    let mapped = store.read(|conn| conn.query_row("PRAGMA mmap_size", [], |r| r.get::<_, i64>(0)));
-    assert_eq!(mapped.unwrap(), 0);
+    let mapped = store.read(|conn| conn.row("PRAGMA mmap_size", sql::params![], |r| r.get::<i64>(0)));
+    assert_eq!(mapped.unwrap(), Some(0));
 }

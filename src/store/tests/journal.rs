@@ -193,7 +193,7 @@ fn a_refused_transaction_journals_nothing() {
     assert!(rig.store.open_activation(a.sid, "agent".into(), "/w".into()).is_err());
     let stray = rig.store.write("stray", move |tx| {
         let s = tx.session(a.sid)?.unwrap();
-        tx.tell(
+        tx.record(
             crate::model::event::EventKind::SessionEnd,
             HookEvent::SessionEnd,
             &s,

@@ -96,7 +96,7 @@ fn a_202_is_durable() {
     let store = threaded(&path, None);
     let ask = |sql: &'static str| {
         store
-            .write("ask", move |tx| Ok(tx.conn.query_row(sql, [], |r| r.get::<_, rusqlite::types::Value>(0))?))
+            .write("ask", move |tx| Ok(tx.conn().query_row(sql, [], |r| r.get::<_, rusqlite::types::Value>(0))?))
             .unwrap()
     };
     assert_eq!(ask("PRAGMA synchronous"), rusqlite::types::Value::Integer(2), "FULL: each commit waits for the disk");
@@ -113,7 +113,7 @@ fn it_is_still_durable_after_the_file_was_opened_anew() {
     let store = threaded(&path, Some(faults));
     assert!(store.write("doomed", |_| Ok(())).is_err());
     let sync =
-        store.write("ask", |tx| Ok(tx.conn.query_row("PRAGMA synchronous", [], |r| r.get::<_, i64>(0))?)).unwrap();
+        store.write("ask", |tx| Ok(tx.conn().query_row("PRAGMA synchronous", [], |r| r.get::<_, i64>(0))?)).unwrap();
     assert_eq!(sync, 2);
 }
 
@@ -130,10 +130,10 @@ fn a_refused_member_sinks_alone_and_tells_nobody() {
         vec![
             Box::new(well),
             Box::new(|tx| {
-                tx.conn.execute("INSERT INTO meta VALUES ('sunk', 1)", [])?;
+                tx.conn().execute("INSERT INTO meta VALUES ('sunk', 1)", [])?;
                 Err(Refusal::QueueFull.into())
             }),
-            Box::new(|tx| Ok(tx.conn.execute_batch("INSERT INTO nowhere VALUES (1)")?)),
+            Box::new(|tx| Ok(tx.conn().execute_batch("INSERT INTO nowhere VALUES (1)")?)),
             Box::new(well),
         ],
     );
@@ -143,7 +143,7 @@ fn a_refused_member_sinks_alone_and_tells_nobody() {
     assert_eq!(kept(&store).len(), 2);
     assert_eq!(*told.lock().unwrap(), [kept(&store)], "one commit, told once, with what was kept");
     let sunk = store.write("ask", |tx| {
-        Ok(tx.conn.query_row("SELECT count(*) FROM meta WHERE name='sunk'", [], |r| r.get::<_, i64>(0))?)
+        Ok(tx.conn().query_row("SELECT count(*) FROM meta WHERE name='sunk'", [], |r| r.get::<_, i64>(0))?)
     });
     assert_eq!(sunk.unwrap(), 0);
 }
@@ -171,15 +171,15 @@ fn members_that_fit_are_kept_when_the_disk_fills_up() {
     let pages = |n: i64| {
         store
             .write("limit", move |tx| {
-                let have: i64 = tx.conn.query_row("PRAGMA page_count", [], |r| r.get(0))?;
+                let have: i64 = tx.conn().query_row("PRAGMA page_count", [], |r| r.get(0))?;
                 let limit = if n < 0 { i64::from(u32::MAX - 1) } else { have + n };
-                Ok(tx.conn.query_row(&format!("PRAGMA max_page_count={limit}"), [], |r| r.get::<_, i64>(0))?)
+                Ok(tx.conn().query_row(&format!("PRAGMA max_page_count={limit}"), [], |r| r.get::<_, i64>(0))?)
             })
             .unwrap()
     };
     pages(4);
     let big = |tx: &mut Tx<'_>| {
-        tx.conn.execute("INSERT INTO meta VALUES (hex(randomblob(200000)), 1)", [])?;
+        tx.conn().execute("INSERT INTO meta VALUES (hex(randomblob(200000)), 1)", [])?;
         Ok(())
     };
     let outcomes = group(&store, vec![Box::new(well), Box::new(big), Box::new(well), Box::new(well)]);
@@ -201,7 +201,7 @@ fn a_group_that_is_lost_whole_is_run_again_one_by_one() {
     let store = threaded(&path, None);
     let lost = |tx: &mut Tx<'_>| {
         // What SQLite does of itself when a disk is full at a bad moment.
-        tx.conn.execute_batch("ROLLBACK")?;
+        tx.conn().execute_batch("ROLLBACK")?;
         Err(Refusal::Overloaded.into())
     };
     let outcomes = group(&store, vec![Box::new(well), Box::new(lost), Box::new(well)]);

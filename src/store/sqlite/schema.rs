@@ -9,15 +9,16 @@ use std::time::Duration;
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags};
 
-use super::Error;
-use super::damage::{self, Damaged};
 use crate::failpoint;
+use crate::store::Error;
+use crate::store::damage::{self, Damaged};
+use crate::store::sql::SqlError;
 
 /// `application_id` of our files: "ostl".
 pub(super) const APPLICATION_ID: i32 = 0x6f73_746c;
 
 /// How long a transaction waits for a lock that another process holds.
-pub(super) const BUSY: Duration = Duration::from_secs(5);
+pub(in crate::store) const BUSY: Duration = Duration::from_secs(5);
 
 /// Every migration, in order; the schema's version is how many have run.
 const MIGRATIONS: &[&str] = &[include_str!("0001_first.sql")];
@@ -69,7 +70,7 @@ fn connect(path: &Path, durable: bool) -> Result<Connection, Error> {
     configure(&conn, durable).map_err(|e| Error::open(path, &e))?;
     migrate(&mut conn).map_err(|e| Error::open(path, &e))?;
     #[cfg(test)]
-    let conn = super::tests::cost::watched(conn);
+    let conn = crate::store::tests::cost::watched(conn);
     Ok(conn)
 }
 
@@ -95,7 +96,7 @@ pub fn open_reader(path: &Path) -> Result<Connection, Error> {
         .map_err(|e| Error::open(path, &e))?;
     conn.set_prepared_statement_cache_capacity(64);
     #[cfg(test)]
-    let conn = super::tests::cost::watched(conn);
+    let conn = crate::store::tests::cost::watched(conn);
     Ok(conn)
 }
 
@@ -127,16 +128,16 @@ pub struct Exam {
 pub fn examine(path: &Path) -> Result<Exam, Error> {
     inspect(path)?;
     let conn = open_quietly(path)?;
-    let ask = || -> rusqlite::Result<Exam> {
+    let ask = || -> Result<Exam, SqlError> {
         Ok(Exam {
             sound: conn.query_row("PRAGMA quick_check(1)", [], |r| r.get(0))?,
             schema: conn.query_row("PRAGMA user_version", [], |r| r.get(0))?,
             sessions: conn.query_row("SELECT count(*) FROM sessions WHERE hidden=0", [], |r| r.get(0))?,
             bytes: std::fs::metadata(path).map_or(0, |m| m.len()),
-            damaged: damage::find(&conn)?,
+            damaged: damage::find(super::sql(&conn))?,
         })
     };
-    ask().map_err(|e| Error::open(path, &e))
+    ask().map_err(|e| Error::Open { path: path.into(), why: e.to_string() })
 }
 
 /// Opens without leaving a trace: root's doctor must not make files that the daemon's user cannot open. Where no log is

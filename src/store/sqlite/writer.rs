@@ -14,15 +14,17 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::Sender;
-use rusqlite::{Connection, ErrorCode};
+use rusqlite::Connection;
 
-use super::env::Step;
-use super::files;
-use super::tx::{Commit, Tx};
-use super::write_queue::{JobQueue, NotTaken, Woken};
-use super::{Error, Shared, closed, not_kept, schema};
+use super::files::{self, Files};
+use super::{schema, sql};
 use crate::failpoint;
+use crate::store::env::Step;
+use crate::store::job::{Job, Work};
+use crate::store::sql::ErrorClass;
+use crate::store::tx::{Commit, Tx};
+use crate::store::write_queue::{JobQueue, NotTaken, Woken};
+use crate::store::{Error, Shared, closed, not_kept};
 
 /// The most members of one transaction.
 const GROUP: usize = 512;
@@ -31,78 +33,11 @@ const QUIET: Duration = Duration::from_secs(2);
 /// A checkpoint that a reader kept from its end is tried again after a pause that doubles up to this.
 const LONGEST_PAUSE: Duration = Duration::from_secs(64);
 
-/// One operation on its way.
-pub(super) enum Job {
-    /// A named transaction.
-    Work(Box<dyn Work>),
-    /// Checkpoint, close, answer, end.
-    Close(Sender<Result<(), Error>>),
-}
-
-impl Job {
-    pub(super) fn work<T, R, D>(name: &'static str, run: R, done: D) -> Self
-    where
-        T: Send + 'static,
-        R: FnMut(&mut Tx<'_>) -> Result<T, Error> + Send + 'static,
-        D: FnOnce(Result<T, Error>) + Send + 'static,
-    {
-        Self::Work(Box::new(Named { name, run, value: None, done: Some(done) }))
-    }
-
-    /// Tells the caller that it was not done.
-    pub(super) fn refuse(self, error: &Error) {
-        match self {
-            Self::Work(mut work) => work.done(Err(error.clone())),
-            Self::Close(answer) => {
-                let _ = answer.send(Err(error.clone()));
-            }
-        }
-    }
-}
-
-/// A transaction that can be run again, and whoever waits for it.
-pub(super) trait Work: Send {
-    fn name(&self) -> &'static str;
-    fn run(&mut self, tx: &mut Tx<'_>) -> Result<(), Error>;
-    fn done(&mut self, outcome: Result<(), Error>);
-}
-
-struct Named<T, R, D> {
-    name: &'static str,
-    run: R,
-    value: Option<T>,
-    done: Option<D>,
-}
-
-impl<T, R, D> Work for Named<T, R, D>
-where
-    T: Send,
-    R: FnMut(&mut Tx<'_>) -> Result<T, Error> + Send,
-    D: FnOnce(Result<T, Error>) + Send,
-{
-    fn name(&self) -> &'static str {
-        self.name
-    }
-
-    fn run(&mut self, tx: &mut Tx<'_>) -> Result<(), Error> {
-        self.value = None;
-        self.value = Some((self.run)(tx)?);
-        Ok(())
-    }
-
-    fn done(&mut self, outcome: Result<(), Error>) {
-        let Some(done) = self.done.take() else { return };
-        match (outcome, self.value.take()) {
-            (Ok(()), Some(value)) => done(Ok(value)),
-            (Ok(()), None) => done(Err(closed())),
-            (Err(e), _) => done(Err(e)),
-        }
-    }
-}
-
 /// The writing connection. One thread at a time has it: the writer's own, or a caller's that found it free.
 pub(super) struct Writer {
     shared: Arc<Shared>,
+    /// `None`: the database is in memory.
+    files: Option<Arc<Files>>,
     conn: Option<Connection>,
     /// When the next checkpoint is due; `None`: nothing was written since the last one.
     checkpoint_at: Option<Instant>,
@@ -128,15 +63,21 @@ enum Fate {
 }
 
 impl Writer {
-    pub(super) fn new(shared: Arc<Shared>, conn: Connection) -> Self {
+    pub(super) fn new(shared: Arc<Shared>, files: Option<Arc<Files>>, conn: Connection) -> Self {
         Self {
             shared,
+            files,
             conn: Some(conn),
             checkpoint_at: Some(Instant::now() + QUIET),
             pause: QUIET,
             warned: false,
             over: false,
         }
+    }
+
+    /// The files are those that were opened.
+    fn intact(&self) -> Result<(), Error> {
+        files::intact(self.files.as_deref())
     }
 
     /// Nothing was written since the last checkpoint.
@@ -305,7 +246,7 @@ impl Writer {
 
     fn drop_connection(&mut self) {
         let conn = self.conn.take();
-        match &self.shared.files {
+        match &self.files {
             Some(files) => files.with_new_log(|| drop(conn)),
             None => drop(conn),
         }
@@ -315,7 +256,7 @@ impl Writer {
     fn ready(&mut self) -> Result<&Connection, Error> {
         if self.conn.is_none() {
             let open = || schema::reopen(&self.shared.path, self.shared.env.durable);
-            self.conn = Some(self.shared.files.as_ref().map_or_else(open, |files| files.with_new_log(open))?);
+            self.conn = Some(self.files.as_ref().map_or_else(open, |files| files.with_new_log(open))?);
             log::info!("store: the database is open again");
         }
         self.conn.as_ref().ok_or_else(closed)
@@ -323,7 +264,7 @@ impl Writer {
 
     /// Begins a transaction. A lock that another process holds, or a full disk, is no fault of the connection.
     fn begin(&mut self) -> Result<(), Error> {
-        self.shared.intact()?;
+        self.intact()?;
         let begun = quick(self.ready()?, "BEGIN IMMEDIATE").map_err(Error::from);
         match begun {
             Err(e) if is_busy(&e) => Err(Error::Unavailable(self.locked())),
@@ -354,7 +295,7 @@ impl Writer {
         let (alone, before) = (group.len() == 1, conn.total_changes());
         let mut outcomes = Vec::with_capacity(group.len());
         let mut tx = Tx {
-            conn,
+            sql: sql(conn),
             now: shared.clock().0,
             bid: shared.boot.load(Ordering::SeqCst),
             shared: &shared,
@@ -363,7 +304,7 @@ impl Writer {
         for work in group.iter_mut() {
             failpoint::hit(work.name(), "before");
             shared.env.inject_fault(work.name(), Step::Before);
-            match one(&mut tx, work.as_mut(), alone) {
+            match one(conn, &mut tx, work.as_mut(), alone) {
                 Ok(outcome) => outcomes.push(outcome),
                 Err(()) => return Fate::Lost,
             }
@@ -396,7 +337,7 @@ impl Writer {
         if inject(Step::Committed) {
             return Fate::Broken(Error::Unavailable("the answer of the disk was lost".into()));
         }
-        if let Err(gone) = shared.intact() {
+        if let Err(gone) = self.intact() {
             return Fate::Gone(gone);
         }
         Fate::Committed(outcomes, commit, wrote)
@@ -416,7 +357,7 @@ impl Writer {
         }
         let checkpointed = {
             let _working = self.shared.working();
-            let intact = self.shared.intact().is_ok();
+            let intact = self.intact().is_ok();
             self.conn.as_ref().map_or(Ok(true), |conn| if intact { checkpoint(conn) } else { Ok(false) })
         };
         if let Ok(true) = checkpointed {
@@ -442,7 +383,7 @@ impl Writer {
         }
         let Some(conn) = self.conn.take() else { return Ok(()) };
         let _working = self.shared.working();
-        self.shared.intact()?;
+        self.intact()?;
         let whole = checkpoint(&conn)?;
         // With the last connection SQLite removes the log: whoever looks after the files must not take that for a loss.
         let close = || {
@@ -451,7 +392,7 @@ impl Writer {
                 Error::from(e)
             })
         };
-        match &self.shared.files {
+        match &self.files {
             Some(files) => files.with_new_log(close)?,
             None => close()?,
         }
@@ -466,14 +407,14 @@ impl Writer {
 
 /// Moves the log into the file and empties it, without waiting for anybody. `false`: somebody who reads or writes kept it
 /// from its end.
-pub(super) fn checkpoint(conn: &Connection) -> rusqlite::Result<bool> {
+pub(in crate::store) fn checkpoint(conn: &Connection) -> rusqlite::Result<bool> {
     log::debug!("store: checkpoint: the write-ahead log is moved into the file");
     failpoint::hit("checkpoint", "before");
     let step = |sql: &str| -> rusqlite::Result<bool> {
         let moved = conn.query_row(sql, [], |r| Ok((r.get::<_, i64>(0)?, r.get::<_, i64>(1)?, r.get::<_, i64>(2)?)));
         match moved {
             Ok((busy, log, moved)) => Ok(busy == 0 && log == moved),
-            Err(e) if is_busy_code(&e) => Ok(false),
+            Err(e) if super::is_busy(&e) => Ok(false),
             Err(e) => Err(e),
         }
     };
@@ -497,8 +438,7 @@ impl Drop for End<'_> {
 }
 
 /// Runs one member in its savepoint. `Err(())`: the whole transaction is gone.
-fn one(tx: &mut Tx<'_>, work: &mut dyn Work, alone: bool) -> Result<Result<(), Error>, ()> {
-    let conn = tx.conn;
+fn one(conn: &Connection, tx: &mut Tx<'_>, work: &mut dyn Work, alone: bool) -> Result<Result<(), Error>, ()> {
     let mark = tx.out.mark();
     if !alone && quick(conn, "SAVEPOINT member").is_err() {
         rollback(conn);
@@ -546,15 +486,11 @@ fn failure(code: i32) -> rusqlite::Error {
 }
 
 fn is_full(error: &Error) -> bool {
-    matches!(error, Error::Sql(e) if e.sqlite_error_code() == Some(ErrorCode::DiskFull))
+    matches!(error, Error::Sql(e) if e.class == ErrorClass::Full)
 }
 
 fn is_busy(error: &Error) -> bool {
-    matches!(error, Error::Sql(e) if is_busy_code(e))
-}
-
-fn is_busy_code(error: &rusqlite::Error) -> bool {
-    matches!(error.sqlite_error_code(), Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked))
+    matches!(error, Error::Sql(e) if e.class == ErrorClass::Busy)
 }
 
 fn disk_full() -> Error {

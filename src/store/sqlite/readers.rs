@@ -7,8 +7,9 @@ use std::time::{Duration, Instant};
 
 use rusqlite::Connection;
 
-use super::files::Files;
-use super::{Error, Store, closed, schema};
+use super::files::{self, Files};
+use super::schema;
+use crate::store::{Error, closed};
 
 /// The pool: so many may read at once. A connection is opened by the first who needs one more, so that a start does not
 /// pay for it; the one used last is used first.
@@ -38,11 +39,6 @@ impl Readers {
         Self(Arc::new(Pool { path: path.into(), files, state: Mutex::new(state), returned: Condvar::new() }))
     }
 
-    /// The database's files.
-    pub(super) fn files(&self) -> Option<Arc<Files>> {
-        self.0.files.clone()
-    }
-
     fn lock(&self) -> MutexGuard<'_, PoolState> {
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -61,6 +57,15 @@ impl Readers {
             }
             state = self.0.returned.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
         }
+    }
+
+    /// Runs a read on a connection that nobody else uses meanwhile.
+    ///
+    /// # Errors
+    /// None came free in time, or none can be opened.
+    pub(super) fn with<T>(&self, patience: Duration, run: impl FnOnce(&Connection) -> T) -> Result<T, Error> {
+        let lent = self.take(patience)?;
+        lent.conn.as_ref().map(run).ok_or_else(closed)
     }
 
     fn take(&self, patience: Duration) -> Result<Lent, Error> {
@@ -83,9 +88,7 @@ impl Readers {
         let mut lent = Lent { readers: self.clone(), conn };
         if lent.conn.is_none() {
             // Another file under the name is another database.
-            if let Some(files) = &self.0.files {
-                files.look().map_err(Error::Unavailable)?;
-            }
+            files::intact(self.0.files.as_deref())?;
             lent.conn = Some(schema::open_reader(&self.0.path)?);
         }
         Ok(lent)
@@ -112,14 +115,5 @@ impl Drop for Lent {
             None => state.unopened += 1,
         }
         self.readers.0.returned.notify_one();
-    }
-}
-
-impl Store {
-    /// Runs a read on a connection of its own.
-    pub(super) fn read<T>(&self, run: impl FnOnce(&Connection) -> rusqlite::Result<T>) -> Result<T, Error> {
-        let lent = self.readers.take(self.patience)?;
-        let conn = lent.conn.as_ref().ok_or_else(closed)?;
-        Ok(run(conn)?)
     }
 }

@@ -11,9 +11,11 @@ use std::path::{Path, PathBuf};
 use rusqlite::{Connection, ErrorCode, OpenFlags};
 use serde_json::{Value, json};
 
-use super::{Error, copy, files, schema};
+use super::backup::copy;
+use super::{files, schema};
 use crate::clock::{self, Millis};
 use crate::failpoint;
+use crate::store::Error;
 
 /// What SQLite puts beside a database; with the new one it would be replayed.
 const BESIDE: [&str; 3] = ["-wal", "-shm", "-journal"];
@@ -157,7 +159,7 @@ impl Plan {
         failpoint::hit("restore", "copied");
         if let Some((kept_as, _)) = &self.old {
             if is_there(db) {
-                fold(db)?;
+                checkpoint(db)?;
             }
             failpoint::hit("restore", "folded");
             keep(db, kept_as)?;
@@ -186,7 +188,7 @@ fn open_whole(path: &Path) -> Result<Connection, Error> {
 }
 
 /// Makes one file of the old database and its log. Where it cannot be opened, both stay as they are.
-fn fold(db: &Path) -> Result<(), Error> {
+fn checkpoint(db: &Path) -> Result<(), Error> {
     let asked = schema::open_bare(db).and_then(|conn| {
         conn.busy_timeout(schema::BUSY)?;
         conn.query_row("PRAGMA journal_mode=DELETE", [], |r| r.get::<_, String>(0))
@@ -203,7 +205,7 @@ fn fold(db: &Path) -> Result<(), Error> {
     if let Err(e) = asked {
         // Only what is no database, or a broken one, has nothing to lose by being moved away as it lies.
         if !matches!(e.sqlite_error_code(), Some(ErrorCode::NotADatabase | ErrorCode::DatabaseCorrupt)) {
-            return Err(Error::Open { path: db.into(), why: format!("its log cannot be folded into it: {e}") });
+            return Err(Error::Open { path: db.into(), why: format!("its log cannot be moved into it: {e}") });
         }
         log::debug!("{}: moved away as it lies: {e}", db.display());
     }

@@ -7,6 +7,8 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
+use crate::store::Error;
+
 /// The files of one database.
 pub(super) struct Files {
     path: PathBuf,
@@ -30,6 +32,14 @@ fn identity(path: &Path) -> Result<Option<(Identity, u64)>, String> {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
         Err(e) => Err(format!("{}: {e}", path.display())),
     }
+}
+
+/// The files are those that were opened; a database in memory has none.
+///
+/// # Errors
+/// They are not: what happened to them.
+pub(super) fn intact(files: Option<&Files>) -> Result<(), Error> {
+    files.map_or(Ok(()), |files| files.look().map_err(Error::Unavailable))
 }
 
 impl Files {
