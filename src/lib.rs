@@ -4,7 +4,8 @@
 //! A tour in reading order: [`model`] is every decision, pure; [`store`] is where truth lives; [`daemon`]
 //! has the threads, with the coordinator's one loop and a worker a session; [`agent`] is whatever answers; [`hooks`] the
 //! operator's Lua; [`http`] a small server that knows nothing of ostler, and [`api`] what it serves; [`client`] and
-//! [`cli`] the other side. [`config`], [`log`], [`proc`], [`clock`], [`awake`], [`thread`], [`reserved`] and [`sys`] are below them all.
+//! [`cli`] the other side. [`config`], [`log`], [`proc`], [`clock`], [`awake`], [`thread`], [`exit`],
+//! [`reserved`] and [`sys`] are below them all.
 
 #![warn(missing_docs)]
 // Module documentation is written for whoever reads the code, and names what is private to it.
@@ -23,6 +24,7 @@ pub mod client;
 pub mod clock;
 pub mod config;
 pub mod daemon;
+pub mod exit;
 pub mod failpoint;
 pub mod hooks;
 pub mod http;

@@ -1,10 +1,11 @@
 //! The log: lines through a bounded queue to one writer thread, so that a stalled stderr never stalls the daemon.
 //!
-//! Whoever logs formats its own line, hands it over without waiting, and goes on; what does not fit is dropped, counted
-//! ([`dropped`]) and reported in a line of its own once the writer gets through again. Under systemd each line goes to
-//! the journal with its fields (`OSTLER_KEY=`, `OSTLER_SESSION_ID=`), to which what the thread is about ([`about`]) and
-//! the boot are added; otherwise to stderr with a time.
-//! It must not know what is logged.
+//! A thread that logs formats its line, hands it over without waiting, and goes on. Lines that do not fit are dropped,
+//! counted ([`dropped`]) and reported in a line of their own as soon as the writer gets through again. `env_logger`
+//! filters every line; outside the journal it also makes the line, which then goes to stderr with a time. Under systemd
+//! each line goes to the journal with its fields (`OSTLER_KEY=`, `OSTLER_SESSION_ID=`), the thread's own fields
+//! ([`about`]) and the boot.
+//! This file must not know what is logged.
 
 use std::cell::RefCell;
 use std::fmt::{self, Write as _};
@@ -18,7 +19,8 @@ use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
-use env_filter::Filter;
+use env_logger::Target;
+use env_logger::fmt::{Formatter, WriteStyle};
 use log::{Level, Log, Metadata, Record};
 
 use crate::clock;
@@ -42,8 +44,8 @@ thread_local! {
     static ABOUT: RefCell<Vec<(&'static str, String)>> = const { RefCell::new(Vec::new()) };
 }
 
-/// What this thread's lines are about from here on: fields that the journal gets with each of them, unless the line has
-/// them itself. What is given before under the same name is replaced; an empty value takes it away.
+/// Sets a field that the journal gets with each line of this thread from here on, unless the line has it itself. An empty
+/// value removes the field.
 pub fn about(name: &'static str, value: &str) {
     ABOUT.with_borrow_mut(|fields| {
         fields.retain(|(known, _)| *known != name);
@@ -62,7 +64,7 @@ pub fn set_boot(boot_id: &str) {
 /// Starts logging with a filter such as `info` or `info,ostler::agent=debug`; `RUST_LOG` wins. Installs a panic hook
 /// that logs. A second call only sets the filter.
 ///
-/// If there is no thread for the writer, that is said on stderr and nothing is logged.
+/// If no thread for the writer can be made, stderr says so, and nothing is logged.
 pub fn init(filter: &str) {
     if LOGGER.get().is_some() {
         set_filter(filter);
@@ -71,7 +73,7 @@ pub fn init(filter: &str) {
     match Logger::start(Sink::detect()) {
         Ok(logger) => {
             let logger = LOGGER.get_or_init(|| logger);
-            // An error means that somebody else's logger stands already: it keeps its place.
+            // An error means that another logger was installed before: it stays.
             let _ = log::set_logger(logger);
             set_filter(filter);
             std::panic::set_hook(Box::new(log_panic));
@@ -96,7 +98,7 @@ pub fn set_filter(filter: &str) {
 /// How many lines were dropped since the start.
 #[must_use]
 pub fn dropped() -> u64 {
-    LOGGER.get().map_or(0, |l| l.shared.dropped.load(Ordering::Relaxed))
+    LOGGER.get().map_or(0, |l| l.queue.shared.dropped.load(Ordering::Relaxed))
 }
 
 /// Waits until every line logged before is written, at most until the instant. Whether it was.
@@ -141,16 +143,14 @@ impl Sink {
     }
 
     fn write(&mut self, line: &Line) -> io::Result<()> {
-        match self {
-            Self::Text(out) => {
-                out.write_all(line.text.as_bytes())?;
-                out.write_all(b"\n")
+        match (self, line) {
+            (Self::Text(out), Line::Text(text)) => out.write_all(text),
+            (Self::Text(out), Line::Record(record)) => out.write_all(record.plain().as_bytes()),
+            (Self::Journal { stderr, .. }, Line::Text(text)) => stderr.write_all(text),
+            (Self::Journal { socket, path, stderr }, Line::Record(record)) => {
+                // It fails while journald is restarted, and for a record that is longer than a datagram may be.
+                send_whole(socket, &record.datagram(), path).or_else(|_| stderr.write_all(record.plain().as_bytes()))
             }
-            Self::Journal { socket, path, stderr } => match send_whole(socket, &line.datagram(), path) {
-                Ok(()) => Ok(()),
-                // journald is being restarted, or the record is longer than a datagram may be.
-                Err(_) => stderr.write_all(format!("<{}>{}\n", priority(line.level), line.text).as_bytes()),
-            },
         }
     }
 }
@@ -195,18 +195,43 @@ impl Write for Patient {
     }
 }
 
-/// One line on its way.
-struct Line {
-    level: Level,
-    /// Whole, without the newline.
-    text: String,
-    /// For the journal: names in capitals.
-    fields: Vec<(String, String)>,
+/// One line on its way to the writer.
+enum Line {
+    /// As `env_logger` made it, with its newline.
+    Text(Vec<u8>),
+    /// For the journal.
+    Record(JournalRecord),
 }
 
 impl Line {
     fn size(&self) -> usize {
-        self.text.len() + self.fields.iter().map(|(k, v)| k.len() + v.len()).sum::<usize>()
+        match self {
+            Self::Text(text) => text.len(),
+            Self::Record(r) => r.text.len() + r.fields.iter().map(|(k, v)| k.len() + v.len()).sum::<usize>(),
+        }
+    }
+}
+
+struct JournalRecord {
+    level: Level,
+    /// Message and fields, without a newline.
+    text: String,
+    /// The fields once more, with names in capitals.
+    fields: Vec<(String, String)>,
+}
+
+impl JournalRecord {
+    fn new(record: &Record<'_>) -> Self {
+        let mut text = Capped(String::new());
+        let mut fields = vec![("OSTLER_TARGET".to_owned(), record.target().to_owned())];
+        write_message(&mut text, record, Some(&mut fields));
+        add_known(&mut fields);
+        Self { level: record.level(), text: text.0, fields }
+    }
+
+    /// The form that the journal takes from stderr.
+    fn plain(&self) -> String {
+        format!("<{}>{}\n", priority(self.level), self.text)
     }
 
     /// The journal's native form: `NAME=value` lines; no value has a newline, since they are escaped.
@@ -228,23 +253,68 @@ const fn priority(level: Level) -> u8 {
     }
 }
 
+/// A line outside the journal: time, level, target, message and fields.
+fn format_line(out: &mut Formatter, record: &Record<'_>) -> io::Result<()> {
+    let mut text = Capped(String::new());
+    let _ = write!(text.0, "{} {:<5} {}: ", out.timestamp_millis(), record.level(), record.target());
+    write_message(&mut text, record, None);
+    text.0.push('\n');
+    out.write_all(text.0.as_bytes())
+}
+
+/// Appends the message and the fields, which are also kept apart if `fields` is given.
+fn write_message(text: &mut Capped, record: &Record<'_>, fields: Option<&mut Vec<(String, String)>>) {
+    // An error means that the line is full: it keeps what fits.
+    let _ = write!(text, "{}", record.args());
+    let _ = record.key_values().visit(&mut Fields { text, fields });
+}
+
 enum Item {
     Line(Line),
-    /// Everything before it is written: say so.
+    /// Asks for a word once everything before it is written.
     Flush(Sender<()>),
 }
 
-/// What loggers and the writer share.
+/// The counters that loggers and the writer share.
 #[derive(Default)]
 struct Shared {
     dropped: AtomicU64,
     waiting: AtomicUsize,
 }
 
-struct Logger {
-    filter: RwLock<Arc<Filter>>,
-    queue: Sender<Item>,
+/// The way to the writer. It never waits.
+#[derive(Clone)]
+struct Queue {
+    items: Sender<Item>,
     shared: Arc<Shared>,
+}
+
+impl Queue {
+    fn put(&self, line: Line) {
+        let size = line.size();
+        let waiting = self.shared.waiting.fetch_add(size, Ordering::Relaxed);
+        if waiting + size > QUEUE_BYTES || self.items.try_send(Item::Line(line)).is_err() {
+            self.shared.waiting.fetch_sub(size, Ordering::Relaxed);
+            self.shared.dropped.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
+
+/// `env_logger` writes each line whole, in one call.
+impl Write for Queue {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        self.put(Line::Text(line.to_owned()));
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+struct Logger {
+    lines: RwLock<Arc<env_logger::Logger>>,
+    queue: Queue,
     journal: bool,
 }
 
@@ -252,67 +322,55 @@ impl Logger {
     fn start(sink: Sink) -> io::Result<Self> {
         let (queue, items) = bounded(QUEUE_LINES);
         let shared = Arc::new(Shared::default());
-        let filter = RwLock::new(Arc::new(env_filter::Builder::new().build()));
         let journal = matches!(sink, Sink::Journal { .. });
         let theirs = Arc::clone(&shared);
         thread::spawn_own("log", thread::IO_STACK, move || Writer { sink, items, shared: theirs, reported: 0 }.run())?;
-        Ok(Self { filter, queue, shared, journal })
+        let queue = Queue { items: queue, shared };
+        Ok(Self { lines: RwLock::new(Arc::new(lines("off", &queue))), queue, journal })
     }
 
     fn set_filter(&self, filter: &str) -> Result<(), String> {
-        let new = env_filter::Builder::new().try_parse(filter).map_err(|e| format!("{filter:?}: {e}"))?.build();
+        // `env_logger` only warns of a filter that makes no sense.
+        env_filter::Builder::new().try_parse(filter).map_err(|e| format!("{filter:?}: {e}"))?;
+        let new = lines(filter, &self.queue);
         let level = new.filter();
-        *self.filter.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(new);
+        *self.lines.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(new);
         log::set_max_level(level);
         Ok(())
     }
 
     /// Taken out of the lock, so that nothing is formatted while it is held.
-    fn filter(&self) -> Arc<Filter> {
-        Arc::clone(&self.filter.read().unwrap_or_else(PoisonError::into_inner))
-    }
-
-    fn line(&self, record: &Record<'_>) -> Line {
-        let mut text = Capped(String::new());
-        if !self.journal {
-            let _ = write!(text.0, "{} {:<5} {}: ", clock::rfc3339(clock::now()), record.level(), record.target());
-        }
-        // An error means that the line is full: what fits is kept.
-        let _ = write!(text, "{}", record.args());
-        let mut fields = Vec::new();
-        if self.journal {
-            fields.push(("OSTLER_TARGET".to_owned(), record.target().to_owned()));
-        }
-        let _ = record.key_values().visit(&mut Fields { text: &mut text, fields: self.journal.then_some(&mut fields) });
-        if self.journal {
-            add_known(&mut fields);
-        }
-        Line { level: record.level(), text: text.0, fields }
-    }
-
-    fn put(&self, line: Line) {
-        let size = line.size();
-        let waiting = self.shared.waiting.fetch_add(size, Ordering::Relaxed);
-        if waiting + size > QUEUE_BYTES || self.queue.try_send(Item::Line(line)).is_err() {
-            self.shared.waiting.fetch_sub(size, Ordering::Relaxed);
-            self.shared.dropped.fetch_add(1, Ordering::Relaxed);
-        }
+    fn lines(&self) -> Arc<env_logger::Logger> {
+        Arc::clone(&self.lines.read().unwrap_or_else(PoisonError::into_inner))
     }
 
     fn flush_until(&self, until: Instant) -> bool {
         let (done, wait) = bounded(1);
-        self.queue.send_deadline(Item::Flush(done), until).is_ok() && wait.recv_deadline(until).is_ok()
+        self.queue.items.send_deadline(Item::Flush(done), until).is_ok() && wait.recv_deadline(until).is_ok()
     }
+}
+
+/// What filters the lines, and makes them outside the journal.
+fn lines(filter: &str, queue: &Queue) -> env_logger::Logger {
+    env_logger::Builder::new()
+        .parse_filters(filter)
+        .format(format_line)
+        .write_style(WriteStyle::Never)
+        .target(Target::Pipe(Box::new(queue.clone())))
+        .build()
 }
 
 impl Log for Logger {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
-        self.filter().enabled(metadata)
+        self.lines().enabled(metadata)
     }
 
     fn log(&self, record: &Record<'_>) {
-        if self.filter().matches(record) {
-            self.put(self.line(record));
+        let lines = self.lines();
+        if !self.journal {
+            lines.log(record);
+        } else if lines.matches(record) {
+            self.queue.put(Line::Record(JournalRecord::new(record)));
         }
     }
 
@@ -360,11 +418,13 @@ impl Writer {
             return;
         }
         let count = dropped - self.reported;
-        let mut text = format!("{count} log lines dropped: stderr did not take them fast enough");
-        if matches!(self.sink, Sink::Text(_)) {
-            text = format!("{} WARN  ostler::log: {text}", clock::rfc3339(clock::now()));
-        }
-        let line = Line { level: Level::Warn, text, fields: Vec::new() };
+        let text = format!("{count} log lines dropped: stderr did not take them fast enough");
+        let line = match self.sink {
+            Sink::Text(_) => {
+                Line::Text(format!("{} WARN  ostler::log: {text}\n", clock::rfc3339(clock::now())).into_bytes())
+            }
+            Sink::Journal { .. } => Line::Record(JournalRecord { level: Level::Warn, text, fields: Vec::new() }),
+        };
         if self.sink.write(&line).is_ok() {
             self.reported = dropped;
         }
@@ -416,7 +476,7 @@ impl fmt::Write for Capped {
     }
 }
 
-/// Appends ` key=value` for each field, and keeps them apart for the journal.
+/// Appends ` key=value` for each field, and keeps the fields apart for the journal.
 struct Fields<'a> {
     text: &'a mut Capped,
     fields: Option<&'a mut Vec<(String, String)>>,
@@ -466,7 +526,7 @@ mod tests {
         let (open, gate) = bounded(0);
         let (out, lines) = crossbeam_channel::unbounded();
         let logger = Logger::start(Sink::Text(Box::new(Gated { gate, out }))).unwrap();
-        *logger.filter.write().unwrap() = Arc::new(env_filter::Builder::new().parse("debug,quiet=off").build());
+        *logger.lines.write().unwrap() = Arc::new(super::lines("debug,quiet=off", &logger.queue));
         (logger, open, lines)
     }
 
@@ -489,7 +549,7 @@ mod tests {
             say(&logger, &n.to_string());
         }
         // One line may be in the writer's hands, so one more fits than the queue is long.
-        let dropped = logger.shared.dropped.load(Ordering::Relaxed);
+        let dropped = logger.queue.shared.dropped.load(Ordering::Relaxed);
         assert!((99..=100).contains(&dropped), "{dropped}");
         assert!(!logger.flush_until(Instant::now()), "and flush does not wait past its instant");
         drop(open);
@@ -497,7 +557,7 @@ mod tests {
         let text = all(&lines);
         assert_eq!(text.lines().count(), QUEUE_LINES + 100 - usize::try_from(dropped).unwrap() + 1);
         assert!(text.contains(&format!("{dropped} log lines dropped")));
-        assert_eq!(logger.shared.waiting.load(Ordering::Relaxed), 0);
+        assert_eq!(logger.queue.shared.waiting.load(Ordering::Relaxed), 0);
         assert!(logger.flush_until(soon()));
         assert_eq!(all(&lines), "", "told once");
     }
@@ -509,7 +569,7 @@ mod tests {
         for _ in 0..QUEUE_BYTES / LINE + 10 {
             say(&logger, &long);
         }
-        let dropped = logger.shared.dropped.load(Ordering::Relaxed);
+        let dropped = logger.queue.shared.dropped.load(Ordering::Relaxed);
         assert!((8..=10).contains(&dropped), "{dropped}");
         drop(open);
         assert!(logger.flush_until(soon()));
@@ -583,6 +643,6 @@ mod tests {
         let (logger, _open, _lines) = gated();
         logger.set_filter("warn").unwrap();
         assert!(logger.set_filter("info,ostler=loud").is_err());
-        assert_eq!(logger.filter().filter(), log::LevelFilter::Warn);
+        assert_eq!(logger.lines().filter(), log::LevelFilter::Warn);
     }
 }

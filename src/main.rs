@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use ostler::cli::doctor::{Check, Verdict};
 use ostler::cli::{self, Doors};
 use ostler::daemon::doctor::Level;
-use ostler::{daemon, hooks, store, thread};
+use ostler::{daemon, exit, hooks, store, thread};
 
 fn main() -> ExitCode {
     cli::main(&Doors {
@@ -29,8 +29,8 @@ fn main() -> ExitCode {
         restore: |state_dir, file, go| {
             daemon::restore::restore(state_dir, file, go).map_err(|e| {
                 let code = match e {
-                    daemon::restore::Refused::Owned(_) => cli::exit::UNAVAILABLE,
-                    daemon::restore::Refused::State(_) | daemon::restore::Refused::Store(_) => 1,
+                    daemon::restore::Refused::Owned(_) => exit::UNAVAILABLE,
+                    daemon::restore::Refused::State(_) | daemon::restore::Refused::Store(_) => exit::FAILURE,
                 };
                 (code, e.to_string())
             })

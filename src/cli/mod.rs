@@ -13,6 +13,7 @@ use serde_json::{Map, Value};
 
 use crate::client::{self, Client, ClientError};
 use crate::config::{self, Config, ConfigError};
+use crate::exit;
 use crate::model::event::HookEvent;
 
 mod args;
@@ -39,20 +40,6 @@ mod transcript;
 
 use args::{Cli, Command, Connect};
 
-/// Exit codes beyond 0 and 1, as INTERFACE.md names them.
-pub mod exit {
-    /// Wrong usage.
-    pub const USAGE: u8 = 2;
-    /// The daemon is not there.
-    pub const UNAVAILABLE: u8 = 69;
-    /// State directory unusable at start.
-    pub const STATE: u8 = 74;
-    /// Configuration wrong.
-    pub const CONFIG: u8 = 78;
-    /// `send` had no answer in time; the word of timeout(1).
-    pub const TIMEOUT: u8 = 124;
-}
-
 /// What `serve` was asked for, looked up and read.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ServeOptions {
@@ -78,7 +65,7 @@ pub type RestoreFile = fn(&Path, &Path, &mut dyn FnMut(&Value) -> bool) -> Resul
 #[derive(Clone, Copy)]
 pub struct Doors {
     /// Runs the daemon; its exit code.
-    pub serve: fn(ServeOptions) -> i32,
+    pub serve: fn(ServeOptions) -> u8,
     /// Loads a hook script as the daemon would: a line for each warning, or what is wrong with it; each names file and line.
     pub check_script: fn(&Path, &Config) -> Result<Vec<String>, String>,
     /// Loads a hook script and calls its handlers of an event with a sample that has these fields: what the API answers to
@@ -106,7 +93,7 @@ pub struct Failure {
 
 impl Failure {
     fn new(what: impl std::fmt::Display, why: impl std::fmt::Display) -> Self {
-        Self::coded(1, format!("{what}: {why}"))
+        Self::coded(exit::FAILURE, format!("{what}: {why}"))
     }
 
     fn coded(code: u8, text: impl Into<String>) -> Self {
@@ -156,7 +143,7 @@ impl From<io::Error> for Failure {
     fn from(e: io::Error) -> Self {
         // Whoever read our output went away: it wants no more words either.
         let text = if e.kind() == io::ErrorKind::BrokenPipe { String::new() } else { format!("output: {e}") };
-        Self::coded(1, text)
+        Self::coded(exit::FAILURE, text)
     }
 }
 

@@ -17,7 +17,7 @@ pub fn restore(a: &Restore, client: &Client, doors: &Doors, ui: &mut Ui) -> Done
     // A daemon that answers has its state where this would look for one that is down.
     let status = client.answers(PROBE).and_then(|()| client.status(STATUS));
     let found = doctor::ground(a.config.as_deref(), a.state_dir.as_deref(), status.as_ref().ok())
-        .map_err(|why| Failure::coded(1, why))?;
+        .map_err(|why| Failure::coded(super::exit::FAILURE, why))?;
     let file = std::path::absolute(&a.file).map_err(|e| Failure::new(&what, e))?;
     let mut planned = Value::Null;
     let mut asked = Ok(true);

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use crate::agent::process;
 use crate::client::Client;
 use crate::config::{self, Config};
+use crate::exit;
 use crate::hooks::{self, Event, Hooks, Verdict};
 use crate::http::{Limits, Server};
 use crate::model::event::{HookEvent, StopReason};
@@ -63,34 +64,16 @@ pub struct ServeOptions {
     pub no_resume: bool,
 }
 
-/// Exit codes of `serve`.
-pub mod exit {
-    /// Stopped in order.
-    pub const OK: i32 = 0;
-    /// Stopped, but something had to be abandoned.
-    pub const UNCLEAN: i32 = 1;
-    /// Another one owns the state.
-    pub const OWNED: i32 = 69;
-    /// Internal error.
-    pub const INTERNAL: i32 = 70;
-    /// The state directory or the disk is unusable.
-    pub const STATE: i32 = 74;
-    /// Ended for a restart.
-    pub const RESTART: i32 = 75;
-    /// Configuration or a script is wrong.
-    pub const CONFIG: i32 = 78;
-}
-
 /// The most threads of the daemon's own that live at once, beside those of the hooks: each of its rooms has one (15 with two
 /// listeners), whatever it does aside one each (8), and as many as there may be hooks that hang (8).
 const OWN_THREADS: usize = 31;
 
 /// Why the daemon did not start: an exit code and a text.
-struct NoStart(i32, String);
+struct NoStart(u8, String);
 
 /// Runs the daemon; returns its exit code.
 #[must_use]
-pub fn serve(options: ServeOptions) -> i32 {
+pub fn serve(options: ServeOptions) -> u8 {
     match start(options) {
         Ok(code) => code,
         Err(NoStart(code, why)) => {
@@ -102,7 +85,7 @@ pub fn serve(options: ServeOptions) -> i32 {
     }
 }
 
-fn start(mut options: ServeOptions) -> Result<i32, NoStart> {
+fn start(mut options: ServeOptions) -> Result<u8, NoStart> {
     crate::sys::bound_arenas();
     // Before anything is started that it could be passed on to.
     if let Err(e) = crate::sys::keep_inherited() {
@@ -165,7 +148,7 @@ fn run(
     store: Store,
     scripts: hooks::Scripts,
     signals: crossbeam_channel::Receiver<signals::Signal>,
-) -> Result<(i32, Option<Instant>), NoStart> {
+) -> Result<(u8, Option<Instant>), NoStart> {
     let internal = |e: std::io::Error| NoStart(exit::INTERNAL, e.to_string());
     crate::failpoint::hit("boot", "opened");
     let boot_id = uuid::Uuid::new_v4().to_string();
@@ -268,7 +251,7 @@ fn run(
     let code = match (ending.reason, ending.clean) {
         (StopReason::Restart, _) => exit::RESTART,
         (StopReason::Shutdown, true) => exit::OK,
-        (StopReason::Shutdown, false) => exit::UNCLEAN,
+        (StopReason::Shutdown, false) => exit::FAILURE,
     };
     Ok((code, ending.deadline))
 }
@@ -329,7 +312,7 @@ fn take_lock(dir: &Path, socket: &Path, replace: bool, deadline: Duration) -> Re
         lock::Lock::take(dir)
     };
     taken.map_err(|e| match e {
-        lock::Held::Owned { .. } => NoStart(exit::OWNED, e.to_string()),
+        lock::Held::Owned { .. } => NoStart(exit::UNAVAILABLE, e.to_string()),
         lock::Held::Io { .. } => NoStart(exit::STATE, e.to_string()),
     })
 }

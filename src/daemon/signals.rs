@@ -45,6 +45,6 @@ pub fn listen(reap: impl Fn() + Send + 'static) -> io::Result<Receiver<Signal>> 
 }
 
 /// Leaves at once: no destructors, no exit handlers, no locks.
-pub fn leave(code: i32) -> ! {
-    signal_hook::low_level::exit(code)
+pub fn leave(code: u8) -> ! {
+    signal_hook::low_level::exit(i32::from(code))
 }

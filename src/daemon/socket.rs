@@ -13,9 +13,10 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{RecvTimeoutError, Sender};
 
-use super::{NoStart, exit};
+use super::NoStart;
 use crate::client;
 use crate::config::{self, paths};
+use crate::exit;
 use crate::http::{Listener, Server};
 use crate::thread;
 
@@ -175,7 +176,7 @@ fn bind(socket: &Path) -> Result<(UnixListener, Own), NoStart> {
     // socket of a daemon with another state directory.
     let knocked = client::connect(socket, KNOCK);
     if knocked.is_ok() || knocked.is_err_and(|e| e.kind() == io::ErrorKind::TimedOut) {
-        return Err(NoStart(exit::OWNED, format!("{}: another daemon answers there", socket.display())));
+        return Err(NoStart(exit::UNAVAILABLE, format!("{}: another daemon answers there", socket.display())));
     }
     match fs::symlink_metadata(socket) {
         Ok(m) if m.file_type().is_socket() => fs::remove_file(socket).map_err(no)?,

@@ -68,7 +68,7 @@ pub fn facts(text: &str) {
     FACTS.keep(text);
 }
 
-static ORDERS: OnceLock<Sender<(Instant, i32)>> = OnceLock::new();
+static ORDERS: OnceLock<Sender<(Instant, u8)>> = OnceLock::new();
 
 /// Has its thread made, which waits for the first [`arm`]. Dropping what is returned disarms it for good.
 ///
@@ -89,7 +89,7 @@ pub fn start() -> io::Result<Sender<()>> {
 }
 
 /// Arms it: past `deadline` the process leaves with `code`.
-pub fn arm(deadline: Instant, code: i32) {
+pub fn arm(deadline: Instant, code: u8) {
     if let Some(orders) = ORDERS.get() {
         let _ = orders.try_send((deadline, code));
     }

@@ -36,29 +36,6 @@ impl From<Outcome> for TurnState {
     }
 }
 
-impl TurnState {
-    /// Whether a turn in this state may come to `next`. Everything else is refused by the store.
-    #[must_use]
-    pub const fn may_become(self, next: Self) -> bool {
-        match self {
-            Self::Queued => matches!(next, Self::Running | Self::Cancelled | Self::Failed),
-            Self::Running => {
-                matches!(next, Self::Completed | Self::Failed | Self::Cancelled | Self::Interrupted)
-            }
-            Self::Completed | Self::Failed | Self::Cancelled | Self::Interrupted => false,
-        }
-    }
-
-    /// Whether it has its outcome.
-    #[must_use]
-    pub const fn is_over(self) -> bool {
-        match self {
-            Self::Queued | Self::Running => false,
-            Self::Completed | Self::Failed | Self::Cancelled | Self::Interrupted => true,
-        }
-    }
-}
-
 /// Where an accepted message goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Placement {
@@ -192,31 +169,6 @@ fn ago(age: Duration) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_turn_goes_forward_only() {
-        use TurnState::*;
-        let allowed: Vec<(TurnState, TurnState)> = TurnState::ALL
-            .iter()
-            .flat_map(|a| TurnState::ALL.iter().map(move |b| (*a, *b)))
-            .filter(|(a, b)| a.may_become(*b))
-            .collect();
-        assert_eq!(
-            allowed,
-            [
-                (Queued, Running),
-                (Queued, Failed),
-                (Queued, Cancelled),
-                (Running, Completed),
-                (Running, Failed),
-                (Running, Cancelled),
-                (Running, Interrupted),
-            ]
-        );
-        for s in TurnState::ALL {
-            assert_eq!(s.is_over(), !TurnState::ALL.iter().any(|n| s.may_become(*n)), "{s}");
-        }
-    }
 
     #[test]
     fn placement() {

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use super::super::generate;
 use super::super::testing::ostler;
 use crate::config::{self, Config, KEYS, keys};
+use crate::exit;
 use crate::model::event::HookEvent;
 
 fn packaging(name: &str) -> PathBuf {
@@ -125,9 +126,9 @@ fn the_unit_gives_the_default_stop_its_time_and_knows_the_exit_codes() {
     let deadline = Config::default().shutdown.deadline.as_secs();
     let stop: u64 = setting(&unit, "TimeoutStopSec").parse().unwrap();
     assert!(stop >= deadline + 10, "a stop may take {deadline} s, the unit gives {stop} s");
-    assert_eq!(setting(&unit, "RestartForceExitStatus"), crate::daemon::exit::RESTART.to_string());
+    assert_eq!(setting(&unit, "RestartForceExitStatus"), exit::RESTART.to_string());
     assert_eq!(setting(&unit, "RestartPreventExitStatus"), "1 69 78");
-    for code in [crate::daemon::exit::UNCLEAN, crate::daemon::exit::OWNED, crate::daemon::exit::CONFIG] {
+    for code in [exit::FAILURE, exit::UNAVAILABLE, exit::CONFIG] {
         assert!(setting(&unit, "RestartPreventExitStatus").split(' ').any(|c| c == code.to_string()), "{code}");
     }
     assert_eq!(setting(&unit, "KillMode"), "mixed");

@@ -7,6 +7,7 @@ use crate::agent::Interrupt;
 use crate::daemon::delivery::Message;
 use crate::daemon::report::Report;
 use crate::daemon::{hook_events, notify, watchdog};
+use crate::exit;
 use crate::model::event::{HookEvent, StopReason, Urgency};
 use crate::model::lifecycle::{Action, Event, Phase};
 use crate::store::{Admission, StopNote};
@@ -33,7 +34,7 @@ impl Coordinator {
             }
             Action::TellManager => {
                 notify::stopping(self.ctx.left(stop.deadline));
-                let code = if stop.reason == StopReason::Restart { 75 } else { 1 };
+                let code = if stop.reason == StopReason::Restart { exit::RESTART } else { exit::FAILURE };
                 watchdog::arm(stop.deadline, code);
             }
             Action::MarkRunning => {
