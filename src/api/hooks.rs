@@ -25,7 +25,7 @@ pub fn failed(api: &Api) -> Answer {
 pub fn retry(api: &Api, id: &str) -> Answer {
     let all = (id != "all").then(|| id.to_owned());
     let deliveries = api.ctx.store.retry_failed(all)?;
-    api.delivery.tell(Message::Rescan);
+    api.delivery.send(Message::Rescan);
     Ok(Response::json(200, &json!({ "deliveries": deliveries })))
 }
 

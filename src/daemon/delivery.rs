@@ -1,14 +1,14 @@
-//! Delivery of the journal: one thread that hands each owed event to its handler, in order a key and a handler, and
-//! commits what came of it.
+//! Delivery of the journal: one thread that hands each owed event to its handler and commits what came of it. Events of one
+//! key are delivered to one handler in order.
 //!
-//! A handler's return is committed before the next event of its lane is handed over, so what was committed is never
-//! repeated. What fails is tried again after growing pauses, then set aside. It holds a window of the oldest deliveries in
-//! memory; the rest waits in the store.
+//! A handler's return is committed before the next event of the same [`OrderKey`] is delivered, so a committed delivery is
+//! never repeated. A failed delivery is tried again after growing pauses, then set aside. The thread holds a window of the
+//! oldest deliveries in memory; the rest waits in the store.
 //!
-//! A delivery in or beside which a boot died is called alone, before all others: so that of those that were under way
-//! together only the one that kills the daemon is found in the next death, and set aside when it has had its attempts.
+//! A delivery in or beside which a boot died is called alone, before all others, so the next crash identifies the one
+//! handler that causes it. It is set aside when it has had its attempts.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -46,7 +46,7 @@ pub enum Message {
     /// A handler answered.
     Answered(i64, Delivered),
     /// What came of it is committed, or not.
-    Kept(i64, bool),
+    Settled(i64, bool),
     /// A stop has begun: no `session_end` is delivered beside the `shutdown` handlers.
     HoldEnds,
     /// They are done or cut off.
@@ -84,8 +84,8 @@ impl Delivery {
         }
     }
 
-    /// Tells it something that must arrive.
-    pub fn tell(&self, message: Message) {
+    /// Sends something that must arrive.
+    pub fn send(&self, message: Message) {
         if let Err(TrySendError::Full(message)) = self.0.try_send(message) {
             let _ = self.0.send_timeout(message, Duration::from_secs(5));
         }
@@ -93,16 +93,16 @@ impl Delivery {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum State {
+enum Progress {
     Waiting,
     Calling,
-    Keeping(Settled),
-    Unkept(Settled),
+    Settling(Settled),
+    Unsettled(Settled),
 }
 
 struct Item {
     owed: Owed,
-    state: State,
+    progress: Progress,
     not_before: Option<Instant>,
     /// The attempt under way was committed before its call.
     noted: bool,
@@ -110,19 +110,27 @@ struct Item {
     attempt: u32,
 }
 
-/// Script, handler's name and key: what is delivered in order. The event is no part of it: a handler's end of one stretch
-/// comes before its start of the next.
-type Lane = (String, String, String);
-
-fn lane(owed: &Owed) -> Lane {
-    (owed.handler.script.clone(), owed.handler.name.clone(), owed.key.clone())
+/// Deliveries that have the same one are made in order. The event is no part of it: a handler gets the end of one
+/// activation before the start of the next.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct OrderKey {
+    script: String,
+    handler: String,
+    key: String,
 }
 
-struct Pump {
+impl OrderKey {
+    fn of(owed: &Owed) -> Self {
+        Self { script: owed.handler.script.clone(), handler: owed.handler.name.clone(), key: owed.key.clone() }
+    }
+}
+
+/// Delivery without its thread: [`Self::take`] takes in what it is told, [`Self::turn`] does what can be done now.
+pub struct Pump {
     ctx: Arc<Context>,
     me: Delivery,
     window: BTreeMap<i64, Item>,
-    lanes: HashMap<Lane, BTreeSet<i64>>,
+    in_order: BTreeMap<OrderKey, BTreeSet<i64>>,
     cursor: i64,
     more: bool,
     /// The journal could not be read: not before this it is tried again.
@@ -131,28 +139,16 @@ struct Pump {
     /// No `session_end` is delivered now.
     ends_held: bool,
     halted: bool,
+    ended: bool,
     calls: usize,
-    alone: Option<i64>,
+    /// The delivery that is called alone, for a boot died in it.
+    suspect: Option<i64>,
     drained: Vec<Box<dyn FnOnce() + Send>>,
 }
 
-/// The thread, until it is halted.
+/// The thread, until it is told to end.
 pub fn run(ctx: Arc<Context>, me: Delivery, inbox: &Receiver<Message>) {
-    let mut pump = Pump {
-        ctx,
-        me,
-        window: BTreeMap::new(),
-        lanes: HashMap::new(),
-        cursor: 0,
-        more: true,
-        again: None,
-        going: false,
-        ends_held: false,
-        halted: false,
-        calls: 0,
-        alone: None,
-        drained: Vec::new(),
-    };
+    let mut pump = Pump::new(ctx, me);
     loop {
         let next = pump.turn();
         let message = match next {
@@ -160,22 +156,47 @@ pub fn run(ctx: Arc<Context>, me: Delivery, inbox: &Receiver<Message>) {
             Some(at) => inbox.recv_timeout(at.saturating_duration_since(pump.ctx.now())),
         };
         match message {
-            Ok(Message::End(done)) => return pump.end(done),
             Err(RecvTimeoutError::Disconnected) => return,
             Ok(message) => pump.take(message),
             Err(RecvTimeoutError::Timeout) => {}
         }
-        for message in inbox.try_iter().take(4 * WINDOW) {
-            match message {
-                Message::End(done) => return pump.end(done),
-                message => pump.take(message),
-            }
+        inbox.try_iter().take(4 * WINDOW).for_each(|message| pump.take(message));
+        if pump.has_ended() {
+            return;
         }
     }
 }
 
 impl Pump {
-    fn take(&mut self, message: Message) {
+    /// Delivers nothing yet: until [`Message::Go`].
+    #[must_use]
+    pub const fn new(ctx: Arc<Context>, me: Delivery) -> Self {
+        Self {
+            ctx,
+            me,
+            window: BTreeMap::new(),
+            in_order: BTreeMap::new(),
+            cursor: 0,
+            more: true,
+            again: None,
+            going: false,
+            ends_held: false,
+            halted: false,
+            ended: false,
+            calls: 0,
+            suspect: None,
+            drained: Vec::new(),
+        }
+    }
+
+    /// Whether it was told to end.
+    #[must_use]
+    pub const fn has_ended(&self) -> bool {
+        self.ended
+    }
+
+    /// Takes in what it is told.
+    pub fn take(&mut self, message: Message) {
         match message {
             Message::Due => self.more = true,
             Message::Rescan => {
@@ -193,18 +214,19 @@ impl Pump {
                 self.not_called(did);
             }
             Message::Answered(did, delivered) => self.answered(did, delivered),
-            Message::Kept(did, kept) => self.kept(did, kept),
+            Message::Settled(did, kept) => self.was_settled(did, kept),
             Message::HoldEnds => self.ends_held = true,
             Message::ReleaseEnds => self.ends_held = false,
             Message::Drain(done) => self.drained.push(done),
             Message::Halt => self.halted = true,
-            Message::End(done) => done(),
+            Message::End(done) => self.end(done),
         }
     }
 
     /// What was handed over and is not settled may have been seen; what was not, was not.
-    fn end(&self, done: Box<dyn FnOnce() + Send>) {
-        let called = self.window.iter().filter(|(_, i)| i.state != State::Waiting).map(|(did, _)| *did).collect();
+    fn end(&mut self, done: Box<dyn FnOnce() + Send>) {
+        (self.halted, self.ended) = (true, true);
+        let called = self.window.iter().filter(|(_, i)| i.progress != Progress::Waiting).map(|(did, _)| *did).collect();
         self.ctx.store.note_uncalled(called, move |kept| {
             if let Err(e) = kept {
                 log::warn!("which events were only queued for their handlers could not be noted: {e}");
@@ -213,40 +235,44 @@ impl Pump {
         });
     }
 
-    /// Fills the window, calls what can be called, and says when to look again.
-    fn turn(&mut self) -> Option<Instant> {
+    /// Fills the window, calls what can be called, and says when to look again; `None`: once it is told something.
+    pub fn turn(&mut self) -> Option<Instant> {
         if !self.going || self.halted {
             return None;
         }
         self.fill();
         let now = self.ctx.now();
         let mut next = self.again;
-        let heads: Vec<i64> = self.lanes.values().filter_map(|lane| lane.first().copied()).collect();
+        let heads: Vec<i64> = self.in_order.values().filter_map(|dids| dids.first().copied()).collect();
         let heads: Vec<i64> = heads.into_iter().filter(|did| !self.is_held(*did)).collect();
-        let due = |i: &Item| i.state == State::Waiting && i.not_before.is_none_or(|at| at <= now);
+        let due = |i: &Item| i.progress == Progress::Waiting && i.not_before.is_none_or(|at| at <= now);
         let fatal = heads.iter().find(|did| self.window.get(did).is_some_and(|i| i.owed.fatal && due(i))).copied();
         for did in heads {
             let Some(item) = self.window.get(&did) else { continue };
             let ready = item.not_before.is_none_or(|at| at <= now);
-            match (&item.state, ready) {
-                (State::Waiting, true) if self.may_begin(did, fatal) => self.begin(did),
-                (State::Unkept(settled), true) => {
+            match (&item.progress, ready) {
+                (Progress::Waiting, true) if self.may_begin(did, fatal) => self.begin(did),
+                (Progress::Unsettled(settled), true) => {
                     let settled = settled.clone();
-                    self.keep(did, settled);
+                    self.settle(did, settled);
                 }
-                (State::Waiting | State::Unkept(_), false) => next = next.into_iter().chain(item.not_before).min(),
-                (State::Waiting, true) | (State::Calling | State::Keeping(_), _) => {}
+                (Progress::Waiting | Progress::Unsettled(_), false) => {
+                    next = next.into_iter().chain(item.not_before).min()
+                }
+                (Progress::Waiting, true) | (Progress::Calling | Progress::Settling(_), _) => {}
             }
         }
-        let busy = self.window.values().any(|i| match i.state {
-            State::Calling | State::Keeping(_) => true,
-            State::Waiting | State::Unkept(_) => i.not_before.is_none_or(|at| at <= now),
+        let busy = self.window.values().any(|i| match i.progress {
+            Progress::Calling | Progress::Settling(_) => true,
+            Progress::Waiting | Progress::Unsettled(_) => i.not_before.is_none_or(|at| at <= now),
         });
         // What waits behind a delivery that is being tried again cannot be delivered now either.
         let stuck = self.calls == 0
             && (!self.more || self.again.is_some())
-            && self.lanes.values().all(|l| {
-                l.first().and_then(|did| self.window.get(did)).is_none_or(|i| i.not_before.is_some_and(|at| at > now))
+            && self.in_order.values().all(|dids| {
+                dids.first()
+                    .and_then(|did| self.window.get(did))
+                    .is_none_or(|i| i.not_before.is_some_and(|at| at > now))
             });
         if !busy && !self.more || stuck {
             for done in self.drained.drain(..) {
@@ -275,10 +301,10 @@ impl Pump {
                         let wait = u64::try_from(owed.next_at - self.ctx.wall()).unwrap_or(0);
                         let not_before = (wait > 0).then(|| self.ctx.now() + Duration::from_millis(wait).min(LONGEST));
                         ready += usize::from(not_before.is_none());
-                        self.lanes.entry(lane(&owed)).or_default().insert(owed.did);
+                        self.in_order.entry(OrderKey::of(&owed)).or_default().insert(owed.did);
                         self.window.insert(
                             owed.did,
-                            Item { owed, state: State::Waiting, not_before, noted: false, attempt: 0 },
+                            Item { owed, progress: Progress::Waiting, not_before, noted: false, attempt: 0 },
                         );
                     }
                 }
@@ -298,19 +324,19 @@ impl Pump {
         item.attempt = item.owed.next_attempt();
         if item.owed.fatal && item.owed.attempts >= limit {
             let why = format!("the daemon died in each of the last deliveries, {} in all", item.owed.attempts);
-            return self.keep(did, Settled::SetAside(why));
+            return self.settle(did, Settled::SetAside(why));
         }
-        item.state = State::Calling;
+        item.progress = Progress::Calling;
         self.calls += 1;
         if item.owed.fatal {
-            self.alone = Some(did);
+            self.suspect = Some(did);
         }
         if item.noted {
             // Committed before the call: a handler that kills the daemon is set aside in the end, and a call that a death
             // cuts off has its number.
             let me = self.me.clone();
             let attempt = item.attempt;
-            self.ctx.store.note_attempt(did, attempt, move |kept| me.tell(Message::Noted(did, kept.is_ok())));
+            self.ctx.store.note_attempt(did, attempt, move |kept| me.send(Message::Noted(did, kept.is_ok())));
         } else {
             self.call(did);
         }
@@ -346,7 +372,7 @@ impl Pump {
         };
         crate::failpoint::hit_for("delivery", "before", &owed.key);
         let me = self.me.clone();
-        self.ctx.handlers.deliver(&owed.handler, event, Box::new(move |d| me.tell(Message::Answered(did, d))));
+        self.ctx.handlers.deliver(&owed.handler, event, Box::new(move |d| me.send(Message::Answered(did, d))));
     }
 
     fn answered(&mut self, did: i64, delivered: Delivered) {
@@ -371,40 +397,40 @@ impl Pump {
                 Settled::Retry(why, self.ctx.wall() + i64::try_from(pause.as_millis()).unwrap_or(0))
             }
         };
-        self.keep(did, settled);
+        self.settle(did, settled);
     }
 
-    fn keep(&mut self, did: i64, settled: Settled) {
+    fn settle(&mut self, did: i64, settled: Settled) {
         let Some(item) = self.window.get_mut(&did) else { return };
-        item.state = State::Keeping(settled.clone());
+        item.progress = Progress::Settling(settled.clone());
         let me = self.me.clone();
         let counted = item.noted;
         item.owed.uncalled = false;
-        self.ctx.store.settle_delivery(did, settled, counted, move |kept| me.tell(Message::Kept(did, kept.is_ok())));
+        self.ctx.store.settle_delivery(did, settled, counted, move |kept| me.send(Message::Settled(did, kept.is_ok())));
     }
 
-    fn kept(&mut self, did: i64, kept: bool) {
+    fn was_settled(&mut self, did: i64, kept: bool) {
         let Some(item) = self.window.get_mut(&did) else { return };
-        let State::Keeping(settled) = item.state.clone() else { return };
+        let Progress::Settling(settled) = item.progress.clone() else { return };
         crate::failpoint::hit_for("delivery", "kept", &item.owed.key);
         match (kept, &settled) {
-            (true, Settled::Retry(..)) => item.state = State::Waiting,
+            (true, Settled::Retry(..)) => item.progress = Progress::Waiting,
             (true, Settled::SetAside(why)) => {
                 // Told once it is true: whoever reads this finds it listed.
                 log::error!(key = item.owed.key, hook = item.owed.handler.script, event = item.owed.event_id;
                     "set aside after {} deliveries: {why}", item.owed.attempts);
-                self.settled(did);
+                self.done(did);
             }
             (true, Settled::Delivered | Settled::Orphaned) => {
                 if settled == Settled::Orphaned {
                     log::warn!(key = item.owed.key, hook = item.owed.handler.script, event = item.owed.event_id;
                         "orphaned: {} is not registered any more", item.owed.handler);
                 }
-                self.settled(did);
+                self.done(did);
             }
             // The handler is not called again for it in this boot: only the note of it is tried again.
             (false, _) => {
-                item.state = State::Unkept(settled);
+                item.progress = Progress::Unsettled(settled);
                 item.not_before = Some(self.ctx.now() + AGAIN);
             }
         }
@@ -416,29 +442,29 @@ impl Pump {
 
     /// Whether a delivery waits for the `shutdown` handlers.
     fn is_held(&self, did: i64) -> bool {
-        self.ends_held && self.is_end(did) && self.window.get(&did).is_some_and(|i| i.state == State::Waiting)
+        self.ends_held && self.is_end(did) && self.window.get(&did).is_some_and(|i| i.progress == Progress::Waiting)
     }
 
     /// Whether a delivery that is due may be called now: `fatal`, the first that a boot died in, goes before all others.
     fn may_begin(&self, did: i64, fatal: Option<i64>) -> bool {
         match fatal {
             Some(first) => first == did && self.calls == 0,
-            None => self.calls < CALLS && self.alone.is_none(),
+            None => self.calls < CALLS && self.suspect.is_none(),
         }
     }
 
     /// A call has come back, or was not made.
     fn returned(&mut self, did: i64) {
         self.calls -= 1;
-        if self.alone == Some(did) {
-            self.alone = None;
+        if self.suspect == Some(did) {
+            self.suspect = None;
         }
     }
 
     /// The call was not made: its attempt does not count, and it is tried again a little later.
     fn not_called(&mut self, did: i64) {
         let Some(item) = self.window.get_mut(&did) else { return };
-        item.state = State::Waiting;
+        item.progress = Progress::Waiting;
         item.not_before = Some(self.ctx.now() + if self.ctx.handlers.is_off() { OFF } else { AGAIN });
         if item.noted {
             self.ctx.store.take_back_attempt(did, item.owed.attempts, item.owed.uncalled, |_| ());
@@ -446,7 +472,7 @@ impl Pump {
     }
 
     /// Nothing more is to be done for it.
-    fn settled(&mut self, did: i64) {
+    fn done(&mut self, did: i64) {
         if self.window.get(&did).is_some_and(|i| i.owed.fields["reason"] == EndReason::Deleted.as_str()) {
             // The text of a deleted session, and its files, wait for its ends.
             self.ctx.prune_now();
@@ -456,11 +482,11 @@ impl Pump {
 
     fn forget(&mut self, did: i64) {
         let Some(item) = self.window.remove(&did) else { return };
-        let lane = lane(&item.owed);
-        if let Some(dids) = self.lanes.get_mut(&lane) {
+        let order_key = OrderKey::of(&item.owed);
+        if let Some(dids) = self.in_order.get_mut(&order_key) {
             dids.remove(&did);
             if dids.is_empty() {
-                self.lanes.remove(&lane);
+                self.in_order.remove(&order_key);
             }
         }
     }

@@ -1,9 +1,8 @@
 //! The hub: tells listeners what is new.
 //!
-//! A listener holds a number: what it misses it finds in the database. So that one that keeps up reads nothing back that
-//! was only just written, it is handed the rows of each commit as well, in a small queue; one that overflows is emptied,
-//! and the listener told from where on it has to read. Previews (`delta`) travel through memory alone, in a bounded queue
-//! too; one that overflows is told by the `text` that repeats it.
+//! A listener holds a number: what it missed is in the database. Listeners that keep up get the committed rows from memory, in
+//! a small queue, and never read them again. When the queue overflows it is emptied, and the listener is told from where on
+//! to read. Previews (`delta`) are in memory only, in a bounded queue too; what overflows there is repeated by a `text`.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering};
@@ -42,14 +41,14 @@ pub struct News {
     pub deltas: Vec<Arc<Preview>>,
     /// The daemon is leaving: no more will come.
     pub closed: bool,
-    /// Whoever is told seems to be gone: to be looked after by telling it something.
+    /// The client seems to be gone: to be found out by sending it something.
     pub doubt: bool,
-    /// Whoever is told is gone.
+    /// The client is gone.
     pub gone: bool,
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct Unread {
     missed: i64,
     rows: VecDeque<Arc<Published>>,
     bytes: usize,
@@ -61,7 +60,7 @@ struct State {
     gone: bool,
 }
 
-impl State {
+impl Unread {
     fn is_silent(&self, seen: i64) -> bool {
         let told = self.closed || self.doubt || self.gone;
         self.missed <= seen && self.rows.is_empty() && self.deltas.is_empty() && !told
@@ -73,57 +72,57 @@ impl State {
 pub struct Listener {
     key: Option<String>,
     wants_deltas: bool,
-    state: Mutex<State>,
+    unread: Mutex<Unread>,
     arrived: Condvar,
 }
 
 impl Listener {
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Unread> {
+        self.unread.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Waits until something is newer than `seen`, a preview is there, or the instant passes.
     pub fn wait(&self, seen: i64, until: Instant) -> News {
-        let mut state = self.lock();
-        while state.is_silent(seen) {
+        let mut unread = self.lock();
+        while unread.is_silent(seen) {
             let left = until.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 break;
             }
-            state.asleep = true;
-            state = self.arrived.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
-            state.asleep = false;
+            unread.asleep = true;
+            unread = self.arrived.wait_timeout(unread, left).unwrap_or_else(PoisonError::into_inner).0;
+            unread.asleep = false;
         }
-        state.bytes = 0;
+        unread.bytes = 0;
         News {
-            missed: state.missed,
-            rows: std::mem::take(&mut state.rows),
-            deltas: state.deltas.drain(..).collect(),
-            closed: state.closed,
-            doubt: std::mem::take(&mut state.doubt),
-            gone: state.gone,
+            missed: unread.missed,
+            rows: std::mem::take(&mut unread.rows),
+            deltas: unread.deltas.drain(..).collect(),
+            closed: unread.closed,
+            doubt: std::mem::take(&mut unread.doubt),
+            gone: unread.gone,
         }
     }
 
     /// Hands over a row. Whether it is to be woken.
     fn put(&self, row: &Arc<Published>) -> bool {
-        let mut state = self.lock();
-        if state.rows.len() < ROWS && state.bytes + row.data.len() <= BYTES {
-            state.bytes += row.data.len();
-            state.rows.push_back(row.clone());
+        let mut unread = self.lock();
+        if unread.rows.len() < ROWS && unread.bytes + row.data.len() <= BYTES {
+            unread.bytes += row.data.len();
+            unread.rows.push_back(row.clone());
         } else {
-            state.rows.clear();
-            state.bytes = 0;
-            state.missed = row.seq;
+            unread.rows.clear();
+            unread.bytes = 0;
+            unread.missed = row.seq;
         }
-        std::mem::take(&mut state.asleep)
+        std::mem::take(&mut unread.asleep)
     }
 
-    fn tell(&self, write: impl FnOnce(&mut State)) {
-        let mut state = self.lock();
-        write(&mut state);
-        let asleep = std::mem::take(&mut state.asleep);
-        drop(state);
+    fn update(&self, write: impl FnOnce(&mut Unread)) {
+        let mut unread = self.lock();
+        write(&mut unread);
+        let asleep = std::mem::take(&mut unread.asleep);
+        drop(unread);
         if asleep {
             self.arrived.notify_one();
         }
@@ -153,7 +152,7 @@ impl Hub {
         let listener = Arc::new(Listener {
             key: key.map(str::to_owned),
             wants_deltas: deltas,
-            state: Mutex::default(),
+            unread: Mutex::default(),
             arrived: Condvar::new(),
         });
         match key {
@@ -166,7 +165,7 @@ impl Hub {
         self.listeners.fetch_add(1, Ordering::SeqCst);
         if self.closed.load(Ordering::SeqCst) {
             // It came while everybody was told.
-            listener.tell(|s| s.closed = true);
+            listener.update(|s| s.closed = true);
         }
         Listening { hub: self.clone(), listener }
     }
@@ -211,7 +210,7 @@ impl Hub {
         }
         let preview = Arc::new(preview());
         for listener in wanting {
-            listener.tell(|s| {
+            listener.update(|s| {
                 if s.deltas.len() < DELTAS {
                     s.deltas.push_back(preview.clone());
                 } else {
@@ -254,7 +253,7 @@ impl Hub {
         let map = self.by_key.read().unwrap_or_else(PoisonError::into_inner);
         let of_all = self.of_all.read().unwrap_or_else(PoisonError::into_inner);
         for listener in map.values().flatten().chain(of_all.iter()) {
-            listener.tell(|s| s.closed = true);
+            listener.update(|s| s.closed = true);
         }
     }
 }
@@ -294,7 +293,7 @@ impl Listening {
     #[must_use]
     pub fn alarm(&self) -> Arc<dyn Fn(bool) + Send + Sync> {
         let listener = self.listener.clone();
-        Arc::new(move |gone| listener.tell(|s| if gone { s.gone = true } else { s.doubt = true }))
+        Arc::new(move |gone| listener.update(|s| if gone { s.gone = true } else { s.doubt = true }))
     }
 }
 

@@ -231,7 +231,8 @@ fn run(
     crate::failpoint::hit("boot", "listening");
 
     let inboxes = coordinator::Inboxes { signals, requests: request_inbox, nudges, doubts };
-    let ending = coordinator::Coordinator::new(ctx.clone(), delivery).run(&inboxes, &recovered);
+    let ending = coordinator::Coordinator::new(ctx.clone(), delivery, Box::new(coordinator::start_worker))
+        .run(&inboxes, &recovered);
 
     crate::failpoint::hit("stop", "left");
     ctx.hub.close();

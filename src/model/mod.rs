@@ -4,7 +4,7 @@
 //! session answers a message; [`turn`] what a turn may become; [`settings`] what an operator decides of both; [`lifecycle`] what a stop does next; [`recovery`] what a
 //! boot makes of what the last one left; [`names`] says where a session works; [`turn_clock`] how long its turn may still
 //! take; [`op_queue`] and [`timers`] keep what is in progress and what is due, [`every`] which timers of scripts run now;
-//! [`roster`] says which sessions have a worker, wait for one or must not start; [`trust`] says whether the wall clock is believed.
+//! [`roster`] says which sessions have a worker, wait for one or must not start; [`schedule`] when things are done and tried again; [`trust`] says whether the wall clock is believed.
 
 pub mod event;
 pub mod every;
@@ -13,6 +13,7 @@ pub mod names;
 pub mod op_queue;
 pub mod recovery;
 pub mod roster;
+pub mod schedule;
 pub mod session;
 pub mod settings;
 pub mod timers;

@@ -1,85 +1,88 @@
 //! What the coordinator has done aside: reads and writes that may take their time, each on a thread of its own.
 //!
 //! Whatever is in progress has an owner, an [`OpQueue`](crate::model::op_queue): it is asked for, begun, and complete when
-//! its news comes, which comes also when it could not be begun or failed in the middle.
+//! its event comes, which comes also when it could not be begun or failed in the middle.
 
-use std::collections::BTreeSet;
 use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::Sender;
 
-use super::{ALONE, Coordinator, DOUBT, NO_THREAD, News, PRUNE, Timer, restart_text};
+use super::{Coordinator, Event, Timer, restart_text};
 use crate::config::Resume;
 use crate::daemon::context::{Context, RETIRE, Reloaded};
 use crate::daemon::registry::WorkRequest;
 use crate::daemon::{dirs, hook_events, notify, prune, reload};
 use crate::model::event::HookEvent;
 use crate::model::lifecycle::Phase;
-use crate::model::recovery::continuation_delay_s;
+use crate::model::schedule::{self, Refused, Retry, after_refusal, probation_ends, retry_after};
 use crate::store::{Overlooked, Pruned};
 use crate::thread;
 
-/// Told when it is dropped, so that what is aside has its news even if it panics.
-struct Told {
-    to: Sender<News>,
-    news: Option<News>,
+/// Sends its event when it is dropped, so that what is done aside has its outcome even if it panics.
+struct Outcome {
+    to: Sender<Event>,
+    event: Option<Event>,
 }
 
-impl Drop for Told {
+impl Drop for Outcome {
     fn drop(&mut self) {
-        if let Some(news) = self.news.take() {
-            let _ = self.to.send_timeout(news, Duration::from_secs(60));
+        if let Some(event) = self.event.take() {
+            let _ = self.to.send_timeout(event, Duration::from_secs(60));
         }
     }
 }
 
 impl Coordinator {
-    /// Runs something that may take its time on a thread of its own. `lost` is its news if it does not come to its end.
+    /// Does something that may take its time on a thread of its own. `lost` is its outcome if it does not come to its end.
     pub(super) fn aside(
         &self,
         name: &str,
-        lost: Option<News>,
-        body: impl FnOnce(&Arc<Context>) -> Option<News> + Send + 'static,
+        lost: Option<Event>,
+        body: impl FnOnce(&Arc<Context>) -> Option<Event> + Send + 'static,
     ) -> io::Result<()> {
-        let (ctx, to) = (self.ctx.clone(), self.news.0.clone());
+        let (ctx, to) = (self.ctx.clone(), self.own.0.clone());
         let job = Box::new(move || {
-            let mut told = Told { to, news: lost };
-            told.news = body(&ctx);
+            let mut outcome = Outcome { to, event: lost };
+            outcome.event = body(&ctx);
         });
         let started = self.ctx.runtime.spawn_own(name.to_owned(), thread::DEEP_STACK, job);
         started.map(drop).inspect_err(|e| log::error!("{name}: no thread: {e}"))
     }
 
-    /// A sign of life, for the next boot.
-    pub(super) fn note_alive(&self) {
-        // Without a thread the next minute does it.
-        let _ = self.aside("alive", None, |ctx| {
+    /// A sign of life, for the next boot. Without a thread the next minute does it.
+    pub(super) fn note_alive(&mut self) {
+        self.signs_of_life.request(None);
+        if !self.signs_of_life.begin() {
+            return;
+        }
+        let noted = self.aside("alive", Some(Event::AliveNoted), |ctx| {
             if let Err(e) = ctx.store.note_alive() {
                 log::warn!("the sign of life cannot be noted: {e}");
             }
-            None
+            Some(Event::AliveNoted)
         });
+        if noted.is_err() {
+            let _ = self.signs_of_life.complete();
+        }
     }
 
-    /// A session that ran alone may have stood its time.
-    pub(super) fn look_alone(&mut self, now: Instant) {
+    /// A session on probation may have stood its time.
+    pub(super) fn look_at_probation(&mut self, now: Instant) {
         let Some((_, since)) = self.ctx.registry.probation() else { return };
-        if since + ALONE > now {
-            if !self.timers.is_set(Timer::Alone) {
-                self.timers.set(Timer::Alone, since + ALONE);
+        if let Some(at) = probation_ends(since, now) {
+            if !self.timers.is_set(Timer::Probation) {
+                self.timers.set(Timer::Probation, at);
             }
             return;
         }
-        let Some(sid) = now.checked_sub(ALONE).and_then(|before| self.ctx.registry.take_probation(before)) else {
-            return;
-        };
-        let stood = self.aside("alone", None, move |ctx| {
+        let Some(sid) = self.ctx.registry.take_probation(since) else { return };
+        let stood = self.aside("probation", None, move |ctx| {
             // Where that cannot be written its turn's end does it.
             match ctx.store.clear_solo(sid) {
                 Ok(()) => ctx.registry.end_probation(sid),
-                Err(e) => log::warn!("a session still counts as running alone: {e}"),
+                Err(e) => log::warn!("a session still counts as on probation: {e}"),
             }
             None
         });
@@ -91,38 +94,41 @@ impl Coordinator {
     /// Every session in which something waits gets a worker, each on its own; interrupted turns are paced, and begin after
     /// as much longer as more boots have died lately.
     pub(super) fn schedule(&mut self, deaths: u32) {
-        let at = self.ctx.now() + Duration::from_secs(continuation_delay_s(deaths).into());
-        self.next_continuation = Some(self.next_continuation.map_or(at, |old| old.max(at)));
+        self.continuations.hold_off(deaths, self.ctx.now());
+        self.look_for_waiting();
+    }
+
+    /// What waits is looked for.
+    pub(super) fn look_for_waiting(&mut self) {
         self.schedules.request(None);
         self.begin_schedule();
     }
 
-    pub(super) fn begin_schedule(&mut self) {
+    fn begin_schedule(&mut self) {
         if self.machine.phase() != Phase::Running || !self.schedules.begin() {
             return;
         }
-        if self.aside("schedule", Some(News::Scheduled(None)), |ctx| Some(News::Scheduled(wanted(ctx)))).is_err() {
+        if self.aside("schedule", Some(Event::Scheduled(None)), |ctx| Some(Event::Scheduled(waiting(ctx)))).is_err() {
             self.scheduled(None);
         }
     }
 
     /// What waits was looked for; `None`: it could not be read.
-    pub(super) fn scheduled(&mut self, wishes: Option<Vec<WorkRequest>>) {
+    pub(super) fn scheduled(&mut self, interrupted: Option<Vec<WorkRequest>>) {
         let _ = self.schedules.complete();
-        match wishes {
-            Some(wishes) => {
-                let mut known: BTreeSet<i64> = self.continuations.iter().map(|c| c.sid).collect();
-                self.continuations.extend(wishes.into_iter().filter(|w| known.insert(w.sid)));
+        match interrupted {
+            Some(interrupted) => {
+                self.continuations.extend(interrupted);
                 self.set_continuations();
                 self.begin_schedule();
             }
-            None => self.timers.set(Timer::Schedule, self.ctx.now() + DOUBT),
+            None => self.retry(Retry::Schedule, Timer::Schedule),
         }
     }
 
     /// Interrupted turns wait for their time, while turns may begin.
     pub(super) fn set_continuations(&mut self) {
-        match self.next_continuation.filter(|_| self.is_open() && !self.continuations.is_empty()) {
+        match self.continuations.due().filter(|_| self.is_open()) {
             Some(at) => self.timers.set(Timer::Continue, at),
             None => self.timers.clear(Timer::Continue),
         }
@@ -146,8 +152,8 @@ impl Coordinator {
             return;
         }
         notify::reloading();
-        let lost = News::Prepared(Err("it failed by a fault of the daemon, see its log".into()));
-        let prepare = |ctx: &Arc<Context>| Some(News::Prepared(reload::prepare(ctx).map(Box::new)));
+        let lost = Event::Prepared(Err("it failed by a fault of the daemon, see its log".into()));
+        let prepare = |ctx: &Arc<Context>| Some(Event::Prepared(reload::prepare(ctx).map(Box::new)));
         if let Err(e) = self.aside("reload", Some(lost), prepare) {
             self.prepared(Err(format!("no thread to read it: {e}")));
         }
@@ -199,9 +205,9 @@ impl Coordinator {
             return;
         }
         self.timers.clear(Timer::Prune);
-        if self.aside("prune", Some(News::Pruned(None)), |ctx| Some(News::Pruned(prune::step(ctx)))).is_err() {
+        if self.aside("prune", Some(Event::Pruned(None)), |ctx| Some(Event::Pruned(prune::step(ctx)))).is_err() {
             let _ = self.prunes.complete();
-            self.timers.set(Timer::Prune, self.ctx.now() + NO_THREAD);
+            self.retry(Retry::Retention, Timer::Prune);
         }
     }
 
@@ -211,7 +217,7 @@ impl Coordinator {
         if self.pruned.went_on(step) {
             self.prunes.request(None);
         }
-        self.timers.set(Timer::Prune, self.ctx.now() + PRUNE);
+        self.timers.set(Timer::Prune, self.ctx.now() + schedule::RETENTION);
         self.begin_prune();
     }
 
@@ -226,8 +232,8 @@ impl Coordinator {
             return;
         }
         // Set while it runs as well: a worker that ends meanwhile asks again.
-        self.timers.set(Timer::Tidy, self.ctx.now() + PRUNE);
-        if self.aside("tidy", Some(News::Tidied(true)), |ctx| Some(News::Tidied(dirs::step(ctx)))).is_err() {
+        self.timers.set(Timer::Tidy, self.ctx.now() + schedule::RETENTION);
+        if self.aside("tidy", Some(Event::Tidied(true)), |ctx| Some(Event::Tidied(dirs::step(ctx)))).is_err() {
             self.tidied(true);
         }
     }
@@ -251,8 +257,8 @@ impl Coordinator {
         if self.machine.phase() != Phase::Running || !self.doubts.begin() {
             return;
         }
-        let look = |ctx: &Arc<Context>| Some(News::Undoubted(look_for_overlooked(ctx)));
-        if self.aside("doubt", Some(News::Undoubted(None)), look).is_err() {
+        let look = |ctx: &Arc<Context>| Some(Event::Undoubted(look_for_overlooked(ctx)));
+        if self.aside("doubt", Some(Event::Undoubted(None)), look).is_err() {
             self.undoubted(None);
         }
     }
@@ -261,7 +267,7 @@ impl Coordinator {
     pub(super) fn undoubted(&mut self, overlooked: Option<Overlooked>) {
         let _ = self.doubts.complete();
         let Some(overlooked) = overlooked else {
-            return self.timers.set(Timer::Doubt, self.ctx.now() + DOUBT);
+            return self.retry(Retry::Doubt, Timer::Doubt);
         };
         for sid in overlooked.gone {
             self.ctx.registry.retire(sid, self.ctx.now() + RETIRE);
@@ -277,32 +283,58 @@ impl Coordinator {
 
     /// A session for which no thread is to be had, now or soon: the sender of what waits first is told. What waits behind it
     /// is tried anew.
-    pub(super) fn refuse_waiting(&mut self, wish: WorkRequest, why: String) {
-        let told = wish.clone();
-        let refused = self.aside("refuse", None, move |ctx| {
-            match ctx.store.fail_waiting(told.sid, "overloaded", why) {
-                Ok(false) => {}
-                Ok(true) => ctx.registry.want(told),
+    pub(super) fn refuse_waiting(&mut self, request: WorkRequest, why: String) {
+        self.to_refuse.push_back((request, why));
+        self.refusals.request(None);
+        self.begin_refusal();
+    }
+
+    fn begin_refusal(&mut self) {
+        if !self.refusals.begin() {
+            return;
+        }
+        let Some((request, why)) = self.to_refuse.pop_front() else { return drop(self.refusals.complete()) };
+        let lost = request.clone();
+        let of = request.clone();
+        let refuse = move |ctx: &Arc<Context>| {
+            let refused = match ctx.store.fail_waiting(of.sid, "overloaded", why) {
+                Ok(false) => Refused::All,
+                Ok(true) => Refused::More,
                 Err(e) => {
-                    log::error!(key = told.key; "what waits there cannot be refused, tried again: {e}");
-                    // Not at once: this is where neither a thread nor the store is to be had.
-                    std::thread::park_timeout(NO_THREAD);
-                    ctx.registry.want(told);
+                    log::error!(key = of.key; "what waits there cannot be refused, tried again: {e}");
+                    Refused::Failed
                 }
+            };
+            Some(Event::Refused(of, refused))
+        };
+        if self.aside("refuse", Some(Event::Refused(lost, Refused::Failed)), refuse).is_err() {
+            self.refused(request, Refused::Failed);
+        }
+    }
+
+    /// A message was refused, or could not be.
+    pub(super) fn refused(&mut self, request: WorkRequest, refused: Refused) {
+        let _ = self.refusals.complete();
+        match after_refusal(refused) {
+            None => {}
+            Some(Duration::ZERO) => self.ctx.registry.want(request),
+            Some(pause) => {
+                self.not_refused.push(request);
+                self.timers.set(Timer::Refuse, self.ctx.now() + pause);
             }
-            None
-        });
-        if refused.is_err() {
-            self.timers.set(Timer::Admit, self.ctx.now() + NO_THREAD);
-            self.ctx.registry.want(wish);
+        }
+        if !self.to_refuse.is_empty() {
+            self.refusals.request(None);
+            self.begin_refusal();
         }
     }
 }
 
 const STOPPING: &str = "the daemon is stopping";
 
-/// Reads what waits: who has something queued is given its wish at once, whose turn was interrupted is returned.
-fn wanted(ctx: &Context) -> Option<Vec<WorkRequest>> {
+/// Reads what waits: a session in which a message waits wants a worker at once; those whose turn was interrupted
+/// are returned.
+fn waiting(ctx: &Context) -> Option<Vec<WorkRequest>> {
     let config = ctx.config();
     let since =
         config.sessions.resume_window.map_or(0, |w| ctx.store.now() - i64::try_from(w.as_millis()).unwrap_or(i64::MAX));
@@ -317,11 +349,11 @@ fn wanted(ctx: &Context) -> Option<Vec<WorkRequest>> {
         let Some(last) = page.last() else { return Some(interrupted) };
         after = last.sid;
         for w in page {
-            let wish = WorkRequest { sid: w.sid, key: w.key, auto_continue: marked.is_some() };
+            let request = WorkRequest { sid: w.sid, key: w.key, auto_continue: marked.is_some() };
             if w.queued {
-                ctx.registry.want(wish);
+                ctx.registry.want(request);
             } else {
-                interrupted.push(wish);
+                interrupted.push(request);
             }
         }
     }
@@ -329,7 +361,7 @@ fn wanted(ctx: &Context) -> Option<Vec<WorkRequest>> {
 
 /// Once the store answers again: what a commit in doubt did after all. `None`: it does not answer yet.
 fn look_for_overlooked(ctx: &Context) -> Option<Overlooked> {
-    if !ctx.store.answers(DOUBT) {
+    if !ctx.store.answers(retry_after(Retry::Doubt)) {
         return None;
     }
     let live: Vec<i64> = ctx.registry.live().into_keys().collect();

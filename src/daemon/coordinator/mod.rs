@@ -1,47 +1,39 @@
-//! The coordinator: one select loop that feeds the machine of the daemon's life and performs its actions. It decides
-//! nothing itself.
+//! The coordinator: one loop that takes an [`Event`] after the other, feeds the machine of the daemon's life and performs its
+//! actions. It decides nothing itself.
 //!
-//! It waits for signals, requests, nudges of the registry, workers that ended, news of its own actions, and the next
-//! instant that is due; it never waits for anything else without a bound.
+//! [`Coordinator::next_event`] is the only place where it waits. Whatever may take its time, each call of the store among it,
+//! is done aside, on a thread of its own, and its outcome is an event (`aside`); the actions of a stop are performed in
+//! their order, each after the one before it (`stop`, `closing`). What is due when is one table of timers; what is in
+//! progress has an owner, an [`OpQueue`]. Pacing and retries are decided by [`schedule`].
 
 use std::collections::VecDeque;
+use std::io;
 use std::sync::Arc;
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, never, select};
 
 use super::context::{Context, Reloaded, Request};
 use super::delivery::{Delivery, Message};
+use super::mailbox::Mailbox;
 use super::registry::WorkRequest;
 use super::report::Report;
 use super::signals::Signal;
 use super::{hook_events, notify, prune, reload, worker};
 use crate::clock;
-use crate::config::AgentKind;
+use crate::config::{self, AgentKind};
 use crate::model::event::{HookEvent, StopReason, Urgency};
-use crate::model::lifecycle::{Event, Lifecycle, Phase};
+use crate::model::lifecycle::{self, Action, Lifecycle, Phase};
 use crate::model::op_queue::OpQueue;
+use crate::model::schedule::{self, Continuations, Refused, Retry, WithoutThread, retry_after};
 use crate::model::timers::Timers;
 use crate::store::{Admission, Overlooked, Pruned, Recovered};
 use crate::thread;
 
 mod aside;
+mod closing;
 mod stop;
-
-/// A sign of life while a turn runs.
-const ALIVE: Duration = Duration::from_secs(60);
-/// Continuations a second.
-const PACE: Duration = Duration::from_millis(125);
-/// How long a session that is resumed alone is watched.
-const ALONE: Duration = Duration::from_secs(10);
-/// How often something is looked for to prune; while there is more, without a pause.
-const PRUNE: Duration = Duration::from_secs(600);
-/// After a worker's thread could not be had.
-const NO_THREAD: Duration = Duration::from_secs(1);
-/// After a commit in doubt, and while the store does not answer yet.
-const DOUBT: Duration = Duration::from_secs(1);
-/// While a stop drains, its status line is renewed.
-const PROGRESS: Duration = Duration::from_secs(1);
 
 /// What is due at some instant. What makes one needless lets it come: it finds nothing to do then.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -50,12 +42,14 @@ enum Timer {
     Continue,
     /// A sign of life is noted, if turns run.
     Alive,
-    /// A session has run alone for long enough.
-    Alone,
+    /// A session has been on probation for long enough.
+    Probation,
     /// Something is looked for to prune.
     Prune,
     /// A worker's thread is tried again.
     Admit,
+    /// A message that could not be refused is tried again.
+    Refuse,
     /// What a commit in doubt did is looked for.
     Doubt,
     /// What waits is looked for again, for it could not be read.
@@ -64,13 +58,25 @@ enum Timer {
     Tidy,
     /// A stop's status line is renewed.
     Progress,
+    /// Delivery has had its time to note whom it did not call.
+    DeliveryEnd,
 }
 
-/// What comes back from the coordinator's own actions.
+/// Everything that happens to the coordinator.
 #[derive(Debug)]
-pub enum News {
-    /// To the machine.
-    Life(Event),
+pub enum Event {
+    /// A signal came.
+    Signal(Signal),
+    /// Somebody asks for something.
+    Asked(Request),
+    /// The registry or the hub may have something for it to do.
+    Nudged,
+    /// A commit of the store is in doubt.
+    CommitInDoubt,
+    /// An instant has passed, or a sender has gone.
+    Due,
+    /// Something happened that the machine knows.
+    Life(lifecycle::Event),
     /// `daemon_start` handlers are done: the journal may be delivered.
     Started,
     /// A worker's thread is about to end.
@@ -85,17 +91,27 @@ pub enum News {
     Tidied(bool),
     /// The store answers again after a commit in doubt, and says what nobody was told of; or it does not yet.
     Undoubted(Option<Overlooked>),
+    /// A sign of life was noted, or could not be.
+    AliveNoted,
+    /// A message for which no thread was to be had was refused, or could not be.
+    Refused(WorkRequest, Refused),
+    /// An action of the stop that was performed aside is over.
+    Performed,
+    /// The hooks' threads have ended, but for so many that were abandoned; `None`: nobody knows.
+    HooksClosed(Option<usize>),
+    /// Delivery has noted whom it did not call, and ended.
+    DeliveryEnded,
     /// The clean record was written, and the store checkpointed and released; or one of them failed.
     Closed(bool),
 }
 
-/// What the coordinator is given.
+/// Where events come from.
 pub struct Inboxes {
     /// From the signals' thread.
     pub signals: Receiver<Signal>,
     /// From the API.
     pub requests: Receiver<Request>,
-    /// From the registry.
+    /// From the registry and the hub.
     pub nudges: Receiver<()>,
     /// From the store: a commit is in doubt.
     pub doubts: Receiver<()>,
@@ -112,23 +128,66 @@ pub struct Ending {
     pub deadline: Option<Instant>,
 }
 
+/// A worker that is to be started.
+pub struct NewWorker {
+    /// What it shares with everybody.
+    pub ctx: Arc<Context>,
+    /// For which session, and why.
+    pub request: WorkRequest,
+    /// Its agent.
+    pub agent: config::Agent,
+    /// What it listens to.
+    pub mailbox: Arc<Mailbox>,
+    /// Whom it tells at its end.
+    pub ended: Box<dyn FnOnce() + Send>,
+}
+
+/// Starts workers. An error: there is no room for another thread.
+pub type StartWorker = Box<dyn Fn(NewWorker) -> io::Result<Option<JoinHandle<()>>> + Send>;
+
+/// Starts a worker on a thread of its own.
+///
+/// # Errors
+/// There is no room for another thread.
+pub fn start_worker(new: NewWorker) -> io::Result<Option<JoinHandle<()>>> {
+    let NewWorker { ctx, request, agent, mailbox, ended } = new;
+    let stack = if agent.kind == AgentKind::Lua { thread::DEEP_STACK } else { thread::IO_STACK };
+    let (runtime, name) = (ctx.runtime.clone(), format!("s{}", request.sid));
+    let job = move || {
+        worker::run(&ctx, &request, agent, &mailbox);
+        ended();
+    };
+    runtime.spawn(name, stack, Box::new(job))
+}
+
 /// The coordinator.
 pub struct Coordinator {
     ctx: Arc<Context>,
     machine: Lifecycle,
     delivery: Delivery,
-    news: (Sender<News>, Receiver<News>),
+    start_worker: StartWorker,
+    /// Its own events: the outcomes of what is done aside.
+    own: (Sender<Event>, Receiver<Event>),
     report: Option<Report>,
-    continuations: VecDeque<WorkRequest>,
-    /// When the next of them may begin.
-    next_continuation: Option<Instant>,
+    continuations: Continuations,
     timers: Timers<Timer>,
     reloads: OpQueue<Sender<Result<Reloaded, String>>>,
     prunes: OpQueue<()>,
     doubts: OpQueue<()>,
     tidies: OpQueue<()>,
     schedules: OpQueue<()>,
+    signs_of_life: OpQueue<()>,
+    refusals: OpQueue<()>,
+    /// Whose first message is to be refused, and why.
+    to_refuse: VecDeque<(WorkRequest, String)>,
+    /// Who wants a worker again, after a pause.
+    not_refused: Vec<WorkRequest>,
     pruned: prune::Round,
+    /// What the machine wants done, and was not begun.
+    actions: VecDeque<Action>,
+    /// The stop's action that is performed aside: those after it wait.
+    performing: OpQueue<()>,
+    closing: Option<closing::Step>,
     leave: bool,
     hooks_abandoned: bool,
     /// The clean record is written and the store closed: else the next boot has to see to it.
@@ -136,29 +195,36 @@ pub struct Coordinator {
 }
 
 impl Coordinator {
-    /// A coordinator that is about to start its loop.
+    /// A coordinator that is about to begin.
     #[must_use]
-    pub fn new(ctx: Arc<Context>, delivery: Delivery) -> Self {
+    pub fn new(ctx: Arc<Context>, delivery: Delivery, start_worker: StartWorker) -> Self {
         let machine = Lifecycle::new(ctx.config().shutdown);
         let now = ctx.now();
         let mut timers = Timers::default();
-        timers.set(Timer::Alive, now + ALIVE);
-        timers.set(Timer::Prune, now + PRUNE);
+        timers.set(Timer::Alive, now + schedule::ALIVE);
+        timers.set(Timer::Prune, now + schedule::RETENTION);
         Self {
             ctx,
             machine,
             delivery,
-            news: crossbeam_channel::bounded(4096),
+            start_worker,
+            own: crossbeam_channel::bounded(4096),
             report: None,
-            continuations: VecDeque::new(),
-            next_continuation: None,
+            continuations: Continuations::default(),
             timers,
             reloads: OpQueue::default(),
             prunes: OpQueue::default(),
             doubts: OpQueue::default(),
             tidies: OpQueue::default(),
             schedules: OpQueue::default(),
+            signs_of_life: OpQueue::default(),
+            refusals: OpQueue::default(),
+            to_refuse: VecDeque::new(),
+            not_refused: Vec::new(),
             pruned: prune::Round::default(),
+            actions: VecDeque::new(),
+            performing: OpQueue::default(),
+            closing: None,
             leave: false,
             hooks_abandoned: false,
             released: true,
@@ -167,23 +233,57 @@ impl Coordinator {
 
     /// Runs until the daemon may leave.
     pub fn run(mut self, inboxes: &Inboxes, recovered: &Recovered) -> Ending {
-        self.become_ready(recovered);
+        self.begin(recovered);
         while !self.leave {
-            let due = self.machine.alarm().into_iter().chain(self.timers.next()).min();
-            let alarm = due.map_or_else(never, crossbeam_channel::at);
-            select! {
-                recv(inboxes.signals) -> signal => if let Ok(signal) = signal { self.signal(signal) },
-                recv(inboxes.requests) -> request => if let Ok(request) = request { self.request(request) },
-                recv(inboxes.nudges) -> _ => {}
-                recv(inboxes.doubts) -> _ => self.timers.set(Timer::Doubt, self.ctx.now() + DOUBT),
-                recv(self.news.1) -> news => if let Ok(news) = news { self.take(news) },
-                recv(alarm) -> _ => {}
-            }
-            while let Ok(news) = self.news.1.try_recv() {
-                self.take(news);
-            }
-            self.look();
+            let event = self.next_event(inboxes);
+            self.handle(event);
         }
+        self.ending()
+    }
+
+    /// Waits for what happens next.
+    fn next_event(&self, inboxes: &Inboxes) -> Event {
+        let alarm = self.next_due().map_or_else(never, crossbeam_channel::at);
+        select! {
+            recv(inboxes.signals) -> signal => signal.map_or(Event::Due, Event::Signal),
+            recv(inboxes.requests) -> request => request.map_or(Event::Due, Event::Asked),
+            recv(inboxes.nudges) -> _ => Event::Nudged,
+            recv(inboxes.doubts) -> _ => Event::CommitInDoubt,
+            recv(self.own.1) -> event => event.unwrap_or(Event::Due),
+            recv(alarm) -> _ => Event::Due,
+        }
+    }
+
+    /// When [`Event::Due`] is to come if nothing else does.
+    #[must_use]
+    pub fn next_due(&self) -> Option<Instant> {
+        self.machine.alarm().into_iter().chain(self.timers.next()).min()
+    }
+
+    /// Takes in what happened, with the outcomes that are there by now, and does what has become due or possible.
+    pub fn handle(&mut self, event: Event) {
+        self.take(event);
+        while let Ok(event) = self.own.1.try_recv() {
+            self.take(event);
+        }
+        self.look();
+    }
+
+    /// Whether an outcome of something that was done aside waits to be handled.
+    #[must_use]
+    pub fn has_outcomes(&self) -> bool {
+        !self.own.1.is_empty()
+    }
+
+    /// Whether the daemon may leave.
+    #[must_use]
+    pub const fn may_leave(&self) -> bool {
+        self.leave
+    }
+
+    /// How the daemon ended, once it may leave.
+    #[must_use]
+    pub fn ending(&self) -> Ending {
         let stop = self.machine.stop();
         let now = stop.is_some_and(|s| s.urgency == Urgency::Now);
         Ending {
@@ -193,8 +293,9 @@ impl Coordinator {
         }
     }
 
-    fn become_ready(&mut self, recovered: &Recovered) {
-        self.step(Event::BecameReady);
+    /// Messages are accepted from now on, and turns begin.
+    pub fn begin(&mut self, recovered: &Recovered) {
+        self.step(lifecycle::Event::BecameReady);
         self.ctx.set_ready();
         notify::ready();
         crate::failpoint::hit("boot", "ready");
@@ -206,14 +307,12 @@ impl Coordinator {
                 "interrupted": recovered.interrupted, "suspended": recovered.suspended,
             },
         });
-        let news = self.news.0.clone();
+        let own = self.own.0.clone();
         let event = hook_events::unjournalled(HookEvent::DaemonStart, "", fields, None);
-        self.ctx.handlers.notify(
-            event,
-            Box::new(move |_| {
-                let _ = news.try_send(News::Started);
-            }),
-        );
+        let started = move |_| {
+            let _ = own.try_send(Event::Started);
+        };
+        self.ctx.handlers.notify(event, Box::new(started));
         self.schedule(recovered.recent_deaths);
         self.tidy();
     }
@@ -226,7 +325,7 @@ impl Coordinator {
     fn look(&mut self) {
         let now = self.ctx.now();
         if self.machine.alarm().is_some_and(|at| at <= now) {
-            self.step(Event::TimeUp);
+            self.step(lifecycle::Event::TimeUp);
         }
         for timer in self.timers.take_due(now) {
             self.fire(timer, now);
@@ -243,25 +342,29 @@ impl Coordinator {
         match timer {
             Timer::Continue => self.continue_some(now),
             // They are looked at whenever something happens.
-            Timer::Alive | Timer::Alone | Timer::Admit => {}
+            Timer::Alive | Timer::Probation | Timer::Admit => {}
             Timer::Prune => self.prune(),
+            Timer::Refuse => std::mem::take(&mut self.not_refused).into_iter().for_each(|r| self.ctx.registry.want(r)),
             Timer::Tidy => self.tidy(),
             Timer::Doubt => self.doubt(),
-            Timer::Schedule => {
-                self.schedules.request(None);
-                self.begin_schedule();
-            }
+            Timer::Schedule => self.look_for_waiting(),
             Timer::Progress => self.show_progress(now),
+            Timer::DeliveryEnd => self.delivery_ended(),
         }
+    }
+
+    /// Tries something again after its pause.
+    fn retry(&mut self, what: Retry, timer: Timer) {
+        self.timers.set(timer, self.ctx.now() + retry_after(what));
     }
 
     fn look_running(&mut self, now: Instant) {
         if !self.timers.is_set(Timer::Alive) && self.ctx.registry.numbers().running > 0 {
-            self.timers.set(Timer::Alive, now + ALIVE);
+            self.timers.set(Timer::Alive, now + schedule::ALIVE);
             self.note_alive();
         }
-        self.look_alone(now);
-        self.admit(now);
+        self.look_at_probation(now);
+        self.admit();
     }
 
     /// Interrupted turns whose time has come go on.
@@ -269,47 +372,105 @@ impl Coordinator {
         if !self.is_open() {
             return;
         }
-        while self.next_continuation.is_some_and(|at| at <= now) {
-            let Some(wish) = self.continuations.pop_front() else { break };
-            self.next_continuation = self.next_continuation.map(|at| at + PACE);
-            self.ctx.registry.want(wish);
+        for request in self.continuations.take_due(now) {
+            self.ctx.registry.want(request);
         }
         self.set_continuations();
     }
 
     /// Gives workers to the sessions that want one, as far as there is room.
-    fn admit(&mut self, now: Instant) {
+    fn admit(&mut self) {
         if self.timers.is_set(Timer::Admit) {
             return;
         }
         let config = self.ctx.config();
         let mut admitted = VecDeque::from(self.ctx.registry.admit(&config));
         while let Some(next) = admitted.pop_front() {
-            let (request, mailbox) = (next.request().clone(), next.mailbox.clone());
-            let agent = config.route(&request.key).clone();
-            let stack = if agent.kind == AgentKind::Lua { thread::DEEP_STACK } else { thread::IO_STACK };
-            let (ctx, news) = (self.ctx.clone(), self.news.0.clone());
-            let sid = request.sid;
-            let job = Box::new(move || {
-                worker::run(&ctx, &request, agent, &mailbox);
-                let _ = news.send(News::WorkerEnded(sid));
+            let request = next.request().clone();
+            let (own, sid) = (self.own.0.clone(), request.sid);
+            let ended = move || {
+                let _ = own.send(Event::WorkerEnded(sid));
+            };
+            let started = (self.start_worker)(NewWorker {
+                ctx: self.ctx.clone(),
+                agent: config.route(&request.key).clone(),
+                request: request.clone(),
+                mailbox: next.mailbox.clone(),
+                ended: Box::new(ended),
             });
-            match self.ctx.runtime.spawn(format!("s{sid}"), stack, job) {
-                Ok(join) => self.ctx.registry.started(sid, join),
-                Err(e) if self.ctx.registry.numbers().live > admitted.len() + 1 => {
-                    // A worker that ends gives one back.
-                    self.timers.set(Timer::Admit, now + NO_THREAD);
+            let e = match started {
+                Ok(join) => {
+                    self.ctx.registry.started(sid, join);
+                    continue;
+                }
+                Err(e) => e,
+            };
+            // Neither this one nor those after it have their thread.
+            let others = self.ctx.registry.numbers().live.saturating_sub(admitted.len() + 1);
+            match schedule::without_thread(others) {
+                WithoutThread::Wait => {
+                    self.retry(Retry::Thread, Timer::Admit);
                     admitted.push_front(next);
                     admitted.into_iter().for_each(|a| self.ctx.registry.give_back(a));
                     return log::warn!("no thread for another session, tried again in a second: {e}");
                 }
-                Err(e) => {
-                    let request = next.request().clone();
+                WithoutThread::Refuse => {
                     log::error!(key = request.key; "no thread for the session: {e}");
-                    let _ = self.ctx.registry.remove(request.sid);
+                    let _ = self.ctx.registry.remove(sid);
                     self.refuse_waiting(request, format!("no thread for the session: {e}"));
                 }
             }
+        }
+    }
+
+    fn take(&mut self, event: Event) {
+        match event {
+            Event::Signal(signal) => self.signal(signal),
+            Event::Asked(request) => self.request(request),
+            Event::Nudged | Event::Due => {}
+            Event::CommitInDoubt => self.retry(Retry::Doubt, Timer::Doubt),
+            Event::Life(event) => self.step(event),
+            Event::Started => {
+                crate::failpoint::hit("boot", "started");
+                self.delivery.send(Message::Go);
+            }
+            Event::WorkerEnded(sid) => self.worker_ended(sid),
+            Event::Prepared(prepared) => self.prepared(prepared),
+            Event::Scheduled(requests) => self.scheduled(requests),
+            Event::Pruned(step) => self.pruned_step(step),
+            Event::Tidied(left) => self.tidied(left),
+            Event::Undoubted(overlooked) => self.undoubted(overlooked),
+            Event::AliveNoted => drop(self.signs_of_life.complete()),
+            Event::Refused(request, refused) => self.refused(request, refused),
+            Event::Performed => {
+                let _ = self.performing.complete();
+                self.perform_next();
+            }
+            Event::HooksClosed(given_up) => self.hooks_closed(given_up),
+            Event::DeliveryEnded => self.delivery_ended(),
+            Event::Closed(done) => {
+                self.released = done;
+                self.step(lifecycle::Event::StoreClosed);
+            }
+        }
+    }
+
+    fn worker_ended(&mut self, sid: i64) {
+        self.timers.clear(Timer::Admit);
+        let Some((join, again)) = self.ctx.registry.remove(sid) else { return };
+        // The thread has said its last word: the join is a matter of microseconds.
+        if let Some(join) = join
+            && join.join().is_err()
+        {
+            log::error!("the worker of session row {sid} panicked at its end");
+        }
+        self.ctx.registry.end_probation(sid);
+        if self.timers.is_set(Timer::Tidy) {
+            // It may be the one in whose directory somebody was still at work.
+            self.tidy();
+        }
+        if let Some(request) = again {
+            self.ctx.registry.want(request);
         }
     }
 
@@ -361,50 +522,12 @@ impl Coordinator {
 
     fn ask_stop(&mut self, reason: StopReason, urgency: Urgency) {
         self.machine.set_budget(self.ctx.config().shutdown);
-        self.step(Event::StopAsked(reason, urgency));
+        self.step(lifecycle::Event::StopAsked(reason, urgency));
         self.refuse_reloads();
     }
 
-    fn take(&mut self, news: News) {
-        match news {
-            News::Life(event) => self.step(event),
-            News::Started => {
-                crate::failpoint::hit("boot", "started");
-                self.delivery.tell(Message::Go);
-            }
-            News::WorkerEnded(sid) => {
-                self.timers.clear(Timer::Admit);
-                if let Some((join, again)) = self.ctx.registry.remove(sid) {
-                    // The thread has said its last word: the join is a matter of microseconds.
-                    if let Some(join) = join
-                        && join.join().is_err()
-                    {
-                        log::error!("the worker of session row {sid} panicked at its end");
-                    }
-                    self.ctx.registry.end_probation(sid);
-                    if self.timers.is_set(Timer::Tidy) {
-                        // It may be the one in whose directory somebody was still at work.
-                        self.tidy();
-                    }
-                    if let Some(wish) = again {
-                        self.ctx.registry.want(wish);
-                    }
-                }
-            }
-            News::Prepared(prepared) => self.prepared(prepared),
-            News::Scheduled(wishes) => self.scheduled(wishes),
-            News::Undoubted(overlooked) => self.undoubted(overlooked),
-            News::Pruned(step) => self.pruned_step(step),
-            News::Tidied(left) => self.tidied(left),
-            News::Closed(done) => {
-                self.released = done;
-                self.step(Event::StoreClosed);
-            }
-        }
-    }
-
     /// Feeds the machine, and does what it says.
-    fn step(&mut self, event: Event) {
+    fn step(&mut self, event: lifecycle::Event) {
         let before = self.machine.phase();
         let actions = self.machine.step(event, self.ctx.now());
         let phase = self.machine.phase();
@@ -422,9 +545,8 @@ impl Coordinator {
                 self.keep_facts();
             }
         }
-        for action in actions {
-            self.perform(action);
-        }
+        self.actions.extend(actions);
+        self.perform_next();
     }
 }
 

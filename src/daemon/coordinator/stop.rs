@@ -1,21 +1,46 @@
 //! Performing what the machine says in a stop, and watching what still runs meanwhile.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::{Coordinator, News, PROGRESS, Timer, millis};
+use super::{Coordinator, Event, Timer, millis};
 use crate::agent::Interrupt;
+use crate::daemon::context::Context;
 use crate::daemon::delivery::Message;
 use crate::daemon::report::Report;
 use crate::daemon::{hook_events, notify, watchdog};
 use crate::exit;
-use crate::model::event::{HookEvent, StopReason, Urgency};
-use crate::model::lifecycle::{Action, Event, Phase};
-use crate::store::{Admission, StopNote};
-use crate::thread;
+use crate::model::event::{HookEvent, StopReason};
+use crate::model::lifecycle::{self, Action, Phase, Stop};
+use crate::model::schedule::PROGRESS;
+use crate::store::{Admission, StopNote, Store};
 
 impl Coordinator {
-    /// Does what the machine says.
-    pub(super) fn perform(&mut self, action: Action) {
+    /// Performs what the machine says, in its order: what is performed aside holds up what comes after it.
+    pub(super) fn perform_next(&mut self) {
+        while !self.performing.is_in_progress()
+            && let Some(action) = self.actions.pop_front()
+        {
+            self.perform(action);
+        }
+    }
+
+    /// Performs something with the store, which may take until the instant.
+    fn perform_aside(&mut self, name: &str, within: Duration, body: impl FnOnce(&Store) + Send + 'static) {
+        let until = self.ctx.now() + within;
+        self.performing.request(None);
+        let _ = self.performing.begin();
+        let perform = move |ctx: &Arc<Context>| {
+            body(&ctx.store.until(until));
+            Some(Event::Performed)
+        };
+        if self.aside(name, Some(Event::Performed), perform).is_err() {
+            // What the store is not told here the next boot derives.
+            let _ = self.performing.complete();
+        }
+    }
+
+    fn perform(&mut self, action: Action) {
         let ctx = self.ctx.clone();
         let Some(stop) = self.machine.stop() else { return };
         crate::failpoint::hit_word("act", &action);
@@ -25,41 +50,27 @@ impl Coordinator {
                 ctx.handlers.stop_timers();
                 self.report = Some(Report::begin(&ctx, stop, self.machine.phase()));
                 self.timers.set(Timer::Progress, self.ctx.now());
-                log::info!(
-                    "stop: {} ({}), at most {} s",
-                    stop.reason,
-                    stop.urgency,
-                    self.ctx.left(stop.deadline).as_secs()
-                );
+                log::info!("stop: {} ({}), at most {} s", stop.reason, stop.urgency, ctx.left(stop.deadline).as_secs());
             }
             Action::TellManager => {
-                notify::stopping(self.ctx.left(stop.deadline));
+                notify::stopping(ctx.left(stop.deadline));
                 let code = if stop.reason == StopReason::Restart { exit::RESTART } else { exit::FAILURE };
                 watchdog::arm(stop.deadline, code);
             }
-            Action::MarkRunning => {
-                let note = StopNote {
-                    reason: stop.reason,
-                    urgency: stop.urgency,
-                    deadline_at: self.ctx.wall() + millis(self.ctx.left(stop.deadline)),
-                };
-                match ctx.store.until(self.ctx.now() + ctx.config().shutdown.close).mark_running(note) {
-                    Ok(n) => log::info!("stop: {n} running sessions are marked"),
-                    Err(e) => log::error!("stop: the marks could not be written, the next boot derives them: {e}"),
-                }
-                crate::failpoint::hit("stop", "marked");
+            Action::MarkRunning => self.mark_running(stop),
+            Action::HoldEnds => self.delivery.send(Message::HoldEnds),
+            Action::ReleaseEnds => self.delivery.send(Message::ReleaseEnds),
+            Action::CallShutdownHooks(until) => {
+                self.call_hooks(HookEvent::Shutdown, until, lifecycle::Event::ShutdownHooksEnded)
             }
-            Action::HoldEnds => self.delivery.tell(Message::HoldEnds),
-            Action::ReleaseEnds => self.delivery.tell(Message::ReleaseEnds),
-            Action::CallShutdownHooks(until) => self.call_hooks(HookEvent::Shutdown, until, Event::ShutdownHooksEnded),
             Action::CloseWorkers => ctx.registry.close_all(),
             Action::RefreshMarks => {
                 crate::failpoint::hit("stop", "timeout");
-                if let Err(e) =
-                    ctx.store.until(self.ctx.now() + ctx.config().shutdown.close).refresh_marks(stop.reason.mark())
-                {
-                    log::error!("stop: the marks could not be renewed: {e}");
-                }
+                self.perform_aside("marks", ctx.config().shutdown.close, move |store| {
+                    if let Err(e) = store.refresh_marks(stop.reason.mark()) {
+                        log::error!("stop: the marks could not be renewed: {e}");
+                    }
+                });
             }
             Action::Interrupt(until) => ctx.registry.interrupt_running(Interrupt::Cancel(until)),
             Action::Kill => ctx.registry.hurry(self.ctx.now(), true),
@@ -75,40 +86,43 @@ impl Coordinator {
             }
             Action::NoteAbandoned => {
                 let sids = self.report.as_ref().map_or_else(Vec::new, Report::given_up);
-                let patient = ctx.store.until(self.ctx.now() + ctx.config().shutdown.close / 4);
-                if let Err(e) = patient.note_abandoned(sids) {
-                    log::error!("stop: the abandoned sessions could not be noted: {e}");
-                }
+                self.perform_aside("abandoned", ctx.config().shutdown.close / 4, move |store| {
+                    if let Err(e) = store.note_abandoned(sids) {
+                        log::error!("stop: the abandoned sessions could not be noted: {e}");
+                    }
+                });
             }
             Action::Sweep(until) => ctx.registry.hurry(until, false),
             Action::CloseActivations => {
                 crate::failpoint::hit("stop", "swept");
-                let patient = ctx.store.until(self.ctx.now() + ctx.config().shutdown.close);
-                match patient.close_activations(stop.reason, ctx.config().sessions.stuck_threshold.into()) {
-                    Ok(n) => log::info!("stop: {n} activations closed"),
-                    Err(e) => log::error!("stop: the ends could not be written, the next boot writes them: {e}"),
-                }
+                let threshold = ctx.config().sessions.stuck_threshold.into();
+                self.perform_aside("ends", ctx.config().shutdown.close, move |store| {
+                    match store.close_activations(stop.reason, threshold) {
+                        Ok(n) => log::info!("stop: {n} activations closed"),
+                        Err(e) => log::error!("stop: the ends could not be written, the next boot writes them: {e}"),
+                    }
+                });
             }
             Action::DeliverEnds(_) => {
                 crate::failpoint::hit("stop", "ended");
-                let news = self.news.0.clone();
-                self.delivery.tell(Message::Drain(Box::new(move || {
-                    let _ = news.try_send(News::Life(Event::EndsDelivered));
+                let own = self.own.0.clone();
+                self.delivery.send(Message::Drain(Box::new(move || {
+                    let _ = own.try_send(Event::Life(lifecycle::Event::EndsDelivered));
                 })));
             }
             Action::CallStopped(until) => {
                 // No event is delivered after this.
-                self.delivery.tell(Message::Halt);
+                self.delivery.send(Message::Halt);
                 self.ctx.handlers.stop_calling();
-                self.call_hooks(HookEvent::Stopped, until, Event::StoppedHooksEnded);
+                self.call_hooks(HookEvent::Stopped, until, lifecycle::Event::StoppedHooksEnded);
             }
-            Action::CloseStore(until) => self.close_store(until),
+            Action::CloseStore(until) => self.begin_closing(until),
             Action::Leave => self.leave = true,
         }
     }
 
     /// Calls the handlers of one of the stop's own events; the machine is told when they are done.
-    fn call_hooks(&mut self, kind: HookEvent, until: Instant, done: Event) {
+    fn call_hooks(&mut self, kind: HookEvent, until: Instant, done: lifecycle::Event) {
         let Some(stop) = self.machine.stop() else { return };
         let blocking = self.ctx.registry.blocking();
         let fields = match kind {
@@ -122,62 +136,26 @@ impl Coordinator {
                 "live": self.ctx.registry.numbers().live,
             }),
         };
-        let news = self.news.0.clone();
+        let own = self.own.0.clone();
         let event = hook_events::unjournalled(kind, "", fields, None);
         self.ctx.handlers.notify(
             event,
             Box::new(move |_| {
-                let _ = news.try_send(News::Life(done));
+                let _ = own.try_send(Event::Life(done));
             }),
         );
     }
 
-    fn close_store(&mut self, until: Instant) {
-        crate::failpoint::hit("stop", "stopped");
-        self.delivery.tell(Message::Halt);
-        self.ctx.handlers.stop_calling();
-        let given_up = self.ctx.handlers.close(self.ctx.now() + self.ctx.left(until) / 4);
-        self.hooks_abandoned = given_up > 0;
-        // What was only queued for a handler is known by now: it was answered before the threads ended.
-        let (ended, end) = crossbeam_channel::bounded(1);
-        self.delivery.tell(Message::End(Box::new(move || {
-            let _ = ended.try_send(());
-        })));
-        let _ = end.recv_timeout(self.ctx.left(until) / 4);
-        let now = self.machine.stop().is_some_and(|s| s.urgency == Urgency::Now);
-        let clean = !self.machine.abandoned() && !self.hooks_abandoned && !now;
-        let report = match &mut self.report {
-            Some(report) => {
-                report.finish(clean);
-                report.json(&self.ctx, Some(self.ctx.now() + self.ctx.left(until) / 4))
+    fn mark_running(&mut self, stop: Stop) {
+        let deadline_at = self.ctx.wall() + millis(self.ctx.left(stop.deadline));
+        let note = StopNote { reason: stop.reason, urgency: stop.urgency, deadline_at };
+        self.perform_aside("mark", self.ctx.config().shutdown.close, move |store| {
+            match store.mark_running(note) {
+                Ok(n) => log::info!("stop: {n} running sessions are marked"),
+                Err(e) => log::error!("stop: the marks could not be written, the next boot derives them: {e}"),
             }
-            None => serde_json::Value::Null,
-        };
-        self.ctx.set_report(report.clone());
-        let store = self.ctx.store.until(until);
-        let keep = self.ctx.config().retention.reports;
-        let recorded = store.close_boot(clean, report, keep);
-        if let Err(e) = &recorded {
-            log::error!("stop: the clean record could not be written: {e}");
-        }
-        self.released = false;
-        let news = self.news.0.clone();
-        crate::failpoint::hit("stop", "recorded");
-        let ctx = self.ctx.clone();
-        let body = move || {
-            // Streams end with the last events; one whose client does not read has a quarter of the time.
-            ctx.hub.close();
-            ctx.hub.wait_left(ctx.now() + ctx.left(until) / 4);
-            let closed = store.close(until);
-            if let Err(e) = &closed {
-                log::error!("stop: the store could not be closed: {e}");
-            }
-            crate::failpoint::hit("stop", "closed");
-            let _ = news.send_timeout(News::Closed(closed.is_ok() && recorded.is_ok()), Duration::from_secs(60));
-        };
-        if let Err(e) = self.ctx.runtime.spawn_own("close".into(), thread::IO_STACK, Box::new(body)) {
-            log::error!("stop: no thread to close the store: {e}");
-        }
+            crate::failpoint::hit("stop", "marked");
+        });
     }
 
     /// Tells the machine what has ended.
@@ -185,9 +163,9 @@ impl Coordinator {
         let numbers = self.ctx.registry.numbers();
         let delivering = self.ctx.hub.delivering();
         if numbers.live == 0 && (delivering == 0 || self.machine.phase() != Phase::Draining) {
-            self.step(Event::WorkersGone);
+            self.step(lifecycle::Event::WorkersGone);
         } else if numbers.running == 0 && delivering == 0 && self.machine.phase() != Phase::Sweeping {
-            self.step(Event::TurnsEnded);
+            self.step(lifecycle::Event::TurnsEnded);
         }
     }
 

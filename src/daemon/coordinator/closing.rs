@@ -1,0 +1,89 @@
+//! The last phase of a stop: the hooks' threads end, delivery notes whom it did not call, the report and the clean record are
+//! written, and the store is closed. Each step is done aside and has a quarter of the time that is left.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::{Coordinator, Event, Timer};
+use crate::daemon::context::Context;
+use crate::daemon::delivery::Message;
+use crate::daemon::report::Report;
+use crate::model::event::Urgency;
+
+/// Which step is in progress, with the instant by which all must be done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Step {
+    /// The hooks' threads end.
+    Hooks(Instant),
+    /// Delivery ends.
+    Delivery(Instant),
+    /// The store is closed.
+    Store,
+}
+
+impl Coordinator {
+    pub(super) fn begin_closing(&mut self, until: Instant) {
+        crate::failpoint::hit("stop", "stopped");
+        self.delivery.send(Message::Halt);
+        self.ctx.handlers.stop_calling();
+        self.closing = Some(Step::Hooks(until));
+        self.released = false;
+        let close = move |ctx: &Arc<Context>| {
+            let given_up = ctx.handlers.close(ctx.now() + ctx.left(until) / 4);
+            Some(Event::HooksClosed(Some(given_up)))
+        };
+        if self.aside("close", Some(Event::HooksClosed(None)), close).is_err() {
+            self.hooks_closed(None);
+        }
+    }
+
+    /// What was only queued for a handler is known by now: it was answered before the threads ended.
+    pub(super) fn hooks_closed(&mut self, given_up: Option<usize>) {
+        let Some(Step::Hooks(until)) = self.closing else { return };
+        self.hooks_abandoned = given_up != Some(0);
+        self.closing = Some(Step::Delivery(until));
+        self.timers.set(Timer::DeliveryEnd, self.ctx.now() + self.ctx.left(until) / 4);
+        let own = self.own.0.clone();
+        self.delivery.send(Message::End(Box::new(move || {
+            let _ = own.try_send(Event::DeliveryEnded);
+        })));
+    }
+
+    /// Delivery has ended, or has had its time.
+    pub(super) fn delivery_ended(&mut self) {
+        let Some(Step::Delivery(until)) = self.closing else { return };
+        self.timers.clear(Timer::DeliveryEnd);
+        self.closing = Some(Step::Store);
+        let now = self.machine.stop().is_some_and(|s| s.urgency == Urgency::Now);
+        let clean = !self.machine.abandoned() && !self.hooks_abandoned && !now;
+        let report = self.report.take();
+        let close = move |ctx: &Arc<Context>| Some(Event::Closed(close_store(ctx, report, clean, until)));
+        if let Err(e) = self.aside("close", Some(Event::Closed(false)), close) {
+            log::error!("stop: no thread to close the store: {e}");
+        }
+    }
+}
+
+/// Writes the report and the clean record, and closes the store. Whether all of it was done.
+fn close_store(ctx: &Context, report: Option<Report>, clean: bool, until: Instant) -> bool {
+    let report = report.map_or(serde_json::Value::Null, |mut report| {
+        report.finish(clean);
+        report.json(ctx, Some(ctx.now() + ctx.left(until) / 4))
+    });
+    ctx.set_report(report.clone());
+    let store = ctx.store.until(until);
+    let recorded = store.close_boot(clean, report, ctx.config().retention.reports);
+    if let Err(e) = &recorded {
+        log::error!("stop: the clean record could not be written: {e}");
+    }
+    crate::failpoint::hit("stop", "recorded");
+    // Streams end with the last events; one whose client does not read has a quarter of the time.
+    ctx.hub.close();
+    ctx.hub.wait_left(ctx.now() + ctx.left(until) / 4);
+    let closed = store.close(until);
+    if let Err(e) = &closed {
+        log::error!("stop: the store could not be closed: {e}");
+    }
+    crate::failpoint::hit("stop", "closed");
+    closed.is_ok() && recorded.is_ok()
+}
