@@ -32,6 +32,8 @@ pub mod log;
 pub mod model;
 pub mod proc;
 pub mod reserved;
+pub mod serve;
+pub mod service;
 pub mod sse;
 pub mod store;
 pub mod sys;

@@ -5,12 +5,12 @@ use std::process::ExitCode;
 use ostler::cli::doctor::{Check, Verdict};
 use ostler::cli::{self, Doors};
 use ostler::daemon::doctor::Level;
-use ostler::{daemon, exit, hooks, store, thread};
+use ostler::{daemon, exit, hooks, serve, store, thread};
 
 fn main() -> ExitCode {
     cli::main(&Doors {
         serve: |asked| {
-            daemon::serve(daemon::ServeOptions {
+            serve::serve(serve::Options {
                 config: asked.config,
                 state_dir: asked.state_dir,
                 socket: asked.socket,

@@ -1,16 +1,12 @@
 //! The few raw system calls: the one room with unsafe code. Each use is proven where it stands.
 
 use std::io;
-use std::net::TcpListener;
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd};
-use std::os::unix::net::UnixListener;
 use std::os::unix::process::CommandExt as _;
 use std::process::Command;
 
 use rustix::net::{AddressFamily, SocketType, sockopt};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-
-use crate::http::Listener;
 
 /// Keeps the memory of the C library's allocator together: without a bound every thread that comes and goes may leave
 /// its garbage in an arena of its own (eight a core), so that a daemon whose threads and Lua states come and go grows for
@@ -68,13 +64,22 @@ pub fn spread_sleepers(chains: usize) -> bool {
     unsafe { prctl(PR_FUTEX_HASH, PR_FUTEX_HASH_SET_SLOTS, chains as c_ulong, nought, nought) == 0 }
 }
 
+/// What kind of socket a service manager passed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SocketKind {
+    /// A unix socket.
+    Unix,
+    /// TCP over IPv4 or IPv6.
+    Tcp,
+}
+
 /// The listening sockets that a service manager passed (`LISTEN_FDS`); none without one. Called once, at start.
 ///
 /// # Errors
 /// What was passed is no listening stream socket, or of a kind that is not served.
 #[allow(unsafe_code)]
-pub fn passed_listeners() -> io::Result<Vec<Listener>> {
-    let mut listeners = Vec::new();
+pub fn passed_sockets() -> io::Result<Vec<(OwnedFd, SocketKind)>> {
+    let mut sockets = Vec::new();
     for raw in sd_notify::listen_fds()? {
         // SAFETY: `listen_fds` yields descriptors only when LISTEN_PID names this process, and then those from 3 upwards
         // that the service manager opened for it to own. They were open before anything of ours was, nothing else in this
@@ -84,13 +89,14 @@ pub fn passed_listeners() -> io::Result<Vec<Listener>> {
         if sockopt::socket_type(fd.as_fd())? != SocketType::STREAM {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "a passed socket is not a stream"));
         }
-        listeners.push(match sockopt::socket_domain(fd.as_fd())? {
-            AddressFamily::UNIX => Listener::Unix(UnixListener::from(fd)),
-            AddressFamily::INET | AddressFamily::INET6 => Listener::Tcp(TcpListener::from(fd)),
+        let kind = match sockopt::socket_domain(fd.as_fd())? {
+            AddressFamily::UNIX => SocketKind::Unix,
+            AddressFamily::INET | AddressFamily::INET6 => SocketKind::Tcp,
             _ => return Err(io::Error::new(io::ErrorKind::InvalidInput, "a passed socket is neither unix nor TCP")),
-        });
+        };
+        sockets.push((fd, kind));
     }
-    Ok(listeners)
+    Ok(sockets)
 }
 
 /// Has a child begin a session of its own, so that no terminal is its own and its group bears its number, with the soft

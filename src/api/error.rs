@@ -3,7 +3,7 @@
 use serde_json::json;
 
 use crate::http::Response;
-use crate::store::{Error, Refusal};
+use crate::service::Fault;
 
 /// An error on its way to a client.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -76,28 +76,18 @@ impl std::fmt::Display for ApiError {
     }
 }
 
-impl From<Error> for ApiError {
-    fn from(error: Error) -> Self {
-        let text = error.to_string();
-        match error {
-            Error::Refused(r) => match r {
-                Refusal::SessionNotFound => Self::new(404, "session_not_found", text),
-                Refusal::NotFound => Self::new(404, "not_found", text),
-                Refusal::NotCurrent => Self::new(409, "not_current", text),
-                Refusal::Ended => Self::new(409, "ended", text),
-                Refusal::NoInteger | Refusal::TooLarge | Refusal::DirInUse => Self::new(409, "conflict", text),
-                Refusal::Stale | Refusal::Damaged => Self::new(409, "conflict", text),
-                Refusal::IdReused => Self::new(422, "id_reused", text),
-                Refusal::QueueFull => Self::new(429, "queue_full", text),
-                Refusal::Overloaded => Self::new(503, "overloaded", text),
-                Refusal::Closed | Refusal::Apart => Self::new(503, "stopping", text),
-            },
-            Error::Overloaded => Self::new(503, "overloaded", text),
-            Error::Sql(_)
-            | Error::Unavailable(_)
-            | Error::Open { .. }
-            | Error::Foreign { .. }
-            | Error::Newer { .. } => Self::new(503, "store_unavailable", text),
-        }
+impl From<Fault> for ApiError {
+    fn from(fault: Fault) -> Self {
+        let code = fault.code();
+        let status = match code {
+            "invalid_parameter" | "invalid_key" | "invalid_text" => 400,
+            "refused" => 403,
+            "not_found" | "session_not_found" => 404,
+            "not_current" | "ended" | "conflict" | "resolved" => 409,
+            "invalid_config" | "id_reused" => 422,
+            "queue_full" => 429,
+            _ => 503,
+        };
+        Self::new(status, code, fault.to_string())
     }
 }

@@ -10,8 +10,8 @@ use crate::store::Pruned;
 
 /// A text of gauges and counters.
 pub fn text(api: &Api) -> Result<Response, ApiError> {
-    let ctx = &api.ctx;
-    let (counts, journal, numbers) = (ctx.store.counts()?, ctx.store.journal_counts()?, ctx.registry.numbers());
+    let ctx = api.service.context();
+    let (counts, journal, numbers) = api.service.counts()?;
     let server = api.server.get().and_then(std::sync::Weak::upgrade);
     let stats = server.as_ref().map(|s| s.stats()).unwrap_or_default();
     let mut out = String::new();

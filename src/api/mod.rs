@@ -1,5 +1,5 @@
-//! The HTTP surface: routes, JSON, event streams, who may come in. It reads requests and asks the daemon; it decides nothing
-//! about sessions, and holds no truth.
+//! The HTTP surface: routes, JSON, event streams, who may come in. It reads requests, asks the [`service`](crate::service)
+//! and prints the answer; it decides nothing about sessions, and holds no truth.
 
 use std::io;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
@@ -10,9 +10,8 @@ use serde_json::json;
 use subtle::ConstantTimeEq as _;
 
 use crate::config::{self, Config};
-use crate::daemon::context::Context;
-use crate::daemon::delivery::Delivery;
 use crate::http::{Handler, Head, Listener, Peer, Request, Responder, Response, Server};
+use crate::service::Service;
 
 mod access;
 mod bodies;
@@ -97,9 +96,8 @@ impl Socket {
 
 /// The API.
 pub struct Api {
-    ctx: Arc<Context>,
+    service: Arc<Service>,
     token: Option<Token>,
-    delivery: Delivery,
     sockets: Vec<Socket>,
     server: OnceLock<std::sync::Weak<Server>>,
 }
@@ -111,11 +109,11 @@ impl std::fmt::Debug for Api {
 }
 
 impl Api {
-    /// Over a daemon, behind these listeners.
+    /// Over the service, behind these listeners.
     #[must_use]
-    pub fn new(ctx: Arc<Context>, token: Option<Token>, delivery: Delivery, listeners: &[Listener]) -> Self {
+    pub fn new(service: Arc<Service>, token: Option<Token>, listeners: &[Listener]) -> Self {
         let sockets = listeners.iter().map(Socket::of).collect();
-        Self { ctx, token, delivery, sockets, server: OnceLock::new() }
+        Self { service, token, sockets, server: OnceLock::new() }
     }
 
     /// The server stands; its numbers can be shown.
@@ -150,7 +148,7 @@ impl Api {
         match self.agent(peer) {
             Some(session_id) => {
                 // One whose session is not known here is nobody's.
-                let Ok(key) = self.ctx.store.key_of(session_id) else { return Ok(()) };
+                let Ok(key) = self.service.key_of(session_id) else { return Ok(()) };
                 if route::agent_may(head, session_id, &key) { Ok(()) } else { Err(ApiError::agent()) }
             }
             None => Ok(()),
@@ -163,7 +161,7 @@ impl Api {
         if *uid != rustix::process::geteuid().as_raw() || !crate::proc::any_made() {
             return None;
         }
-        let look = || crate::proc::origin::agent_of_boot(u32::try_from(*pid).ok()?, &self.ctx.boot_id);
+        let look = || crate::proc::origin::agent_of_boot(u32::try_from(*pid).ok()?, self.service.boot_id());
         note.get_or_init(look).as_deref()
     }
 }

@@ -116,8 +116,8 @@ pub fn handle(api: &Api, request: &Request, out: Responder<'_>) -> io::Result<()
 
 fn answer(api: &Api, method: &str, parts: &[&str], request: &Request, query: &Query) -> Answer {
     match (method, parts) {
-        ("GET", ["healthz"]) => status::health(api),
-        ("GET", ["readyz"]) => status::readiness(api),
+        ("GET", ["healthz"]) => Ok(status::health(api)),
+        ("GET", ["readyz"]) => Ok(status::readiness(api)),
         ("GET", ["metrics"]) => metrics::text(api),
         ("GET", ["v1", "status"]) => status::status(api),
         ("POST", ["v1", "stop"]) => status::stop(api, request),
@@ -127,21 +127,21 @@ fn answer(api: &Api, method: &str, parts: &[&str], request: &Request, query: &Qu
         ("POST", ["v1", "backup"]) => status::backup(api, request),
         ("GET", ["v1", "reports"]) => status::reports(api),
         ("GET", ["v1", "reports", boot]) => status::report(api, boot, query),
-        ("GET", ["v1", "hooks"]) => hooks::list(api),
+        ("GET", ["v1", "hooks"]) => Ok(hooks::list(api)),
         ("GET", ["v1", "hooks", "failed"]) => hooks::failed(api),
         ("POST", ["v1", "hooks", "fire"]) => hooks::fire(api, request),
         ("POST", ["v1", "hooks", "failed", id, "retry"]) => hooks::retry(api, &decode(id)?),
         ("DELETE", ["v1", "hooks", "failed", id]) => hooks::discard(api, &decode(id)?),
         ("GET", ["v1", "permissions"]) => Ok(sessions::permissions(api)),
         ("GET", ["v1", "sessions"]) => sessions::list(api, query),
-        ("GET", ["v1", "sessions", key]) => sessions::show(api, target(key)?),
+        ("GET", ["v1", "sessions", key]) => sessions::show(api, &target(key)?),
         ("DELETE", ["v1", "sessions", key]) => sessions::delete(api, target(key)?, query),
-        ("GET", ["v1", "sessions", key, "transcript"]) => sessions::transcript(api, target(key)?, query),
-        ("POST", ["v1", "sessions", key, "cancel"]) => sessions::cancel(api, target(key)?, query),
+        ("GET", ["v1", "sessions", key, "transcript"]) => sessions::transcript(api, &target(key)?, query),
+        ("POST", ["v1", "sessions", key, "cancel"]) => sessions::cancel(api, &target(key)?, query),
         ("POST", ["v1", "sessions", key, "reset"]) => sessions::reset(api, target(key)?),
-        ("POST", ["v1", "sessions", key, "suspend"]) => sessions::suspend(api, target(key)?),
+        ("POST", ["v1", "sessions", key, "suspend"]) => sessions::suspend(api, &target(key)?),
         ("POST", ["v1", "sessions", key, "resume"]) => sessions::resume(api, target(key)?),
-        ("POST", ["v1", "sessions", key, "permission"]) => sessions::permission(api, target(key)?, request),
+        ("POST", ["v1", "sessions", key, "permission"]) => sessions::permission(api, &target(key)?, request),
         (_, parts) => Ok(no_such(parts)),
     }
 }

@@ -4,7 +4,6 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use super::NoStart;
 use super::lock::{Held, Lock};
 use crate::store::{
     self,
@@ -34,7 +33,7 @@ pub fn restore(state_dir: &Path, file: &Path, go: &mut dyn FnMut(&Value) -> bool
     let mut lock = if state_dir.exists() { Some(take(state_dir)?) } else { None };
     let candidate = Candidate::check(file)?;
     if lock.is_none() {
-        super::make_state_dir(state_dir).map_err(|NoStart(_, why)| Refused::State(why))?;
+        super::state_dir::make(state_dir).map_err(Refused::State)?;
         lock = Some(take(state_dir)?);
     }
     let plan = candidate.plan(&state_dir.join("ostler.db"))?;

@@ -4,6 +4,7 @@
 use std::fs;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
@@ -18,6 +19,7 @@ use crate::client;
 use crate::config::{self, paths};
 use crate::exit;
 use crate::http::{Listener, Server};
+use crate::sys::SocketKind;
 use crate::thread;
 
 /// The listeners, and the socket's file if it is ours.
@@ -133,8 +135,8 @@ fn identity(path: &Path) -> Option<(u64, u64)> {
 
 /// Opens them. `token`: whoever comes over TCP has to bring one.
 pub(super) fn listen(socket: &Path, http: Option<&config::Http>, token: bool) -> Result<Opened, NoStart> {
-    let mut listeners =
-        crate::sys::passed_listeners().map_err(|e| NoStart(exit::INTERNAL, format!("LISTEN_FDS: {e}")))?;
+    let passed = crate::sys::passed_sockets().map_err(|e| NoStart(exit::INTERNAL, format!("LISTEN_FDS: {e}")))?;
+    let mut listeners: Vec<Listener> = passed.into_iter().map(of_the_manager).collect();
     let mut own = None;
     if listeners.is_empty() {
         let (listener, made) = bind(socket)?;
@@ -164,6 +166,14 @@ pub(super) fn listen(socket: &Path, http: Option<&config::Http>, token: bool) ->
     }
     listeners.iter().filter_map(|l| doubt(l, token)).for_each(|what| log::warn!("{what}"));
     Ok(Opened { listeners, own })
+}
+
+/// A socket that the service manager made.
+fn of_the_manager((fd, kind): (OwnedFd, SocketKind)) -> Listener {
+    match kind {
+        SocketKind::Unix => Listener::Unix(fd.into()),
+        SocketKind::Tcp => Listener::Tcp(fd.into()),
+    }
 }
 
 /// Makes our own socket, for whom it is for.

@@ -5,36 +5,37 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::context::Context;
+use super::intake::Origin;
+use super::{Fault, Service};
 use crate::clock::Millis;
 use crate::hooks::HookHost;
 use crate::model::event::Entry;
-use crate::model::session::{id_fault, key_fault, text_fault};
-use crate::store::{Accept, Error, Refusal, Store, Target};
+use crate::store::{Error, Refusal, Store, Target};
 
 /// The most text of a transcript in one answer, in bytes: it lies in memory twice.
 const TRANSCRIPT: usize = 32 * 1024 * 1024;
 
-/// The host functions: the store, and the shared context once it exists (scripts are loaded before it).
-pub struct Host {
+/// The host functions: the store, and the service once it exists (scripts are loaded before it).
+#[derive(Debug)]
+pub struct ScriptHost {
     store: Store,
-    ctx: OnceLock<Weak<Context>>,
+    service: OnceLock<Weak<Service>>,
 }
 
-impl Host {
+impl ScriptHost {
     /// Over a store.
     #[must_use]
     pub fn new(store: Store) -> Arc<Self> {
-        Arc::new(Self { store, ctx: OnceLock::new() })
+        Arc::new(Self { store, service: OnceLock::new() })
     }
 
-    /// The context exists: from now on messages can be sent.
-    pub fn enter(&self, ctx: &Arc<Context>) {
-        let _ = self.ctx.set(Arc::downgrade(ctx));
+    /// The service exists: from now on messages can be sent.
+    pub fn enter(&self, service: &Arc<Service>) {
+        let _ = self.service.set(Arc::downgrade(service));
     }
 
-    fn ctx(&self) -> Result<Arc<Context>, String> {
-        self.ctx.get().and_then(Weak::upgrade).ok_or_else(|| "the daemon is not ready yet".to_owned())
+    fn service(&self) -> Result<Arc<Service>, String> {
+        self.service.get().and_then(Weak::upgrade).ok_or_else(|| "the daemon is not ready yet".to_owned())
     }
 }
 
@@ -42,7 +43,7 @@ fn text(e: Error) -> String {
     e.to_string()
 }
 
-impl HookHost for Host {
+impl HookHost for ScriptHost {
     fn transcript(&self, session_id: &str, after: i64, limit: usize, upto: Option<i64>) -> Result<Vec<Entry>, String> {
         let found = self.store.entries(session_id, after, upto.unwrap_or(i64::MAX), limit.min(10_000), TRANSCRIPT);
         let Some(entries) = found.map_err(text)? else {
@@ -76,26 +77,11 @@ impl HookHost for Host {
 
     /// Never runs `message` handlers.
     fn send(&self, key: &str, body: &str, id: Option<&str>) -> Result<Value, String> {
-        let ctx = self.ctx()?;
-        if let Some(fault) = key_fault(key) {
-            return Err(format!("{key:?}: {fault}"));
-        }
-        if let Some(fault) = text_fault(body) {
-            return Err(format!("text: {fault}"));
-        }
-        if let Some(fault) = id.and_then(id_fault) {
-            return Err(format!("id: {fault}"));
-        }
-        let accept = Accept {
-            key: key.to_owned(),
-            text: body.to_owned(),
-            original: body.to_owned(),
-            client_id: id.map(str::to_owned),
-            agent: ctx.agent_of(key),
-            limits: ctx.limits(),
-            session_id: None,
-        };
-        let accepted = super::accept(&ctx, accept).map_err(text)?;
+        let service = self.service()?;
+        let fault = |e: Fault| e.to_string();
+        let to = Target::Key(key.to_owned());
+        let message = service.message(to, body.to_owned(), id.map(str::to_owned)).map_err(fault)?;
+        let accepted = service.accept(message, &Origin::Script).map_err(fault)?;
         Ok(json!({
             "session_id": accepted.session_id, "turn_id": accepted.turn_id, "message_id": accepted.message_id,
             "duplicate": accepted.duplicate, "deferred": accepted.deferred, "queued": accepted.queued,

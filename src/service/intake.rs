@@ -1,0 +1,149 @@
+//! A message comes in: checked, shown to `message` handlers, accepted, and its session woken. The one way in, for every
+//! surface.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use serde_json::{Value, json};
+
+use super::{Fault, Service};
+use crate::daemon::context::{Context, RETIRE};
+use crate::daemon::registry::WorkRequest;
+use crate::daemon::{self, hook_events};
+use crate::hooks::Verdict;
+use crate::model::event::HookEvent;
+use crate::model::session::{id_fault, key_fault, text_fault};
+use crate::store::{Accept, Accepted, Admission, Error, Target};
+
+/// A message that is fit to be accepted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Message {
+    /// Where its conversation lives.
+    pub key: String,
+    /// What is said.
+    pub text: String,
+    /// The sender's own id of it: sent again with the same id it does nothing.
+    pub id: Option<String>,
+    /// The session that it must reach, where the sender named one.
+    pub session_id: Option<String>,
+}
+
+/// Who sends a message.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Origin {
+    /// A client of the API; `message` handlers are shown its peer.
+    Api(Value),
+    /// A script. Its messages are never shown to `message` handlers.
+    Script,
+}
+
+impl Service {
+    /// Checks a message.
+    ///
+    /// # Errors
+    /// A [`Fault`] that names what is wrong with it.
+    pub fn message(&self, to: Target, text: String, id: Option<String>) -> Result<Message, Fault> {
+        if let Some(fault) = text_fault(&text) {
+            return Err(Fault::Text(format!("the text {fault}")));
+        }
+        if let Some(fault) = id.as_deref().and_then(id_fault) {
+            return Err(Fault::Parameter(format!("id: {fault}")));
+        }
+        let (key, session_id) = match to {
+            Target::Key(key) => (key, None),
+            Target::Id(id) => (self.ctx.store.key_of(&id)?, Some(id)),
+        };
+        if let Some(fault) = key_fault(&key) {
+            return Err(Fault::Key(format!("{key:?}: {fault}")));
+        }
+        Ok(Message { key, text, id, session_id })
+    }
+
+    /// Takes a message in. Once this returns it is kept.
+    ///
+    /// # Errors
+    /// A rule or a handler refuses it, or the store fails; counted by its code.
+    pub fn accept(&self, message: Message, from: &Origin) -> Result<Accepted, Fault> {
+        let accepted = self.take_in(message, from).inspect_err(|e| self.ctx.tally.refuse(e.code()))?;
+        let tally = &self.ctx.tally;
+        let of = if accepted.duplicate { &tally.duplicates } else { &tally.accepted };
+        of.fetch_add(1, Ordering::Relaxed);
+        Ok(accepted)
+    }
+
+    fn take_in(&self, message: Message, from: &Origin) -> Result<Accepted, Fault> {
+        let ctx = &self.ctx;
+        let mut text = message.text.clone();
+        if let Origin::Api(peer) = from
+            && ctx.hooked(HookEvent::Message)
+        {
+            // A duplicate is answered before any hook.
+            if let Some(id) = &message.id
+                && let Some(known) = ctx.store.find_duplicate(&message.key, id, &message.text)?
+            {
+                return Ok(known);
+            }
+            let fields = json!({ "text": message.text, "id": message.id, "origin": "api", "peer": peer });
+            match daemon::ask(ctx, hook_events::unjournalled(HookEvent::Message, &message.key, fields, None)) {
+                Verdict::Pass(None) => {}
+                Verdict::Pass(Some(rewritten)) => text = rewritten,
+                Verdict::Refuse(why) => return Err(Fault::Refused(why)),
+                Verdict::HookFailed(why) => return Err(Fault::HookFailed(why)),
+            }
+        }
+        let accept = Accept {
+            agent: ctx.agent_of(&message.key),
+            limits: ctx.limits(),
+            key: message.key,
+            text,
+            original: message.text,
+            client_id: message.id,
+            session_id: message.session_id,
+        };
+        Ok(accept_and_wake(ctx, accept)?)
+    }
+}
+
+/// Accepts a message and wakes its worker.
+///
+/// Where the session's worker rests with an agent that is ready, the turn begins in the same transaction: the worker is set
+/// aside for that moment, and handed the turn. A `before_turn` handler is to be asked in between, so with one it is not so.
+///
+fn accept_and_wake(ctx: &Arc<Context>, accept: Accept) -> Result<Accepted, Error> {
+    let key = accept.key.clone();
+    let plain = !ctx.hooked(HookEvent::BeforeTurn) && ctx.store.admission() == Admission::Open;
+    let reserved = if plain { ctx.registry.reserve(&key) } else { None };
+    let accepted = match reserved {
+        None => ctx.store.accept_message(accept)?,
+        Some(reserved) => {
+            // Where the store cannot say what it kept, the worker looks: that is what an unused reservation makes it do.
+            let (accepted, begun) = ctx.store.accept_and_begin(accept, (reserved.sid, reserved.epoch))?;
+            if let Some(begun) = begun {
+                crate::failpoint::hit("begin_turn", "committed");
+                reserved.hand_over(Box::new(begun));
+                return Ok(accepted);
+            }
+            accepted
+        }
+    };
+    // While the daemon is held nobody is woken for nothing: a release looks in the database for what waits, after it has
+    // opened the door, so a message that still met a closed one is found there.
+    let wakes = !accepted.deferred && ctx.store.admission() != Admission::Held;
+    if accepted.duplicate {
+        // The first try may have been kept although its sender was told otherwise: then nobody was woken for it.
+        if !accepted.over && wakes {
+            ctx.registry.want(WorkRequest { sid: accepted.sid, key, auto_continue: false });
+        }
+        return Ok(accepted);
+    }
+    if let Some(retired) = accepted.retired {
+        ctx.registry.retire(retired, ctx.now() + RETIRE);
+    }
+    if let Some(tid) = accepted.interrupt {
+        ctx.cancel_turn(accepted.sid, tid);
+    }
+    if wakes {
+        ctx.registry.want(WorkRequest { sid: accepted.sid, key, auto_continue: false });
+    }
+    Ok(accepted)
+}

@@ -1,0 +1,169 @@
+//! Sessions: listed, shown, acted on.
+
+use serde_json::{Value, json};
+
+use super::{Fault, Service};
+use crate::daemon::registry::Answered;
+use crate::model::event::Actor;
+use crate::model::session::key_fault;
+use crate::store::{Acted, Error, Page, Refusal, SessionFilter, SessionView, Target, TranscriptEntry};
+
+/// What a listing can be narrowed to.
+pub const STATES: [&str; 6] = ["live", "parked", "suspended", "ended", "running", "resume_pending"];
+
+impl Service {
+    /// A page of sessions, newest first, as the API shows them.
+    ///
+    /// # Errors
+    /// The filter names no state or no key, or the store fails.
+    pub fn sessions(&self, filter: &SessionFilter) -> Result<Page<Value>, Fault> {
+        if let Some(state) = filter.states.iter().find(|s| !STATES.contains(&s.as_str())) {
+            return Err(Fault::Parameter(format!("state={state:?}: one of {}", STATES.join(", "))));
+        }
+        if let Some(key) = &filter.key
+            && let Some(fault) = key_fault(key)
+        {
+            return Err(Fault::Key(format!("{key:?}: {fault}")));
+        }
+        let page = self.ctx.store.sessions(filter)?;
+        Ok(Page { items: page.items.into_iter().map(|s| self.whole(s)).collect(), next: page.next })
+    }
+
+    /// One session.
+    ///
+    /// # Errors
+    /// There is none, or the store fails.
+    pub fn session(&self, target: &Target) -> Result<Value, Fault> {
+        let view = self.ctx.store.session(target).map_err(|e| self.missing(target, e))?;
+        Ok(self.whole(view))
+    }
+
+    /// A session with what only the registry knows: the permissions that its agent waits for.
+    fn whole(&self, view: SessionView) -> Value {
+        let mut json = view.json;
+        json["permissions"] = json!(self.ctx.registry.permissions(view.sid));
+        json
+    }
+
+    /// All permissions that agents wait for, oldest first.
+    #[must_use]
+    pub fn permissions(&self) -> Vec<Value> {
+        let mut all: Vec<Value> = Vec::new();
+        for (key, session_id, shown) in self.ctx.registry.all_permissions() {
+            let mut one = json!({ "key": key, "session_id": session_id });
+            for (name, value) in shown.as_object().into_iter().flatten() {
+                one[name] = value.clone();
+            }
+            all.push(one);
+        }
+        all.sort_by(|a, b| a["since"].as_str().cmp(&b["since"].as_str()));
+        all
+    }
+
+    /// Answers a permission that an agent waits for; gives the session.
+    ///
+    /// # Errors
+    /// There is no such session, the permission is settled, or the option was not offered.
+    pub fn answer_permission(&self, target: &Target, request_id: &str, option_id: &str) -> Result<Value, Fault> {
+        let session = self.ctx.store.session(target)?;
+        match self.ctx.registry.answer_permission(session.sid, request_id, Some(option_id), "client") {
+            Answered::Settled => self.session(&Target::Id(session.id)),
+            Answered::Resolved => Err(Fault::Resolved),
+            Answered::NotOffered => Err(Fault::Parameter(format!("option_id: {option_id:?} was not offered"))),
+        }
+    }
+
+    /// A page of a transcript.
+    ///
+    /// # Errors
+    /// There is no such session, or the store fails.
+    pub fn transcript(&self, target: &Target, after: i64, limit: usize) -> Result<Page<TranscriptEntry>, Fault> {
+        self.ctx.store.transcript(target, after, limit).map_err(|e| self.missing(target, e))
+    }
+
+    /// A key without a current session: whoever asks is told of the suspended session that stands there.
+    fn missing(&self, target: &Target, e: Error) -> Fault {
+        let Target::Key(key) = target else { return e.into() };
+        let suspended = SessionFilter {
+            states: vec!["suspended".into()],
+            key: Some(key.clone()),
+            limit: 1,
+            ..SessionFilter::default()
+        };
+        match (&e, self.ctx.store.sessions(&suspended)) {
+            (Error::Refused(Refusal::SessionNotFound), Ok(page)) if !page.items.is_empty() => Fault::NoSession(
+                format!("no current session; {} is suspended, and comes back with a resume", page.items[0].id),
+            ),
+            _ => e.into(),
+        }
+    }
+
+    /// Workers catch up with what a transaction did; gives the session.
+    fn acted(&self, acted: &Acted) -> Result<Value, Fault> {
+        self.ctx.catch_up(acted);
+        self.session(&Target::Id(acted.session_id.clone()))
+    }
+
+    /// The agent that would answer a target's key in a new session.
+    fn agent(&self, target: &Target) -> Result<String, Fault> {
+        Ok(match target {
+            Target::Key(key) => self.ctx.agent_of(key),
+            Target::Id(id) => self.ctx.agent_of(&self.ctx.store.key_of(id)?),
+        })
+    }
+
+    /// Cancels the running turn, and with `queued` what waits.
+    ///
+    /// # Errors
+    /// There is no such session, or the store fails.
+    pub fn cancel(&self, target: &Target, queued: bool) -> Result<Value, Fault> {
+        let acted = self.ctx.store.cancel(target.clone(), queued).map_err(|e| self.missing(target, e))?;
+        self.acted(&acted)
+    }
+
+    /// Ends the session; its key begins a new one.
+    ///
+    /// # Errors
+    /// There is no such session, or the store fails.
+    pub fn reset(&self, target: Target) -> Result<Value, Fault> {
+        let agent = self.agent(&target)?;
+        let acted = self.ctx.store.reset(target, agent, Actor::User)?;
+        self.acted(&acted)
+    }
+
+    /// Puts the session into quarantine.
+    ///
+    /// # Errors
+    /// There is no such session, or the store fails.
+    pub fn suspend(&self, target: &Target) -> Result<Value, Fault> {
+        let agent = self.agent(target)?;
+        let acted = self.ctx.store.suspend(target.clone(), agent, Actor::Operator);
+        self.acted(&acted.map_err(|e| self.missing(target, e))?)
+    }
+
+    /// Brings a suspended session back.
+    ///
+    /// # Errors
+    /// There is no such session, it is ended, or the store fails.
+    pub fn resume(&self, target: Target) -> Result<Value, Fault> {
+        let acted = self.ctx.store.resume(target, Actor::Operator)?;
+        self.acted(&acted)
+    }
+
+    /// Deletes the session, with `all` every session of its key, with `files` their directories too.
+    ///
+    /// # Errors
+    /// There is no such session, somebody else works in its directory, or the store fails.
+    pub fn delete(&self, target: Target, all: bool, files: bool) -> Result<Value, Fault> {
+        let store = &self.ctx.store;
+        let acted = if files {
+            store.delete_with_files(target, all, Actor::User)
+        } else {
+            store.delete(target, all, Actor::User)
+        }?;
+        self.ctx.catch_up(&acted);
+        // Its text goes now, or once its ends are settled; so do its files.
+        self.ctx.prune_now();
+        Ok(self.whole(store.session_in_row(acted.sid)?))
+    }
+}
