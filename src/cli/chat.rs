@@ -12,8 +12,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use rustyline::error::ReadlineError;
 use serde_json::{Value, json};
 
-use super::control::STATUS;
 use super::follow::{self, Ask, Listener, Seen};
+use super::render::STATUS;
 use super::render::{bold, clean, count, dim, number, text};
 use super::screen::Screen;
 use super::signals::OnInterrupt;

@@ -6,13 +6,11 @@ use serde_json::{Value, json};
 use ureq::http::Method;
 
 use super::args::{Backup, Plain, Status};
-use super::render::{ago_now, bold, clean, count, fields, items, millis, number, text};
+use super::render::{STATUS, ago_now, blocking, bold, clean, count, fields, items, number, text};
 use super::stop;
 use super::{Done, Failure, Ui};
 use crate::client::Client;
 
-/// The status is asked for when something is wrong: nobody waits long for it.
-pub const STATUS: Duration = Duration::from_secs(10);
 /// A large database on a slow disk takes its time.
 const BACKUP: Duration = Duration::from_secs(3600);
 /// Reading configuration and scripts, and checking both.
@@ -118,17 +116,6 @@ fn print_status(s: &Value, open: usize, json: bool, ui: &mut Ui) -> Done {
         }
     }
     Ok(0)
-}
-
-/// What still blocks a stop, a line each: key, age of the turn, tool.
-pub fn blocking(status: &Value) -> Vec<String> {
-    let list = status.pointer("/stop/blocking").and_then(Value::as_array);
-    let line = |b: &Value| {
-        let tool = text(b, "/tool");
-        let tool = if tool.is_empty() { tool } else { format!(", {}", clean(&tool)) };
-        format!("{} {}{tool}", clean(&text(b, "/key")), millis(number(b, "/age_ms")))
-    };
-    list.into_iter().flatten().map(line).collect()
 }
 
 /// `hold` and `release`

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value, json};
 
 use super::args::Doctor;
-use super::control::STATUS;
+use super::render::STATUS;
 use super::render::{bold, clean, number, text};
 use super::{Done, Doors, Failure, PROBE, Ui};
 use crate::client::{Client, ClientError};

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use ureq::http::Method;
 
-use super::control::STATUS;
+use super::render::STATUS;
 use super::render::{error_text, text};
 use super::{Failure, exit};
 use crate::client::{Client, ClientError, EventStream, SseEvent, session_path};

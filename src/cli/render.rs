@@ -1,11 +1,16 @@
 //! JSON to what people read: tables, fields, ages. Pure but for the clock that `ago` is given.
 
+use std::time::Duration;
+
 use comfy_table::{ContentArrangement, Table, presets};
 use serde_json::Value;
 
 use super::Ui;
 use crate::clock::{self, Millis};
 use crate::config::is_unseen;
+
+/// How long a status may take: it is asked for when something is wrong, and nobody waits long for it.
+pub const STATUS: Duration = Duration::from_secs(10);
 
 /// A table without lines, as wide as the terminal; `-` where there is nothing.
 pub fn table(ui: &Ui, headers: &[&str], rows: Vec<Vec<String>>) -> String {
@@ -133,6 +138,17 @@ pub fn millis(ms: i64) -> String {
 /// `1 turn`, `2 turns`.
 pub fn count(n: i64, what: &str) -> String {
     if n == 1 { format!("1 {what}") } else { format!("{n} {what}s") }
+}
+
+/// What still blocks a stop, a line each: key, age of the turn, tool.
+pub fn blocking(status: &Value) -> Vec<String> {
+    let list = status.pointer("/stop/blocking").and_then(Value::as_array);
+    let line = |b: &Value| {
+        let tool = text(b, "/tool");
+        let tool = if tool.is_empty() { tool } else { format!(", {}", clean(&tool)) };
+        format!("{} {}{tool}", clean(&text(b, "/key")), millis(number(b, "/age_ms")))
+    };
+    list.into_iter().flatten().map(line).collect()
 }
 
 /// Text of agents and users without control characters, which would otherwise command the reader's terminal.

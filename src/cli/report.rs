@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::args::Report;
-use super::control::STATUS;
+use super::render::STATUS;
 use super::render::{ago_now, bold, clean, items, millis, number, table, text};
 use super::{Done, Doors, Failure, Ui};
 use crate::client::{Client, segment};

@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use super::args::Restore;
-use super::control::STATUS;
+use super::render::STATUS;
 use super::render::{number, text};
 use super::{Done, Doors, Failure, PROBE, Ui, doctor};
 use crate::client::Client;

@@ -9,8 +9,7 @@ use serde_json::{Value, json};
 use ureq::http::Method;
 
 use super::args::{Restart, Stop};
-use super::control::{STATUS, blocking};
-use super::render::{count, millis, number, text};
+use super::render::{STATUS, blocking, count, millis, number, text};
 use super::{Done, Failure, Ui, report};
 use crate::client::{Client, ClientError};
 use crate::clock;

@@ -9,7 +9,7 @@ use serde_json::Value;
 use ureq::http::Method;
 
 use super::args::{Events, One, Transcript};
-use super::control::STATUS;
+use super::render::STATUS;
 use super::render::{clean, dim, error_text, items, number, text};
 use super::{Done, Failure, Ui};
 use crate::client::{Client, ClientError, EventStream, SseEvent, name_to_key, session_path};

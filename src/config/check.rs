@@ -7,7 +7,8 @@ use std::path::{Component, Path};
 use std::time::Duration;
 
 use super::locate::join;
-use super::read::{RawAgent, duration_text};
+use super::raw::RawAgent;
+use super::text::duration_text;
 use super::{Agent, AgentKind, Config, DEFAULT_AGENT, PermissionPolicy};
 use crate::model::names;
 
@@ -290,17 +291,4 @@ fn no_pattern(pattern: &str) -> Option<&'static str> {
 pub fn is_unseen(c: char) -> bool {
     matches!(c, '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}'
         | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}')
-}
-
-/// Refuses a log filter that would not do what it looks like. A lone word that is no level would silence everything but
-/// the module of that name: more likely it is a typing error.
-pub fn log_filter(text: &str) -> Result<(), String> {
-    env_filter::Builder::new().try_parse(text).map_err(|e| format!("{text:?} is not a log filter: {e}"))?;
-    for part in text.split('/').next().unwrap_or_default().split(',').map(str::trim).filter(|p| !p.is_empty()) {
-        let module = |m: &str| m.contains("::") || m == "ostler";
-        if !part.contains('=') && part.parse::<log::LevelFilter>().is_err() && !module(part) {
-            return Err(format!("{text:?} is not a log filter: {part:?} is neither a level nor MODULE=LEVEL"));
-        }
-    }
-    Ok(())
 }

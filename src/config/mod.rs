@@ -22,15 +22,17 @@ pub mod keys;
 mod locate;
 pub mod login;
 pub mod paths;
+mod raw;
 mod read;
 mod show;
+mod text;
 
 pub use crate::model::settings::{Budget, Busy, OnInterrupt, Resume};
 pub use check::is_unseen;
 pub use keys::{KEYS, KeyDoc, diff, needs_restart};
 pub use paths::{Paths, find_file};
-pub use read::{duration_text, parse_duration, parse_maybe};
 pub use show::show;
+pub use text::{duration_text, parse_duration, parse_maybe};
 
 /// A duration that may be "never".
 pub type Maybe = Option<Duration>;
@@ -93,7 +95,7 @@ pub struct Config {
 #[serde(default, deny_unknown_fields)]
 pub struct Daemon {
     /// A log filter; `RUST_LOG` wins.
-    #[serde(deserialize_with = "read::filter")]
+    #[serde(deserialize_with = "text::filter")]
     pub log: String,
 }
 
@@ -102,7 +104,7 @@ pub struct Daemon {
 #[serde(default, deny_unknown_fields)]
 pub struct Http {
     /// Where the TCP listener stands.
-    #[serde(deserialize_with = "read::address")]
+    #[serde(deserialize_with = "text::address")]
     pub listen: std::net::SocketAddr,
     /// The bearer token's file; needed for anything but loopback.
     pub token_file: Option<PathBuf>,
@@ -115,30 +117,30 @@ pub struct Sessions {
     /// Live sessions at once.
     pub max_live: usize,
     /// After this an idle session is parked.
-    #[serde(deserialize_with = "read::maybe")]
+    #[serde(deserialize_with = "text::maybe")]
     pub park_after: Maybe,
     /// For so long an agent that has worked by itself is not parked.
-    #[serde(deserialize_with = "read::maybe")]
+    #[serde(deserialize_with = "text::maybe")]
     pub background_hold: Maybe,
     /// After this an idle session is over.
-    #[serde(deserialize_with = "read::maybe")]
+    #[serde(deserialize_with = "text::maybe")]
     pub idle_reset: Maybe,
     /// Local hour and minute at which sessions are over.
-    #[serde(deserialize_with = "read::local_time")]
+    #[serde(deserialize_with = "text::local_time")]
     pub daily_reset: Option<(i8, i8)>,
     /// Queued messages a session.
     pub queue_limit: usize,
     /// Waiting messages in all.
     pub queue_total: usize,
     /// The most that an agent may say in one turn, in bytes.
-    #[serde(deserialize_with = "read::size")]
+    #[serde(deserialize_with = "text::size")]
     pub answer: u64,
     /// What a message during a turn does.
     pub busy: Busy,
     /// When interrupted sessions go on.
     pub resume: Resume,
     /// How old a mark may be.
-    #[serde(deserialize_with = "read::maybe")]
+    #[serde(deserialize_with = "text::maybe")]
     pub resume_window: Maybe,
     /// Unclean deaths in a row before a session is suspended; 0 is off.
     pub stuck_threshold: u32,
@@ -174,16 +176,16 @@ pub struct Hooks {
 #[serde(default, deny_unknown_fields)]
 pub struct Retention {
     /// Transcripts of ended sessions.
-    #[serde(deserialize_with = "read::maybe")]
+    #[serde(deserialize_with = "text::maybe")]
     pub ended: Maybe,
     /// The event stream.
-    #[serde(deserialize_with = "read::maybe")]
+    #[serde(deserialize_with = "text::maybe")]
     pub events: Maybe,
     /// Idempotency ids.
-    #[serde(deserialize_with = "read::maybe")]
+    #[serde(deserialize_with = "text::maybe")]
     pub ids: Maybe,
     /// Settled deliveries.
-    #[serde(deserialize_with = "read::maybe")]
+    #[serde(deserialize_with = "text::maybe")]
     pub journal: Maybe,
     /// Stop reports, a count.
     pub reports: u32,

@@ -9,7 +9,7 @@ use std::time::Duration;
 use toml::{Table, Value};
 
 use super::login::without_login;
-use super::read::duration_text;
+use super::text::duration_text;
 use super::{Agent, AgentKind, Budget, Config, Daemon, Hooks, Http, Maybe, Retention, Route, Sessions};
 
 /// What stands for a secret.

@@ -7,8 +7,8 @@
 //! Reading order: [`scripts`] reads the files and loads them, once for each state; [`sandbox`] is a Lua state with limits,
 //! [`deadline`] stops a call in it, [`pattern`] is the part of Lua that had to be rewritten for that; [`api`] is what
 //! scripts may call; [`pool`] owns the threads and their queues, [`hook_thread`] is one of them, [`verdict`] reads a
-//! handler's answer, [`stats`] counts and decides when a handler is skipped; [`timer`] runs `ostler.every`, and [`kick`]
-//! ends the wait of a run when the daemon stops; [`check`](mod@check), [`sample`] and [`trial`] serve the commands and the
+//! handler's answer, [`stats`] counts and decides when a handler is skipped; [`timer`] runs `ostler.every`, woken by
+//! [`bell`]; [`kick`] ends the wait of a run when the daemon stops; [`check`](mod@check), [`sample`] and [`trial`] serve the commands and the
 //! tests of scripts.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -20,6 +20,7 @@ use crate::clock::Millis;
 use crate::model::event::HookEvent;
 
 pub mod api;
+mod bell;
 pub mod check;
 pub mod deadline;
 mod globals;

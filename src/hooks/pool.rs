@@ -15,12 +15,13 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::Receiver;
 
+use super::bell::{Bell, TimerRun};
 use super::hook_thread::{Full, HookThread};
 use super::kick::Kick;
 use super::scripts::{Plan, Scripts};
 use super::stats::{HandlerInfo, Stats};
 use super::task::{Shared, Task};
-use super::timer;
+use super::timer::{self, Timed};
 use super::{Delivered, Event, HandlerId, HookHost, Verdict, lock};
 use crate::clock::Millis;
 use crate::model::event::HookEvent;
@@ -83,7 +84,7 @@ pub(crate) struct Pool {
     /// The daemon stops: nothing is switched on again.
     ending: AtomicBool,
     dropped: AtomicU64,
-    pub timers: Arc<timer::Bell>,
+    pub timers: Arc<Bell>,
 }
 
 #[derive(Default)]
@@ -304,6 +305,24 @@ impl Hooks {
     }
 }
 
+impl Timed for Pool {
+    fn plan(&self) -> Arc<Plan> {
+        self.plan()
+    }
+
+    fn bell(&self) -> &Bell {
+        &self.timers
+    }
+
+    fn host(&self) -> &dyn HookHost {
+        &*self.shared.host
+    }
+
+    fn run_timer(&self, name: &str, due: Millis) {
+        self.put(self.timer_runs().cloned(), Task::Timer(TimerRun::new(name, due, &self.timers)));
+    }
+}
+
 impl Pool {
     pub fn plan(&self) -> Arc<Plan> {
         Arc::clone(&self.current.read().unwrap_or_else(PoisonError::into_inner))
@@ -358,11 +377,6 @@ impl Pool {
         task.not_called(&self.plan(), why);
     }
 
-    /// A run of a timer.
-    pub fn run_timer(&self, name: &str, due: Millis) {
-        self.put(self.timer_runs().cloned(), Task::Timer(timer::Run::new(name, due, &self.timers)));
-    }
-
     fn spawn(
         self: &Arc<Self>,
         name: impl Into<String>,
@@ -412,7 +426,8 @@ impl Pool {
                 }
             })?;
         }
-        for (name, life) in [("hook-watch", Self::watch as fn(&Arc<Self>)), ("hook-timer", timer::run)] {
+        for (name, life) in [("hook-watch", Self::watch as fn(&Arc<Self>)), ("hook-timer", |pool| timer::run(&**pool))]
+        {
             let gone = gone.clone();
             self.spawn(name, thread::IO_STACK, move |pool| {
                 if gone.recv().is_ok() {

@@ -11,11 +11,11 @@ use mlua::Table;
 use serde_json::Value as Json;
 
 use super::api::{Call, json, logging, session};
+use super::bell::TimerRun;
 use super::kick::Kick;
 use super::sandbox::{Outcome, Sandbox, first_line, message};
 use super::scripts::{Handler, Plan, State, Timer};
 use super::stats::{Ended, Stats};
-use super::timer::Run;
 use super::verdict::{self, Opinion};
 use super::{Delivered, Event, HandlerId, HookHost, Verdict};
 use crate::clock::{Millis, rfc3339};
@@ -46,7 +46,7 @@ pub(crate) enum Task {
         done: Box<dyn FnOnce(Verdict) + Send>,
     },
     /// A run of a timer.
-    Timer(Run),
+    Timer(TimerRun),
 }
 
 /// One call of a task.

@@ -3,92 +3,33 @@
 //! [`Timers`] decides what runs now. The host keeps which run was the last, so that a missed run comes once at the next
 //! boot and no run comes twice. A run is claimed where it runs. This file must not know the hook threads.
 
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
-use std::time::Duration;
+use std::sync::Arc;
 
-use super::lock;
-use super::pool::Pool;
+use super::HookHost;
+use super::bell::Bell;
 use super::scripts::{Plan, Timer};
 use crate::clock::{self, Millis};
 use crate::model::every::{Look, Timers, nap};
 
-/// Wakes the timer thread.
-#[derive(Default)]
-pub(crate) struct Bell {
-    rung: Mutex<Rung>,
-    wake: Condvar,
-}
-
-#[derive(Default)]
-struct Rung {
-    again: bool,
-    closing: bool,
-    /// The timers whose run is over.
-    ended: Vec<String>,
-}
-
-impl Bell {
-    /// The timers are others now.
-    pub fn ring(&self) {
-        lock(&self.rung).again = true;
-        self.wake.notify_all();
-    }
-
-    /// No timer is run any more.
-    pub fn close(&self) {
-        lock(&self.rung).closing = true;
-        self.wake.notify_all();
-    }
-
-    fn ended(&self, name: &str) {
-        let mut rung = lock(&self.rung);
-        rung.again = true;
-        rung.ended.push(name.to_owned());
-        drop(rung);
-        self.wake.notify_all();
-    }
-
-    /// Sleeps until rung, closed, or the time is over (`None`: as long as it takes). Gives the timers whose run is
-    /// over; `None`: closed.
-    fn sleep(&self, time: Option<Duration>) -> Option<Vec<String>> {
-        let mut rung = lock(&self.rung);
-        if !rung.again && !rung.closing {
-            rung = match time {
-                Some(time) => self.wake.wait_timeout(rung, time).unwrap_or_else(PoisonError::into_inner).0,
-                None => self.wake.wait(rung).unwrap_or_else(PoisonError::into_inner),
-            };
-        }
-        rung.again = false;
-        (!rung.closing).then(|| std::mem::take(&mut rung.ended))
-    }
-}
-
-/// A run that was handed out. However it goes, it is over when this is dropped.
-pub(crate) struct Run {
-    pub name: String,
-    pub due: Millis,
-    bell: Arc<Bell>,
-}
-
-impl Run {
-    pub fn new(name: &str, due: Millis, bell: &Arc<Bell>) -> Self {
-        Self { name: name.to_owned(), due, bell: Arc::clone(bell) }
-    }
-}
-
-impl Drop for Run {
-    fn drop(&mut self) {
-        self.bell.ended(&self.name);
-    }
+/// What the timer thread needs of the pool.
+pub(crate) trait Timed {
+    /// The scripts in force, with their timers.
+    fn plan(&self) -> Arc<Plan>;
+    /// Wakes the thread.
+    fn bell(&self) -> &Bell;
+    /// Keeps which run was the last.
+    fn host(&self) -> &dyn HookHost;
+    /// Queues a run.
+    fn run_timer(&self, name: &str, due: Millis);
 }
 
 /// The life of the timer thread.
-pub(crate) fn run(pool: &Arc<Pool>) {
+pub(crate) fn run(pool: &impl Timed) {
     let mut timers = Timers::default();
     loop {
         let plan = pool.plan();
         let next = hand_out(pool, &plan, &mut timers);
-        let Some(ended) = pool.timers.sleep(nap(next, clock::now())) else { return };
+        let Some(ended) = pool.bell().sleep(nap(next, clock::now())) else { return };
         for name in ended {
             timers.ended(&name);
         }
@@ -96,7 +37,7 @@ pub(crate) fn run(pool: &Arc<Pool>) {
 }
 
 /// Hands out what is due; gives when the next one is.
-fn hand_out(pool: &Pool, plan: &Plan, timers: &mut Timers) -> Option<Millis> {
+fn hand_out(pool: &impl Timed, plan: &Plan, timers: &mut Timers) -> Option<Millis> {
     timers.keep(|name| plan.registered.timers.iter().any(|t| t.name == name));
     let mut next: Option<Millis> = None;
     for timer in &plan.registered.timers {
@@ -119,8 +60,8 @@ fn hand_out(pool: &Pool, plan: &Plan, timers: &mut Timers) -> Option<Millis> {
 
 /// The newest run of a timer. One that never ran starts from the present, durably, so that the first run it misses
 /// while the daemon is down counts as missed.
-fn last_run(pool: &Pool, timer: &Timer, newest: Millis) -> Millis {
-    let host = &pool.shared.host;
+fn last_run(pool: &impl Timed, timer: &Timer, newest: Millis) -> Millis {
+    let host = pool.host();
     let last = match host.timer_last(&timer.name) {
         Ok(Some(last)) => Ok(last),
         Ok(None) => host.timer_claim(&timer.name, newest).map(|_| newest),
@@ -134,11 +75,11 @@ fn last_run(pool: &Pool, timer: &Timer, newest: Millis) -> Millis {
 }
 
 /// A run on record lies in the future: the present stands instead.
-fn restart(pool: &Pool, timer: &Timer, from: Millis) {
+fn restart(pool: &impl Timed, timer: &Timer, from: Millis) {
     let name = timer.name.as_str();
     log::warn!(target: "hook", hook = name;
         "timer {name}: its last run lies in the future, for the clock was ahead then: it goes on from now");
-    if let Err(why) = pool.shared.host.timer_restart(name, from) {
+    if let Err(why) = pool.host().timer_restart(name, from) {
         log::error!(target: "hook", hook = name; "timer {name}: where it goes on from cannot be kept: {why}");
     }
 }

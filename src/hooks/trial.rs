@@ -11,12 +11,12 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Map, Value, json};
 
+use super::bell::TimerRun;
 use super::kick::Kick;
 use super::sample::SESSION;
 use super::scripts::{LoadError, Plan, State, load_sources};
 use super::stats::{REST, Stats};
 use super::task::{self, Shared, Task};
-use super::timer::Run;
 use super::{Delivered, Event, HookHost, Verdict, check, lock, sample_with};
 use crate::clock::{self, Millis};
 use crate::config;
@@ -225,7 +225,7 @@ impl Trial {
     /// Runs a timer of `ostler.every` by its name; `None`: there is none.
     pub fn tick(&mut self, name: &str) -> Option<Delivered> {
         let timer = self.plan.registered.timers.iter().find(|t| t.short == name)?;
-        let task = Task::Timer(Run::new(&timer.name, clock::now(), &Arc::default()));
+        let task = Task::Timer(TimerRun::new(&timer.name, clock::now(), &Arc::default()));
         let mut fired = Fired::default();
         self.run(task, &mut fired);
         fired.calls.pop().map(|tried| tried.outcome)

@@ -15,8 +15,8 @@ use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::io::Errno;
 
+use super::client::Conn;
 use super::places::Kind;
-use super::server::Conn;
 use super::socket::timespec;
 use crate::thread;
 

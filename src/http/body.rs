@@ -5,8 +5,8 @@
 use std::io;
 use std::time::{Duration, Instant};
 
-use super::conn::{Input, Trouble};
 use super::head::BodyKind;
+use super::input::{Input, Trouble};
 use super::{Limits, Refusal};
 
 /// What chunk extensions and trailer fields of one body, all of them ignored, may take.

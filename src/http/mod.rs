@@ -9,10 +9,13 @@
 //! about where a message ends is refused and ends the connection: that is how requests get smuggled.
 //!
 //! ```text
-//! server.rs   Server, accept threads, the register of connections, drain
+//! server.rs   Server, accept threads, drain
+//! shared.rs   what the threads share: handler, limits, counters, the register of connections
 //! places.rs   how many connections there may be, and whose
-//! attendant.rs  one thread that watches waiting streams' clients, and those that were turned away
+//! client.rs   a connected client
+//! attendant.rs  one thread that watches the clients of waiting streams, and those that were turned away
 //! conn.rs     the loop of one connection
+//! input.rs    the bytes that were read and not yet used
 //! head.rs     request line and header fields, and what they say about the body
 //! body.rs     Content-Length and chunked bodies
 //! respond.rs  answers, whole or streamed
@@ -29,11 +32,14 @@ use std::time::Duration;
 
 mod attendant;
 mod body;
+mod client;
 mod conn;
 mod head;
+mod input;
 mod places;
 mod respond;
 mod server;
+mod shared;
 mod socket;
 pub mod sse;
 #[cfg(test)]

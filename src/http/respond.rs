@@ -7,7 +7,7 @@ use std::io::{self, IoSlice};
 use std::sync::Arc;
 
 use super::head::{Framing, Head};
-use super::server::{Conn, Shared};
+use super::shared::{Conn, Shared};
 use super::{Alarm, Handler, Refusal, Watch};
 
 /// An answer with its whole body.

@@ -1,17 +1,16 @@
-//! The server: accept threads, the register of connections, and the end.
+//! The server: its accept threads and its end.
 //!
-//! It owns the listeners and knows every connection, busy or idle, and nothing of what they say.
+//! It owns the listeners, and enters every connection into the register. It must not know what connections say.
 //!
 //! How it ends ([`Server::drain`]): *draining* is set, and each connection checks it whenever it becomes idle, a new one
 //! at once. The accept threads are woken and joined, so that nobody new comes. Then whoever has no complete request is
 //! no longer listened to. As the flag and a connection's *busy* are each written before the other is read, in one order
 //! for all threads, no connection can be overlooked. What is being handled is waited for, and at the instant given cut.
 
-use std::collections::HashMap;
 use std::io;
 use std::net::Shutdown;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -20,37 +19,14 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use rustix::io::Errno;
 
 use super::attendant::Attendant;
-use super::places::{Kind, Places};
+use super::places::Kind;
+use super::shared::{Conn, Counters, Shared};
 use super::socket::Socket;
-use super::{Handler, Limits, Listener, Peer, Refusal, conn, respond};
+use super::{Handler, Limits, Listener, Refusal, conn, respond};
 use crate::thread;
 
 /// How long an accept thread that finds no descriptor or memory waits for a connection to end before it tries again.
 const BREATH: Duration = Duration::from_secs(1);
-
-/// A number that only rises.
-#[derive(Debug, Default)]
-pub(super) struct Counter(AtomicU64);
-
-impl Counter {
-    pub(super) fn add(&self) {
-        self.0.fetch_add(1, Ordering::Relaxed);
-    }
-
-    fn get(&self) -> u64 {
-        self.0.load(Ordering::Relaxed)
-    }
-}
-
-#[derive(Debug, Default)]
-pub(super) struct Counters {
-    accepted: Counter,
-    refused: Counter,
-    pub(super) requests: Counter,
-    pub(super) protocol_errors: Counter,
-    pub(super) timeouts: Counter,
-    pub(super) panics: Counter,
-}
 
 /// What a server has seen since its start. Each number only rises.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -69,79 +45,7 @@ pub struct Stats {
     pub panics: u64,
 }
 
-/// A connection as the server sees it.
-#[derive(Debug)]
-pub(super) struct Conn {
-    pub(super) socket: Socket,
-    /// Which listener it came to.
-    listener: usize,
-    pub(super) peer: Peer,
-    pub(super) kind: Kind,
-    /// A request of it was let in; written under the register's lock.
-    known: AtomicBool,
-    /// A request's head is complete, and its answer is not.
-    busy: AtomicBool,
-}
-
-impl Conn {
-    pub(super) fn now_busy(&self) {
-        self.busy.store(true, Ordering::SeqCst);
-    }
-}
-
-#[derive(Debug, Default)]
-struct Register {
-    conns: HashMap<u64, Arc<Conn>>,
-    next: u64,
-    /// Of connections whose thread has not given up the descriptor: those in `conns`, and those just leaving.
-    places: Places,
-    stopping: bool,
-}
-
-/// What the threads of a server share.
-pub(super) struct Shared {
-    pub(super) handler: Arc<dyn Handler>,
-    pub(super) limits: Limits,
-    pub(super) counters: Counters,
-    register: Mutex<Register>,
-    /// A connection ended, or the server stops accepting.
-    changed: Condvar,
-    draining: AtomicBool,
-    /// The last client was turned away.
-    full: AtomicBool,
-    pub(super) attendant: Attendant,
-    /// Readable for ever once the server stops accepting.
-    wake: OwnedFd,
-}
-
 impl Shared {
-    fn register(&self) -> MutexGuard<'_, Register> {
-        // Nothing is done under the lock that could leave the register half changed.
-        self.register.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    pub(super) fn is_draining(&self) -> bool {
-        self.draining.load(Ordering::SeqCst)
-    }
-
-    /// A connection has nothing in work. In a drain it is then listened to no more: what has arrived is still read.
-    pub(super) fn now_idle(&self, conn: &Conn) {
-        conn.busy.store(false, Ordering::SeqCst);
-        if self.is_draining() {
-            conn.socket.shutdown(Shutdown::Read);
-        }
-    }
-
-    /// A request of a connection was let in.
-    pub(super) fn now_known(&self, conn: &Conn) {
-        if !conn.known.load(Ordering::Relaxed) {
-            let mut register = self.register();
-            if !conn.known.swap(true, Ordering::Relaxed) {
-                register.places.known(conn.kind, conn.listener);
-            }
-        }
-    }
-
     /// Enters a connection, unless there are too many.
     fn enter(self: &Arc<Self>, conn: &Arc<Conn>) -> Result<Entry, String> {
         let mut register = self.register();

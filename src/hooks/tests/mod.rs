@@ -19,6 +19,7 @@ use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 use serde_json::{Value, json};
 
 use super::pool::Tuning;
+use super::timer::Timed;
 use super::*;
 use crate::config;
 use crate::model::event::Entry;
