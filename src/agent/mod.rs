@@ -281,6 +281,12 @@ pub trait Host {
     /// A descriptor that becomes readable when a letter comes, for code that must poll by itself.
     fn waker(&self) -> std::io::Result<Arc<OwnedFd>>;
 
+    /// Whether the agent may say more: else the store takes nothing now, and it is to wait in [`Host::wait`] before it reads on.
+    /// A worker sees to that for an agent whose turn goes step by step.
+    fn has_room(&self) -> bool {
+        true
+    }
+
     /// The agent says something. Text is committed within 100 ms and before anything that follows it.
     fn said(&mut self, what: Said);
 

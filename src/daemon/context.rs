@@ -12,8 +12,9 @@ use super::handlers::Handlers;
 use super::hub::Hub;
 use super::registry::{Registry, WorkRequest};
 use super::runtime::Runtime;
+use crate::agent::Agent;
 use crate::clock;
-use crate::config::Config;
+use crate::config::{self, Config};
 use crate::hooks::Hooks;
 use crate::model::event::{HookEvent, Outcome, StopReason, Urgency};
 use crate::model::session::Policy;
@@ -80,6 +81,9 @@ impl Tally {
     }
 }
 
+/// Makes the agent of a definition, not started yet.
+pub type MakeAgent = Arc<dyn Fn(&Arc<Context>, &config::Agent) -> Box<dyn Agent> + Send + Sync>;
+
 /// What every thread of the daemon shares.
 pub struct Context {
     /// Truth.
@@ -92,6 +96,8 @@ pub struct Context {
     pub runtime: Arc<dyn Runtime>,
     /// The operator's handlers, as the daemon's parts call them.
     pub handlers: Arc<dyn Handlers>,
+    /// Makes agents.
+    pub agents: MakeAgent,
     /// The operator's scripts: who they are, and their swap.
     pub hooks: Hooks,
     /// What has come of messages and turns.
@@ -144,6 +150,8 @@ pub struct Parts {
     /// See [`Context`].
     pub handlers: Arc<dyn Handlers>,
     /// See [`Context`].
+    pub agents: MakeAgent,
+    /// See [`Context`].
     pub boot_id: String,
     /// See [`Context`].
     pub state_dir: PathBuf,
@@ -167,6 +175,7 @@ impl Context {
             started_at: parts.runtime.wall(),
             runtime: parts.runtime,
             handlers: parts.handlers,
+            agents: parts.agents,
             hooks: parts.hooks,
             tally: Tally::default(),
             boot_id: parts.boot_id,

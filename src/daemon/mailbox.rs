@@ -13,29 +13,8 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 
 use crate::agent::{Interrupt, PermissionOutcome, Watch};
 use crate::hooks::Verdict;
+pub use crate::model::worker::{Close, Why};
 use crate::store::Begun;
-
-/// Why a running turn is to end.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Why {
-    /// Somebody cancelled it.
-    Cancelled,
-    /// The daemon stops.
-    Stop,
-    /// Its session gave way: its writes are refused already.
-    Retired,
-}
-
-/// How a worker is to close.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Close {
-    /// To make room; its activation ends as parked.
-    Park,
-    /// The daemon stops: its activation is closed by the stop.
-    Stop,
-    /// Its session gave way: its activation is closed already.
-    Retire,
-}
 
 /// What came since the worker last looked.
 #[derive(Debug, Default)]
@@ -58,6 +37,8 @@ pub struct Letters {
     pub permissions: Vec<(String, PermissionOutcome, &'static str)>,
     /// What hooks made of a permission.
     pub verdicts: Vec<(String, Verdict)>,
+    /// What hooks made of a turn that is about to begin, and which time they were asked.
+    pub before_turn: Option<(u64, Verdict)>,
 }
 
 impl Letters {
@@ -71,6 +52,38 @@ impl Letters {
             || self.close_by.is_some()
             || !self.permissions.is_empty()
             || !self.verdicts.is_empty()
+            || self.before_turn.is_some()
+    }
+
+    /// Adds what came later.
+    pub fn add(&mut self, later: Self) {
+        self.work |= later.work;
+        self.auto_continue |= later.auto_continue;
+        self.begun = later.begun.or(self.begun.take());
+        self.close = self.close.max(later.close);
+        if let Some((interrupt, why)) = later.interrupt {
+            self.raise(interrupt, why);
+        }
+        self.cancel = later.cancel.or(self.cancel);
+        self.close_by = later.close_by.or(self.close_by);
+        self.permissions.extend(later.permissions);
+        self.verdicts.extend(later.verdicts);
+        self.before_turn = later.before_turn.or(self.before_turn.take());
+    }
+
+    fn raise(&mut self, interrupt: Interrupt, why: Why) {
+        if rises(self.interrupt.map(|i| i.0), interrupt) {
+            self.interrupt = Some((interrupt, why));
+        }
+    }
+}
+
+/// Whether an interrupt is more than the one in force: a kill, or a cancel with less time.
+pub fn rises(in_force: Option<Interrupt>, new: Interrupt) -> bool {
+    match (in_force, new) {
+        (None, _) | (Some(Interrupt::Cancel(_)), Interrupt::Kill) => true,
+        (Some(Interrupt::Cancel(old)), Interrupt::Cancel(new)) => new < old,
+        (Some(Interrupt::Kill), _) => false,
     }
 }
 
@@ -116,19 +129,7 @@ impl Mailbox {
 
     /// Posts an interrupt; it only rises.
     pub fn interrupt(&self, interrupt: Interrupt, why: Why) {
-        self.post(|l| {
-            let greater = match &l.interrupt {
-                None => true,
-                Some((Interrupt::Cancel(old), _)) => match interrupt {
-                    Interrupt::Cancel(new) => new < *old,
-                    Interrupt::Kill => true,
-                },
-                Some((Interrupt::Kill, _)) => false,
-            };
-            if greater {
-                l.interrupt = Some((interrupt, why));
-            }
-        });
+        self.post(|l| l.raise(interrupt, why));
     }
 
     /// Takes what came.
@@ -229,19 +230,6 @@ impl Mailbox {
         }
     }
 
-    /// Waits for a wish to close until the instant, and leaves every letter where it is: for a worker that is not open yet.
-    pub fn wait_close(&self, until: Instant) -> bool {
-        let mut letters = self.lock();
-        while letters.close.is_none() {
-            let left = until.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return false;
-            }
-            letters = self.arrived.wait_timeout(letters, left).unwrap_or_else(PoisonError::into_inner).0;
-        }
-        true
-    }
-
     fn wait_letters(&self, until: Option<Instant>) -> Woken {
         let mut letters = self.lock();
         while !letters.any() {
@@ -280,14 +268,20 @@ mod tests {
     }
 
     #[test]
-    fn a_wait_for_a_close_takes_nothing() {
-        let m = Mailbox::default();
+    fn letters_that_come_later_are_added() {
+        let (soon, m) = (Instant::now(), Mailbox::default());
         m.post(|l| l.auto_continue = true);
-        assert!(!m.wait_close(Instant::now() + Duration::from_millis(5)));
+        m.interrupt(Interrupt::Cancel(soon), Why::Stop);
+        let mut letters = m.take();
+        m.post(|l| (l.work, l.close, l.close_by) = (true, Some(Close::Park), Some(soon)));
+        m.interrupt(Interrupt::Cancel(soon + Duration::from_secs(9)), Why::Retired);
+        letters.add(m.take());
         m.post(|l| l.close = Some(Close::Stop));
-        assert!(m.wait_close(Instant::now()));
-        let letters = m.take();
-        assert_eq!((letters.auto_continue, letters.close), (true, Some(Close::Stop)));
+        letters.add(m.take());
+        letters.add(Letters::default());
+        assert_eq!((letters.work, letters.auto_continue), (true, true));
+        assert_eq!((letters.close, letters.close_by), (Some(Close::Stop), Some(soon)));
+        assert_eq!(letters.interrupt, Some((Interrupt::Cancel(soon), Why::Stop)));
     }
 
     #[test]

@@ -29,6 +29,7 @@ pub mod limits;
 pub mod lock;
 pub mod mailbox;
 pub mod notify;
+pub mod outbox;
 mod prune;
 pub mod registry;
 mod reload;
@@ -112,6 +113,7 @@ impl Daemon {
             handlers: Arc::new(hooks.clone()),
             hooks,
             runtime: Arc::new(runtime::Machine),
+            agents: Arc::new(worker::make_agent),
             boot_id: boot_id.clone(),
             state_dir,
             supervised,

@@ -34,6 +34,8 @@ mod sse;
 const CONNECT_TIME: Duration = Duration::from_secs(30);
 /// For a reader whose connection was shut down.
 const JOIN_TIME: Duration = Duration::from_secs(2);
+/// How long nothing is passed on before it is looked again whether the host has room.
+const FULL: Duration = Duration::from_secs(1);
 /// Pieces that wait for the worker.
 const PIECES: usize = 64;
 /// The longest answer that is read in one piece, from an endpoint that does not stream.
@@ -173,6 +175,10 @@ fn take_answer(host: &mut dyn Host, reader: &Reader) -> Result<Answer, Interrupt
     loop {
         if let Some(interrupt) = host.interrupt() {
             return Err(interrupt);
+        }
+        if !host.has_room() {
+            host.wait(&mut [], Some(host.now() + FULL));
+            continue;
         }
         // However fast the endpoint is, the host's letters are looked at now and then.
         in_a_row += 1;

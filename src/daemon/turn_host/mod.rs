@@ -1,39 +1,33 @@
-//! The turn host: what a worker lends its agent. It turns what the agent says into durable items, keeps the turn's deadlines,
-//! settles permissions, and passes on interrupts. It decides nothing about sessions; the worker does.
+//! The turn host: what a worker lends its agent. It turns what the agent says into items for the [outbox](super::outbox),
+//! keeps the turn's deadlines, settles permissions, and passes on interrupts. It decides nothing about sessions; the worker
+//! does.
 
 use std::collections::{HashMap, VecDeque};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::sync::mpsc::{Receiver, sync_channel};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use serde_json::{Value, json};
 
 use super::context::{CANCEL, Context};
 use super::hub::Preview;
-use super::mailbox::{Close, Letters, Mailbox, Why, Woken};
+use super::mailbox::{Close, Letters, Mailbox, Why, Woken, rises};
+use super::outbox::TurnOutbox;
 use crate::agent::{
     Entry, Host, Identity, Interrupt, PermissionOutcome, PermissionRequest, Said, ToolCall, Wake, Watch,
 };
 use crate::config::{self, PermissionPolicy};
+use crate::hooks::Verdict;
 use crate::model::event::{EventKind, HookEvent};
 use crate::model::turn::TurnState;
 use crate::model::turn_clock::TurnClock;
-use crate::store::{Batch, Begun, Error, Item, Outbox, PATIENCE, Refusal, TurnRef};
+use crate::store::{Batch, Begun, Item, TurnRef};
 
 mod permissions;
 
 use permissions::{allow, deny};
 
-/// Text is committed at the latest after this.
-const FLUSH: Duration = Duration::from_millis(100);
-/// After a failed write, tried again after this.
-const AGAIN: Duration = Duration::from_secs(1);
-/// So much unwritten text makes the agent wait for the disk.
-const UNWRITTEN: usize = 8 << 20;
-/// So much is written without waiting for the 100 ms.
-const PIECE: usize = 64 << 10;
 /// The most tool calls of one turn that are remembered for upserts.
 const TOOLS: usize = 4096;
 /// The most of an answer that `turn_end` handlers are shown.
@@ -56,13 +50,6 @@ struct Open {
     until: Option<Instant>,
 }
 
-/// An append under way: how much it is, and where its outcome comes. The agent is listened to meanwhile, so that what it
-/// says does not wait behind a commit.
-struct Sent {
-    size: usize,
-    outcome: Receiver<Result<(), Error>>,
-}
-
 /// What is known of the running turn.
 pub struct Running {
     /// Whom to write for.
@@ -75,14 +62,9 @@ pub struct Running {
     pub too_large: Option<String>,
     /// The answer so far, for `turn_end` handlers.
     pub answer: String,
-    /// Somebody else ended the turn: nothing more is written.
-    pub stale: bool,
-    unkept: Outbox,
-    unwritten: usize,
-    /// How much its agent may still say, in bytes.
-    left: usize,
-    flush_at: Option<Instant>,
-    sent: Option<Sent>,
+    outbox: TurnOutbox,
+    /// The store took nothing when its agent was listened to last.
+    full: bool,
     clock: TurnClock,
     heard: Instant,
     offsets: [usize; 2],
@@ -112,6 +94,8 @@ pub struct TurnHost {
     pub close: Option<Close>,
     /// By when everything must be closed.
     pub close_by: Option<Instant>,
+    /// What hooks made of a turn that is about to begin, and which time they were asked.
+    pub before_turn: Option<(u64, Verdict)>,
     /// The newest wish to cancel a turn: it may come before the turn that it means.
     cancel: Option<(i64, Instant)>,
     mailbox: Arc<Mailbox>,
@@ -147,6 +131,7 @@ impl TurnHost {
             begun: None,
             close: None,
             close_by: None,
+            before_turn: None,
             cancel: None,
             mailbox,
             identity,
@@ -158,26 +143,32 @@ impl TurnHost {
         }
     }
 
+    /// Where letters for the session come.
+    #[must_use]
+    pub const fn mailbox(&self) -> &Arc<Mailbox> {
+        &self.mailbox
+    }
+
     /// Takes in the letters that came. `true`: one of them concerns the agent.
     pub fn collect(&mut self) -> bool {
-        let letters: Letters = self.mailbox.take();
+        let letters = self.mailbox.take();
+        self.take_in(letters)
+    }
+
+    /// Takes in letters. `true`: one of them concerns the agent.
+    pub fn take_in(&mut self, letters: Letters) -> bool {
         self.work |= letters.work;
         self.auto_continue |= letters.auto_continue;
         self.begun = letters.begun.or(self.begun.take());
         self.close = self.close.max(letters.close);
         self.close_by = letters.close_by.or(self.close_by);
+        self.before_turn = letters.before_turn.or(self.before_turn.take());
         let mut concerns = letters.close.is_some() || letters.close_by.is_some();
-        if let Some((interrupt, why)) = letters.interrupt {
-            let greater = match (&self.interrupt, &interrupt) {
-                (None, _) => true,
-                (Some((Interrupt::Kill, _)), _) => false,
-                (Some((Interrupt::Cancel(old), _)), Interrupt::Cancel(new)) => new < old,
-                (Some((Interrupt::Cancel(_), _)), Interrupt::Kill) => true,
-            };
-            if greater {
-                self.interrupt = Some((interrupt, why));
-                concerns = true;
-            }
+        if let Some((interrupt, why)) = letters.interrupt
+            && rises(self.interrupt.map(|i| i.0), interrupt)
+        {
+            self.interrupt = Some((interrupt, why));
+            concerns = true;
         }
         self.cancel = letters.cancel.or(self.cancel);
         if let Some((tid, by)) = letters.cancel
@@ -197,20 +188,10 @@ impl TurnHost {
         concerns
     }
 
-    /// Waits outside a turn for a letter or the agent's descriptors.
-    pub fn rest(&mut self, watches: &mut [Watch<'_>], until: Option<Instant>) -> Woken {
-        match self.mailbox.wait(watches, until) {
-            Ok(woken) => woken,
-            Err(e) => {
-                log::error!(key = self.identity.key; "cannot wait for the agent: {e}");
-                self.mailbox.wait(&mut [], Some(Instant::now() + AGAIN)).unwrap_or(Woken::Timeout)
-            }
-        }
-    }
-
     /// A turn begins.
     pub fn begin(&mut self, begun: &Begun) {
-        let now = Instant::now();
+        let now = self.ctx.now();
+        let most = usize::try_from(self.ctx.config().sessions.answer).unwrap_or(usize::MAX);
         self.keep_answer = self.ctx.hooked(HookEvent::TurnEnd);
         if let Some((_, by)) = self.cancel.take().filter(|(tid, _)| *tid == begun.turn.tid) {
             self.interrupt.get_or_insert((Interrupt::Cancel(by), Why::Cancelled));
@@ -222,12 +203,8 @@ impl TurnHost {
             timed_out: None,
             too_large: None,
             answer: String::new(),
-            stale: false,
-            unkept: Outbox::default(),
-            unwritten: 0,
-            left: usize::try_from(self.ctx.config().sessions.answer).unwrap_or(usize::MAX),
-            flush_at: None,
-            sent: None,
+            outbox: TurnOutbox::new(begun.turn, most),
+            full: false,
             clock: TurnClock::new(self.agent.turn_timeout.map(|t| now + t)),
             heard: now,
             offsets: [0; 2],
@@ -247,7 +224,7 @@ impl TurnHost {
         }
         self.settled.clear();
         let mut running = self.running.take()?;
-        let unkept = running.unkept.send();
+        let unkept = running.outbox.finish();
         let why = self.interrupt.take().map(|i| i.1);
         self.mailbox.turn_flag(None, false);
         Some((running, unkept, why))
@@ -259,29 +236,34 @@ impl TurnHost {
         matches!(self.interrupt, Some((Interrupt::Kill, _)))
     }
 
-    /// When the next deadline of the turn is due.
-    fn due(&self) -> Option<Instant> {
+    /// When the turn needs the host: text is to be sent, a permission or the turn runs out of time.
+    #[must_use]
+    pub fn due(&self) -> Option<Instant> {
         let r = self.running.as_ref()?;
-        let quiet = r.open.is_empty();
-        let turn = r.clock.deadline().filter(|_| quiet && self.interrupt.is_none());
-        let silence = self.agent.silence_timeout.map(|s| r.heard + s).filter(|_| quiet && self.interrupt.is_none());
-        r.open.iter().filter_map(|o| o.until).chain(r.flush_at).chain(turn).chain(silence).min()
+        let open = r.open.iter().filter_map(|o| o.until).chain(r.outbox.due());
+        if !r.open.is_empty() || r.full || self.interrupt.is_some() {
+            return open.min();
+        }
+        let silence = self.agent.silence_timeout.map(|s| r.heard + s);
+        open.chain(r.clock.deadline()).chain(silence).min()
     }
 
     /// Does what is due. `true`: it concerns the agent.
-    fn act_on_time(&mut self) -> bool {
-        let now = Instant::now();
-        if self.running.as_ref().is_some_and(|r| r.flush_at.is_some_and(|at| at <= now)) {
-            self.send_off();
+    pub fn act_on_time(&mut self) -> bool {
+        let now = self.ctx.now();
+        let Some(r) = self.running.as_mut() else { return false };
+        r.outbox.act(&self.ctx);
+        if std::mem::replace(&mut r.full, !r.outbox.has_room()) && !r.full {
+            // It was not listened to: it has been no more silent than the disk.
+            r.heard = self.ctx.now();
         }
-        let Some(r) = self.running.as_ref() else { return false };
         let late: Vec<String> =
             r.open.iter().filter(|o| o.until.is_some_and(|u| u <= now)).map(|o| o.request.request_id.clone()).collect();
         for id in &late {
             self.deny(id, "timeout");
         }
         let Some(r) = self.running.as_mut() else { return false };
-        if r.open.is_empty() && self.interrupt.is_none() {
+        if r.open.is_empty() && !r.full && self.interrupt.is_none() {
             let silent = self.agent.silence_timeout.filter(|s| r.heard + *s <= now);
             let over = r.clock.deadline().is_some_and(|d| d <= now);
             let why = if over {
@@ -298,85 +280,12 @@ impl TurnHost {
         !late.is_empty()
     }
 
-    /// Commits what was said so far. Kept for another try if the store fails.
-    fn flush(&mut self) {
-        self.send_off();
-        self.await_sent();
-    }
-
-    /// Sends what was said so far to the store, and waits for the commit of what was sent before, but not for this one.
-    fn send_off(&mut self) {
-        if !self.await_sent() {
-            return;
-        }
-        let Some(r) = self.running.as_mut() else { return };
-        r.flush_at = None;
-        if r.unkept.is_empty() || r.stale {
-            return;
-        }
-        let (tell, outcome) = sync_channel(1);
-        self.ctx.store.append_then(r.turn, r.unkept.send(), move |kept| drop(tell.send(kept)));
-        r.sent = Some(Sent { size: std::mem::take(&mut r.unwritten), outcome });
-    }
-
-    /// Waits for what is under way. `false`: it is not known to be kept, and is sent again later.
-    fn await_sent(&mut self) -> bool {
-        let Some(r) = self.running.as_mut() else { return true };
-        let Some(sent) = r.sent.take() else { return true };
-        let outcome = sent.outcome.recv_timeout(PATIENCE);
-        match outcome.unwrap_or_else(|e| Err(Error::Unavailable(format!("append: the disk did not answer: {e}")))) {
-            Ok(()) => {
-                r.unkept.kept();
-                true
-            }
-            Err(Error::Refused(Refusal::Stale)) => {
-                r.stale = true;
-                r.unkept.forget();
-                r.flush_at = None;
-                true
-            }
-            Err(e) => {
-                log::error!(key = self.identity.key, turn_id = r.turn_id; "what the agent says cannot be written yet: {e}");
-                r.unwritten += sent.size;
-                r.flush_at = Some(Instant::now() + AGAIN);
-                false
-            }
-        }
-    }
-
     fn push(&mut self, item: Item, at_once: bool) {
         let Some(r) = self.running.as_mut() else { return };
-        if r.stale {
-            return;
-        }
-        let size = match &item {
-            Item::Text(t) | Item::Thought(t) => t.len(),
-            Item::Tool { title, detail, .. } => title.len() + detail.to_string().len(),
-            Item::Event(_, v) => v.to_string().len(),
-        };
-        let Some(left) = r.left.checked_sub(size).filter(|_| r.too_large.is_none()) else {
+        if r.too_large.is_some() || !r.outbox.push(&self.ctx, item, at_once) {
             return self.cut_short();
-        };
-        r.left = left;
-        r.unwritten += size;
-        r.unkept.push(item);
-        let now = Instant::now();
-        if at_once {
-            self.flush();
-        } else if r.unwritten >= PIECE && r.flush_at.is_none_or(|at| at <= now + FLUSH) {
-            self.send_off();
-        } else if r.flush_at.is_none() {
-            r.flush_at = Some(now + FLUSH);
-        } else if r.flush_at.is_some_and(|at| at <= now) {
-            // The agent never pauses for a wait: its text is committed all the same.
-            self.send_off();
         }
-        // Too much that the disk does not take: the agent waits for it, as for any slow reader.
-        while self.running.as_ref().is_some_and(|r| r.unwritten > UNWRITTEN && !r.stale) && self.interrupt.is_none() {
-            let _ = self.mailbox.wait(&mut [], Some(Instant::now() + AGAIN));
-            self.collect();
-            self.flush();
-        }
+        r.full |= !r.outbox.has_room();
     }
 
     /// The agent says more than it may: no more of it is taken, and it is cancelled.
@@ -386,7 +295,7 @@ impl TurnHost {
         let why = format!("the agent said more than {limit} bytes in one turn (sessions.answer)");
         log::warn!(key = self.identity.key, turn_id = r.turn_id; "{why}; it is cancelled");
         r.too_large = Some(why);
-        self.interrupt.get_or_insert((Interrupt::Cancel(Instant::now() + CANCEL), Why::Cancelled));
+        self.interrupt.get_or_insert((Interrupt::Cancel(self.ctx.now() + CANCEL), Why::Cancelled));
     }
 
     fn speak(&mut self, kind: EventKind, mut text: String) {
@@ -396,7 +305,7 @@ impl TurnHost {
         }
         let whole = text.len();
         // What still fits is kept.
-        let fits = (0..=r.left.min(whole)).rev().find(|n| text.is_char_boundary(*n)).unwrap_or(0);
+        let fits = (0..=r.outbox.left().min(whole)).rev().find(|n| text.is_char_boundary(*n)).unwrap_or(0);
         text.truncate(fits);
         if fits == 0 {
             return self.cut_short();
@@ -484,7 +393,7 @@ impl Host for TurnHost {
                 }
                 Ok(Woken::Letter) => {}
                 Ok(Woken::Timeout) => {
-                    if until.is_some_and(|u| u <= Instant::now()) {
+                    if until.is_some_and(|u| u <= self.ctx.now()) {
                         return Wake::Timeout;
                     }
                 }
@@ -503,9 +412,9 @@ impl Host for TurnHost {
         // Outside a turn (while it starts) a wish to close is one to stop starting.
         match (&self.running, self.close) {
             (None, Some(Close::Stop | Close::Retire)) => {
-                Some(Interrupt::Cancel(self.close_by.unwrap_or_else(|| Instant::now() + CANCEL)))
+                Some(Interrupt::Cancel(self.close_by.unwrap_or_else(|| self.ctx.now() + CANCEL)))
             }
-            (Some(r), _) if r.stale => Some(Interrupt::Kill),
+            (Some(r), _) if r.outbox.is_stale() => Some(Interrupt::Kill),
             _ => None,
         }
     }
@@ -524,9 +433,13 @@ impl Host for TurnHost {
         self.mailbox.waker()
     }
 
+    fn has_room(&self) -> bool {
+        self.interrupt.is_some() || self.running.as_ref().is_none_or(|r| !r.full)
+    }
+
     fn said(&mut self, what: Said) {
         if let Some(r) = self.running.as_mut() {
-            r.heard = Instant::now();
+            r.heard = self.ctx.now();
         }
         match what {
             Said::Text(text) => self.speak(EventKind::Text, text),

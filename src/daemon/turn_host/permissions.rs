@@ -1,9 +1,7 @@
 //! Permissions that an agent asks for: shown to hooks, then to the client, settled once, and told.
 
-use std::sync::Arc;
-use std::time::Instant;
-
 use serde_json::{Value, json};
+use std::sync::Arc;
 
 use super::{Open, TurnHost};
 use crate::agent::{PermissionOption, PermissionOutcome, PermissionRequest};
@@ -27,7 +25,7 @@ impl TurnHost {
             self.tell_outcome(&request, &outcome, "limit");
             return;
         }
-        let now = Instant::now();
+        let now = self.ctx.now();
         let until = self.agent.permission_timeout.map(|t| now + t);
         let hooked = self.ctx.hooked(HookEvent::Permission);
         if let Some(r) = self.running.as_mut() {
@@ -49,13 +47,13 @@ impl TurnHost {
         let stood = (self.identity.session_id.clone(), upto);
         let event = unjournalled(HookEvent::Permission, &self.identity.key, fields, Some(stood));
         let (mailbox, id) = (self.mailbox.clone(), request.request_id);
-        self.ctx.hooks.ask(event, Box::new(move |verdict| mailbox.post(|l| l.verdicts.push((id, verdict)))));
+        self.ctx.handlers.ask(event, Box::new(move |verdict| mailbox.post(|l| l.verdicts.push((id, verdict)))));
     }
 
     fn open_to_client(&mut self, request: &PermissionRequest) {
         let mut data = shown(request, self.running.as_ref().map(|r| r.turn_id.as_str()));
         let mut open = data.clone();
-        open["since"] = clock::rfc3339(clock::now()).into();
+        open["since"] = clock::rfc3339(self.ctx.wall()).into();
         self.ctx.registry.open_permission(
             self.sid,
             OpenPermission {
@@ -128,7 +126,7 @@ impl TurnHost {
         let Some(at) = r.open.iter().position(|o| o.request.request_id == id) else { return };
         let open = r.open.remove(at);
         // The wait does not count against the turn.
-        let now = Instant::now();
+        let now = self.ctx.now();
         r.clock.end_wait(now);
         r.heard = now;
         self.settled.push((id.to_owned(), outcome.clone()));

@@ -1,41 +1,38 @@
 //! What an agent does without a message, and what it does not remember: a worker's part in both.
 
-use std::time::Instant;
-
-use super::{Next, Worker};
+use super::Next;
+use super::session::Session;
 use crate::agent;
 use crate::config::AgentKind;
 use crate::model::event::MarkReason;
 use crate::model::turn::{CutOff, recall};
+use crate::model::worker::{Began, began};
 use crate::store::{Error, Refusal};
 
-impl Worker {
+impl Session {
     /// The agent works by itself: what it says and asks is a turn of its own, without a message.
-    pub(super) fn own_turn(&mut self) -> Next {
-        if self.start_after.is_some_and(|at| at > Instant::now()) {
-            return Next::Idle;
-        }
+    pub(super) fn begin_own(&mut self) -> Next {
         let sid = self.host.sid;
-        match self.ctx().registry.begin(sid) {
-            None => return Next::Idle,
-            Some(false) => return Next::Reserved,
-            Some(true) => {}
-        }
-        match self.ctx().store.begin_agent_turn(sid, self.host.epoch, uuid::Uuid::now_v7().to_string()) {
-            Ok(begun) => {
-                log::info!(key = self.key(), turn_id = begun.turn_id; "the agent begins a turn by itself");
-                let next = self.turn(&begun, None);
-                self.own_work = Some(Instant::now());
-                self.ctx().registry.hold_back(sid);
-                next
+        let came = match self.ctx().registry.begin(sid) {
+            None => Began::Chosen,
+            Some(false) => Began::Reserved,
+            Some(true) => {
+                let id = uuid::Uuid::now_v7().to_string();
+                match self.ctx().store.begin_agent_turn(sid, self.host.epoch, id) {
+                    Ok(begun) => {
+                        log::info!(key = self.key(), turn_id = begun.turn_id; "the agent begins a turn by itself");
+                        return self.turn(begun, None, true);
+                    }
+                    Err(Error::Refused(Refusal::Closed)) => Began::Nothing,
+                    Err(Error::Refused(_)) => Began::Refused,
+                    Err(e) => {
+                        log::error!(key = self.key(); "the agent's own turn cannot begin yet: {e}");
+                        Began::InDoubt
+                    }
+                }
             }
-            Err(Error::Refused(Refusal::Closed)) => Next::Idle,
-            Err(Error::Refused(_)) => self.gone(),
-            Err(e) => {
-                log::error!(key = self.key(); "the agent's own turn cannot begin yet: {e}");
-                Next::Doubt
-            }
-        }
+        };
+        self.then(began(came))
     }
 
     /// The session's last turn, if its agent died in it.
@@ -53,7 +50,7 @@ impl Worker {
     pub(super) fn recalling(&self, turn_id: &str, prompt: &str) -> String {
         match self.ctx().store.cut_short(turn_id.to_owned()) {
             Ok(cut) => {
-                let age = crate::model::session::age(cut.ended_at, crate::clock::now());
+                let age = crate::model::session::age(cut.ended_at, self.ctx().wall());
                 let facts = CutOff {
                     reason: MarkReason::Crash,
                     age,

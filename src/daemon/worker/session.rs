@@ -1,0 +1,253 @@
+//! A session that is open: its stage, and what it does at rest.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::begin::Beginning;
+use super::turn::{Finish, Turn};
+use super::{AGAIN, Input, Next};
+use crate::agent::{self, Agent, Watch};
+use crate::daemon::context::Context;
+use crate::daemon::mailbox::Close;
+use crate::daemon::turn_host::TurnHost;
+use crate::model::worker::{Act, Facts, State, Then, look, park_at, pause, rests};
+use crate::store::Begun;
+
+/// What a session does now, with what belongs to it.
+pub(super) enum Stage {
+    /// No turn runs.
+    Idle(Idle),
+    /// Its agent is to be started: for a turn that has begun, or to begin one.
+    Starting(Option<Box<Begun>>),
+    /// A turn is about to begin.
+    Beginning(Beginning),
+    /// A turn runs.
+    Running(Box<Turn>),
+    /// Its outcome is being written.
+    Finishing(Box<Finish>),
+    /// Its agent is to be closed, in this manner.
+    Closing(Close),
+    /// Its agent is closed; its activation is being ended as parked. `tried`: it could not be.
+    Parking { tried: bool },
+}
+
+/// What an idle session does.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Idle {
+    /// Looks for what is to be done.
+    Look,
+    /// Is about to rest.
+    Rest,
+    /// Rests; it may be parked at the instant.
+    Resting { park_at: Option<Instant> },
+    /// It was chosen to give way, or given up: a letter says which.
+    Chosen,
+}
+
+/// A session that is open, seen from its worker.
+pub struct Session {
+    pub(super) host: TurnHost,
+    pub(super) agent: Box<dyn Agent>,
+    pub(super) agent_session: Option<String>,
+    pub(super) turns: i64,
+    pub(super) failures: u32,
+    /// The next start, or the next try of a begin, waits until then.
+    pub(super) start_after: Option<Instant>,
+    /// The turn in which the agent's process ended: the next prompt tells of it.
+    pub(super) cut_short: Option<String>,
+    /// No agent was started yet in this activation.
+    pub(super) fresh: bool,
+    /// When the agent last did something by itself: it may have more to do.
+    pub(super) own_work: Option<Instant>,
+    /// How often hooks were asked about a turn that is about to begin.
+    pub(super) asks: u64,
+    idle_since: Instant,
+    stage: Stage,
+}
+
+impl Session {
+    /// A session whose activation was just opened.
+    pub(super) fn new(host: TurnHost, agent: Box<dyn Agent>, agent_session: Option<String>, turns: i64) -> Self {
+        let idle_since = host.ctx.now();
+        Self {
+            host,
+            agent,
+            agent_session,
+            turns,
+            failures: 0,
+            start_after: None,
+            cut_short: None,
+            fresh: true,
+            own_work: None,
+            asks: 0,
+            idle_since,
+            stage: Stage::Idle(Idle::Look),
+        }
+    }
+
+    /// In which state it is.
+    pub(super) const fn state(&self) -> State {
+        match &self.stage {
+            Stage::Idle(_) => State::Idle,
+            Stage::Starting(_) => State::Starting,
+            Stage::Beginning(_) => State::Beginning,
+            Stage::Running(_) => State::Running,
+            Stage::Finishing(_) => State::Finishing,
+            Stage::Closing(_) | Stage::Parking { .. } => State::Closing,
+        }
+    }
+
+    /// The agent's descriptors.
+    pub(super) fn watches(&self) -> Vec<Watch<'_>> {
+        self.agent.watches()
+    }
+
+    /// Does what its stage stands for.
+    pub(super) fn step(&mut self, input: Input) -> Next {
+        match std::mem::replace(&mut self.stage, Stage::Idle(Idle::Look)) {
+            Stage::Idle(idle) => self.idle(idle, input),
+            Stage::Starting(begun) => self.start(begun),
+            Stage::Beginning(beginning) => self.begin(beginning, input),
+            Stage::Running(turn) => self.run(turn, input),
+            Stage::Finishing(finish) => self.finish(finish),
+            Stage::Closing(close) => self.close(close),
+            Stage::Parking { tried } => self.park(tried),
+        }
+    }
+
+    pub(super) const fn ctx(&self) -> &Arc<Context> {
+        &self.host.ctx
+    }
+
+    pub(super) fn key(&self) -> &str {
+        &agent::Host::identity(&self.host).key
+    }
+
+    /// Goes on there at once.
+    pub(super) fn go(&mut self, stage: Stage) -> Next {
+        self.stage = stage;
+        Next::Again
+    }
+
+    /// Goes on there when something comes.
+    pub(super) fn wait(&mut self, stage: Stage, until: Option<Instant>, agent: bool) -> Next {
+        self.stage = stage;
+        Next::Wait { until, agent }
+    }
+
+    /// Goes on there after a pause, or as soon as a letter comes.
+    pub(super) fn pause(&mut self, stage: Stage) -> Next {
+        let until = Some(self.ctx().now() + AGAIN);
+        self.wait(stage, until, false)
+    }
+
+    /// Goes on as was decided, where that is not the next stage.
+    pub(super) fn then(&mut self, then: Then) -> Next {
+        if matches!(then, Then::Look { worked: true } | Then::Rest { worked: true }) {
+            self.idle_since = self.ctx().now();
+        }
+        if rests(then, self.host.close.is_some(), self.agent.wants_turn()) {
+            return self.go(Stage::Idle(Idle::Rest));
+        }
+        match then {
+            Then::Close => {
+                // What it was told of is for the session's next worker.
+                self.host.work = true;
+                self.go(Stage::Closing(Close::Retire))
+            }
+            Then::LookLater => self.pause(Stage::Idle(Idle::Look)),
+            Then::Gone => Next::Gone,
+            Then::Go | Then::Look { .. } | Then::Rest { .. } | Then::RestReserved | Then::Again => {
+                self.go(Stage::Idle(Idle::Look))
+            }
+        }
+    }
+
+    fn idle(&mut self, idle: Idle, input: Input) -> Next {
+        match idle {
+            Idle::Rest => return self.rest(),
+            Idle::Chosen if input != Input::Letter => return self.go(Stage::Closing(Close::Retire)),
+            Idle::Resting { park_at } => match input {
+                Input::Ready => self.agent.idle(&mut self.host),
+                Input::Timeout => {
+                    let parked = park_at.is_some_and(|at| at <= self.ctx().now());
+                    if parked && !self.host.work && self.ctx().registry.may_park(self.host.sid) {
+                        return self.go(Stage::Closing(Close::Park));
+                    }
+                }
+                Input::Go | Input::Letter => {}
+            },
+            Idle::Look | Idle::Chosen => {}
+        }
+        self.look()
+    }
+
+    /// Looks for what is to be done, and goes there.
+    fn look(&mut self) -> Next {
+        self.host.collect();
+        let mut reserved = false;
+        if self.host.close.is_some() {
+            let in_time = self.host.close_by.is_none_or(|by| by > self.ctx().now());
+            reserved = in_time && self.ctx().registry.is_reserved(self.host.sid);
+            // Whoever was about to begin a turn may have done so since: it is looked for once more after that question.
+            self.host.collect();
+        }
+        let facts = Facts {
+            killed: self.host.is_killed(),
+            close: self.host.close,
+            begun: self.host.begun.is_some(),
+            reserved,
+            agent_speaks: self.agent.wants_turn(),
+            work: self.host.work || self.host.auto_continue,
+            backing_off: self.start_after.is_some_and(|at| at > self.ctx().now()),
+            agent_ready: self.agent.is_ready(),
+        };
+        match look(&facts) {
+            Act::Close(close) => self.go(Stage::Closing(close)),
+            Act::Start => {
+                let begun = self.host.begun.take();
+                self.go(Stage::Starting(begun))
+            }
+            Act::Run => match self.host.begun.take() {
+                Some(begun) => self.turn(*begun, None, false),
+                None => self.go(Stage::Idle(Idle::Look)),
+            },
+            Act::Begin => self.go(Stage::Beginning(Beginning::Next)),
+            Act::BeginOwn => self.go(Stage::Beginning(Beginning::Own)),
+            Act::Rest if reserved => self.then(Then::RestReserved),
+            Act::Rest => self.then(Then::Rest { worked: false }),
+        }
+    }
+
+    /// Whether a turn could begin for it at once.
+    pub(super) fn is_ready(&self) -> bool {
+        let host = &self.host;
+        let free = !host.work && !host.auto_continue && host.close.is_none() && host.begun.is_none();
+        free && !self.agent.wants_turn() && self.start_after.is_none() && self.agent.is_ready()
+    }
+
+    fn rest(&mut self) -> Next {
+        let ready = self.is_ready().then_some(self.host.epoch);
+        match self.ctx().registry.rest(self.host.sid, ready) {
+            None if self.host.close.is_some() => return self.go(Stage::Idle(Idle::Look)),
+            None => return self.pause(Stage::Idle(Idle::Chosen)),
+            // Somebody is about to begin a turn for it: a letter says what came of that.
+            Some(false) => return self.pause(Stage::Idle(Idle::Look)),
+            Some(true) => {}
+        }
+        let config = self.ctx().config();
+        let own_work = self.own_work.filter(|_| self.agent.is_ready());
+        let sessions = &config.sessions;
+        let park_at = park_at(self.idle_since, sessions.park_after, own_work, sessions.background_hold);
+        let waits = self.host.work || self.host.auto_continue || self.agent.wants_turn();
+        let again = self.start_after.filter(|_| waits);
+        let until = [park_at, again].into_iter().flatten().min();
+        self.wait(Stage::Idle(Idle::Resting { park_at }), until, true)
+    }
+
+    /// The agent failed: the next start waits, longer each time.
+    pub(super) fn back_off(&mut self) {
+        self.failures = self.failures.saturating_add(1);
+        self.start_after = Some(self.ctx().now() + pause(self.failures));
+    }
+}

@@ -1,0 +1,219 @@
+//! A turn runs, and its outcome is written.
+
+use std::time::Instant;
+
+use serde_json::json;
+
+use super::session::{Session, Stage};
+use super::{AGAIN, Input, Next, class};
+use crate::agent::{self, Answer, Progress, Prompt};
+use crate::config::AgentKind;
+use crate::daemon::mailbox::Close;
+use crate::daemon::registry::Doing;
+use crate::daemon::turn_host::Running;
+use crate::model::event::{HookEvent, MarkReason, Outcome};
+use crate::model::worker::{Ending, Then, Verdict, Why, Written, finish_again, finished, mark, verdict};
+use crate::store::{Batch, Begun, Error};
+
+/// A turn that runs.
+pub(super) struct Turn {
+    begun: Begun,
+    since: Instant,
+    /// The agent has begun it by itself.
+    own: bool,
+    /// When the agent has something to do although nothing comes.
+    until: Option<Instant>,
+}
+
+/// A turn that has ended, and whose outcome is to be written.
+pub(super) struct Finish {
+    begun: Begun,
+    since: Instant,
+    own: bool,
+    answer: String,
+    unkept: Vec<Batch>,
+    outcome: Outcome,
+    error: Option<(String, String)>,
+    mark: MarkReason,
+    /// It could not be written before.
+    tried: bool,
+}
+
+impl Session {
+    /// Runs a turn that has begun. `own`: the agent has begun it by itself.
+    pub(super) fn turn(&mut self, begun: Begun, context: Option<String>, own: bool) -> Next {
+        let (sid, since) = (self.host.sid, self.ctx().now());
+        let doing = Doing::Running { turn_id: Some(begun.turn_id.clone()), since, tool: None };
+        let _ = self.ctx().registry.set(sid, doing);
+        if begun.alone {
+            self.ctx().registry.begin_probation(sid);
+        }
+        crate::log::about("turn_id", &begun.turn_id);
+        log::debug!(key = self.key(), turn_id = begun.turn_id; "turn begins");
+        self.host.begin(&begun);
+        self.notify(HookEvent::TurnStart, &begun, json!({}));
+        let prompt = Prompt {
+            turn_id: begun.turn_id.clone(),
+            text: match self.cut_short.take_if(|_| !begun.prompt.is_empty()) {
+                // A continuation tells of what was cut off by itself.
+                Some(before) if begun.continues.is_none() => self.recalling(&before, &begun.prompt),
+                _ => begun.prompt.clone(),
+            },
+            context,
+            resumed: begun.continues.as_ref().is_some_and(|c| c.rerun),
+        };
+        crate::failpoint::hit_for("prompt", "before", self.key());
+        let progress = if begun.prompt.is_empty() {
+            self.agent.listen(&mut self.host)
+        } else {
+            self.agent.begin(&mut self.host, &prompt)
+        };
+        self.progress(Box::new(Turn { begun, since, own, until: None }), progress)
+    }
+
+    /// Takes the running turn further.
+    pub(super) fn run(&mut self, turn: Box<Turn>, input: Input) -> Next {
+        let mut concerns = self.host.collect();
+        concerns |= self.host.act_on_time();
+        let late = turn.until.is_some_and(|at| at <= self.ctx().now());
+        // While the store takes nothing, an agent is not listened to; but what concerns it, it hears.
+        let room = agent::Host::has_room(&self.host);
+        if !concerns && !(room && (late || input == Input::Ready)) {
+            return self.listen_on(turn);
+        }
+        let progress = self.agent.input(&mut self.host);
+        self.progress(turn, progress)
+    }
+
+    fn progress(&mut self, mut turn: Box<Turn>, progress: Progress) -> Next {
+        match progress {
+            Progress::Pending { until } => {
+                turn.until = until;
+                self.listen_on(turn)
+            }
+            Progress::Done(answer) => self.answered(*turn, &answer),
+        }
+    }
+
+    fn listen_on(&mut self, turn: Box<Turn>) -> Next {
+        let room = agent::Host::has_room(&self.host);
+        let agents = turn.until.filter(|_| room);
+        let until = agents.into_iter().chain(self.host.due()).min();
+        self.wait(Stage::Running(turn), until.or_else(|| (!room).then(|| self.ctx().now() + AGAIN)), room)
+    }
+
+    /// The turn has its answer: what it means is decided, and is to be written.
+    fn answered(&mut self, turn: Turn, answer: &Answer) -> Next {
+        self.agent.end(&mut self.host);
+        let Turn { begun, since, own, .. } = turn;
+        crate::failpoint::hit_for("prompt", "answered", self.key());
+        // What came with the answer and is none of it.
+        self.agent.idle(&mut self.host);
+        if self.agent.is_ready() {
+            if matches!(answer, Answer::Completed { .. }) {
+                self.failures = 0;
+                self.start_after = None;
+            }
+        } else {
+            self.back_off();
+        }
+        self.turns += 1;
+        let Some((running, unkept, why)) = self.host.end() else { return self.go(Stage::Closing(Close::Retire)) };
+        let (outcome, error) = judge(answer, &running, why);
+        match &error {
+            Some((code, why)) => log::warn!(key = self.key(), turn_id = begun.turn_id; "turn {outcome}: {code}: {why}"),
+            None => log::debug!(key = self.key(), turn_id = begun.turn_id; "turn {outcome}"),
+        }
+        if self.host.agent.kind == AgentKind::Acp && !self.agent.is_ready() {
+            self.cut_short = matches!(outcome, Outcome::Failed | Outcome::Cancelled).then(|| begun.turn_id.clone());
+        }
+        if self.is_ready() {
+            self.ctx().registry.finishing(self.host.sid, self.host.epoch);
+        }
+        let mark = mark(self.ctx().board().stop.map(|(reason, ..)| reason));
+        let answer = running.answer;
+        self.finish(Box::new(Finish { begun, since, own, answer, unkept, outcome, error, mark, tried: false }))
+    }
+
+    /// Writes the outcome, as often as it takes: a full disk delays it, a stop that gives this worker up ends it.
+    pub(super) fn finish(&mut self, mut finish: Box<Finish>) -> Next {
+        if finish.tried {
+            self.host.collect();
+            let late = self.host.close_by.is_some_and(|by| by <= self.ctx().now());
+            if finish_again(self.host.is_killed(), late) == Then::Close {
+                return self.over(&finish, Then::Close);
+            }
+        }
+        let store = &self.host.ctx.store;
+        let f = &*finish;
+        let (outcome, error) = (f.outcome, f.error.clone());
+        let (written, more) = match store.finish_turn(f.begun.turn, f.unkept.clone(), outcome, error, f.mark) {
+            Ok(ended) => {
+                self.ctx().tally.turn(ended.outcome);
+                self.notify_end(&f.begun, ended.outcome, &f.answer, f.since);
+                (Written::Yes { more: ended.more }, ended.more)
+            }
+            Err(Error::Refused(_)) => {
+                // Somebody else ended it, or this very write was kept although its commit was in doubt.
+                if let Some(outcome) = store.turn(&f.begun.turn_id).ok().and_then(|t| Outcome::parse(&t.state)) {
+                    self.notify_end(&f.begun, outcome, &f.answer, f.since);
+                }
+                (Written::Refused, matches!(store.peek_turn(self.host.sid), Ok(Some(_))))
+            }
+            Err(e) => {
+                let written = class(&e);
+                let what = if written == Written::Damaged { ", the session is given up" } else { " yet" };
+                log::error!(key = self.key(), turn_id = f.begun.turn_id; "the turn's outcome cannot be written{what}: {e}");
+                (written, false)
+            }
+        };
+        self.host.work |= more;
+        match finished(written, more) {
+            Then::Again => {
+                finish.tried = true;
+                self.pause(Stage::Finishing(finish))
+            }
+            then => self.over(&finish, then),
+        }
+    }
+
+    /// The turn is over for this worker.
+    fn over(&mut self, finish: &Finish, then: Then) -> Next {
+        crate::log::about("turn_id", "");
+        let sid = self.host.sid;
+        if finish.begun.alone {
+            self.ctx().registry.end_probation(sid);
+        }
+        // The registry hears of the end after the database: a drain that sees nothing running finds it committed.
+        let _ = self.ctx().registry.set(sid, Doing::Idle);
+        if finish.own {
+            self.own_work = Some(self.ctx().now());
+            self.ctx().registry.hold_back(sid);
+        }
+        if then == Then::Close {
+            // Unlike a session that has gone on without it: nothing is known to wait.
+            return self.go(Stage::Closing(Close::Retire));
+        }
+        self.then(then)
+    }
+}
+
+/// What an answer means for its turn, in words.
+fn judge(answer: &Answer, running: &Running, why: Option<Why>) -> (Outcome, Option<(String, String)>) {
+    let failed = |code: &str, text: String| (Outcome::Failed, Some((code.to_owned(), text)));
+    let ending = match answer {
+        Answer::Completed { .. } => Ending::Completed,
+        Answer::Failed(_) => Ending::Failed,
+        Answer::Cancelled => Ending::Cancelled,
+    };
+    match verdict(ending, running.too_large.is_some(), running.timed_out.is_some(), why) {
+        Verdict::Ended(outcome) => (outcome, None),
+        Verdict::TooLarge => failed("answer_too_large", running.too_large.clone().unwrap_or_default()),
+        Verdict::TimedOut => failed("timeout", running.timed_out.clone().unwrap_or_default()),
+        Verdict::AgentFailed => match answer {
+            Answer::Failed(failure) => failed(failure.code, failure.message.clone()),
+            Answer::Completed { .. } | Answer::Cancelled => failed("agent_error", String::new()),
+        },
+        Verdict::AgentCancelled => failed("agent_error", "the agent cancelled the turn by itself".to_owned()),
+    }
+}
