@@ -16,7 +16,7 @@ use super::input::{Input, Trouble};
 use super::respond::{self, Exchange, Sent};
 use super::shared::{Conn, Shared};
 use super::socket::after;
-use super::{Peer, Refusal, Request, body};
+use super::{Refusal, Request, body};
 
 /// How a connection goes on after a request.
 enum Next {
@@ -31,22 +31,21 @@ enum Next {
 
 /// Serves a connection to its end.
 pub(super) fn serve(shared: &Arc<Shared>, conn: &Arc<Conn>) {
-    let peer = &conn.peer;
-    let mut out = Exchange::new(Arc::clone(shared), Arc::clone(conn));
-    let mut input = Input::new(&conn.socket);
+    let out = Exchange::new(Arc::clone(shared), Arc::clone(conn));
+    let mut it = Serving { shared, conn, input: Input::new(&conn.socket), out };
     let mut first = true;
     loop {
         shared.now_idle(conn);
-        let next = match next_head(shared, &mut input, first) {
+        let next = match it.next_head(first) {
             Ok(Some((head, framing))) => {
                 conn.now_busy();
-                answer(shared, &mut input, &mut out, conn, head, framing)
+                it.answer(head, framing)
             }
             Ok(None) => Next::Close { unread: false },
             Err(trouble) => {
-                out.begin_unread();
+                it.out.begin_unread();
                 conn.now_busy();
-                fail(shared, &mut out, peer, trouble)
+                it.fail(trouble)
             }
         };
         match next {
@@ -54,8 +53,8 @@ pub(super) fn serve(shared: &Arc<Shared>, conn: &Arc<Conn>) {
             Next::Close { unread } => {
                 // All is said: a drain need not wait for a client that does not hang up.
                 shared.now_idle(conn);
-                // What came and was not looked at is unread too: a pipelined request after the last.
-                let unread = unread || !input.bytes().is_empty();
+                // A pipelined request after the last is unread too.
+                let unread = unread || !it.input.bytes().is_empty();
                 return conn.socket.close_in_order(unread, shared.limits.linger);
             }
             Next::Cut => return conn.socket.shutdown(Shutdown::Both),
@@ -63,46 +62,132 @@ pub(super) fn serve(shared: &Arc<Shared>, conn: &Arc<Conn>) {
     }
 }
 
-/// The next head; `None` when the client is done, or was silent for too long.
-fn next_head(shared: &Shared, input: &mut Input<'_>, first: bool) -> Result<Option<(Head, Framing)>, Trouble> {
-    let limits = &shared.limits;
-    let mut deadline = after(limits.head_timeout);
-    if input.bytes().is_empty() {
-        let wait = if first { deadline } else { after(limits.idle_timeout) };
-        match input.fill(wait) {
-            Ok(0) => return Ok(None),
-            Ok(_) => {}
-            Err(e) if e.kind() == io::ErrorKind::TimedOut => return Ok(None),
-            Err(e) => return Err(Trouble::Broken(e)),
+/// A connection and what its loop works with.
+struct Serving<'a> {
+    shared: &'a Arc<Shared>,
+    conn: &'a Arc<Conn>,
+    input: Input<'a>,
+    out: Exchange,
+}
+
+impl Serving<'_> {
+    /// The next head; `None` when the client is done, or was silent for too long.
+    fn next_head(&mut self, first: bool) -> Result<Option<(Head, Framing)>, Trouble> {
+        let (limits, input) = (&self.shared.limits, &mut self.input);
+        let mut deadline = after(limits.head_timeout);
+        if input.bytes().is_empty() {
+            let wait = if first { deadline } else { after(limits.idle_timeout) };
+            match input.fill(wait) {
+                Ok(0) => return Ok(None),
+                Ok(_) => {}
+                Err(e) if e.kind() == io::ErrorKind::TimedOut => return Ok(None),
+                Err(e) => return Err(Trouble::Broken(e)),
+            }
+            if !first {
+                deadline = after(limits.head_timeout);
+            }
         }
-        if !first {
-            deadline = after(limits.head_timeout);
+        let mut scan = Scan::default();
+        loop {
+            input.skip_empty_lines();
+            // A lone carriage return may yet become an empty line.
+            if !matches!(input.bytes(), [] | [b'\r']) {
+                let here = input.bytes();
+                let end = scan.end(here)?;
+                if end.unwrap_or(here.len()) > limits.head_bytes {
+                    return Err(too_long(here, limits.head_bytes).into());
+                }
+                if let Some(end) = end {
+                    let parsed = head::parse(&here[..end], limits.headers)?;
+                    input.consume(end);
+                    return Ok(Some(parsed));
+                }
+            }
+            match input.fill(deadline) {
+                Ok(0) if input.bytes().is_empty() => return Ok(None),
+                Ok(0) => return Err(Trouble::Ended),
+                Ok(_) => {}
+                Err(e) if e.kind() == io::ErrorKind::TimedOut => {
+                    return Err(Refusal::new(408, "head: it came too slowly").into());
+                }
+                Err(e) => return Err(Trouble::Broken(e)),
+            }
         }
     }
-    let mut scan = Scan::default();
-    loop {
-        input.skip_empty_lines();
-        // A lone carriage return may yet become an empty line.
-        if !matches!(input.bytes(), [] | [b'\r']) {
-            let here = input.bytes();
-            let end = scan.end(here)?;
-            if end.unwrap_or(here.len()) > limits.head_bytes {
-                return Err(too_long(here, limits.head_bytes).into());
-            }
-            if let Some(end) = end {
-                let parsed = head::parse(&here[..end], limits.headers)?;
-                input.consume(end);
-                return Ok(Some(parsed));
+
+    /// Lets the handler answer a request, and survives the handler.
+    fn answer(&mut self, head: Head, framing: Framing) -> Next {
+        self.shared.counters.requests.add();
+        self.out.begin(&head, framing);
+        // Nothing that the closure touches is used after a panic, but for `out`, whose `sent` is set before each write.
+        let result = catch_unwind(AssertUnwindSafe(|| self.handle(head, framing)));
+        match result {
+            Ok(Ok(handled)) => match (self.out.sent(), handled) {
+                (Sent::Nothing, _) => self.fail(Refusal::new(500, "the request was left without an answer").into()),
+                (Sent::Part, _) => Next::Cut,
+                (Sent::Whole, Handled::Gated { unread }) => Next::Close { unread },
+                (Sent::Whole, Handled::Whole) if self.out.may_go_on() => Next::Request,
+                (Sent::Whole, Handled::Whole) => Next::Close { unread: false },
+            },
+            Ok(Err(trouble)) => self.fail(trouble),
+            Err(_) => {
+                self.shared.counters.panics.add();
+                self.fail(Refusal::new(500, "the request could not be handled").into())
             }
         }
-        match input.fill(deadline) {
-            Ok(0) if input.bytes().is_empty() => return Ok(None),
-            Ok(0) => return Err(Trouble::Ended),
-            Ok(_) => {}
-            Err(e) if e.kind() == io::ErrorKind::TimedOut => {
-                return Err(Refusal::new(408, "head: it came too slowly").into());
+    }
+
+    /// Gate, body, handler.
+    fn handle(&mut self, head: Head, framing: Framing) -> Result<Handled, Trouble> {
+        let Self { shared, conn, input, out } = self;
+        let (handler, peer) = (&shared.handler, &conn.peer);
+        if let Some(response) = handler.gate(&head, peer) {
+            out.close_after();
+            out.send(&response).map_err(Trouble::Handler)?;
+            return Ok(Handled::Gated { unread: framing.body != BodyKind::Length(0) });
+        }
+        shared.now_known(conn);
+        let cap = handler.body_limit(&head);
+        body::check(framing.body, cap)?;
+        // A client that has begun to send does not wait for leave.
+        if framing.expects_continue && input.bytes().is_empty() {
+            out.send_continue().map_err(Trouble::Broken)?;
+        }
+        let body = body::read(input, framing.body, cap, &shared.limits)?;
+        handler.handle(Request { head, body, peer: peer.clone() }, out.responder()).map_err(Trouble::Handler)?;
+        Ok(Handled::Whole)
+    }
+
+    /// Tells the client what went wrong, if that can still be told.
+    fn fail(&mut self, trouble: Trouble) -> Next {
+        let (shared, out, peer) = (self.shared, &mut self.out, &self.conn.peer);
+        let refusal = match trouble {
+            Trouble::Refused(refusal) => refusal,
+            // The end may be the server's doing: it stopped listening to those who had no request complete.
+            Trouble::Ended if shared.is_draining() => Refusal::new(503, "the server is stopping"),
+            Trouble::Ended => Refusal::bad("the message ended early"),
+            Trouble::Handler(e) if out.sent() == Sent::Nothing => {
+                log::warn!("http: answer to {peer:?}: {e}");
+                Refusal::new(500, "the request could not be answered")
             }
-            Err(e) => return Err(Trouble::Broken(e)),
+            Trouble::Broken(e) | Trouble::Handler(e) => {
+                log::debug!("http: connection of {peer:?}: {e}");
+                return Next::Cut;
+            }
+        };
+        match refusal.status {
+            408 => shared.counters.timeouts.add(),
+            500 | 503 => {}
+            _ => shared.counters.protocol_errors.add(),
+        }
+        log::debug!("http: {} to {peer:?}: {}", refusal.status, refusal.what);
+        if out.sent() != Sent::Nothing {
+            return Next::Cut;
+        }
+        out.close_after();
+        match out.send(&respond::refusal(&*shared.handler, &refusal)) {
+            Ok(()) => Next::Close { unread: true },
+            Err(_) => Next::Cut,
         }
     }
 }
@@ -116,101 +201,10 @@ fn too_long(here: &[u8], limit: usize) -> Refusal {
     }
 }
 
-/// Lets the handler answer a request, and survives the handler.
-fn answer(
-    shared: &Arc<Shared>,
-    input: &mut Input<'_>,
-    out: &mut Exchange,
-    conn: &Conn,
-    head: Head,
-    framing: Framing,
-) -> Next {
-    let peer = &conn.peer;
-    shared.counters.requests.add();
-    out.begin(&head, framing);
-    // Nothing that the closure touches is used after a panic, but for `out`, whose `sent` is set before each write.
-    let result = catch_unwind(AssertUnwindSafe(|| handle(shared, input, out, conn, head, framing)));
-    match result {
-        Ok(Ok(handled)) => match (out.sent(), handled) {
-            (Sent::Nothing, _) => {
-                fail(shared, out, peer, Refusal::new(500, "the request was left without an answer").into())
-            }
-            (Sent::Part, _) => Next::Cut,
-            (Sent::Whole, Handled::Gated { unread }) => Next::Close { unread },
-            (Sent::Whole, Handled::Whole) if out.may_go_on() => Next::Request,
-            (Sent::Whole, Handled::Whole) => Next::Close { unread: false },
-        },
-        Ok(Err(trouble)) => fail(shared, out, peer, trouble),
-        Err(_) => {
-            shared.counters.panics.add();
-            fail(shared, out, peer, Refusal::new(500, "the request could not be handled").into())
-        }
-    }
-}
-
 /// What became of a request that was answered.
 enum Handled {
     /// By the handler, which had the whole of it.
     Whole,
     /// By the gate; `unread` if it has a body.
     Gated { unread: bool },
-}
-
-/// Gate, body, handler.
-fn handle(
-    shared: &Arc<Shared>,
-    input: &mut Input<'_>,
-    out: &mut Exchange,
-    conn: &Conn,
-    head: Head,
-    framing: Framing,
-) -> Result<Handled, Trouble> {
-    let (handler, peer) = (&shared.handler, &conn.peer);
-    if let Some(response) = handler.gate(&head, peer) {
-        out.close_after();
-        out.send(&response).map_err(Trouble::Handler)?;
-        return Ok(Handled::Gated { unread: framing.body != BodyKind::Length(0) });
-    }
-    shared.now_known(conn);
-    let cap = handler.body_limit(&head);
-    body::check(framing.body, cap)?;
-    // A client that has begun to send does not wait for leave.
-    if framing.expects_continue && input.bytes().is_empty() {
-        out.send_continue().map_err(Trouble::Broken)?;
-    }
-    let body = body::read(input, framing.body, cap, &shared.limits)?;
-    handler.handle(Request { head, body, peer: peer.clone() }, out.responder()).map_err(Trouble::Handler)?;
-    Ok(Handled::Whole)
-}
-
-/// Tells the client what went wrong, if that can still be told.
-fn fail(shared: &Shared, out: &mut Exchange, peer: &Peer, trouble: Trouble) -> Next {
-    let refusal = match trouble {
-        Trouble::Refused(refusal) => refusal,
-        // The end may be the server's doing: it stopped listening to those who had no request complete.
-        Trouble::Ended if shared.is_draining() => Refusal::new(503, "the server is stopping"),
-        Trouble::Ended => Refusal::bad("the message ended early"),
-        Trouble::Handler(e) if out.sent() == Sent::Nothing => {
-            log::warn!("http: answer to {peer:?}: {e}");
-            Refusal::new(500, "the request could not be answered")
-        }
-        Trouble::Broken(e) | Trouble::Handler(e) => {
-            log::debug!("http: connection of {peer:?}: {e}");
-            return Next::Cut;
-        }
-    };
-    match refusal.status {
-        408 => shared.counters.timeouts.add(),
-        500 | 503 => {}
-        _ => shared.counters.protocol_errors.add(),
-    }
-    log::debug!("http: {} to {peer:?}: {}", refusal.status, refusal.what);
-    if out.sent() != Sent::Nothing {
-        return Next::Cut;
-    }
-    out.close_after();
-    match out.send(&respond::refusal(&*shared.handler, &refusal)) {
-        Ok(()) => Next::Close { unread: true },
-        Err(_) => Next::Cut,
-    }
 }
