@@ -21,11 +21,11 @@ pub use unix::connect;
 const REQUEST: Duration = Duration::from_secs(60);
 /// To have a connection.
 const CONNECT: Duration = Duration::from_secs(10);
-/// A stream pings every 15 s: silence of three pings means that nobody is there any more.
+/// A stream pings every 15 s: after three missed pings the daemon is gone.
 const SILENCE: Duration = Duration::from_secs(45);
-/// Longest answer that is taken. A message may have 4 MiB, a page of a transcript many.
+/// The longest answer. A message may have 4 MiB, and a page of a transcript has many.
 const ANSWER: u64 = 256 << 20;
-/// What may stand in one segment of a path as it is.
+/// The characters that need no encoding in a segment of a path.
 const SEGMENT: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
 
 /// What went wrong with a request.
@@ -55,8 +55,8 @@ impl ClientError {
         self.code == "unreachable"
     }
 
-    /// No whole answer came, or the server asks to come back: the same request may do better later. Whether it was
-    /// carried out is not known, so only what has an id, or only reads, should be repeated.
+    /// No whole answer came, or the server asks to try again: the same request may succeed later. It may have been
+    /// carried out, so only requests with an id, or that only read, should be repeated.
     #[must_use]
     pub fn is_passing(&self) -> bool {
         is_passing(&self.code)
@@ -102,7 +102,7 @@ impl Client {
         }
     }
 
-    /// The daemon behind the first of these sockets, where none was found: all of them are named in what goes wrong.
+    /// The daemon behind the first of these sockets, none of which was found: errors name all of them.
     #[must_use]
     pub fn unix_of(looked_at: &[PathBuf]) -> Self {
         let Some(last) = looked_at.last() else { return Self::unix(Path::new("")) };
@@ -135,8 +135,8 @@ impl Client {
         self.socket.as_deref()
     }
 
-    /// Whether the daemon answers at all: a process that was stopped, or hangs, still has its connections accepted by the
-    /// system. What else may be wrong, the request that follows will tell.
+    /// Checks that the daemon answers at all: the system accepts connections even for a process that is stopped or
+    /// hangs. The next request shows any other problem.
     ///
     /// # Errors
     /// `silent`: nothing was answered within the time.
@@ -151,7 +151,7 @@ impl Client {
         }
     }
 
-    /// What the daemon says of itself, soon.
+    /// The daemon's status, within a short time.
     ///
     /// # Errors
     /// See [`ClientError`].
@@ -159,7 +159,7 @@ impl Client {
         self.request(http::Method::GET, "/v1/status", None, within).map(|r| r.body)
     }
 
-    /// Asks for something.
+    /// A `GET` request.
     ///
     /// # Errors
     /// See [`ClientError`].
@@ -167,7 +167,7 @@ impl Client {
         self.request(http::Method::GET, path, None, REQUEST).map(|r| r.body)
     }
 
-    /// Has something done.
+    /// A `POST` request.
     ///
     /// # Errors
     /// See [`ClientError`].
@@ -175,7 +175,7 @@ impl Client {
         self.request(http::Method::POST, path, body, REQUEST).map(|r| r.body)
     }
 
-    /// Has something removed.
+    /// A `DELETE` request.
     ///
     /// # Errors
     /// See [`ClientError`].
@@ -224,7 +224,7 @@ impl Client {
         self.stream_until(path, method, body, last_event_id, None)
     }
 
-    /// As [`Client::stream`], but broken off at an instant at the latest.
+    /// As [`Client::stream`], but it ends at the instant at the latest.
     ///
     /// # Errors
     /// See [`ClientError`].
@@ -317,14 +317,14 @@ fn config() -> ureq::config::Config {
         .proxy(None)
         .user_agent(concat!("ostler/", env!("CARGO_PKG_VERSION")))
         .timeout_connect(Some(CONNECT))
-        // Every request has its own connection: one kept from before a restart would fail for no reason.
+        // Every request has its own connection: a connection kept over a restart would fail.
         .max_idle_connections(0)
         .build()
 }
 
 fn retry_after(answer: &http::Response<ureq::Body>) -> Option<Duration> {
     let text = answer.headers().get(http::header::RETRY_AFTER)?.to_str().ok()?;
-    // Bounded: a server does not get to put its clients to sleep for a day.
+    // Bounded: a server must not make its clients wait for a day.
     text.parse().ok().map(|s: u64| Duration::from_secs(s.min(300)))
 }
 
@@ -383,7 +383,7 @@ impl Iterator for EventStream {
     }
 }
 
-/// What a name in a command means: a UUID is an id, and `local:` is put before any other name without a colon.
+/// The key or id for a name in a command: a UUID is an id, and any other name without a colon gets `local:`.
 #[must_use]
 pub fn name_to_key(name: &str) -> String {
     // Other spellings of a UUID (`urn:uuid:…`, `{…}`) could be keys.
@@ -404,7 +404,7 @@ pub fn session_path(key: &str, rest: &str) -> String {
 #[must_use]
 pub fn segment(text: &str) -> String {
     match text {
-        // Dots alone would be taken for a step up or nowhere.
+        // A segment of dots alone would mean the parent or the same directory.
         "." | ".." => text.replace('.', "%2E"),
         _ => utf8_percent_encode(text, SEGMENT).to_string(),
     }

@@ -44,8 +44,8 @@ thread_local! {
     static ABOUT: RefCell<Vec<(&'static str, String)>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Sets a field that the journal gets with each line of this thread from here on, unless the line has it itself. An empty
-/// value removes the field.
+/// Sets a field that the journal gets with each line of this thread from here on, unless the line has it itself. An
+/// empty value removes the field.
 pub fn about(name: &'static str, value: &str) {
     ABOUT.with_borrow_mut(|fields| {
         fields.retain(|(known, _)| *known != name);
@@ -124,13 +124,13 @@ fn log_panic(info: &std::panic::PanicHookInfo<'_>) {
 enum Sink {
     /// Text lines with a time.
     Text(Box<dyn Write + Send>),
-    /// Records with fields; what the journal does not take goes to stderr, which is the journal's too.
+    /// Records with fields; a record that the journal does not take goes to stderr, which also leads to the journal.
     Journal { socket: UnixDatagram, path: PathBuf, stderr: Box<dyn Write + Send> },
 }
 
 impl Sink {
     fn detect() -> Self {
-        // Not `io::stderr()`: its lock, held in a stalled write, would stop whoever else prints.
+        // Not `io::stderr()`: a stalled write would hold its lock, and every other print would wait.
         let stderr: Box<dyn Write + Send> = match io::stderr().as_fd().try_clone_to_owned() {
             Ok(fd) => Box::new(Patient(File::from(fd))),
             Err(_) => Box::new(io::stderr()),
@@ -171,7 +171,7 @@ fn stderr_is_journal() -> bool {
     stream == format!("{}:{}", stat.st_dev, stat.st_ino)
 }
 
-/// A file that may have been made non-blocking by somebody it is shared with: waits until it takes more.
+/// A file that another process may have made non-blocking: writes wait until it takes more.
 struct Patient(File);
 
 impl Write for Patient {

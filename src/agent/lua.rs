@@ -362,7 +362,7 @@ mod tests {
             ("a.lua", "error('on purpose')", "on purpose"),
             ("a.lua", "while true do end", "in time"),
             ("a.lua", "ostler.http.request{}", "ostler.http: not available in an agent"),
-            ("a.lua", "ostler.on('message', print)", "ostler.on: there is no such thing"),
+            ("a.lua", "ostler.on('message', print)", "ostler.on: no such function"),
             ("../a.lua", "", "a file below `agents`"),
             ("/etc/passwd", "", "a file below `agents`"),
             ("missing.lua", "", "cannot be read"),

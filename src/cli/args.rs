@@ -1,4 +1,4 @@
-//! The command line: names, arguments and help. Parser, manual pages and completions are all made from it.
+//! The command line: names, arguments and help. Parser, manual pages and completions are made from it.
 //!
 //! It must not know what the commands do.
 
@@ -17,7 +17,7 @@ pub struct Cli {
     /// What to do.
     #[command(subcommand)]
     pub command: Command,
-    /// Which daemon, before the command or after it.
+    /// Which daemon; may stand before or after the command.
     #[command(flatten)]
     pub to: Connect,
 }
@@ -44,7 +44,7 @@ pub struct Connect {
     pub token_file: Option<PathBuf>,
 }
 
-/// The commonest arguments: one session.
+/// The arguments of most commands: one session.
 #[derive(Clone, Debug, Args)]
 pub struct One {
     /// Key or id of the session
@@ -72,7 +72,7 @@ pub enum Command {
     /// Talk to an agent; answers stream, and the conversation survives a restart of the daemon
     #[command(after_help = "Examples:\n  ostler chat\n  ostler chat telegram:4711")]
     Chat(Chat),
-    /// Send one message and print the answer, also when the daemon restarts in between
+    /// Send one message and print the answer, even if the daemon restarts meanwhile
     #[command(
         after_help = "Examples:\n  ostler send alice \"How are you?\"\n  git diff | ostler send alice - --timeout 10m"
     )]
@@ -119,10 +119,10 @@ pub enum Command {
     /// List the permissions that agents are waiting for
     #[command(after_help = "Examples:\n  ostler permissions\n  ostler permissions --json")]
     Permissions(Plain),
-    /// Allow what an agent asks for, once if it offers that
+    /// Allow an agent's request, once if the agent offers that
     #[command(after_help = "Examples:\n  ostler allow alice\n  ostler allow telegram:4711 2")]
     Allow(Answer),
-    /// Deny what an agent asks for
+    /// Deny an agent's request
     #[command(after_help = "Examples:\n  ostler deny alice\n  ostler deny telegram:4711 2")]
     Deny(Answer),
     /// Accept messages but start no turns, until `release`
@@ -143,7 +143,7 @@ pub enum Command {
     /// Reload configuration and hooks
     #[command(after_help = "Examples:\n  ostler reload\n  ostler reload --json")]
     Reload(Plain),
-    /// Show the report of a stop; without a running daemon it is read from the database
+    /// Show the report of a stop, from the database if no daemon runs
     #[command(after_help = "Examples:\n  ostler report\n  ostler report --all")]
     Report(Report),
     /// Manage hooks
@@ -158,7 +158,7 @@ pub enum Command {
     /// Make a consistent copy of the database while the daemon runs
     #[command(after_help = "Examples:\n  ostler backup /var/backups/ostler.db\n  ostler backup copy.db --json")]
     Backup(Backup),
-    /// Put a backup at the database's place while the daemon is down; the present database is kept under another name
+    /// Replace the database with a backup while the daemon is down; the present database is kept under another name
     #[command(
         after_help = "Examples:\n  ostler restore /var/backups/ostler.db\n  ostler restore copy.db --state-dir /tmp/state --yes"
     )]
@@ -171,7 +171,7 @@ pub enum Command {
         /// Shell
         shell: clap_complete::Shell,
     },
-    /// Print the keys that may stand at the end of a command line; for the shells' completions
+    /// Print the keys that complete a command line, for the shells' completions
     #[command(hide = true)]
     Complete {
         /// The words up to the cursor
@@ -220,7 +220,7 @@ pub struct Send {
     /// The message; - reads it from stdin
     #[arg(value_name = "TEXT", allow_hyphen_values = true)]
     pub text: String,
-    /// The message's id: sent again with the same id, it is not run again [default: a new one]
+    /// The message's id; a message whose id was sent before is not run again [default: a new id]
     #[arg(long)]
     pub id: Option<String>,
     /// Do not wait for the answer
@@ -259,7 +259,7 @@ pub struct Sessions {
     /// ended]
     #[arg(long, value_name = "STATE,..")]
     pub state: Option<String>,
-    /// Only sessions under this key; with --state ended the past ones
+    /// Only sessions under this key; --state ended lists its past sessions
     #[arg(long, value_name = "KEY")]
     pub key: Option<String>,
     /// At most this many
@@ -290,7 +290,7 @@ pub struct Transcript {
     /// Only the last N entries
     #[arg(short = 'n', long, value_name = "N", value_parser = at_least_one, conflicts_with_all = ["after", "limit"])]
     pub tail: Option<NonZeroUsize>,
-    /// Keep printing new entries, also after a restart of the daemon; with --json one per line
+    /// Keep printing new entries, even after a restart of the daemon; with --json one per line
     #[arg(long, short, conflicts_with = "limit")]
     pub follow: bool,
 }
@@ -300,7 +300,7 @@ pub struct Transcript {
 pub struct Events {
     #[command(flatten)]
     pub one: One,
-    /// Keep printing new events, also after a restart of the daemon
+    /// Keep printing new events, even after a restart of the daemon
     #[arg(long, short)]
     pub follow: bool,
     /// Only events after this one [default: the oldest kept; with --follow: from now on]
@@ -355,7 +355,7 @@ pub struct Answer {
 pub struct Status {
     #[command(flatten)]
     pub plain: Plain,
-    /// Keep showing it until the daemon has exited; with --json one line per change, at most one per second
+    /// Keep showing the status until the daemon has exited; with --json one line per change, at most one per second
     #[arg(long, short)]
     pub watch: bool,
 }
@@ -426,7 +426,7 @@ pub enum Hooks {
     /// List events that were set aside after repeated failures
     #[command(after_help = "Examples:\n  ostler hooks failed\n  ostler hooks failed --json")]
     Failed(Plain),
-    /// Deliver events that were set aside again
+    /// Deliver set-aside events once more
     #[command(
         after_help = "Examples:\n  ostler hooks retry 0190a3c4-7b1e-7abc-8def-0123456789ab\n  ostler hooks retry --all"
     )]
@@ -556,9 +556,9 @@ pub struct Restore {
 /// Files for packages.
 #[derive(Debug, Subcommand)]
 pub enum Generate {
-    /// Everything in packaging/ that is made: manual pages, completions, the commented sample configuration
+    /// All generated files of packaging/: manual pages, completions, the commented sample configuration
     Files {
-        /// Where they are put
+        /// Directory to write to
         dir: PathBuf,
     },
     /// The commented sample configuration

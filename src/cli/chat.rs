@@ -1,7 +1,7 @@
 //! `chat`: a conversation at a terminal, or with lines from a pipe.
 //!
-//! Two things can happen while a turn runs: its events, read here, and Ctrl-C, taken by a thread that cancels the turn
-//! through the API; so nothing that is shown has to wait for anything that is typed.
+//! While a turn runs, its events are read here, and another thread takes Ctrl-C and cancels the turn through the API,
+//! so that output never waits for input.
 
 use std::io::{BufRead, IsTerminal as _, Read as _};
 use std::os::unix::fs::DirBuilderExt as _;
@@ -47,13 +47,13 @@ pub fn chat(client: &Client, key: Option<&str>, ui: &mut Ui) -> Done {
         }
     };
     let input = if std::io::stdin().is_terminal() { Input::editor()? } else { Input::lines(std::io::stdin().lock()) };
-    // How often Ctrl-C came since the turn began; nothing runs at `IDLE`.
+    // How often Ctrl-C came since the turn began; `IDLE` while no turn runs.
     let presses = Arc::new(AtomicUsize::new(IDLE));
     let _interrupts = cancel_on_interrupt(client, &key, &presses).map_err(|e| Failure::new("chat", e))?;
     Conversation { client, key, ui, input, presses, boot: None }.run()
 }
 
-/// [`Conversation::presses`] while nothing runs.
+/// [`Conversation::presses`] while no turn runs.
 const IDLE: usize = usize::MAX;
 
 fn cancel_on_interrupt(client: &Client, key: &str, presses: &Arc<AtomicUsize>) -> std::io::Result<OnInterrupt> {
@@ -61,7 +61,7 @@ fn cancel_on_interrupt(client: &Client, key: &str, presses: &Arc<AtomicUsize>) -
     OnInterrupt::new(move || {
         let before = presses.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| (n != IDLE).then_some(n + 1));
         if before != Ok(0) {
-            // Nothing runs that could be cancelled, or that was asked already: leave. What runs goes on in the daemon.
+            // No turn runs, or it was cancelled before: leave. A running turn goes on in the daemon.
             std::process::exit(130);
         }
         if let Err(e) = client.post(&path, None) {
@@ -78,7 +78,7 @@ pub(super) enum Line {
     End,
 }
 
-/// Where lines come from.
+/// The source of lines.
 pub(super) enum Input<'i> {
     Editor(Box<rustyline::DefaultEditor>, Option<PathBuf>),
     Lines(Box<dyn BufRead + 'i>),
@@ -92,8 +92,8 @@ impl<'i> Input<'i> {
         let file = find_state_dir(None, &process_env).ok().map(|d| d.join("chat_history"));
         if let Some(file) = &file {
             if let Some(dir) = file.parent() {
-                // Without the directory there is no history, which is no reason not to talk.
-                // It may become the daemon's state directory too: nobody else's business.
+                // Without the directory there is no history, and the conversation still works.
+                // It may become the daemon's state directory too, so it is private.
                 let _ = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir);
             }
             let _ = editor.load_history(file);
@@ -188,7 +188,7 @@ impl Conversation<'_> {
         };
         let line = format!("{} ({about}); /help for commands", bold(self.ui.color, &clean(key)));
         self.ui.styled(line)?;
-        // What was asked before we came can be answered by us.
+        // A permission that was requested before we came can be answered here.
         for request in &open {
             let mut screen = Screen::new();
             ask_permission(self.client, key, request, &mut screen, self.ui, &mut self.input)?;
@@ -205,7 +205,7 @@ impl Conversation<'_> {
         Ok(())
     }
 
-    /// First what waits, so that nothing of it begins when the running turn ends.
+    /// Cancels the queued messages first, so that none begins when the running turn ends.
     fn cancel(&mut self) -> Result<(), Failure> {
         match self.client.post(&session_path(&self.key, "/cancel?queued=1"), None) {
             Ok(_) => self.act("/cancel", "cancelled"),
@@ -248,14 +248,14 @@ impl Conversation<'_> {
     }
 }
 
-/// Shows a turn, and asks for the permissions that it wants.
+/// Shows a turn, and asks the user about its permissions.
 struct Show<'a, 'i> {
     client: &'a Client,
     key: &'a str,
     ui: &'a mut Ui,
     input: &'a mut Input<'i>,
     screen: Screen,
-    /// What ends the conversation rather than the turn: our own input or output is gone.
+    /// An error that ends the conversation and not only the turn: our own input or output is gone.
     fatal: Option<Failure>,
 }
 

@@ -34,10 +34,10 @@ pub fn check_config(a: &CheckConfig, ui: &mut Ui) -> Done {
     Ok(0)
 }
 
-/// What is no error in the file, but will be missed or be a surprise.
+/// Warnings: the file is valid, but something that it names is missing or unusual.
 fn warnings(config: &Config) -> Vec<String> {
     let mut out = config.warnings.clone();
-    // What the file names may be made later, or stand on another machine: told, but no fault of the file.
+    // Files that it names may be made later, or exist on another machine: a warning, not an error.
     for check in doctor::secrets(config).into_iter().filter(|c| c.verdict != doctor::Verdict::Good) {
         out.push(format!("{}: {}; {}", check.name, check.found, check.remedy));
     }

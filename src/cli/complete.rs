@@ -1,7 +1,7 @@
-//! Completion of keys: a hidden command that the shells' completions ask. It finds out whether a key belongs where the
-//! cursor stands, from the definition of the command line, and prints those that begin as what was typed.
+//! Completion of keys: a hidden command for the shells' completions. From the definition of the command line it finds
+//! out whether a key belongs at the cursor, and prints the keys that begin with the typed text.
 //!
-//! It is silent about everything that goes wrong: nobody wants an error in the middle of a line.
+//! It prints no errors, which would stand in the middle of the line.
 
 use std::time::Duration;
 
@@ -12,12 +12,12 @@ use super::render::{is_plain, items, text};
 use super::{Done, Ui, reach};
 use crate::client::name_to_key;
 
-/// Whoever types does not wait longer.
+/// How long the daemon may take: the user is typing.
 const PATIENCE: Duration = Duration::from_secs(1);
 /// Sessions that are offered at the most.
 const MOST: usize = 1000;
 
-/// `complete -- WORD..`: the words of the line up to the cursor, the last of which is what was typed of the next.
+/// `complete -- WORD..`: the words of the line up to the cursor; the last word is incomplete.
 pub fn complete(words: &[String], ui: &mut Ui) -> Done {
     let Some((to, typed)) = wanted(words) else { return Ok(0) };
     let Ok(client) = reach(&to) else { return Ok(0) };
@@ -32,10 +32,10 @@ pub fn complete(words: &[String], ui: &mut Ui) -> Done {
     Ok(0)
 }
 
-/// The names that begin so. A `local:` is left out, as people do, unless it was typed.
+/// The names that begin with a text. `local:` is left out unless it was typed.
 fn names(keys: impl Iterator<Item = String>, typed: &str) -> Vec<String> {
     let short = |key: String| match key.strip_prefix("local:") {
-        // What would be taken for another key, an id or an option is written whole.
+        // A name that would be read as another key, an id or an option is written whole.
         Some(name) if !typed.starts_with("local:") && !name.starts_with('-') && name_to_key(name) == key => {
             name.to_owned()
         }
@@ -47,7 +47,7 @@ fn names(keys: impl Iterator<Item = String>, typed: &str) -> Vec<String> {
     names
 }
 
-/// Whether the last word is a key, and of which daemon; and what was typed of it.
+/// Whether the last word is a key, of which daemon, and its typed part.
 fn wanted(words: &[String]) -> Option<(Connect, String)> {
     let (typed, before) = words.split_last()?;
     let mut root = Cli::command();
@@ -68,7 +68,7 @@ fn wanted(words: &[String]) -> Option<(Connect, String)> {
                 Some(value) => value,
                 None => match before.next() {
                     Some(value) => value,
-                    // The cursor stands at the option's value.
+                    // The cursor is at the option's value.
                     None => return is_key(arg).then(|| (to, typed.clone())),
                 },
             };

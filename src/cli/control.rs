@@ -22,7 +22,7 @@ pub fn status(client: &Client, a: &Status, ui: &mut Ui) -> Done {
         return stop::watch(client, a.plain.json, ui);
     }
     let status = client.status(STATUS).map_err(|e| Failure::api("status", &e))?;
-    // One that cannot say who waits for a permission is as well shown.
+    // The status is shown even if the permissions cannot be read.
     let asked =
         || client.request(Method::GET, "/v1/permissions", None, STATUS).ok().map_or(0, |r| items(&r.body).len());
     let open = if a.plain.json { 0 } else { asked() };

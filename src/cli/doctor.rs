@@ -1,4 +1,4 @@
-//! `doctor`: looks for what will go wrong, each with its remedy.
+//! `doctor`: finds problems and suggests fixes.
 //!
 //! Here are the checks that need the configuration, the file system and the client; `main` adds the rest.
 
@@ -15,9 +15,9 @@ use super::{Done, Doors, Failure, PROBE, Ui};
 use crate::client::{Client, ClientError};
 use crate::config::{self, AgentKind, Config, Paths, paths};
 
-/// Less than this and the store is about to fail.
+/// With less free space the store will fail soon.
 const SPACE_BAD: u64 = 64 << 20;
-/// Less than this and it soon may.
+/// With less free space it may fail some time.
 const SPACE_LOW: u64 = 512 << 20;
 
 /// How bad it is.
@@ -25,11 +25,11 @@ const SPACE_LOW: u64 = 512 << 20;
 pub enum Verdict {
     /// As it should be.
     Good,
-    /// Could not be looked at from here.
+    /// It could not be checked from here.
     Skipped,
-    /// Will bite some day.
+    /// It may become a problem.
     Warning,
-    /// Will fail, or has.
+    /// It fails, or will.
     Bad,
 }
 
@@ -44,16 +44,16 @@ impl Verdict {
     }
 }
 
-/// One thing that was looked at.
+/// One check and its result.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Check {
-    /// What: `state directory`.
+    /// The subject: `state directory`.
     pub name: String,
     /// How bad it is.
     pub verdict: Verdict,
     /// What was found.
     pub found: String,
-    /// What to do about it; empty when it is good.
+    /// The remedy; empty when it is good.
     pub remedy: String,
 }
 
@@ -123,8 +123,8 @@ pub fn doctor(a: &Doctor, client: &Client, doors: &Doors, ui: &mut Ui) -> Done {
     print(&checks, a.plain.json, ui)
 }
 
-/// Where to look: what the arguments name, else what the daemon that answers has, else what `serve` would use; but who has
-/// no state of their own and reads the service's configuration means the service.
+/// The places to check: those that the arguments name, else those of the daemon that answers, else those that `serve`
+/// would use. A user without a state directory who reads the service's configuration gets the service's.
 pub(super) fn ground(config: Option<&Path>, state_dir: Option<&Path>, status: Option<&Value>) -> Result<Paths, String> {
     let of_daemon = |name: &str| status.and_then(|s| s[name].as_str()).map(PathBuf::from);
     let config = config.map(PathBuf::from).or_else(|| of_daemon("config"));
@@ -173,7 +173,7 @@ fn configuration(config: &Config) -> Vec<Check> {
     out
 }
 
-/// The files with secrets are there, and ours alone.
+/// The files with secrets exist, and only we can read them.
 pub(super) fn secrets(config: &Config) -> Vec<Check> {
     let token = config.http.iter().filter_map(|h| h.token_file.as_ref()).map(|f| ("http.token_file".to_owned(), f));
     let keys = config.agents.values().filter(|a| a.kind == AgentKind::Openai);
@@ -207,7 +207,7 @@ fn secret(name: String, file: &Path, config: &Config) -> Check {
     }
 }
 
-/// The scripts can be read, and nobody else can change them: others the daemon refuses.
+/// The scripts can be read, and no other user can change them; the daemon refuses other scripts.
 pub(super) fn scripts(dir: &Path) -> Vec<Check> {
     let bad = |path: &Path, found: String, remedy: String| {
         Check::not_good(Verdict::Bad, "hooks", format!("{}: {found}", path.display()), remedy)
@@ -240,7 +240,7 @@ pub(super) fn scripts(dir: &Path) -> Vec<Check> {
     out
 }
 
-/// What the agents run is there.
+/// The programs and files of the agents exist.
 fn agents(config: &Config, hooks_dir: Option<&Path>) -> Vec<Check> {
     config
         .agents
@@ -291,7 +291,7 @@ fn agents(config: &Config, hooks_dir: Option<&Path>) -> Vec<Check> {
 fn find_program(program: &str, path: &str) -> Option<PathBuf> {
     let runs = |p: &PathBuf| p.metadata().is_ok_and(|m| m.is_file() && m.permissions().mode() & 0o111 != 0);
     if program.contains('/') {
-        // A relative one is looked up from the session's working directory, which is not known here.
+        // A relative path depends on the session's working directory, which is not known here.
         let file = PathBuf::from(program);
         return (file.is_relative() || runs(&file)).then_some(file);
     }
@@ -340,7 +340,7 @@ fn state(dir: &Path) -> Vec<Check> {
     out
 }
 
-/// The daemon answers, and has nothing to complain of.
+/// The daemon answers and reports no problem.
 fn daemon(client: &Client, status: &Result<Value, ClientError>) -> Vec<Check> {
     let s = match status {
         Ok(s) => s,

@@ -3,7 +3,7 @@
 //! The message is sent with an id, so that sending it again after a break does nothing twice. Once it is accepted, only
 //! its events are read: from the first connection while that lasts, then from the key's stream after the last event
 //! seen. When its turn is interrupted, the turn that `continues` it is followed instead, until one of the chain ends.
-//! Owns where in that story we are; how it looks is the [`Listener`]'s.
+//! Owns the place in that chain; the [`Listener`] shows it.
 
 use std::time::{Duration, Instant};
 
@@ -29,13 +29,13 @@ pub struct Ask<'a> {
     pub id: &'a str,
     /// Previews of the answer too.
     pub deltas: bool,
-    /// Wait for a daemon that is not there to begin with.
+    /// Wait for the daemon if it is not there at first.
     pub patient: bool,
-    /// Give up then.
+    /// The instant to give up.
     pub until: Option<Instant>,
 }
 
-/// What is seen on the way.
+/// What the listener is shown.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Seen<'e> {
     /// The message is kept; `deferred`: this boot will not answer it.
@@ -56,7 +56,7 @@ pub enum Seen<'e> {
     Turn {
         /// The answer begins anew.
         resumed: bool,
-        /// It goes on where another was cut off.
+        /// It goes on where the interrupted turn ended.
         continues: bool,
     },
     /// A piece of the answer, each piece once.
@@ -67,15 +67,15 @@ pub enum Seen<'e> {
     Tool(&'e Value),
     /// A permission was asked for or settled.
     Permission(&'e Value),
-    /// Something that the sender should know.
+    /// A notice for the sender.
     Notice(&'e str, &'e str),
     /// The turn was cut off; it will be continued.
     Interrupted,
 }
 
-/// Whoever shows it.
+/// Shows what happens.
 pub trait Listener {
-    /// Takes it in. An error (nobody reads our output) ends the following, not the turn.
+    /// Shows it. An error (our output is closed) ends the following, not the turn.
     fn on(&mut self, seen: Seen<'_>) -> Result<(), Failure>;
 }
 
@@ -132,7 +132,7 @@ impl From<ClientError> for Broken {
     }
 }
 
-/// What is left until then, at most so long as a status may take.
+/// The time left until then, at most the time of a status.
 fn soon(until: Option<Instant>) -> Duration {
     let left = until.map_or(STATUS, |t| t.saturating_duration_since(Instant::now()));
     left.clamp(Duration::from_millis(1), STATUS)
@@ -145,18 +145,18 @@ fn boot_id(client: &Client, until: Option<Instant>) -> Option<String> {
 struct Follow<'a> {
     client: &'a Client,
     ask: &'a Ask<'a>,
-    /// The chain: the message's own turn first, the one that is followed now last.
+    /// The chain: first the message's own turn, last the turn that is followed now.
     turns: Vec<String>,
     /// The last event seen.
     last: Option<u64>,
-    /// What comes is older than our turn.
+    /// The events that come are older than our turn.
     looking_back: bool,
-    /// The session whose turn of ours was cut off and not yet continued.
+    /// The session of our turn, while the turn is interrupted and not yet continued.
     cut_off: Option<String>,
-    /// The notice that came with the acceptance: its event tells the same once more.
+    /// The notice that came with the acceptance; its event repeats it.
     told: String,
     boot: &'a mut Option<String>,
-    /// Of the text and of the thoughts of the turn that is followed.
+    /// The shown text and thoughts of the turn that is followed.
     previews: [Preview; 2],
 }
 
@@ -235,7 +235,7 @@ impl Follow<'_> {
             let body = json!({ "text": text, "id": id });
             return Ok(self.client.stream_until(&path, Method::POST, Some(&body), None, until)?);
         }
-        // Without any event seen, all that is kept is looked through for ours.
+        // If no event was seen, all kept events are searched for ours.
         self.looking_back |= self.last.is_none();
         let after = self.last.unwrap_or(0);
         let deltas = if deltas { "&deltas=1" } else { "" };
@@ -251,7 +251,7 @@ impl Follow<'_> {
         let restarted = self.boot.as_ref().is_some_and(|b| *b != boot);
         *self.boot = Some(boot);
         if restarted {
-            // What the dead daemon had previewed but not committed will not be repeated.
+            // Previews of the dead daemon that were not committed will not come again.
             self.previews.iter_mut().for_each(Preview::forget);
         }
         listener.on(Seen::Back { restarted }).map_err(Broken::Told)?;
@@ -301,7 +301,7 @@ impl Follow<'_> {
             }
             "tool" if ours => listener.on(Seen::Tool(&event.data))?,
             "permission" if ours => listener.on(Seen::Permission(&event.data))?,
-            // A notice of no turn is for whoever listens on the key, but an old one is nobody's.
+            // A notice without a turn is for every listener of the key, unless it is old.
             "notice" if !self.told.is_empty() && self.told == event.text("code") => self.told.clear(),
             "notice" if ours || (event.data.get("turn_id").is_none_or(Value::is_null) && !self.looking_back) => {
                 listener.on(Seen::Notice(event.text("code"), event.text("text")))?;
@@ -368,7 +368,7 @@ impl Follow<'_> {
         Ok(Some(End { outcome: outcome.to_owned(), error, turn: event.text("turn_id").to_owned() }))
     }
 
-    /// A session that is over, or suspended, continues nothing.
+    /// A session that is over or suspended continues no turn.
     fn session_over(&self, event: &SseEvent) -> Option<End> {
         let reason = event.text("reason");
         let over = event.event == "session_closed" || reason == "suspended";
@@ -389,7 +389,7 @@ struct Preview {
 }
 
 impl Preview {
-    /// What of a preview is new. One that begins beyond what was shown has a gap before it: its text will come.
+    /// The new part of a preview. A preview with a gap before it is not shown; its text will come.
     fn delta<'e>(&mut self, offset: usize, text: &'e str) -> Option<&'e str> {
         let seen = self.shown.checked_sub(offset)?;
         let new = text.get(seen..).filter(|t| !t.is_empty())?;
@@ -397,7 +397,7 @@ impl Preview {
         Some(new)
     }
 
-    /// What of a committed piece was not previewed.
+    /// The part of a committed piece that was not previewed.
     fn committed<'e>(&mut self, text: &'e str) -> Option<&'e str> {
         let seen = self.shown.saturating_sub(self.committed);
         self.committed += text.len();

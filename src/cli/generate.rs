@@ -1,7 +1,7 @@
 //! Files for packages, from the definitions that the program itself uses: completions, manual pages, the sample.
 //!
-//! They are kept in `packaging/`, so that a package needs nothing but them, and a test compares them with what is made
-//! here.
+//! They are kept in `packaging/`, so that a package can be made from them alone, and a test compares them with the
+//! output of this file.
 
 use clap::CommandFactory as _;
 
@@ -32,8 +32,8 @@ fn completion(shell: clap_complete::Shell) -> String {
     }
 }
 
-/// Keys where a key belongs, else what there is without them. Bash splits words at colons, so the words are taken from the
-/// line, and what stands before the last colon is not given again.
+/// Completes keys where a key belongs, else as before. Bash splits words at colons, so the words are taken from the
+/// line, and the part before the last colon is not repeated.
 const BASH: &str = r#"
 _ostler_keys() {
     local line="${COMP_LINE:0:COMP_POINT}" key cut=""
@@ -72,7 +72,7 @@ const FISH: &str = r#"
 complete -c ostler -a "(ostler complete -- (commandline -opc) (commandline -ct) 2>/dev/null)"
 "#;
 
-/// Every file that is made, with its place in `packaging/`.
+/// Every generated file, with its place in `packaging/`.
 pub fn files() -> Vec<(&'static str, String)> {
     use clap_complete::Shell::{Bash, Fish, Zsh};
     vec![

@@ -1,4 +1,4 @@
-//! `hooks`: what is registered, what was set aside, and trying scripts out.
+//! `hooks`: registered handlers, set-aside events, and trials of scripts.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -41,7 +41,7 @@ fn list(client: &Client, p: &Plain, ui: &mut Ui) -> Done {
     Ok(0)
 }
 
-/// Every file is looked at, so that one wrong script does not hide the next.
+/// Checks every file, so that one wrong script does not hide the next.
 fn check(files: &[PathBuf], config: Option<&Path>, json: bool, doors: &Doors, ui: &mut Ui) -> Done {
     let config = settings(config)?;
     let mut code = 0;
@@ -71,7 +71,7 @@ fn check(files: &[PathBuf], config: Option<&Path>, json: bool, doors: &Doors, ui
     Ok(code)
 }
 
-/// The configuration, with the hooks directory that a daemon under it would use: `lib` is looked for there.
+/// The configuration, with the hooks directory that a daemon would use: `lib` is looked up there.
 fn settings(file: Option<&Path>) -> Result<Config, Failure> {
     let mut config = config::load(config::find_file(file, &process_env).as_deref())?;
     config.hooks.dir = config::paths::hooks_dir(&config);
@@ -129,7 +129,7 @@ fn fire(a: &Fire, to: &Connect, doors: &Doors, ui: &mut Ui) -> Done {
     Ok(u8::from(failed))
 }
 
-/// What a script that was tried without a daemon did beside returning.
+/// Prints what a script kept and sent when it was tried without a daemon.
 fn aftermath(answer: &Value, ui: &mut Ui) -> std::io::Result<()> {
     for traceback in items(answer).iter().filter_map(|h| h.get("traceback").and_then(Value::as_str)) {
         for line in traceback.lines() {
@@ -197,8 +197,8 @@ fn aside(client: &Client, a: &Aside, retry: bool, ui: &mut Ui) -> Done {
         told(&[id], ui)?;
         return Ok(0);
     }
-    // One event may be set aside for several handlers: the API takes it by its id, once. What was retried may be set aside
-    // again before the end; it is not taken twice.
+    // One event may be set aside for several handlers, and the API takes it once by its id. An event that is set aside
+    // again meanwhile is not taken twice.
     let mut taken = BTreeSet::new();
     loop {
         let all = client.get("/v1/hooks/failed").map_err(|e| Failure::api("hooks", &e))?;

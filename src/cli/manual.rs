@@ -1,5 +1,5 @@
-//! The manual pages that have a source in the code: ostler(1) from the command line's definition, ostler.toml(5) from the
-//! table of keys. ostler-hooks(7) is written by hand, and compared with the events and the API by a test.
+//! The manual pages that have a source in the code: ostler(1) from the command line's definition, ostler.toml(5) from
+//! the table of keys. ostler-hooks(7) is written by hand, and compared with the events and the API by a test.
 
 use std::fmt::Write as _;
 
@@ -8,9 +8,9 @@ use clap::{Arg, Command, CommandFactory as _};
 use super::args::Cli;
 use crate::config::keys::{KEYS, SECTIONS};
 
-/// When the pages last changed in what they say.
+/// When the text of the pages last changed.
 const DATE: &str = "2026-11-25";
-/// What stands around the commands.
+/// The text around the commands.
 const FRAME: &str = include_str!("manual.roff");
 
 /// ostler(1)
@@ -42,7 +42,7 @@ pub fn ostler() -> String {
     FRAME.replace("@DATE@", DATE).replace("@COMMANDS@", commands.trim_end()).replace("@COMMON@", options.trim_end())
 }
 
-/// What is the same for many commands, and so told once.
+/// Whether an option is the same for many commands, and so described once.
 fn is_common(arg: &Arg) -> bool {
     arg.get_help_heading() == Some("Connection") || arg.get_id() == "json"
 }
@@ -177,7 +177,7 @@ agent = "small"
 .EE
 "#;
 
-/// Text that the formatter leaves alone.
+/// Text without meaning to the formatter.
 fn roff(text: &str) -> String {
     let text = text.replace('\\', "\\e").replace('-', "\\-");
     let line = |l: &str| if l.starts_with(['.', '\'']) { format!("\\&{l}") } else { l.to_owned() };

@@ -40,7 +40,7 @@ mod transcript;
 
 use args::{Cli, Command, Connect};
 
-/// What `serve` was asked for, looked up and read.
+/// The options of `serve`, with the files looked up and read.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ServeOptions {
     /// The configuration; `config.file` is what a reload reads again.
@@ -49,16 +49,16 @@ pub struct ServeOptions {
     pub state_dir: PathBuf,
     /// Where the socket is made.
     pub socket: PathBuf,
-    /// Ask a daemon that holds the state to leave.
+    /// Ask a daemon that holds the state to stop.
     pub replace: bool,
-    /// Continue nothing that was interrupted.
+    /// Do not resume interrupted turns.
     pub no_resume: bool,
 }
 
 /// A script, an event, the fields that replace the sample's, and the configuration with `[hooks]`.
 pub type FireScript = fn(&Path, HookEvent, &Map<String, Value>, &Config) -> Result<Value, String>;
 
-/// A state directory, a backup, and whoever is shown the plan.
+/// A state directory, a backup, and a callback that is shown the plan and confirms it.
 pub type RestoreFile = fn(&Path, &Path, &mut dyn FnMut(&Value) -> bool) -> Result<bool, (u8, String)>;
 
 /// What the commands need of the rest of the program.
@@ -66,15 +66,15 @@ pub type RestoreFile = fn(&Path, &Path, &mut dyn FnMut(&Value) -> bool) -> Resul
 pub struct Doors {
     /// Runs the daemon; its exit code.
     pub serve: fn(ServeOptions) -> u8,
-    /// Loads a hook script as the daemon would: a line for each warning, or what is wrong with it; each names file and line.
+    /// Loads a hook script as the daemon would: a line for each warning, or the error; each names file and line.
     pub check_script: fn(&Path, &Config) -> Result<Vec<String>, String>,
-    /// Loads a hook script and calls its handlers of an event with a sample that has these fields: what the API answers to
-    /// `POST /v1/hooks/fire`, and `answer`, `sent` and `kv`.
+    /// Loads a hook script and calls its handlers of an event with a sample that has these fields: what the API answers
+    /// to `POST /v1/hooks/fire`, and `answer`, `sent` and `kv`.
     pub fire_script: FireScript,
     /// The reports in a state directory's database, newest first; nothing is changed there.
     pub reports: fn(&Path) -> Result<Vec<Value>, String>,
-    /// Puts a backup at the place of a state directory's database, if whoever is shown the plan says so: whether it was
-    /// done, or the exit code and why not.
+    /// Replaces a state directory's database with a backup, if the callback confirms the plan: whether it was done, or
+    /// the exit code and why not.
     pub restore: RestoreFile,
     /// Checks for the doctor that need more than the configuration and the client.
     pub checks: fn(&doctor::Ground<'_>) -> Vec<doctor::Check>,
@@ -85,7 +85,7 @@ pub struct Doors {
 pub struct Failure {
     /// The exit code.
     pub code: u8,
-    /// `what: why`; empty when there is nobody left to tell.
+    /// `what: why`; empty when our output is closed.
     pub text: String,
     /// The API's code, if it was the API that refused.
     pub word: Option<String>,
@@ -129,7 +129,7 @@ impl Failure {
             "invalid_key" | "invalid_parameter" | "invalid_text" => exit::USAGE,
             _ => 1,
         };
-        // Without an answer the message names the daemon, which is what is the matter.
+        // Without an answer the message names the daemon, because that is the problem.
         let text = match (e.status, e.is_unreachable()) {
             (0, true) => format!("{}; start it with `ostler serve`, or name its --socket or --url", e.message),
             (0, false) => e.message.clone(),
@@ -141,7 +141,7 @@ impl Failure {
 
 impl From<io::Error> for Failure {
     fn from(e: io::Error) -> Self {
-        // Whoever read our output went away: it wants no more words either.
+        // The reader of our output is gone: it gets no more text.
         let text = if e.kind() == io::ErrorKind::BrokenPipe { String::new() } else { format!("output: {e}") };
         Self::coded(exit::FAILURE, text)
     }
@@ -153,13 +153,13 @@ impl From<ConfigError> for Failure {
     }
 }
 
-/// A daemon that answers nothing for so long hangs, or was stopped.
+/// A daemon that does not answer for so long hangs, or its process is stopped.
 const PROBE: Duration = Duration::from_secs(5);
 
 /// A command's exit code, or why it failed.
 type Done = Result<u8, Failure>;
 
-/// Where people are.
+/// The terminal of the user.
 pub struct Ui {
     out: Box<dyn Write>,
     err: Box<dyn Write>,
@@ -171,7 +171,7 @@ pub struct Ui {
     color: bool,
     /// Columns of the terminal on stdout; `None`: as many as a line needs.
     width: Option<u16>,
-    /// Reads a line that somebody types; `None`: nobody is there to be asked.
+    /// Reads a line that the user types; `None`: there is no terminal to ask on.
     typed: Option<Typed>,
 }
 
@@ -202,7 +202,7 @@ impl Ui {
         }
     }
 
-    /// A line on stdout. On a terminal it loses what would command it: no text is trusted here, whoever wrote it.
+    /// A line on stdout. On a terminal control characters are removed, because no text is trusted.
     fn say(&mut self, line: impl std::fmt::Display) -> io::Result<()> {
         if self.out_tty {
             return writeln!(self.out, "{}", render::clean(&line.to_string()));
@@ -210,17 +210,18 @@ impl Ui {
         writeln!(self.out, "{line}")
     }
 
-    /// A line with colours of ours; everything else in it is clean already.
+    /// A line with our colours; the rest of it is clean already.
     fn styled(&mut self, line: impl std::fmt::Display) -> io::Result<()> {
         writeln!(self.out, "{line}")
     }
 
-    /// A line on stderr, as `ostler: LINE`. That nobody can read it is no reason to fail.
+    /// A line on stderr, as `ostler: LINE`. A closed stderr is no error.
     fn note(&mut self, line: impl std::fmt::Display) {
         let _ = writeln!(self.err, "ostler: {}", render::clean(&line.to_string()));
     }
 
-    /// Whether what cannot be undone shall be done: asked on a terminal; a script has said so by running the command.
+    /// Confirms an action that cannot be undone: asks on a terminal; in a script, running the command is the
+    /// confirmation.
     fn confirm(&mut self, question: &str) -> io::Result<bool> {
         let Some(typed) = &mut self.typed else { return Ok(true) };
         let _ = write!(self.err, "{} [y/N] ", render::clean(question));
@@ -228,7 +229,7 @@ impl Ui {
         Ok(matches!(typed()?.trim(), "y" | "Y" | "yes" | "Yes"))
     }
 
-    /// Why a command failed, unless nobody is left to be told.
+    /// Prints why a command failed, unless our output is closed.
     fn fail(&mut self, failure: &Failure, json: bool) {
         if failure.text.is_empty() {
         } else if json {
@@ -255,20 +256,20 @@ impl Ui {
     }
 }
 
-/// The terminal's width. Some have none to tell (0 columns), which means that nobody cuts the lines.
+/// The terminal's width. Some report 0 columns, which means that lines are not cut.
 fn columns() -> Option<u16> {
     let size = rustix::termios::tcgetwinsize(io::stdout()).ok()?;
     usable_width(size.ws_col)
 }
 
-/// Tables narrower than this would be a column of letters.
+/// The least width of a table; a narrower one would be a column of letters.
 const NARROWEST: u16 = 80;
 
 fn usable_width(columns: u16) -> Option<u16> {
     (columns > 0).then_some(columns.max(NARROWEST))
 }
 
-/// The program, but for what it is made of.
+/// The program, with its parts as arguments.
 #[must_use]
 pub fn main(doors: &Doors) -> ExitCode {
     let mut ui = Ui::terminal();
@@ -276,7 +277,7 @@ pub fn main(doors: &Doors) -> ExitCode {
     match parse(&args) {
         Ok((cli, json)) => ExitCode::from(execute(cli, json, doors, &mut ui)),
         Err(e) => {
-            // Help goes to stdout, an error to stderr; that either is closed changes nothing.
+            // Help goes to stdout, an error to stderr; a closed stream changes nothing.
             match usage(&e) {
                 Some(text) if args.iter().any(|a| a == "--json") => ui.fail(&Failure::usage(text.trim_end()), true),
                 Some(text) => eprint_quietly(&format!("ostler: {text}")),
@@ -312,7 +313,7 @@ fn usage(e: &clap::Error) -> Option<String> {
     e.render().to_string().strip_prefix("error: ").map(str::to_owned)
 }
 
-/// To stderr, whoever reads it or not.
+/// Prints to stderr, even if it is closed.
 fn eprint_quietly(text: &str) {
     let _ = io::stderr().write_all(text.as_bytes());
 }
@@ -354,8 +355,8 @@ fn run(cli: Cli, doors: &Doors, ui: &mut Ui) -> Done {
     }
 }
 
-/// The daemon that the flags or the environment name, and that answers: nothing is asked of one that does not, because it
-/// would be done whenever it goes on.
+/// The daemon that the flags or the environment name, if it answers. A daemon that hangs gets no request, because it
+/// would carry it out whenever it goes on.
 fn client(to: &Connect) -> Result<Client, Failure> {
     let client = reach(to)?;
     client.answers(PROBE).map_err(|e| Failure::api("daemon", &e))?;

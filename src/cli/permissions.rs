@@ -11,12 +11,12 @@ use crate::client::{Client, name_to_key, session_path};
 
 /// Lines of a request's details, so that its options stay on the screen.
 const LINES: usize = 12;
-/// Columns of a line where the terminal has none to tell.
+/// Columns of a line if the terminal does not report its width.
 const COLUMNS: usize = 100;
 /// Options and places that are shown.
 const MOST: usize = 20;
 
-/// What is asked, in a line.
+/// The request in a line.
 pub fn title(p: &Value) -> String {
     let found = ["/title", "/tool/title", "/tool_call_id", "/tool", "/request_id"].iter().map(|at| text(p, at));
     label(&found.into_iter().find(|t| !t.is_empty()).unwrap_or_default())
@@ -27,8 +27,8 @@ pub fn options(p: &Value) -> &[Value] {
     p.get("options").and_then(Value::as_array).map_or(&[], Vec::as_slice)
 }
 
-/// Shows a request: its title and kind, the command, the change or the input, the places, and each option with what it
-/// means. Every name has one line, and all of it fits a screen.
+/// Shows a request: its title and kind, the command, the change or the input, the places, and each option with its
+/// meaning. Every name has one line, and all of it fits a screen.
 pub fn show(p: &Value, ui: &mut Ui) -> std::io::Result<()> {
     let kind = match text(p, "/kind") {
         kind if kind.is_empty() => kind,
@@ -52,7 +52,7 @@ pub fn show(p: &Value, ui: &mut Ui) -> std::io::Result<()> {
             kind if kind.is_empty() => kind,
             kind => format!(" [{}]", label(&kind).replace('_', " ")),
         };
-        // What the option means is not cut with a long name.
+        // The meaning of the option is not cut off with a long name.
         let name = cut(&name, width.saturating_sub(kind.chars().count() + 4));
         ui.say(format!("  {}. {name}{kind}", n + 1))?;
     }
@@ -102,7 +102,7 @@ fn lines(out: &mut Vec<String>, before: &str, text: &str) {
     }
 }
 
-/// The lines in which two texts differ, without those that both begin and end with.
+/// The lines in which two texts differ, without their common beginning and end.
 fn difference(out: &mut Vec<String>, old: &str, new: &str) {
     let (old, new): (Vec<_>, Vec<_>) = (old.lines().collect(), new.lines().collect());
     let same = old.iter().zip(&new).take_while(|(a, b)| a == b).count();
@@ -188,14 +188,15 @@ fn count_open(n: usize) -> String {
     if n == 1 { "1 is".into() } else { format!("{n} are") }
 }
 
-/// The option that allows once, else one that allows; the same for a rejection. What an option is called decides nothing.
+/// The option that allows once, else another that allows; the same for a rejection. The name of an option does not
+/// count.
 fn choice(options: &[Value], allow: bool) -> Option<&Value> {
     let (once, any) = if allow { ("allow_once", "allow") } else { ("reject_once", "reject") };
     let kind = |o: &Value| text(o, "/kind");
     options.iter().find(|o| kind(o) == once).or_else(|| options.iter().find(|o| kind(o).starts_with(any)))
 }
 
-/// What a session waits for, in a line; empty if for nothing.
+/// The permissions that a session waits for, in a line; empty if there is none.
 pub fn waiting(session: &Value) -> String {
     let open = session.get("permissions").and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
     match open {

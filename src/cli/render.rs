@@ -17,8 +17,8 @@ pub fn table(ui: &Ui, headers: &[&str], rows: Vec<Vec<String>>) -> String {
     table_within(ui.width, headers, rows)
 }
 
-/// A table if it fits the terminal; else a block of names and values for each row, so that nothing that somebody wants to
-/// copy is broken in two.
+/// A table if it fits the terminal; else a block of names and values for each row, so that a value to copy stays in one
+/// piece.
 pub fn table_or_records(ui: &Ui, headers: &[&str], rows: Vec<Vec<String>>) -> String {
     let whole = table_within(None, headers, rows.clone());
     if fits(ui, &whole) {
@@ -33,7 +33,7 @@ pub fn fits(ui: &Ui, text: &str) -> bool {
     ui.width.is_none_or(|w| text.lines().all(|l| l.chars().count() <= usize::from(w)))
 }
 
-/// The beginning of a text, at most so many characters, the last of them `…` if there is more.
+/// The first characters of a text, at most so many; the last is `…` if the text is longer.
 pub fn cut(text: &str, most: usize) -> String {
     if text.chars().count() <= most {
         return text.to_owned();
@@ -62,14 +62,14 @@ fn table_within(width: Option<u16>, headers: &[&str], rows: Vec<Vec<String>>) ->
     lines.collect::<Vec<_>>().join("\n")
 }
 
-/// Names and values in two columns; what has no value is left out.
+/// Names and values in two columns; rows without a value are left out.
 pub fn fields(rows: &[(&str, String)]) -> String {
     let rows: Vec<_> = rows.iter().filter(|(_, v)| !v.is_empty()).collect();
     let width = rows.iter().map(|(n, _)| n.len()).max().unwrap_or(0);
     rows.iter().map(|(n, v)| format!("{n:width$}  {}\n", label(v))).collect::<String>().trim_end().to_owned()
 }
 
-/// A field's value as text: nothing for `null` and what is not there.
+/// A field's value as text; empty for `null` and a missing field.
 pub fn text(value: &Value, pointer: &str) -> String {
     match value.pointer(pointer) {
         None | Some(Value::Null) => String::new(),
@@ -106,7 +106,7 @@ pub fn error_text(error: &Value) -> String {
     }
 }
 
-/// When something was, as a reader wants it: `3m ago`.
+/// How long ago an instant was: `3m ago`.
 pub fn ago(at: &str, now: Millis) -> String {
     let Ok(then) = at.parse::<jiff::Timestamp>() else { return at.to_owned() };
     let seconds = (now - then.as_millisecond()) / 1000;
@@ -151,13 +151,13 @@ pub fn blocking(status: &Value) -> Vec<String> {
     list.into_iter().flatten().map(line).collect()
 }
 
-/// Text of agents and users without control characters, which would otherwise command the reader's terminal.
+/// Text of agents and users without control characters, which could control the reader's terminal.
 pub fn clean(text: &str) -> String {
     text.chars().filter(|c| !c.is_control() || matches!(c, '\n' | '\t')).collect()
 }
 
-/// A name or a title within a line: no control character, no line end, and nothing that is not seen or turns round what
-/// stands beside it, so that two names that look the same are the same.
+/// A name or a title within a line, without control characters, line ends, invisible characters and characters that
+/// change the direction of text, so that two names that look the same are the same.
 pub fn label(text: &str) -> String {
     text.chars()
         .filter_map(|c| match c {
@@ -173,12 +173,12 @@ pub fn is_plain(text: &str) -> bool {
     !text.chars().any(|c| c.is_control() || is_unseen(c))
 }
 
-/// JSON whose strings cannot command a terminal: JSON itself only escapes U+0000 to U+001F.
+/// JSON whose strings cannot control a terminal: JSON itself only escapes U+0000 to U+001F.
 pub fn json_for_terminal(json: &str) -> String {
     let mut out = String::with_capacity(json.len());
     for c in json.chars() {
         match c {
-            // Outside of strings JSON has no such character, and its own line ends are wanted.
+            // Outside of strings JSON has no such characters except its line ends, which stay.
             '\u{7f}'..='\u{9f}' => out += &format!("\\u{:04x}", u32::from(c)),
             c => out.push(c),
         }

@@ -9,7 +9,7 @@ use super::{Done, Doors, Failure, Ui};
 use crate::client::{Client, segment};
 use crate::config::paths;
 
-/// `report [BOOT]`: of the daemon, or, where none is there and none was named, of the database.
+/// `report [BOOT]`: from the daemon, or from the database if no daemon runs and none was named.
 pub fn report(client: &Client, a: &Report, named: bool, doors: &Doors, ui: &mut Ui) -> Done {
     let fail = |e| Failure::api("report", &e);
     let from_file = a.state_dir.is_some() || !named;
@@ -46,7 +46,7 @@ fn of_database(a: &Report, doors: &Doors, ui: &mut Ui) -> Done {
     let dir = paths::state_dir_to_read(a.state_dir.as_deref(), &paths::process_env)
         .map_err(|why| Failure::coded(1, format!("report: {why}")))?;
     let reports = (doors.reports)(&dir).map_err(|why| {
-        let none = "no daemon is there to be asked, and the database cannot be read (--state-dir names another)";
+        let none = "no daemon answers, and the database cannot be read (--state-dir names another)";
         Failure::coded(1, format!("report: {none}: {why}"))
     })?;
     if a.all {

@@ -12,9 +12,9 @@ use crate::client::Client;
 pub fn restore(a: &Restore, client: &Client, doors: &Doors, ui: &mut Ui) -> Done {
     let what = a.file.display().to_string();
     if !a.yes && ui.typed.is_none() {
-        return Err(Failure::usage("restore: nobody is here to be asked: --yes replaces the database without asking"));
+        return Err(Failure::usage("restore: there is no terminal to ask on: --yes replaces the database without asking"));
     }
-    // A daemon that answers has its state where this would look for one that is down.
+    // A daemon that answers uses the state directory that this command would change.
     let status = client.answers(PROBE).and_then(|()| client.status(STATUS));
     let found = doctor::ground(a.config.as_deref(), a.state_dir.as_deref(), status.as_ref().ok())
         .map_err(|why| Failure::coded(super::exit::FAILURE, why))?;

@@ -1,6 +1,6 @@
 //! What `chat` shows while a turn runs: the answer, thoughts, one line for each tool call, notes.
 //!
-//! Owns where on the screen we are. It must not know where what it shows comes from.
+//! Owns the position on the screen. It must not know the source of what it shows.
 
 use std::collections::HashMap;
 
@@ -9,7 +9,7 @@ use serde_json::Value;
 use super::render::{clean, dim, text};
 use super::{Failure, Ui};
 
-/// Tool calls remembered for their titles; a turn with more forgets the first.
+/// Tool calls whose titles are kept; a turn with more forgets the first.
 const TOOLS: usize = 1000;
 
 enum At {
@@ -63,7 +63,8 @@ impl Screen {
         Ok(())
     }
 
-    /// A tool call: one line. A new status replaces the line if nothing came below it; otherwise only its end is told.
+    /// A tool call: one line. A new status replaces the line if it is the last; otherwise only the end of the call is
+    /// shown.
     pub fn tool(&mut self, ui: &mut Ui, call: &Value) -> Result<(), Failure> {
         let id = text(call, "/tool_call_id");
         let (title, status) = (clean(&text(call, "/title")).replace('\n', " "), clean(&text(call, "/status")));

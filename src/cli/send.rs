@@ -69,7 +69,7 @@ pub fn send(client: &Client, a: &Send, ui: &mut Ui) -> Done {
     Err(Failure::new(&key, format!("turn {}{why}", end.outcome)))
 }
 
-/// For the daemon to accept a message.
+/// How long the daemon may take to accept a message.
 const ACCEPT: Duration = Duration::from_secs(60);
 
 /// The acceptance in a line.
@@ -148,7 +148,7 @@ impl Listener for Answer<'_> {
                     self.end_line()?;
                 }
                 if resumed {
-                    // The message runs again: what was said before the break is no part of this answer.
+                    // The message runs again: the text before the break is not part of this answer.
                     self.held.clear();
                     self.at_line_start = true;
                 }

@@ -1,10 +1,10 @@
-//! `serve`: flags, environment and file become what the daemon needs; then it runs.
+//! `serve`: flags, environment and file become the daemon's options; then it runs.
 
 use super::args::Serve;
 use super::{Done, Doors, Failure, ServeOptions, Ui, exit};
 use crate::config::{self, Paths, paths::process_env};
 
-/// Runs the daemon; its exit code is ours.
+/// Runs the daemon and gives its exit code.
 pub fn serve(a: &Serve, doors: &Doors, _: &mut Ui) -> Done {
     let paths = Paths::of_daemon(a.config.as_deref(), a.state_dir.as_deref(), a.socket.as_deref(), &process_env)
         .map_err(|text| Failure::coded(exit::STATE, text))?;
@@ -21,7 +21,7 @@ pub fn serve(a: &Serve, doors: &Doors, _: &mut Ui) -> Done {
         replace: a.replace,
         no_resume: a.no_resume,
     });
-    // What the daemon last said is still on its way; a stalled stderr gets this long and no more.
+    // The last log lines are still on their way; a stalled stderr gets this long.
     crate::log::flush(std::time::Instant::now() + std::time::Duration::from_secs(1));
     Ok(code)
 }

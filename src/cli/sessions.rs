@@ -33,7 +33,7 @@ pub fn list(client: &Client, a: &Sessions, ui: &mut Ui) -> Done {
         let page = client.get(&path).map_err(|e| Failure::api("sessions", &e))?;
         let found = items(&page);
         let next = text(&page, "/next_cursor");
-        // A cursor that does not move would go on for ever.
+        // A cursor that does not move would loop for ever.
         let stuck = found.is_empty() || next == cursor;
         all.extend_from_slice(found);
         cursor = next;
@@ -65,7 +65,7 @@ pub fn list(client: &Client, a: &Sessions, ui: &mut Ui) -> Done {
     Ok(0)
 }
 
-/// Every column if they fit the terminal; else those by which a session is found, each id in one piece.
+/// Every column if they fit the terminal; else only the columns that identify a session, each id in one piece.
 fn listing(ui: &Ui, all: &[Value], wide: bool) -> String {
     let rows = all.iter().map(|s| {
         vec![
@@ -102,7 +102,7 @@ fn queued(s: &Value) -> String {
     }
 }
 
-/// The state in a word or two: what it does now comes before where it stands.
+/// The state in a word or two: a running turn or a wait counts more than the state itself.
 fn state(s: &Value) -> String {
     let mut out = match text(s, "/turn/state").as_str() {
         "running" => "running".to_owned(),
@@ -218,7 +218,7 @@ pub fn cancel(client: &Client, a: &Cancel, ui: &mut Ui) -> Done {
 /// `resume`
 pub fn resume(client: &Client, a: &One, ui: &mut Ui) -> Done {
     let key = name_to_key(&a.key);
-    // What is suspended need not be the key's current session, and that may be missing.
+    // The suspended session need not be the key's current session, which may be missing.
     let before = client.get(&session_path(&key, "")).unwrap_or_default();
     let session = client.post(&session_path(&key, "/resume"), None).map_err(|e| Failure::api(&key, &e))?;
     let marked = before["resume_pending"].is_object();

@@ -16,17 +16,17 @@ use crate::clock;
 use crate::model::event::{StopReason, Urgency};
 use crate::thread;
 
-/// The status is asked for this often; that the process is gone is noticed at once.
+/// The status is read this often; the end of the process is noticed at once.
 const LOOK: Duration = Duration::from_millis(250);
-/// Changes are told in JSON this often at the most.
+/// The least time between two lines of JSON.
 const CHANGE: Duration = Duration::from_secs(1);
-/// One look.
+/// How long one reading of the status may take.
 const ANSWER: Duration = Duration::from_secs(3);
-/// What a stop may run past its deadline before it is called hung.
+/// How long after its deadline a stop counts as hung.
 const GRACE: Duration = Duration::from_secs(15);
-/// A stop whose deadline is not known.
+/// How long a stop without a known deadline may take.
 const UNKNOWN: Duration = Duration::from_secs(600);
-/// For a supervisor to start the next daemon, and for that to be ready.
+/// How long a supervisor may take until the next daemon is ready.
 const NEXT_BOOT: Duration = Duration::from_secs(300);
 
 /// `stop`
@@ -70,11 +70,11 @@ struct Gone {
     since: Instant,
     took: Duration,
     report: Option<Value>,
-    /// The urgency that it last said.
+    /// The urgency that it reported last.
     urgency: String,
 }
 
-/// Says how it went. Without a report (an answer that was cut off by the exit) only a `now` is known to be unclean.
+/// Says how the stop went. Without a report (the exit cut the answer off) only a `now` is known to be unclean.
 fn verdict(gone: &Gone, word: &str, json: bool, ui: &mut Ui) -> Done {
     let took = millis(i64::try_from(gone.took.as_millis()).unwrap_or(i64::MAX));
     let clean = match &gone.report {
@@ -124,7 +124,7 @@ fn bring_down(client: &Client, reason: StopReason, urgency: Urgency, ui: &mut Ui
     }
     progress.clear();
     let took = since.elapsed();
-    // The answer was sent before the exit, so it is here or will never be.
+    // The answer was sent before the exit: it is here by now, or will never come.
     let report = report.and_then(|r| r.recv_timeout(Duration::from_secs(1)).ok());
     Ok(Gone { boot: look.boot, supervised: before["supervised"] == true, since, took, report, urgency: said })
 }
@@ -192,7 +192,7 @@ fn watch_json(look: &mut Look<'_>, first: Value, ui: &mut Ui) -> Result<(), Fail
     let mut last = first;
     ui.json_line(&last)?;
     loop {
-        // Whoever reads it as it comes must not wait for a buffer to fill.
+        // Flushed, because the reader must not wait until a buffer is full.
         ui.out.flush()?;
         match look.next(CHANGE) {
             Step::Gone => return Ok(()),
@@ -214,7 +214,7 @@ enum Step {
     Status(Value),
 }
 
-/// Looks at one boot until it is gone.
+/// Watches one boot until it is gone.
 struct Look<'a> {
     client: &'a Client,
     boot: String,
@@ -242,8 +242,7 @@ impl<'a> Look<'a> {
     }
 }
 
-/// A handle of the daemon's process, if its pid means the same here as there: it may be behind a socket that was
-/// mounted out of a container.
+/// A handle of the daemon's process, if its pid is valid here: the socket may come from a container with its own pids.
 fn process(client: &Client, status: &Value) -> Option<OwnedFd> {
     client.socket()?;
     let pid = i32::try_from(number(status, "/pid")).ok().and_then(rustix::process::Pid::from_raw)?;
@@ -260,11 +259,11 @@ fn ended(process: &OwnedFd, wait: Duration) -> bool {
     let mut fds = [PollFd::new(process, PollFlags::IN)];
     let seconds = i64::try_from(wait.as_secs()).unwrap_or(i64::MAX);
     let wait = Timespec { tv_sec: seconds, tv_nsec: i64::from(wait.subsec_nanos()) };
-    // Interrupted by a signal: the next look will tell.
+    // Interrupted by a signal: it is checked again next time.
     poll(&mut fds, Some(&wait)).is_ok_and(|n| n > 0)
 }
 
-/// What is going on: a bar on a terminal, else a line whenever it changes.
+/// The progress: a bar on a terminal, else a line for each change.
 struct Progress {
     bar: Option<ProgressBar>,
     since: Instant,
@@ -285,7 +284,7 @@ impl Progress {
         let blocking = blocking(status);
         let phase = text(status, "/phase");
         let Some(bar) = &self.bar else {
-            // Ages change all the time: what counts is the phase, and who blocks with which tool.
+            // Ages change all the time; only the phase and the blocking keys and tools count.
             let list = status.pointer("/stop/blocking").and_then(Value::as_array);
             let who = list.into_iter().flatten().map(|b| format!("{} {}", text(b, "/key"), text(b, "/tool")));
             let now = format!("{} {phase} {}", sessions(status), who.collect::<Vec<_>>().join(", "));

@@ -72,7 +72,7 @@ pub fn print(client: &Client, a: &Transcript, ui: &mut Ui) -> Done {
     Ok(0)
 }
 
-/// An entry: a line of JSON, or a head and what was said.
+/// An entry: a line of JSON, or a head and the text.
 fn entry(e: &Value, json: bool, ui: &mut Ui) -> Result<(), Failure> {
     if json {
         ui.json_line(e)?;
@@ -85,8 +85,8 @@ fn entry(e: &Value, json: bool, ui: &mut Ui) -> Result<(), Failure> {
     Ok(())
 }
 
-/// The newest entries, without reading all: numbers rise, and are shared with other sessions, so the end is found by
-/// halving, and the beginning by looking further and further back.
+/// The newest entries, without reading all. Numbers rise and are shared with other sessions, so the end is found by a
+/// binary search, and the beginning by steps back of growing size.
 fn tail(client: &Client, key: &str, most: usize) -> Result<Vec<Value>, Failure> {
     let after = |seq: i64| -> Result<Option<i64>, Failure> {
         let page = client.get(&session_path(key, &format!("/transcript?limit=1&after={seq}")));
@@ -125,7 +125,7 @@ struct Reader<'a> {
     client: &'a Client,
     key: String,
     json: bool,
-    /// The session whose entries are printed; a key's may be another one tomorrow.
+    /// The session whose entries are printed; the key may get another session later.
     session: Option<String>,
     /// The last entry printed.
     last: Option<i64>,
@@ -134,13 +134,13 @@ struct Reader<'a> {
 impl Reader<'_> {
     fn run(mut self, begin: Option<NonZeroUsize>, ui: &mut Ui) -> Done {
         if let Some(n) = begin {
-            // What stands before the tail is passed over.
+            // Entries before the tail are skipped.
             let newest = tail(self.client, &self.key, n.get())?;
             self.last = newest.first().map(|e| number(e, "/seq") - 1);
         }
         let mut follower = Follower { client: self.client, key: self.key.clone(), boot: None, last: None };
         follower.run(ui, &mut |event, ui| match event.map_or("", |e| e.event.as_str()) {
-            // Also when the stream (again) begins, for what came before.
+            // Also when the stream begins (again), for the entries that came before.
             "" | "turn_end" | "session_start" | "session_end" | "session_closed" => match self.catch_up(ui) {
                 // The stream will break too, and begin again.
                 Err(failure) if failure.is_passing() => Ok(()),
@@ -160,7 +160,7 @@ impl Reader<'_> {
         };
         let session = text(&shown, "/id");
         match self.session.replace(session.clone()) {
-            // What was said last in the session before; it may be deleted by now.
+            // The last entries of the previous session, which may be deleted by now.
             Some(old) if old != session => match self.print_new(&old, "", ui) {
                 Err(failure) if failure.word.as_deref() == Some("session_not_found") => {}
                 done => done?,
@@ -180,14 +180,14 @@ impl Reader<'_> {
             }
             Ok(())
         });
-        // What was printed is not printed again, whatever became of the rest.
+        // Entries that were printed are not printed again, even if the rest failed.
         self.last = last;
         ui.out.flush()?;
         done
     }
 }
 
-/// What an entry says; a tool call may have no text but a title.
+/// The text of an entry; a tool call may have only a title.
 fn said(entry: &Value) -> String {
     let title = || {
         let status = text(entry, "/status");
@@ -260,7 +260,7 @@ pub fn events(client: &Client, a: &Events, ui: &mut Ui) -> Done {
         return events_on(client, key, last.or(Some(0)), json, ui);
     }
     if last.is_none() {
-        // A stream may be opened before there is anything; whoever asks for what was wants to know that there is nothing.
+        // A stream may be opened before the first event; a request for past events is told that there are none.
         client.get(&session_path(&key, "")).map_err(fail)?;
     }
     Ok(0)
@@ -324,7 +324,7 @@ impl Follower<'_> {
         }
     }
 
-    /// A stream from where the last one ended, and whether it is another daemon's.
+    /// A stream that continues where the last one ended, and whether another daemon answers.
     fn connect(&mut self) -> Result<(EventStream, bool), ClientError> {
         let boot = text(&self.client.status(STATUS)?, "/boot_id");
         let query = self.last.map(|id| format!("?after={id}")).unwrap_or_default();
@@ -336,7 +336,7 @@ impl Follower<'_> {
     }
 }
 
-/// An event in a line: number, time, kind, and what is particular to it.
+/// An event in a line: number, time, kind, and its main fields.
 fn line(event: &SseEvent) -> String {
     let data = &event.data;
     let id = event.id.map(|id| id.to_string()).unwrap_or_default();

@@ -21,7 +21,7 @@ pub struct UnixConnector {
 }
 
 impl UnixConnector {
-    /// To the socket, within the timeout (a listener whose backlog is full makes a client wait).
+    /// Connects to the socket within the timeout (a client waits while the backlog is full).
     pub fn new(socket: &Path, timeout: Duration) -> Self {
         Self { socket: socket.to_path_buf(), timeout }
     }
@@ -49,7 +49,7 @@ impl<In: Transport> Connector<In> for UnixConnector {
 /// Connects within a time: the standard library would wait for ever behind a full backlog.
 ///
 /// # Errors
-/// Nobody is there, or whoever is does not take it in time ([`io::ErrorKind::TimedOut`]).
+/// No daemon listens, or it does not accept in time ([`io::ErrorKind::TimedOut`]).
 pub fn connect(path: &Path, timeout: Duration) -> io::Result<UnixStream> {
     let address = SocketAddrUnix::new(path)?;
     let fd = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
@@ -69,7 +69,7 @@ pub fn connect(path: &Path, timeout: Duration) -> io::Result<UnixStream> {
 pub struct UnixTransport {
     stream: UnixStream,
     buffers: LazyBuffers,
-    /// The other side takes nothing any more.
+    /// The other side takes no more bytes.
     turned_away: bool,
 }
 
@@ -104,8 +104,8 @@ impl Transport for UnixTransport {
         }
         let output = &self.buffers.output()[..amount];
         match self.stream.write_all(output) {
-            // A server that is full answers before it has read, and closes: what it said is still here to be read. If it
-            // said nothing, the reading fails.
+            // A server that is full answers before it has read, and closes: what it said is still here to be read. If
+            // it said nothing, the reading fails.
             Err(e) if matches!(e.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset) => {
                 self.turned_away = true;
                 Ok(())
@@ -129,12 +129,12 @@ impl Transport for UnixTransport {
     }
 
     fn is_open(&mut self) -> bool {
-        // Connections are not kept, so nobody has to know.
+        // Connections are not kept, so this is never asked.
         false
     }
 }
 
-/// Names mean nothing on a unix socket: an address that nobody uses.
+/// A unix socket needs no address: gives one that is not used.
 #[derive(Debug)]
 pub struct NoResolver;
 

@@ -1,4 +1,4 @@
-//! Files that somebody names, and what comes on stdin: read up to a bound, for what is named may be an endless device.
+//! Files that a user names, and stdin: read up to a bound, because a name may lead to an endless device.
 
 use std::io::{Error, ErrorKind, Read};
 use std::path::Path;
@@ -8,7 +8,7 @@ pub const CONFIGURATION: u64 = 4 << 20;
 /// The longest file with a secret, in bytes.
 const SECRET: u64 = 64 << 10;
 
-/// All that there is, if that is at most `most` bytes.
+/// The whole input, if it has at most `most` bytes.
 ///
 /// # Errors
 /// It cannot be read, or is longer.

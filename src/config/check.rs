@@ -1,4 +1,4 @@
-//! What values say of each other: impossible ones are refused, useless ones are told.
+//! Relations between values: impossible ones are refused, useless ones are warned of.
 //!
 //! Owns the relations between limits. It must not know the text: it names keys, and the caller finds their lines.
 
@@ -12,7 +12,7 @@ use super::text::duration_text;
 use super::{Agent, AgentKind, Config, DEFAULT_AGENT, PermissionPolicy};
 use crate::model::names;
 
-/// What the stop's phases must leave of its deadline.
+/// The least time between the stop's phases and its deadline.
 const SLACK: Duration = Duration::from_secs(1);
 /// Below this a Lua state cannot load its libraries and a script.
 const LEAST_MEMORY: u64 = 1 << 20;
@@ -25,7 +25,7 @@ fn fail<T>(key: impl Into<String>, why: impl Into<String>) -> Result<T, (String,
     Err((key.into(), why.into()))
 }
 
-/// Refuses what cannot be: the key to blame, and why.
+/// Refuses an impossible configuration: the key to blame, and why.
 pub fn config(c: &Config, given: &BTreeMap<String, RawAgent>) -> Check {
     sessions(c)?;
     shutdown(c)?;
@@ -141,10 +141,10 @@ fn one_agent(a: &Agent, given: Option<&RawAgent>) -> Check {
     }
     match names::home_of(&a.cwd) {
         names::Home::Other => {
-            return fail(key("cwd"), format!("{:?}: whose home that is is not known; ~/ is the daemon's own", a.cwd));
+            return fail(key("cwd"), format!("{:?}: ~USER is not supported; ~/ is the daemon's own home", a.cwd));
         }
         names::Home::Own(_) if super::paths::process_env("HOME").is_none_or(|h| !h.starts_with('/')) => {
-            return fail(key("cwd"), format!("{:?}: $HOME does not say where that is", a.cwd));
+            return fail(key("cwd"), format!("{:?}: $HOME is not set", a.cwd));
         }
         names::Home::Own(_) | names::Home::No => {}
     }
@@ -207,7 +207,7 @@ fn kind_has_its_keys(a: &Agent, given: Option<&RawAgent>, key: &dyn Fn(&str) -> 
     Ok(())
 }
 
-/// The keys that belong to some kinds only, of those that were given.
+/// The given keys that belong to some kinds only.
 fn kind_keys(given: &RawAgent) -> Vec<(&'static str, &'static [AgentKind])> {
     use AgentKind::{Acp, Echo, Exec, Lua, Openai};
     let all: [(bool, &'static str, &'static [AgentKind]); 7] = [
@@ -222,7 +222,7 @@ fn kind_keys(given: &RawAgent) -> Vec<(&'static str, &'static [AgentKind])> {
     all.into_iter().filter(|(is, ..)| *is).map(|(_, name, kinds)| (name, kinds)).collect()
 }
 
-/// What stands there without effect: the key, and why.
+/// Settings without effect: the key, and why.
 pub fn warnings(c: &Config, given: &BTreeMap<String, RawAgent>) -> Vec<(String, String)> {
     let mut out = Vec::new();
     let mut warn = |key: String, why: String| out.push((key, why));
@@ -247,7 +247,7 @@ pub fn warnings(c: &Config, given: &BTreeMap<String, RawAgent>) -> Vec<(String, 
             warn(format!("route[{n}]"), format!("is never reached: route[{first}] matches every key"));
         }
     } else if !given.is_empty() && !given.contains_key(DEFAULT_AGENT) {
-        warn("agent".into(), "none is called `default`: keys that no route claims are answered by echo".into());
+        warn("agent".into(), "no agent is called `default`: echo answers keys that no route claims".into());
     }
     for (n, route) in c.routes.iter().enumerate() {
         if let Some(what) = no_pattern(&route.pattern) {
@@ -274,7 +274,7 @@ pub fn warnings(c: &Config, given: &BTreeMap<String, RawAgent>) -> Vec<(String, 
     out
 }
 
-/// What in a pattern looks as if it meant more than itself: `*` alone does.
+/// A character in a pattern that looks special but is not: only `*` is.
 fn no_pattern(pattern: &str) -> Option<&'static str> {
     const WHY: &str = "only * has a meaning in a pattern, everything else stands for itself";
     let regex = pattern.starts_with('^')

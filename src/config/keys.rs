@@ -1,6 +1,7 @@
-//! The one table of keys: ostler.toml(5), the commented sample and the list of what a restart takes are made from it.
+//! The one table of keys: ostler.toml(5), the commented sample and the list of keys that need a restart are made from
+//! it.
 //!
-//! A test holds it against the parser: every key parses with the default that stands here, and none is missing.
+//! A test compares it with the parser: every key parses with the default given here, and no key is missing.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
@@ -14,7 +15,7 @@ pub struct KeyDoc {
     pub key: &'static str,
     /// The default as TOML; `None`: absent by default.
     pub default: Option<&'static str>,
-    /// A value to show where the default says nothing.
+    /// An example, where the default shows nothing.
     pub example: Option<&'static str>,
     /// What it does, in a sentence or two.
     pub doc: &'static str,
@@ -72,13 +73,13 @@ pub static KEYS: &[KeyDoc] = &[
     key(
         "sessions.max_live",
         "1024",
-        "Live sessions at once. Beyond it the least recently used idle one is parked; if all run, the newcomer waits.",
+        "Live sessions at once. Beyond it the least recently used idle session is parked; if all run, a new session waits.",
     ),
-    key("sessions.park_after", "\"30m\"", "After this an idle session's agent is closed and its thread ends."),
+    key("sessions.park_after", "\"30m\"", "An idle session is parked after this: its agent is closed, and its thread ends."),
     key(
         "sessions.background_hold",
         "\"1h\"",
-        "For so long after an agent has worked by itself, between turns, its session is not parked by park_after.",
+        "After an agent has worked between turns, park_after does not park its session for this long.",
     ),
     key("sessions.idle_reset", "\"never\"", "A message after this much silence opens a new session."),
     shown(
@@ -92,18 +93,18 @@ pub static KEYS: &[KeyDoc] = &[
     key(
         "sessions.answer",
         "\"64MiB\"",
-        "The most that an agent may say in one turn; beyond it the turn fails (answer_too_large), and what was said is kept.",
+        "The longest answer of one turn; beyond it the turn fails (answer_too_large), and the text so far is kept.",
     ),
     key(
         "sessions.busy",
         "\"queue\"",
-        "What a message during a turn does: \"queue\" waits, \"collect\" makes all that wait share one turn, \
+        "What a message during a turn does: \"queue\" waits, \"collect\" joins all waiting messages in one turn, \
          \"interrupt\" cancels the turn.",
     ),
     key(
         "sessions.resume",
         "\"auto\"",
-        "When interrupted sessions go on: \"auto\" at boot, \"on_message\" with the next message, \"never\".",
+        "When interrupted sessions are resumed: \"auto\" at boot, \"on_message\" with the next message, \"never\".",
     ),
     key("sessions.resume_window", "\"1h\"", "How old an interruption may be; an older one opens a new session."),
     key(
@@ -118,15 +119,15 @@ pub static KEYS: &[KeyDoc] = &[
     key(
         "shutdown.deadline",
         "\"60s\"",
-        "The hard end: after it the process logs what hangs and exits at once, with exit code 1.",
+        "The hard limit: then the process logs what hangs and exits at once with code 1.",
     ),
     absent(
         "hooks.dir",
         "\"/etc/ostler/hooks.d\"",
-        "Where the scripts are; a relative path is beside this file. Default: hooks.d there, if there is one.",
+        "Directory of the scripts, relative to this file. Default: hooks.d beside this file, if it exists.",
     ),
     key("hooks.threads", "2", "Threads for journalled and notifying events; synchronous ones have their own."),
-    key("hooks.timeout", "\"5s\"", "One handler call, unless its registration says otherwise."),
+    key("hooks.timeout", "\"5s\"", "Limit of one handler call, unless its registration sets another."),
     key("hooks.memory", "\"64MiB\"", "Memory of one Lua state."),
     shown(
         "hooks.allow",
@@ -138,20 +139,20 @@ pub static KEYS: &[KeyDoc] = &[
         "hooks.fs_roots",
         "[]",
         "[\"/srv/notes\"]",
-        "With \"fs\": only below these; empty: wherever the process may.",
+        "With \"fs\": the directories below which scripts may open files; empty: everywhere that the process may.",
     ),
     key("hooks.attempts", "5", "Deliveries of a journalled event to a handler before it is set aside."),
     key("retention.ended", "\"never\"", "Transcripts of ended sessions."),
     key("retention.events", "\"7d\"", "The event stream."),
     key("retention.ids", "\"7d\"", "Idempotency ids."),
-    key("retention.journal", "\"7d\"", "Settled deliveries; those set aside are kept 30 days."),
+    key("retention.journal", "\"7d\"", "Settled deliveries; deliveries that were set aside are kept 30 days."),
     key("retention.reports", "100", "Stop reports, a count."),
     shown(
         "agent.*.kind",
         "\"echo\"",
         "\"acp\"",
         "\"acp\" a program that speaks the Agent Client Protocol, \"exec\" a command run once a turn, \"openai\" an \
-         OpenAI-compatible endpoint, \"lua\" a Lua function, \"echo\" says what it was told.",
+         OpenAI-compatible endpoint, \"lua\" a Lua function, \"echo\" repeats the message.",
     ),
     shown(
         "agent.*.command",
@@ -174,30 +175,30 @@ pub static KEYS: &[KeyDoc] = &[
     ),
     key("agent.*.env_pass", "[\"PATH\", \"HOME\"]", "Variables of the daemon that the agent inherits."),
     key("agent.*.max_processes", "32", "Live sessions of this agent, by the same rule as sessions.max_live."),
-    key("agent.*.start_timeout", "\"90s\"", "Until it must be ready for a prompt."),
+    key("agent.*.start_timeout", "\"90s\"", "Time to become ready for a prompt."),
     key(
         "agent.*.start_retries",
         "1",
-        "acp: how often a start that failed is tried again within start_timeout. A missing login is not.",
+        "acp: how often a failed start is tried again within start_timeout. A missing login is not tried again.",
     ),
     key(
         "agent.*.turn_timeout",
         "\"2h\"",
-        "A whole turn, without waits for a permission; then it is cancelled and failed (timeout).",
+        "Limit of a whole turn, without waits for a permission; then the turn is cancelled and fails (timeout).",
     ),
-    key("agent.*.silence_timeout", "\"never\"", "A turn without a word from the agent; then the same."),
+    key("agent.*.silence_timeout", "\"never\"", "Limit of silence of the agent in a turn; then the same."),
     key(
         "agent.*.permission",
         "\"ask\"",
-        "What a permission request meets: \"ask\" (hooks, then the client), \"allow\", \"deny\".",
+        "Who answers a permission request: \"ask\" (hooks, then the client), or always \"allow\" or \"deny\".",
     ),
-    key("agent.*.permission_timeout", "\"5m\"", "Then it is denied with an option that the agent offered."),
+    key("agent.*.permission_timeout", "\"5m\"", "Limit of the wait for an answer; then the request is denied."),
     shown(
         "agent.*.on_interrupt",
         "\"rerun\"",
         "\"resume\"",
-        "What becomes of an interrupted turn: \"resume\" a continuation with a note, \"rerun\" the message again, \
-         \"wait\" for the next message. The default is \"resume\" for acp and \"rerun\" for the others.",
+        "How an interrupted turn is resumed: \"resume\" continues with a note, \"rerun\" sends the message again, \
+         \"wait\" waits for the next message. The default is \"resume\" for acp and \"rerun\" for the others.",
     ),
     shown("agent.*.url", "\"\"", "\"http://127.0.0.1:8080/v1\"", "openai: requests go to URL/chat/completions."),
     shown("agent.*.model", "\"\"", "\"my-model\"", "openai: the model's name."),
@@ -214,8 +215,8 @@ pub static KEYS: &[KeyDoc] = &[
          entries that fit.",
     ),
     shown("agent.*.handler", "\"\"", "\"reply.lua\"", "lua: a file below `agents` in the hooks directory."),
-    key("agent.*.delay", "\"0s\"", "echo: answers after this."),
-    absent("route.match", "\"telegram:*\"", "Keys that the route claims; * is any characters. Required."),
+    key("agent.*.delay", "\"0s\"", "echo: time before the answer."),
+    absent("route.match", "\"telegram:*\"", "Pattern of the keys that the route claims; * matches any characters. Required."),
     key("route.agent", "\"default\"", "The agent that serves them."),
 ];
 
@@ -267,14 +268,14 @@ pub fn diff(old: &Config, new: &Config) -> Vec<String> {
     names.into_iter().filter(|name| old.get(*name) != new.get(*name)).cloned().collect()
 }
 
-/// Those of the keys that take effect only with a restart.
+/// The keys among them that take effect only with a restart.
 #[must_use]
 pub fn needs_restart(changed: &[String]) -> Vec<String> {
     changed.iter().filter(|key| restarts(key)).cloned().collect()
 }
 
 fn restarts(key: &str) -> bool {
-    // The hook threads stay as many as they were: a key's events would change their thread, and with it their order.
+    // The number of hook threads stays: with another number a key's events would change threads and lose their order.
     key.starts_with("http.") || key == "http" || key == "hooks.threads"
 }
 

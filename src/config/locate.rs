@@ -1,4 +1,4 @@
-//! Where in the text a key stands, and which key stands at a place: so that every error has a line and a key.
+//! Where a key stands in the text, and which key stands at an offset, so that every error has a line and a key.
 //!
 //! Owns the spans of one parsed document. It must not know what the keys mean.
 
@@ -54,7 +54,7 @@ pub fn line(text: &str, offset: usize) -> usize {
     1 + text.as_bytes().iter().take(offset).filter(|b| **b == b'\n').count()
 }
 
-/// The key nearest to an offset of a text that does not parse: the section's header and what stands before the `=`.
+/// The key nearest to an offset of a text that does not parse: the section and the name before the `=`.
 pub fn key_near(text: &str, offset: usize) -> Option<String> {
     let wanted = line(text, offset);
     let mut section = String::new();
@@ -96,7 +96,7 @@ fn walk_value(at: &str, value: &Spanned<DeValue<'_>>, out: &mut Vec<Entry>) {
     }
 }
 
-/// `a.b`, with a part that is no bare key in quotes.
+/// `a.b`; parts that are no bare keys are in quotes.
 pub fn join(at: &str, part: &str) -> String {
     let bare = !part.is_empty() && part.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-');
     let part = if bare { part.to_owned() } else { format!("{part:?}") };

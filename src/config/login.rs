@@ -1,4 +1,4 @@
-//! The name and the password that an address may have in it: never shown.
+//! The name and the password in an address, which are never shown.
 
 /// An address as it may be shown: without the name and the password in it.
 #[must_use]
@@ -15,7 +15,7 @@ fn login(url: &str) -> Option<&str> {
     authority.rsplit_once('@').map(|(login, _)| login)
 }
 
-/// A text in which an address, or what it has of a login, may stand.
+/// A text that may contain an address or its login, as it may be shown.
 #[must_use]
 pub fn scrub(text: &str, url: &str) -> String {
     let Some(login) = login(url) else { return text.to_string() };

@@ -38,7 +38,7 @@ pub use text::{duration_text, parse_duration, parse_maybe};
 pub type Maybe = Option<Duration>;
 
 string_enum! {
-    /// What runs a conversation.
+    /// The kind of agent that runs a conversation.
     AgentKind {
         /// A program that speaks the Agent Client Protocol on stdin and stdout.
         Acp = "acp",
@@ -48,13 +48,13 @@ string_enum! {
         Openai = "openai",
         /// A Lua function.
         Lua = "lua",
-        /// Answers with what it was told.
+        /// Repeats the message.
         Echo = "echo",
     }
 }
 
 string_enum! {
-    /// What a permission request of an agent meets.
+    /// Who answers a permission request of an agent.
     PermissionPolicy {
         /// Hooks, then the client.
         Ask = "ask",
@@ -80,13 +80,13 @@ pub struct Config {
     pub hooks: Hooks,
     /// `[retention]`
     pub retention: Retention,
-    /// `[agent.NAME]`; always has the one that answers keys without a route (`default`, echo when none is configured).
+    /// `[agent.NAME]`; always has `default`, which answers keys without a route (echo if it is not configured).
     pub agents: BTreeMap<String, Agent>,
     /// `[[route]]`, in order.
     pub routes: Vec<Route>,
     /// The file it came from, `None` for the defaults.
     pub file: Option<PathBuf>,
-    /// What stands there without effect, a line each (`FILE:LINE: KEY: why`): worth telling, no reason to refuse.
+    /// Warnings about settings without effect, a line each (`FILE:LINE: KEY: why`).
     pub warnings: Vec<String>,
 }
 
@@ -119,7 +119,7 @@ pub struct Sessions {
     /// After this an idle session is parked.
     #[serde(deserialize_with = "text::maybe")]
     pub park_after: Maybe,
-    /// For so long an agent that has worked by itself is not parked.
+    /// How long an agent that has worked between turns is not parked.
     #[serde(deserialize_with = "text::maybe")]
     pub background_hold: Maybe,
     /// After this an idle session is over.
@@ -282,7 +282,7 @@ impl std::error::Error for ConfigError {}
 /// # Errors
 /// The text is not TOML, has a key that is not in [`KEYS`], or a value that cannot be.
 pub fn parse(text: &str, file: Option<&Path>) -> Result<Config, ConfigError> {
-    // Some editors begin a file with a byte order mark, which is no part of it.
+    // Some editors put a byte order mark before the text.
     read::config(text.strip_prefix('\u{feff}').unwrap_or(text), file)
 }
 
@@ -295,7 +295,7 @@ pub fn load(file: Option<&Path>) -> Result<Config, ConfigError> {
     let unreadable = |why: String| ConfigError { file: Some(path.to_path_buf()), line: None, key: None, why };
     if let Some(mode) = paths::open_to_all(path) {
         return Err(unreadable(format!(
-            "every user could write to it (mode {mode:o}), and it says what is run: chmod o-w it"
+            "every user could write to it (mode {mode:o}), and it names programs to run: chmod o-w it"
         )));
     }
     let bytes = bounded::read(path, bounded::CONFIGURATION).map_err(|e| unreadable(format!("cannot be read: {e}")))?;
@@ -429,7 +429,7 @@ impl Route {
     }
 }
 
-/// `*` is any characters, everything else itself. Linear but for one step back, so a pattern cannot be made slow.
+/// `*` matches any characters, every other character itself. It goes back to the last `*` only, so no pattern is slow.
 fn glob(pattern: &[u8], text: &[u8]) -> bool {
     let (mut p, mut t) = (0, 0);
     let mut back: Option<(usize, usize)> = None;

@@ -25,7 +25,7 @@ pub fn process_env(name: &str) -> Option<String> {
     std::env::var(name).ok()
 }
 
-/// What a daemon needs to know of the file system.
+/// A daemon's places in the file system.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Paths {
     /// The configuration file, `None` for the defaults.
@@ -37,7 +37,7 @@ pub struct Paths {
 }
 
 impl Paths {
-    /// What the flags and the environment of `serve` come to.
+    /// The places that the flags and the environment of `serve` lead to.
     ///
     /// # Errors
     /// There is no home directory and nothing else says where the state is.
@@ -47,7 +47,7 @@ impl Paths {
         socket: Option<&Path>,
         env: Env<'_>,
     ) -> Result<Self, String> {
-        // Absolute, because agents run elsewhere, and messages should say what is meant.
+        // Absolute, because agents run in other directories, and messages should be unambiguous.
         let whole = |path: PathBuf| std::path::absolute(&path).map_err(|e| format!("{}: {e}", path.display()));
         let config = find_file(config, env).map(whole).transpose()?;
         let state_dir = whole(find_state_dir(state_dir, env)?)?;
@@ -85,7 +85,7 @@ pub fn find_state_dir(flag: Option<&Path>, env: Env<'_>) -> Result<PathBuf, Stri
         .ok_or_else(|| "state directory: neither --state-dir nor $XDG_STATE_HOME nor $HOME says where".to_owned())
 }
 
-/// The state directory to look into where no daemon tells: as for `serve`, but who has none of their own means the
+/// The state directory that commands look into without a daemon: as for `serve`, but a user without one gets the
 /// service's.
 ///
 /// # Errors
@@ -108,8 +108,9 @@ pub fn daemon_socket(flag: Option<&Path>, state_dir: &Path, env: Env<'_>) -> Pat
 }
 
 /// Where a client finds the daemon: the flag, `$OSTLER_SOCKET`, and then the first that exists of
-/// `$XDG_RUNTIME_DIR/ostler.sock`, `STATE_DIR/ostler.sock` and the service's. When none does, all of them are the answer:
-/// connecting to the last says what is missing. What was named outright is never passed over for another daemon.
+/// `$XDG_RUNTIME_DIR/ostler.sock`, `STATE_DIR/ostler.sock` and the service's. When none does, all of them are the
+/// answer: connecting to the last says what is missing. A socket that was named explicitly is never replaced by another
+/// daemon's.
 #[must_use]
 pub fn client_sockets(flag: Option<&Path>, env: Env<'_>) -> Vec<PathBuf> {
     client_sockets_where(flag, env, &Path::exists)
@@ -131,7 +132,7 @@ fn client_sockets_where(flag: Option<&Path>, env: Env<'_>, exists: &dyn Fn(&Path
     }
 }
 
-/// Why no socket can have this path, if that is so: the system has no room for a longer one.
+/// Why no socket can have this path, if it is longer than the system allows.
 #[must_use]
 pub fn socket_too_long(path: &Path) -> Option<String> {
     let (most, has) = (107, path.as_os_str().len());
@@ -165,7 +166,7 @@ fn set(env: Env<'_>, name: &str) -> Option<String> {
     env(name).filter(|v| !v.is_empty())
 }
 
-/// A directory from a variable; what is not absolute is to be ignored, says the XDG specification.
+/// A directory from a variable; the XDG specification says to ignore a relative path.
 fn absolute(env: Env<'_>, name: &str) -> Option<PathBuf> {
     set(env, name).map(PathBuf::from).filter(|p| p.is_absolute())
 }
@@ -179,8 +180,8 @@ fn first_dir(env: Env<'_>, name: &str) -> Option<PathBuf> {
     set(env, name)?.split(':').next().map(PathBuf::from).filter(|p| p.is_absolute())
 }
 
-/// Whether a file lies on a file system that is mounted for reading, as a container's volume of configuration is: nobody
-/// can write there, whatever its mode says.
+/// Whether a file lies on a read-only file system, such as a container's volume of configuration: nobody can write
+/// there, whatever its mode says.
 #[must_use]
 pub fn is_read_only(path: &Path) -> bool {
     rustix::fs::statvfs(path).is_ok_and(|fs| fs.f_flag.contains(rustix::fs::StatVfsMountFlags::RDONLY))

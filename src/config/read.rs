@@ -1,4 +1,4 @@
-//! Text to configuration: what is wrong with it is told with the line and the key.
+//! Text to configuration: errors name the line and the key.
 //!
 //! Owns the order of reading and the words of its errors.
 
@@ -29,7 +29,7 @@ pub fn config(text: &str, file: Option<&Path>) -> Result<Config, ConfigError> {
     })?;
     let (mut config, given) = build(raw, file);
     check::config(&config, &given).map_err(|(key, why)| {
-        // A key that has only its default has no line: its section's, or the first, stands in.
+        // A key with its default has no line: its section's line stands in, or the first.
         let parents = std::iter::successors(Some(key.as_str()), |k| k.rsplit_once(['.', '[']).map(|(p, _)| p));
         let line = parents.into_iter().find_map(|k| spans.line_of(k)).unwrap_or(1);
         fail(Some(line), Some(key.clone()), &why)
@@ -41,7 +41,7 @@ pub fn config(text: &str, file: Option<&Path>) -> Result<Config, ConfigError> {
     Ok(config)
 }
 
-/// The reader's words in those of TOML.
+/// The words of the TOML library in ours.
 fn plain(why: &str) -> String {
     const WORDS: [(&str, &str); 12] = [
         ("unknown field", "unknown key"),

@@ -1,7 +1,7 @@
-//! The configuration in force as TOML: what was given, and the defaults for the rest.
+//! The configuration in force as TOML: the given values, and the defaults for the rest.
 //!
-//! Owns what is a secret in it: values that look like one are not shown. It must not read files: a secret's file is named,
-//! not opened.
+//! Owns the decision which values are secrets and are not shown. It must not read files: a secret's file is named, not
+//! opened.
 
 use std::path::Path;
 use std::time::Duration;
@@ -12,7 +12,7 @@ use super::login::without_login;
 use super::text::duration_text;
 use super::{Agent, AgentKind, Budget, Config, Daemon, Hooks, Http, Maybe, Retention, Route, Sessions};
 
-/// What stands for a secret.
+/// The text in place of a secret.
 const HIDDEN: &str = "(not shown)";
 /// A name with one of these in it names a secret.
 const SECRET: [&str; 9] = ["key", "token", "secret", "pass", "credential", "auth", "cookie", "private", "signature"];
@@ -152,7 +152,7 @@ fn agent(a: &Agent) -> Value {
     )
 }
 
-/// A command's arguments without what is secret: the value of `--api-key=…`, what follows `--token`, logins in URLs.
+/// A command's arguments without secrets: the value of `--api-key=…`, the argument after `--token`, logins in URLs.
 fn arguments(command: &[String]) -> Vec<String> {
     let mut after_secret = false;
     let one = |arg: &String| {

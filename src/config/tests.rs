@@ -294,7 +294,7 @@ fn a_file_may_begin_with_a_mark_and_may_not_be_open_to_all() {
     assert_eq!((c.sessions.max_live, c.warnings), (3, Vec::new()));
     mode(0o666);
     let refused = load(Some(&path)).unwrap_err().to_string();
-    let want = "every user could write to it (mode 666), and it says what is run: chmod o-w it";
+    let want = "every user could write to it (mode 666), and it names programs to run: chmod o-w it";
     assert_eq!(refused, format!("{}: {want}", path.display()));
 }
 

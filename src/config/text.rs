@@ -9,7 +9,7 @@ use serde::{Deserialize, de};
 
 use super::Maybe;
 
-/// Longest duration that is taken; more is `"never"`. Keeps every sum with a clock far from overflow.
+/// The longest duration; more is `"never"`. It keeps every sum with a clock far from overflow.
 const LONGEST: Duration = Duration::from_secs(100 * 365 * 86_400);
 
 const DURATION: &str = "a duration (such as \"30s\", \"5m\", \"1h30m\")";
@@ -72,7 +72,7 @@ fn parse_local_time(text: &str) -> Result<Option<(i8, i8)>, String> {
         .ok_or_else(|| format!("{text:?} is not {LOCAL_TIME}"))
 }
 
-/// A string that `parse` turns into a value; anything else is told what is wanted, so that `drain = 30` says what a
+/// A string that `parse` turns into a value. For any other type the error says what is wanted: `drain = 30` says what a
 /// duration looks like.
 fn string_as<'de, D: Deserializer<'de>, T>(
     d: D,
@@ -149,7 +149,7 @@ pub(super) fn some_size<'de, D: Deserializer<'de>>(d: D) -> Result<Option<u64>, 
     size(d).map(Some)
 }
 
-/// A table of anything, as JSON: what Lua sees as `ostler.config`. Dates become strings.
+/// A table of any values, as JSON, which Lua sees as `ostler.config`. Dates become strings.
 pub(super) fn json_table<'de, D: Deserializer<'de>>(d: D) -> Result<serde_json::Value, D::Error> {
     let table = toml::Table::deserialize(d)?;
     json(toml::Value::Table(table)).map_err(D::Error::custom)

@@ -15,7 +15,7 @@ pub struct Problem {
     pub line: Option<usize>,
     /// `what: why`.
     pub message: String,
-    /// It would not be loaded; otherwise it is a warning.
+    /// The script would not be loaded; otherwise this is a warning.
     pub error: bool,
 }
 
@@ -56,7 +56,7 @@ fn check_one(file: &Path, config: &config::Hooks) -> Result<Vec<Problem>, script
     drop(scripts::load_sources(sources, &once, env!("CARGO_PKG_VERSION"))?);
     let warnings = globals::look(&text, &name, config).unwrap_or_default();
     let mut problems: Vec<Problem> = warnings.into_iter().map(|(line, message)| problem(Some(line), message)).collect();
-    // Where it lies in the hooks directory already, that is looked at as the daemon does.
+    // A script in the hooks directory is checked as the daemon checks it, with its directory.
     let real = |dir: Option<&Path>| dir.and_then(|dir| dir.canonicalize().ok());
     if let Some(dir) = real(file.parent()).filter(|dir| Some(dir) == real(config.dir.as_deref()).as_ref())
         && let Err(e) = scripts::guarded(&dir)
@@ -71,7 +71,7 @@ pub(super) fn sources(file: &Path, config: &config::Hooks) -> Result<Sources, sc
     let text = scripts::read_script(file)?;
     let beside =
         file.parent().filter(|p| !p.as_os_str().is_empty()).map_or_else(|| PathBuf::from("."), Path::to_path_buf);
-    // The hooks directory has to be as the daemon wants it; a script that stands elsewhere is a draft.
+    // The hooks directory must have the right owner and mode; a script elsewhere is a draft.
     let real = |dir: &Path| dir.canonicalize().ok();
     if config.dir.as_deref().is_some_and(|hooks| real(hooks).is_some() && real(hooks) == real(&beside)) {
         scripts::guarded(&beside)?;

@@ -1,12 +1,12 @@
-//! The deadline of a Lua state: how a call is stopped that does not want to be stopped.
+//! The deadline of a Lua state: it stops a call that would run on.
 //!
-//! Lua's count hook looks every [`STRIDE`] instructions, and at every single one where they are slow and the deadline is
-//! near: one instruction may compare or copy tens of megabytes, so that a hundred of them could take longer than a thread
-//! is waited for. Past the deadline (or once a flag is set) it arms itself for
-//! every single instruction of the coroutine that runs and *yields* where it can, because a yield passes through
-//! `pcall` and `<close>` and nothing in Lua can catch it; where it cannot yield (inside a callback of a C function) it
-//! raises an error, again and again, until no instruction is left that could catch one. What is spoiled that way is
-//! thrown away by [`super::sandbox`]. It must not know what is called, nor by whom.
+//! Lua's count hook looks at the clock every [`STRIDE`] instructions. Where instructions are slow and the deadline is
+//! near it looks after each: one instruction may compare or copy tens of megabytes, and a hundred of them could outlast
+//! the patience for a thread. Past the deadline (or once a flag is set) the hook runs at every instruction of the
+//! running coroutine. It *yields* where it can, because a yield passes through `pcall` and `<close>`, and nothing in
+//! Lua can catch it. Where it cannot yield (inside a callback of a C function) it raises an error, again and again,
+//! until no instruction is left that could catch one. [`super::sandbox`] throws a state away that was stopped like
+//! this. This file must not know what is called, nor by whom.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -19,9 +19,9 @@ use crate::awake::Span;
 
 /// Instructions between two looks at the clock.
 const STRIDE: u32 = 100;
-/// Two looks that lie as far apart had something slow between them, in nanoseconds.
+/// Looks so far apart, in nanoseconds, had a slow instruction between them.
 const SLOW: u64 = 10_000_000;
-/// And two between which there was one instruction.
+/// The same for looks with one instruction between them.
 const SLOW_ONE: u64 = 1_000_000;
 /// Instructions in a row, none of them slow, after which the stride is the usual one again.
 const CALM: u32 = 200;
@@ -29,16 +29,16 @@ const CALM: u32 = 200;
 /// "No deadline", in nanoseconds after the base.
 const NEVER: u64 = u64::MAX;
 
-/// When the call that runs in a state is over, and whether it had to be stopped.
+/// When the running call must end, and whether it had to be stopped.
 #[derive(Debug)]
 pub struct Deadline {
     base: Instant,
-    /// When to look whether the time is spent, in nanoseconds after the base.
+    /// When to check whether the time is spent, in nanoseconds after the base.
     at: AtomicU64,
-    /// The time that the call was given, and how much of it the process was awake.
+    /// The time of the call, and how much of it the process was awake.
     given: Mutex<Option<(Span, Duration)>>,
     flag: Mutex<Option<Arc<AtomicBool>>>,
-    /// The last look, in nanoseconds after the base, and how many in a row had nothing slow before them.
+    /// The last look, in nanoseconds after the base, and how many looks in a row found nothing slow.
     last: AtomicU64,
     calm: AtomicU32,
     fired: AtomicBool,
@@ -61,7 +61,7 @@ impl Deadline {
         })
     }
 
-    /// From now on the instant counts, put off by what the process is paused until then; `None`: there is none.
+    /// Sets the instant, which is put off by the time that the process is paused; `None`: no deadline.
     pub fn set(&self, until: Option<Instant>) {
         *lock(&self.given) = until.map(|t| (Span::begin(), t.saturating_duration_since(Instant::now())));
         let nanos = until
@@ -88,7 +88,8 @@ impl Deadline {
             || lock(&self.flag).as_ref().is_some_and(|f| f.load(Ordering::Relaxed))
     }
 
-    /// The instant is over: whether the call had its time. If the process was paused meanwhile, the instant is put off.
+    /// Called past the instant: whether the call had its time. If the process was paused meanwhile, the instant is put
+    /// off.
     fn is_spent(&self) -> bool {
         let Some(left) = self.left().filter(|left| !left.is_zero()) else { return true };
         let nanos = (self.base.elapsed() + left).as_nanos();
@@ -116,9 +117,8 @@ impl Deadline {
         self.arm(lua, STRIDE)
     }
 
-    /// For the shims of C functions that switch coroutines: past the deadline, arms the coroutine that runs, so that
-    /// its next instruction stops it. Otherwise a tree of coroutines, each shorter than the stride, would never be
-    /// seen.
+    /// For the shims of C functions that switch coroutines: past the deadline, makes the next instruction of the
+    /// running coroutine stop it. Otherwise a tree of coroutines, each shorter than the stride, would never be stopped.
     ///
     /// # Errors
     /// Lua has no memory left.
@@ -133,7 +133,7 @@ impl Deadline {
         })
     }
 
-    /// Whether the call may have to stop before as many instructions as took so long are over once more.
+    /// Whether the deadline may come before as many instructions again, which took so long, are over.
     fn is_near(&self, now: u64, took: u64) -> bool {
         let at = self.at.load(Ordering::Relaxed);
         at.saturating_sub(now) <= took.saturating_mul(2) || lock(&self.flag).is_some()
@@ -156,7 +156,7 @@ impl Deadline {
         } else {
             return Ok(VmState::Continue);
         }
-        // To arm a deep stack takes its time too, which is not the script's.
+        // Arming a deep stack takes time, which does not count as the script's.
         self.last.store(now(), Ordering::Relaxed);
         Ok(VmState::Continue)
     }

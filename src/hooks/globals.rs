@@ -1,8 +1,7 @@
-//! Which globals a script uses: read from its compiled form, where the compiler has named each access to `_ENV`.
+//! Which globals a script uses: its compiled form names each access to `_ENV`.
 //!
-//! Only what we compiled ourselves a moment ago is read, and only for warnings: an access that the compiler had to
-//! write in another way (more than 255 constants in one function) is not seen. The layout is that of Lua 5.4
-//! (`ldump.c`).
+//! Reads only bytecode that we compiled ourselves a moment ago, and only for warnings: accesses in a function with more
+//! than 255 constants are compiled differently and not seen. The layout is that of Lua 5.4 (`ldump.c`).
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -1,9 +1,9 @@
 //! A hook thread: one queue of tasks, and the thread that works it off in a Lua state of its own.
 //!
 //! The queue and the running call belong to [`HookThread`], not to the system's thread. When a call does not come back,
-//! its thread is given up, the call is answered as timed out, and another thread goes on with the queue. The lost thread
-//! sees by its `generation`, when it comes back, that it was replaced, and ends without touching anything. This file must
-//! not know which events go to which hook thread.
+//! its thread is given up, the call is answered as timed out, and another thread goes on with the queue. The lost
+//! thread sees by its `generation`, when it comes back, that it was replaced, and ends without touching anything. This
+//! file must not know which events go to which hook thread.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
@@ -19,14 +19,14 @@ struct Running {
     task: Task,
     step: Step,
     began: Instant,
-    /// After so much time awake its thread is given up.
+    /// After so much time awake the thread is given up.
     limit: Duration,
     awake: Span,
     lost_at: Instant,
 }
 
 impl Running {
-    /// When the call will be given up, put off by what the process was paused.
+    /// When the call will be given up, put off by the time that the process was paused.
     fn lost_at(&mut self, now: Instant) -> Instant {
         if self.lost_at <= now {
             let left = self.awake.left(self.limit);
@@ -43,7 +43,7 @@ struct Inner {
     incoming: Option<(Arc<Plan>, Option<State>)>,
     running: Option<Running>,
     generation: u64,
-    /// Its thread was given up, and no other came.
+    /// The thread was given up, and no other took its place.
     deserted: bool,
     /// Nothing but `stopped` is called any more.
     stopping: bool,
@@ -97,27 +97,28 @@ impl HookThread {
         self.wake.notify_one();
     }
 
-    /// From now on nothing but `stopped`: gives back what waited.
+    /// Takes nothing but `stopped` from now on; gives back the tasks that waited.
     pub fn stop(&self) -> Vec<Task> {
         let mut inner = lock(&self.inner);
         inner.stopping = true;
         inner.queue.drain(..).collect()
     }
 
-    /// Its thread was given up and no other came: nothing is taken any more. Gives back what waited.
+    /// Takes nothing any more, because the thread was given up and no other took its place. Gives back the tasks that
+    /// waited.
     pub fn desert(&self) -> Vec<Task> {
         lock(&self.inner).deserted = true;
         self.stop()
     }
 
-    /// It takes tasks again after a stop. True: it needs a thread.
+    /// Takes tasks again after a stop. True: a thread is needed.
     pub fn resume(&self) -> bool {
         let mut inner = lock(&self.inner);
         inner.stopping = inner.closing;
         std::mem::take(&mut inner.deserted)
     }
 
-    /// The thread ends when it is idle; gives back what waited.
+    /// Ends the thread when it is idle; gives back the tasks that waited.
     pub fn close(&self) -> Vec<Task> {
         let mut inner = lock(&self.inner);
         inner.stopping = true;
@@ -128,13 +129,13 @@ impl HookThread {
         waiting
     }
 
-    /// How many tasks wait, with the one that runs.
+    /// How many tasks wait or run.
     pub fn load(&self) -> usize {
         let inner = lock(&self.inner);
         inner.queue.len() + usize::from(inner.running.is_some())
     }
 
-    /// When the call that runs will be given up.
+    /// When the running call will be given up.
     pub fn lost_at(&self, now: Instant) -> Option<Instant> {
         lock(&self.inner).running.as_mut().map(|r| r.lost_at(now))
     }
@@ -149,11 +150,11 @@ impl HookThread {
         drop(inner);
         let failure = Failure {
             timed_out: true,
-            text: "it does not come back from a call that cannot be stopped; its thread is given up".to_owned(),
+            text: "it hangs in a call that cannot be stopped; its thread is given up".to_owned(),
         };
         let Running { task, step, began, .. } = running;
         if let Some(rest) = task.conclude(&step, Err(failure), began.elapsed(), shared) {
-            // Past its bound by one, if need be: it was in already.
+            // The queue may exceed its bound by this task, which was in it before.
             lock(&self.inner).queue.push_front(rest);
         }
         Some(generation)
@@ -164,7 +165,7 @@ impl HookThread {
         lock(&self.inner).generation
     }
 
-    /// The life of the thread. `begun` is told when a call will be given up. True: it was given up before it
+    /// Works the queue off. `begun` is told when each call will be given up. True: this thread was given up before it
     /// ended.
     pub fn work(&self, generation: u64, mut plan: Arc<Plan>, shared: &Shared, begun: &dyn Fn(Instant)) -> bool {
         let mut state: Option<State> = None;
@@ -208,7 +209,7 @@ impl HookThread {
     ) -> bool {
         while let Some((next, step)) = task.next(plan, shared) {
             let (event, now) = (next.event(), Instant::now());
-            // A state that has to be made first takes its own time, not the call's.
+            // The time to make a state first does not count as the call's.
             let making = if task::is_usable(state.as_ref()) { Duration::ZERO } else { plan.time_to_build() };
             let limit = making + step.timeout() + shared.grace;
             let lost_at = now + limit;
@@ -231,7 +232,7 @@ impl HookThread {
                 }
                 inner.running.take()
             };
-            // Only whoever gives this thread up takes it away, and that raises the generation.
+            // Only giving this thread up takes the call away, and that raises the generation.
             let Some(Running { task: ran, step, began, .. }) = running else { return false };
             match ran.conclude(&step, outcome, began.elapsed(), shared) {
                 Some(rest) => task = rest,

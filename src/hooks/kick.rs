@@ -1,7 +1,7 @@
-//! A kick: what gets a call out of a wait that may be long, a request or a program, when nobody wants its outcome any more.
+//! A kick ends the wait of a call for a request or a program when nobody wants the outcome any more.
 //!
-//! One way only: once kicked, always kicked. Lua itself sees the flag at its next look at the deadline; a wait in Rust
-//! has the descriptor among those that it waits for.
+//! Once kicked, always kicked. Lua sees the flag when it next looks at the deadline; a wait in Rust polls the
+//! descriptor.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::event::{EventfdFlags, eventfd};
 
-/// Whether calls are to end now, as a flag and as a descriptor that is readable from then on.
+/// Whether calls must end now: a flag, and a descriptor that is readable once the flag is set.
 #[derive(Debug)]
 pub struct Kick {
     flag: Arc<AtomicBool>,
@@ -18,7 +18,7 @@ pub struct Kick {
 }
 
 impl Kick {
-    /// Nobody was kicked yet.
+    /// A kick that was not given yet.
     ///
     /// # Errors
     /// The system has no descriptor to give.
@@ -27,10 +27,10 @@ impl Kick {
         Ok(Arc::new(Self { flag: Arc::default(), bell }))
     }
 
-    /// Every wait ends now.
+    /// Ends every wait.
     pub fn kick(&self) {
         self.flag.store(true, Ordering::Release);
-        // It counts; that it is readable already is as good.
+        // A failed write means that the counter is full, so the descriptor is readable.
         let _ = rustix::io::write(&self.bell, &1_u64.to_ne_bytes());
     }
 

@@ -1,15 +1,15 @@
 //! Hooks: the operator's Lua. Owns every Lua state, its thread, its limits and the `ostler.*` API.
 //!
 //! Lua is named here and nowhere else (but in the lua agent, which borrows [`sandbox`]). Scripts ask the daemon through
-//! [`HookHost`]; the daemon tells the scripts an [`Event`]. The hooks must not know the store, the workers or the API: a
-//! callback tells the caller whether an event was delivered, and the caller keeps it.
+//! [`HookHost`]; the daemon tells the scripts an [`Event`]. The hooks must not know the store, the workers or the API:
+//! a callback tells the caller whether an event was delivered, and the caller keeps it.
 //!
-//! Reading order: [`scripts`] reads the files and loads them, once for each state; [`sandbox`] is a Lua state with limits,
-//! [`deadline`] stops a call in it, [`pattern`] is the part of Lua that had to be rewritten for that; [`api`] is what
-//! scripts may call; [`pool`] owns the threads and their queues, [`hook_thread`] is one of them, [`verdict`] reads a
-//! handler's answer, [`stats`] counts and decides when a handler is skipped; [`timer`] runs `ostler.every`, woken by
-//! [`bell`]; [`kick`] ends the wait of a run when the daemon stops; [`check`](mod@check), [`sample`] and [`trial`] serve the commands and the
-//! tests of scripts.
+//! Reading order: [`scripts`] reads the files and loads them, once for each state; [`sandbox`] is a Lua state with
+//! limits, [`deadline`] stops a call in it, [`pattern`] is the part of Lua that had to be rewritten for that; [`api`]
+//! is what scripts may call; [`pool`] owns the threads and their queues, [`hook_thread`] is one of them, [`verdict`]
+//! reads a handler's answer, [`stats`] counts and decides when a handler is skipped; [`timer`] runs `ostler.every`,
+//! woken by [`bell`]; [`kick`] ends the wait of a run when the daemon stops; [`check`](mod@check), [`sample`] and
+//! [`trial`] serve the commands and the tests of scripts.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;

@@ -18,7 +18,7 @@ pub enum Capture {
     Position(usize),
     /// A stretch: from, to.
     Span(usize, usize),
-    /// Its `)` is missing: an error for whoever asks for it, and nobody else.
+    /// Its `)` is missing: an error only where this capture is used.
     Unfinished,
 }
 
@@ -48,7 +48,7 @@ impl Match {
     }
 }
 
-/// A pattern and a subject, and how to ask whether time is up.
+/// A pattern, a subject, and the question whether time is up.
 pub struct Matcher<'a> {
     subject: &'a [u8],
     pattern: &'a [u8],
@@ -66,7 +66,7 @@ impl<'a> Matcher<'a> {
         Self { subject, pattern, past, steps: 0, depth: 0, captures: Vec::new() }
     }
 
-    /// The first match at or after `from` that does not end at `not_at` (where the match before it ended).
+    /// The first match at or after `from` that does not end at `not_at` (the end of the previous match).
     ///
     /// # Errors
     /// The pattern is malformed or too complex, or time is up.
@@ -237,7 +237,7 @@ impl<'a> Matcher<'a> {
                 self.step()?;
                 Ok(self.subject[s..].starts_with(text).then_some(s + text.len()))
             }
-            // Lua compares a length that no stretch has: a position never matches again.
+            // As in Lua: a position capture never matches again.
             Some(Slot::Position(_)) => Ok(None),
             Some(Slot::Open(_)) | None => Err(format!("invalid capture index %{}", index + 1)),
         }
@@ -361,7 +361,7 @@ fn class(c: u8, letter: u8) -> bool {
     is == letter.is_ascii_lowercase()
 }
 
-/// Whether a pattern means itself, so that plain search will do.
+/// Whether a pattern has no special characters, so that plain search will do.
 #[must_use]
 pub fn is_plain(pattern: &[u8]) -> bool {
     !pattern.iter().any(|c| b"^$*+?.([%-".contains(c))

@@ -1,9 +1,9 @@
 //! The hook threads: which of them gets an event, which calls are overdue, and how all of it ends.
 //!
 //! The configured number of threads serves journalled and notifying events, chosen by key. One thread more serves the
-//! synchronous events, and one more the runs of timers, so that no event waits for either. The watch thread sleeps until
-//! the nearest call is overdue, the timer thread until the next timer is due. Without scripts there are no threads. Lock
-//! order: the watch before a hook thread; no other lock is taken while one is held.
+//! synchronous events, and one more the runs of timers, so that no event waits for either. The watch thread sleeps
+//! until the nearest call is overdue, the timer thread until the next timer is due. Without scripts there are no
+//! threads. Lock order: the watch before a hook thread; no other lock is taken while one is held.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
@@ -31,10 +31,10 @@ use crate::thread;
 const BOUND: usize = 1024;
 /// Threads that may hang at once before the hooks are switched off.
 const LOSSES: usize = 8;
-/// Beyond a call's timeout, before its thread is given up.
+/// How long after a call's timeout its thread is given up.
 const GRACE: Duration = Duration::from_secs(1);
 
-/// What tests set shorter than it is.
+/// Limits that tests lower.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Tuning {
     pub grace: Duration,
@@ -56,7 +56,7 @@ pub struct Hooks {
     _guard: Arc<Guard>,
 }
 
-/// Ends the threads when nobody can ask for anything any more.
+/// Ends the threads with the last clone of [`Hooks`].
 struct Guard(Arc<Pool>);
 
 impl Drop for Guard {
@@ -79,7 +79,7 @@ pub(crate) struct Pool {
     handles: Mutex<Vec<JoinHandle<()>>>,
     lost: AtomicUsize,
     off: AtomicBool,
-    /// Held while it changes whether the hooks are on, so that they are on or off for all threads.
+    /// Held while the hooks are switched on or off, so that all threads are switched together.
     switch: Mutex<()>,
     /// The daemon stops: nothing is switched on again.
     ending: AtomicBool,
@@ -93,7 +93,7 @@ struct Watch {
     closing: bool,
 }
 
-/// One thread, as long as it lives.
+/// Counts one thread while it lives.
 struct Alive(Arc<Pool>);
 
 impl Drop for Alive {
@@ -110,7 +110,7 @@ fn bit(event: HookEvent) -> u32 {
     1 << (event as u32)
 }
 
-/// A callback whose panic (logged by the panic hook) stays its own: it runs on threads that everybody needs.
+/// Wraps a callback so that its panic (which the panic hook logs) does not end the hook thread that calls it.
 fn contained<T: 'static>(done: Box<dyn FnOnce(T) + Send>) -> Box<dyn FnOnce(T) + Send> {
     Box::new(move |answer| drop(catch_unwind(AssertUnwindSafe(|| done(answer)))))
 }
@@ -155,13 +155,13 @@ impl Hooks {
         Ok(hooks)
     }
 
-    /// Whether anybody listens to an event. Wait-free.
+    /// Whether a handler is registered for an event. Wait-free.
     #[must_use]
     pub fn has(&self, event: HookEvent) -> bool {
         self.pool.events.load(Ordering::Acquire) & bit(event) != 0
     }
 
-    /// Who listens to an event, in calling order: priority, file order, order in the file.
+    /// The handlers of an event, in calling order: priority, file order, order in the file.
     #[must_use]
     pub fn handlers(&self, event: HookEvent) -> Vec<HandlerId> {
         self.pool.plan().registered.of(event).map(|h| h.id.clone()).collect()
@@ -177,7 +177,7 @@ impl Hooks {
         self.pool.put(to, Task::Notify { event: Arc::new(event), left: None, failed: 0, done: contained(done) });
     }
 
-    /// Calls one handler. Never blocks; `done` is called once, on whatever thread.
+    /// Calls one handler. Never blocks; `done` is called once, on any thread.
     pub fn deliver(&self, handler: &HandlerId, event: Event, done: Box<dyn FnOnce(Delivered) + Send>) {
         if self.pool.plan().registered.find(handler).is_none() {
             return done(Delivered::Orphaned);
@@ -187,7 +187,7 @@ impl Hooks {
     }
 
     /// Asks the handlers of a synchronous event, chained, on the thread of the synchronous ones. Never blocks; `done`
-    /// is called once, at the latest when the timeouts of those before it and its own have passed.
+    /// is called once, at the latest when its own timeouts and those of the tasks before it have passed.
     pub fn ask(&self, event: Event, done: Box<dyn FnOnce(Verdict) + Send>) {
         if !self.has(event.kind) {
             return done(Verdict::Pass(None));
@@ -196,8 +196,8 @@ impl Hooks {
         self.pool.put(to, Task::Ask { event: Arc::new(event), left: None, answer: None, done: contained(done) });
     }
 
-    /// Within what time [`Self::ask`] answers, come what may: when each handler that is waited for, of what stands before it
-    /// too, takes all of its time, and a state has to be made for each.
+    /// The longest time within which [`Self::ask`] answers: each synchronous handler, for this task and those before
+    /// it, takes all of its time, and a state has to be made for each.
     #[must_use]
     pub fn patience(&self) -> Duration {
         let plan = self.pool.plan();
@@ -207,8 +207,8 @@ impl Hooks {
         one.saturating_mul(u32::try_from(before).unwrap_or(u32::MAX).saturating_add(1))
     }
 
-    /// Another set of scripts: calls that run finish on the old one, whatever comes after goes to the new one. The
-    /// count of threads stays what it was when the first scripts came.
+    /// Takes another set of scripts: running calls finish on the old set, later calls use the new one. The number of
+    /// threads stays as the first scripts made it.
     ///
     /// # Errors
     /// The system has no threads to give (the first scripts of a daemon that had none): nothing has changed.
@@ -216,7 +216,7 @@ impl Hooks {
         let pool = &self.pool;
         let Scripts { plan, states } = scripts;
         if !states.is_empty() && pool.threads.get().is_none() {
-            // A state for each but the timers', which makes one when the first of them runs.
+            // The thread of the timers' runs makes its state when the first timer runs.
             pool.start_threads(states.len() + 1)?;
         }
         let mut states = states.into_iter();
@@ -250,13 +250,13 @@ impl Hooks {
         self.pool.lost.load(Ordering::Relaxed)
     }
 
-    /// Whether too many threads hang, so that no handler is called until scripts are loaded anew.
+    /// Whether the hooks are off: too many threads hang, and no handler is called until scripts are reloaded.
     #[must_use]
     pub fn is_off(&self) -> bool {
         self.pool.off.load(Ordering::Acquire)
     }
 
-    /// From now on no run of a timer begins; one that runs goes on.
+    /// No run of a timer begins from now on; a run that began goes on.
     pub fn stop_timers(&self) {
         self.pool.ending.store(true, Ordering::Release);
         self.pool.timers.close();
@@ -266,8 +266,8 @@ impl Hooks {
         }
     }
 
-    /// From now on nothing but `stopped` is called: what waits is answered (`NotCalled`), what runs goes on until its
-    /// timeout, but for the run of a timer, which ends now, whatever it waits for.
+    /// Nothing but `stopped` is called from now on. Waiting tasks are answered with `NotCalled`; a running call goes on
+    /// until its timeout, except that the run of a timer ends now, whatever it waits for.
     pub fn stop_calling(&self) {
         self.stop_timers();
         self.pool.shared.kick.kick();
@@ -284,7 +284,7 @@ impl Hooks {
         &self.pool
     }
 
-    /// Ends the threads. Gives how many had to be abandoned at the instant.
+    /// Ends the threads. Gives how many still ran at the instant and were abandoned.
     #[must_use]
     pub fn close(&self, until: Instant) -> usize {
         self.pool.begin_close();
@@ -296,7 +296,7 @@ impl Hooks {
         let abandoned = *alive;
         drop(alive);
         for handle in lock(&self.pool.handles).drain(..) {
-            // An ended thread is joined, so that nothing of it is left; another is let go.
+            // Ended threads are joined; others are detached.
             if abandoned == 0 || handle.is_finished() {
                 let _ = handle.join();
             }
@@ -397,6 +397,8 @@ impl Pool {
 
     /// Starts all threads or none: a queue without a thread would hold its tasks for ever. No thread works before all are
     /// there; if one cannot be made, the others have ended when this returns.
+    /// Starts all threads or none: a queue without a thread would hold its tasks for ever. No thread works before all
+    /// are there.
     fn start_threads(self: &Arc<Self>, count: usize) -> io::Result<()> {
         let threads: Vec<_> = (0..count).map(|_| Arc::new(HookThread::new(self.tuning.bound))).collect();
         let all = count + 2;

@@ -40,7 +40,7 @@ end
 
 -- Finalizers run with the deadline switched off. Lua looks for __gc here and never again.
 function base.setmetatable(t, mt)
-  if type(mt) == "table" and rawget(mt, "__gc") ~= nil then fail("setmetatable: __gc is not to be had in scripts") end
+  if type(mt) == "table" and rawget(mt, "__gc") ~= nil then fail("setmetatable: __gc is not available in scripts") end
   return setmetatable(t, mt)
 end
 

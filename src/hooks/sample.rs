@@ -1,5 +1,5 @@
-//! Sample events, for `ostler hooks fire` and the tests of scripts: every field that INTERFACE.md names, with a value of
-//! the right kind and none of them null, so that a script sees all that there can be.
+//! Sample events, for `ostler hooks fire` and the tests of scripts: every field that INTERFACE.md names, with a value
+//! of the right kind and never null, so that a script sees every field.
 
 use serde_json::{Map, Value, json};
 use uuid::Uuid;
@@ -14,7 +14,7 @@ pub fn sample(event: HookEvent) -> Event {
     let now = clock::now();
     let of_session =
         !matches!(event, HookEvent::DaemonStart | HookEvent::Shutdown | HookEvent::Stopped | HookEvent::Reload);
-    // Those of which the daemon says where the session stood.
+    // The events that carry the session's place in the transcript.
     let stands = of_session && event != HookEvent::Message;
     Event {
         kind: event,
@@ -29,8 +29,8 @@ pub fn sample(event: HookEvent) -> Event {
     }
 }
 
-/// The same with fields of one's own in it: beside the event's also `key`, `event_id`, `attempt`, `redelivered`
-/// and `test`. The transcript is that of the session which `session_id` names.
+/// The same with the caller's fields: those of the event, and `key`, `event_id`, `attempt`, `redelivered` and `test`.
+/// The transcript is that of `session_id`.
 #[must_use]
 pub fn sample_with(event: HookEvent, fields: &Map<String, Value>) -> Event {
     let mut event = sample(event);

@@ -1,7 +1,7 @@
-//! A Lua state with limits: memory, time, and nothing in it that reaches out by itself.
+//! A Lua state with limits: memory, time, and no function that reaches outside unless it is allowed.
 //!
 //! Used by the hook threads and by the lua agent. Owns the state; it must not know events or queues. A call that had to
-//! be stopped, ran out of memory or panicked leaves the state *spoiled*: whoever owns it makes a new one.
+//! be stopped, ran out of memory or panicked leaves the state *spoiled*, and its owner makes a new one.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
@@ -18,12 +18,12 @@ use super::deadline::Deadline;
 use super::lock;
 use crate::config;
 
-/// How Lua says that there is no memory left.
+/// Lua's own error when there is no memory left.
 const OUT_OF_MEMORY: &str = "not enough memory";
 /// The least memory that a state works in, in bytes.
 const LEAST: usize = 1024 * 1024;
 
-/// What may be reached beyond pure Lua.
+/// What a script may use beyond pure Lua.
 #[derive(Clone, Debug, Default)]
 pub struct Leave {
     /// `ostler.exec`.
@@ -32,7 +32,7 @@ pub struct Leave {
     pub http: bool,
     /// `io.open`, `io.lines`; below these roots, or anywhere when there are none.
     pub fs: Option<Vec<PathBuf>>,
-    /// The state is an agent's: it may not block.
+    /// The state belongs to an agent, which must not block.
     pub agent: bool,
 }
 
@@ -111,7 +111,7 @@ impl Globals {
         Ok((env, ostler))
     }
 
-    /// What makes `ostler.jsn` an error with a line rather than a nil somewhere else.
+    /// Makes `ostler.jsn` an error with its line instead of a nil that fails elsewhere.
     fn strict(&self, lua: &Lua) -> mlua::Result<Table> {
         let meta = lua.create_table()?;
         let agent = self.leave.agent;
@@ -127,7 +127,7 @@ impl Globals {
                         format!("ostler.{name}: not available in an agent: agents must not block")
                     }
                     "http" | "exec" => format!("ostler.{name}: not allowed here: add \"{name}\" to allow in [hooks]"),
-                    _ => format!("ostler.{name}: there is no such thing"),
+                    _ => format!("ostler.{name}: no such function"),
                 }))
             })?,
         )?;
@@ -194,7 +194,7 @@ impl Sandbox {
         &self.globals.context
     }
 
-    /// Whether a call left it in a condition in which no other may run.
+    /// Whether a call spoiled the state, so that no other call may run in it.
     #[must_use]
     pub fn spoiled(&self) -> bool {
         self.spoiled.load(Ordering::Relaxed) || self.context().deadline.fired()
@@ -205,7 +205,7 @@ impl Sandbox {
         self.spoiled.store(true, Ordering::Relaxed);
     }
 
-    /// Compiles a script; text only, because bytecode can crash the machine that runs it.
+    /// Compiles a script; text only, because bytecode can crash Lua.
     ///
     /// # Errors
     /// A syntax error.
@@ -213,7 +213,7 @@ impl Sandbox {
         self.lua.load(text).set_name(format!("@{name}")).set_mode(ChunkMode::Text).set_environment(env).into_function()
     }
 
-    /// Runs a function until the instant, as a coroutine, so that it can be stopped whatever it does.
+    /// Runs a function as a coroutine, so that it can be stopped at the instant whatever it does.
     pub fn call(&self, function: &Function, args: impl IntoLuaMulti, until: Option<Instant>) -> Outcome {
         let deadline = &self.context().deadline;
         deadline.set(until);
@@ -223,7 +223,7 @@ impl Sandbox {
         deadline.set(None);
         match outcome {
             _ if stopped => Outcome::Stopped(tidy(&deadline.trace())),
-            // What Rust does for a script stops by itself, with an error.
+            // Our own functions stop by themselves, with an error.
             Ok(Ok(Outcome::Raised(why))) if past => Outcome::Stopped(why),
             Ok(Ok(outcome)) => outcome,
             Ok(Err(e)) => {
@@ -246,7 +246,7 @@ impl Sandbox {
         let mut values: MultiValue = thread.resume(args)?;
         if thread.status() == ThreadStatus::Resumable {
             return Ok(Outcome::Raised(
-                "it yielded: coroutine.yield belongs into a coroutine of the script".to_owned(),
+                "it yielded: coroutine.yield works only in a coroutine of the script".to_owned(),
             ));
         }
         if values.pop_front() == Some(Value::Boolean(true)) {
@@ -263,7 +263,7 @@ impl Sandbox {
         Ok(Outcome::Raised(tidy(&format!("{why}\n{trace}"))))
     }
 
-    /// Makes what runs known to the API and to the log.
+    /// Tells the API and the log what runs.
     pub fn begin(&self, call: api::Call) {
         *lock(&self.context().call) = call;
     }

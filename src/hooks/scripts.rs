@@ -1,8 +1,8 @@
 //! Scripts: the files of the hooks directory, and what they register.
 //!
-//! Everything is read once, checked and kept as text, so that a state can be built again later (after one was spoiled)
-//! from exactly what was loaded. Each hook thread has a state of its own; all of them must register the same. It must
-//! not know the threads.
+//! Files are read once, checked and kept as text, so that a spoiled state can be built again from exactly what was
+//! loaded. Each hook thread has a state of its own, and all states must register the same handlers. This file must not
+//! know the threads.
 
 use std::collections::{BTreeMap, HashMap};
 use std::os::unix::fs::MetadataExt;
@@ -148,14 +148,15 @@ impl Scripts {
 
 /// Reads and loads every script of the hooks directory, once for each hook thread.
 ///
-/// # Errors A file cannot be read, could be written by other users, is no Lua, fails or takes too long, or registers
-/// something that makes no sense; or it registers differently from one state to the next.
+/// # Errors
+/// A file cannot be read, other users could write to it, it is not Lua, it fails or takes too long, it registers
+/// something that makes no sense, or it registers different handlers in each state.
 pub fn load(config: &config::Hooks, version: &str) -> Result<Scripts, LoadError> {
     let sources = match &config.dir {
         Some(dir) => {
             let sources = read(dir)?;
             if !dir.exists() {
-                log::warn!("hooks.dir: {}: is not there, so no script is loaded", dir.display());
+                log::warn!("hooks.dir: {}: does not exist: no script is loaded", dir.display());
             }
             sources
         }
@@ -168,7 +169,7 @@ pub fn load(config: &config::Hooks, version: &str) -> Result<Scripts, LoadError>
 pub(crate) fn load_sources(sources: Sources, config: &config::Hooks, version: &str) -> Result<Scripts, LoadError> {
     let place = config.dir.clone().unwrap_or_default();
     let count = if sources.scripts.is_empty() { 0 } else { config.threads.max(1) + 1 };
-    // A thread of our own: scripts need a deep stack, and what cannot be stopped must not hold up who asked.
+    // A thread of our own: scripts need a deep stack, and a script that cannot be stopped must not block the caller.
     let most =
         config.timeout * u32::try_from(sources.scripts.len() * (count + 1)).unwrap_or(1000) + Duration::from_secs(5);
     let (settings, version) = (config.clone(), version.to_owned());
@@ -208,7 +209,7 @@ impl Plan {
         self.settings.timeout * u32::try_from(self.sources.scripts.len()).unwrap_or(1000)
     }
 
-    /// A state once more, after one was spoiled.
+    /// Builds a state again, in place of a spoiled one.
     pub fn rebuild(&self) -> Result<State, LoadError> {
         let (state, found) = build(&self.sources, &self.settings, &self.version)?;
         if found == self.registered {
@@ -286,7 +287,7 @@ struct Maker {
 }
 
 impl Maker {
-    /// Globals of their own for a script or a module: what it leaves there is nobody else's.
+    /// Globals for one script or module; no other sees what it sets there.
     fn make(&self, lua: &Lua) -> mlua::Result<Table> {
         let (guard, context, timeout) = (self.globals.guard(), self.globals.context(), self.timeout);
         let (env, ostler) = self.globals.make(lua)?;
@@ -384,7 +385,7 @@ fn on(lua: &Lua, registry: &Mutex<Registry>, args: &Args, default: Duration) -> 
         None => false,
         Some(_) if !event.is_synchronous() => {
             return Err(Fault::text(format!(
-                "on_error: '{event}' is not waited for: only message, before_turn and permission are"
+                "on_error: '{event}' is not synchronous: only message, before_turn and permission are"
             )));
         }
         Some(value) => match text(&value, "on_error")?.as_str() {
@@ -433,7 +434,7 @@ fn every(lua: &Lua, registry: &Mutex<Registry>, args: &Args, default: Duration) 
     Ok(())
 }
 
-/// A load error from a message of Lua: the place is taken off its front.
+/// A load error from a message of Lua, whose place is taken off.
 pub(crate) fn load_error(path: &Path, name: &str, why: &str) -> LoadError {
     let first = first_line(why);
     let Some(line) = line_in(first, name) else { return LoadError::new(path, first) };
@@ -482,7 +483,7 @@ pub fn modules_below(dir: &Path) -> Result<BTreeMap<String, (String, Arc<str>)>,
     Ok(sources.modules)
 }
 
-/// What stands beside hook scripts and is none, by its name.
+/// Whether a Lua file beside the hook scripts is none of them, by its name.
 pub(crate) fn no_hook(name: &str) -> Option<&'static str> {
     match () {
         () if name.ends_with(".test.lua") => Some("it is a script's test"),
@@ -532,8 +533,8 @@ fn listed(dir: &Path) -> Result<Vec<PathBuf>, LoadError> {
     Ok(paths)
 }
 
-/// Refuses what users other than its owner, or an owner who is neither root nor us, could write to. On a file system
-/// that is mounted read-only nobody can, whatever the mode: so a container has its ConfigMap.
+/// Refuses a file that users other than root and us could write to. On a read-only file system nobody can, whatever the
+/// mode says: a container's ConfigMap is such a case.
 ///
 /// # Errors
 /// Its path and the remedy.
@@ -553,7 +554,7 @@ pub fn guarded(path: &Path) -> Result<(), LoadError> {
     Ok(())
 }
 
-/// Reads one script, if nobody else could have written it.
+/// Reads one script that no other user could have written.
 ///
 /// # Errors
 /// It cannot be read, is too large or no text, or other users could write to it.
@@ -570,8 +571,8 @@ pub fn read_script(path: &Path) -> Result<Arc<str>, LoadError> {
     }
 }
 
-/// A text without what `lua` passes over at its beginning: a byte order mark, and a first line with `#`, whose end stays,
-/// so that lines keep their numbers.
+/// The text without a byte order mark and without a first line that begins with `#`, as `lua` reads it. The end of that
+/// line stays, so that lines keep their numbers.
 fn without_head(text: &str) -> &str {
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     if text.starts_with('#') { &text[text.find('\n').unwrap_or(text.len())..] } else { text }

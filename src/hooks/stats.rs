@@ -1,4 +1,4 @@
-//! What is counted of each handler, and the breaker that skips one which keeps running out of time.
+//! The counts of each handler, and the breaker that skips a handler after repeated timeouts.
 //!
 //! In memory only, summed over all states; a new set of scripts begins at zero.
 
@@ -13,7 +13,7 @@ use super::scripts::Registered;
 const STRIKES: u32 = 3;
 /// How long it is skipped.
 pub const REST: Duration = Duration::from_secs(30);
-/// How many of the newest durations the percentiles are of.
+/// How many of the newest durations count for the percentiles.
 const SAMPLES: usize = 256;
 
 /// One handler, as `ostler hooks list` and `GET /v1/hooks` show it.
@@ -29,9 +29,9 @@ pub struct HandlerInfo {
     pub name: String,
     /// Higher is called first.
     pub priority: i64,
-    /// Calls that ended, however.
+    /// Calls that ended, with any outcome.
     pub calls: u64,
-    /// Calls that failed, timeouts not among them.
+    /// Calls that failed, without timeouts.
     pub failures: u64,
     /// Calls that ran out of time.
     pub timeouts: u64,
@@ -85,7 +85,7 @@ fn owned((event, script, name): Label<'_>) -> (String, String, String) {
 }
 
 impl Stats {
-    /// With another rest than the usual, for tests.
+    /// With another time of rest, for tests.
     pub fn with_rest(rest: Duration) -> Self {
         Self { by: Mutex::default(), rest: Some(rest) }
     }
@@ -139,7 +139,7 @@ impl Stats {
         resting
     }
 
-    /// Everything begins at zero: another set of scripts.
+    /// Begins at zero again, for another set of scripts.
     pub fn clear(&self) {
         lock(&self.by).clear();
     }

@@ -1,7 +1,7 @@
 //! What a hook thread is asked to do, one call after the other, and how it is answered.
 //!
-//! A task is a value that goes from call to call: it says which handler is next, takes in what came of it, and is
-//! answered exactly once. It must not know threads.
+//! A task is a value that goes from call to call: it says which handler is next, takes its outcome, and is answered
+//! exactly once. It must not know threads.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -86,7 +86,7 @@ impl Step {
     }
 }
 
-/// Why a call did not do its work: one line for whoever asked, and the traceback for the log.
+/// Why a call failed: one line for the caller, and the traceback for the log.
 #[derive(Clone, Debug)]
 pub(crate) struct Failure {
     pub timed_out: bool,
@@ -98,7 +98,7 @@ fn of(plan: &Plan, event: HookEvent) -> VecDeque<HandlerId> {
 }
 
 impl Task {
-    /// Whether it is the event that may still be called when nothing else may.
+    /// Whether its event is `stopped`, which is called when nothing else is.
     pub fn is_last(&self) -> bool {
         matches!(self, Self::Notify { event, .. } if event.kind == HookEvent::Stopped)
     }
@@ -159,7 +159,7 @@ impl Task {
         }
     }
 
-    /// Takes in what came of a call. `None`: that was the last one, and the task is answered.
+    /// Takes the outcome of a call. `None`: it was the last call, and the task is answered.
     pub fn conclude(
         self,
         step: &Step,
@@ -215,7 +215,7 @@ impl Task {
         }
     }
 
-    /// Counts a call and logs its failure; gives the failure's text for whoever asked.
+    /// Counts a call and logs its failure; gives the failure's text for the caller.
     fn count(
         &self,
         step: &Step,
@@ -255,7 +255,7 @@ impl Task {
         format!("{place}: {}", first_line(&failure.text))
     }
 
-    /// Answers it without calling anybody (any more).
+    /// Answers the task without (further) calls.
     pub fn not_called(self, plan: &Plan, why: &str) {
         match self {
             Self::Notify { event, left, failed, done } => {
@@ -291,12 +291,12 @@ pub(crate) fn call(
     event: Option<&Event>,
     shared: &Shared,
 ) -> Result<Opinion, Failure> {
-    // Of what the handler logs, and of what is logged about it.
+    // For the lines that the handler logs, and for those about it.
     for name in ["session_id", "turn_id"] {
         crate::log::about(name, event.and_then(|e| e.fields[name].as_str()).unwrap_or_default());
     }
     if !is_usable(state.as_ref()) {
-        // The old one goes first: two of them could be too much memory.
+        // The old state goes first: two could need too much memory.
         *state = None;
         *state = Some(plan.rebuild().map_err(|e| failed(format!("the scripts cannot be loaded again: {e}")))?);
     }
@@ -346,7 +346,7 @@ pub(crate) fn call(
         },
         Outcome::Raised(text) => Err(failed(text)),
         Outcome::Stopped(_) if context.kick.get().is_some_and(|kick| kick.is_kicked()) => {
-            Err(failed("cut off, for the daemon stops; this run is not repeated".to_owned()))
+            Err(failed("cut off because the daemon stops; this run is not repeated".to_owned()))
         }
         Outcome::Stopped(trace) => Err(Failure {
             timed_out: true,

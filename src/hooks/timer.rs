@@ -58,7 +58,7 @@ fn hand_out(pool: &impl Timed, plan: &Plan, timers: &mut Timers) -> Option<Milli
     next
 }
 
-/// The newest run of a timer. One that never ran starts from the present, durably, so that the first run it misses
+/// The newest run of a timer. For a timer that never ran, the present is stored, so that the first run that it misses
 /// while the daemon is down counts as missed.
 fn last_run(pool: &impl Timed, timer: &Timer, newest: Millis) -> Millis {
     let host = pool.host();
@@ -69,17 +69,17 @@ fn last_run(pool: &impl Timed, timer: &Timer, newest: Millis) -> Millis {
     };
     last.unwrap_or_else(|why| {
         log::error!(target: "hook", hook = timer.name.as_str();
-            "timer {}: its last run is not known: {why}", timer.name);
+            "timer {}: its last run cannot be read: {why}", timer.name);
         newest
     })
 }
 
-/// A run on record lies in the future: the present stands instead.
+/// Stores the present in place of a run that lies in the future.
 fn restart(pool: &impl Timed, timer: &Timer, from: Millis) {
     let name = timer.name.as_str();
     log::warn!(target: "hook", hook = name;
-        "timer {name}: its last run lies in the future, for the clock was ahead then: it goes on from now");
+        "timer {name}: its last run lies in the future (the clock was ahead then): it continues from now");
     if let Err(why) = pool.host().timer_restart(name, from) {
-        log::error!(target: "hook", hook = name; "timer {name}: where it goes on from cannot be kept: {why}");
+        log::error!(target: "hook", hook = name; "timer {name}: its new start cannot be stored: {why}");
     }
 }

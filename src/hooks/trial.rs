@@ -1,8 +1,8 @@
 //! One script tried out: loaded as the daemon would, and called over a host in memory.
 //!
-//! `ostler hooks fire EVENT --script FILE` and the tests of the shipped scripts run on it. Calls run one after the other
-//! on the caller's own thread (which needs [`crate::thread::DEEP_STACK`]), with the daemon's own sandbox, chain and
-//! limits. What reaches outside, where the configuration allows it, is real: files, programs, HTTP.
+//! `ostler hooks fire EVENT --script FILE` and the tests of the shipped scripts run on it. Calls run one after the
+//! other on the caller's own thread (which needs [`crate::thread::DEEP_STACK`]), with the daemon's own sandbox, chain
+//! and limits. Files, programs and HTTP are real, where the configuration allows them.
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
@@ -150,13 +150,13 @@ pub struct Tried {
     pub script: String,
     /// Its name.
     pub name: String,
-    /// What became of it.
+    /// Its outcome.
     pub outcome: Delivered,
     /// How long it took.
     pub took: Duration,
 }
 
-/// What an event met.
+/// The calls of an event, and their answer.
 #[derive(Clone, Debug, Default)]
 pub struct Fired {
     /// The calls, in order.
@@ -165,7 +165,7 @@ pub struct Fired {
     pub verdict: Option<Verdict>,
 }
 
-/// A loaded script, and the host that it is tried over.
+/// A loaded script and its host.
 pub struct Trial {
     plan: Arc<Plan>,
     state: Option<State>,
@@ -180,7 +180,7 @@ impl std::fmt::Debug for Trial {
 }
 
 impl Trial {
-    /// Loads one script over a host.
+    /// Loads one script with a host.
     ///
     /// # Errors
     /// It would not be loaded by a daemon with this configuration.
@@ -254,8 +254,8 @@ impl Trial {
     }
 }
 
-/// `ostler hooks fire EVENT --script FILE`: tries a script with a sample event, and gives what the API would answer, with
-/// the answer of synchronous handlers, the messages that were sent and what is kept.
+/// `ostler hooks fire EVENT --script FILE`: tries a script with a sample event, and gives what the API would answer,
+/// with the answer of synchronous handlers, the messages that were sent and what is kept.
 ///
 /// # Errors
 /// The script would not be loaded.

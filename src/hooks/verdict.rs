@@ -1,4 +1,4 @@
-//! What a handler's answer means: read strictly, because a typing error that silently does nothing is worse than a
+//! What a handler's answer means. It is read strictly: a typing error that silently does nothing is worse than a
 //! failure.
 
 use mlua::{MultiValue, Table, Value};

@@ -1,8 +1,8 @@
-//! The attendant: one thread that watches clients which nobody reads from.
+//! The attendant: one thread that watches the clients that no other thread reads from.
 //!
-//! It owns two kinds. Those of streams that wait for news: the moment such a client hangs up, the stream is told, so that
-//! it does not hold its place until the next ping. And those that were turned away: they have no thread, and are listened to
-//! for a moment, so that they get to read why; closed at once, their own request would break on them.
+//! It owns two kinds. Clients of waiting streams: when such a client hangs up, the stream is told at once, so that it
+//! does not hold its place until the next ping. And clients that were turned away: they have no thread, and their
+//! connection stays open for a moment, because closing it at once would reset it before they read the answer.
 
 use std::collections::{HashMap, VecDeque};
 use std::io;
@@ -20,19 +20,19 @@ use super::places::Kind;
 use super::socket::timespec;
 use crate::thread;
 
-/// What is seen of a client.
+/// How a client hung up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Hangup {
-    /// It will send no more. It may have gone, which a write finds out, or wait for the rest.
+    /// It will send no more. It may be gone, which a write finds out, or it may wait for the rest of the answer.
     Perhaps,
     /// It is gone.
     Gone,
 }
 
-/// Who is told of it.
+/// The callback for it.
 pub type Alarm = Arc<dyn Fn(Hangup) + Send + Sync>;
 
-/// The most clients that were turned away and are still listened to: root and our own user, and all others.
+/// The most clients that were turned away and are still open: of root and our own user, and of all others.
 const TURNED_AWAY: [usize; 2] = [64, 256];
 /// For the wake's own descriptor.
 const WAKE: u64 = 0;
@@ -46,7 +46,7 @@ enum Client {
 struct State {
     last: u64,
     clients: HashMap<u64, Client>,
-    /// Those that were turned away, in the order of the instants at which they are let go.
+    /// The clients that were turned away, in the order of the instants at which they are closed.
     until: VecDeque<(Instant, u64)>,
     turned_away: [usize; 2],
     leaving: bool,
@@ -77,7 +77,7 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes a client in; its events come from now on, those too that are there already.
+    /// Takes a client in; its events come from now on, including those that are there already.
     fn enter(&self, conn: &Arc<Conn>, client: Client, events: EventFlags) -> io::Result<u64> {
         let mut state = self.lock();
         state.last += 1;
@@ -88,7 +88,7 @@ impl Shared {
     }
 
     fn poke(&self) {
-        // It can only fail for a counter that is full, and then the descriptor is readable as well.
+        // A failed write means that the counter is full, so the descriptor is readable.
         let _ = rustix::io::write(&self.wake, &1_u64.to_ne_bytes());
     }
 }
@@ -114,13 +114,13 @@ impl Attendant {
 
     /// Watches a stream's client until what is returned is dropped.
     pub fn watch(&self, conn: &Arc<Conn>, alarm: Alarm) -> io::Result<Watch> {
-        // Each change is told once: a client that only sends no more would else be told of without end.
+        // Edge-triggered: a client that only sends no more would else wake this thread without end.
         let events = EventFlags::RDHUP | EventFlags::HUP | EventFlags::ERR | EventFlags::ET;
         let id = self.shared.enter(conn, Client::Stream(alarm), events)?;
         Ok(Watch { shared: Arc::clone(&self.shared), conn: Arc::clone(conn), id })
     }
 
-    /// Listens for a moment to a client that was told to go. One too many is let go at once.
+    /// Keeps a client that was turned away open for a moment. Beyond the limit it is closed at once.
     pub fn see_off(&self, conn: &Arc<Conn>, linger: Duration) {
         let class = class(conn);
         {
@@ -182,7 +182,7 @@ fn attend(shared: &Shared) {
         match epoll::wait(&shared.epoll, rustix::buffer::spare_capacity(&mut events), left.as_ref()) {
             Ok(_) | Err(Errno::INTR) => {}
             Err(e) => {
-                log::error!("http: clients that leave are not noticed any more: {e}");
+                log::error!("http: clients that hang up are no longer noticed: {e}");
                 return;
             }
         }
@@ -207,15 +207,15 @@ fn see_to(shared: &Shared, id: u64, flags: EventFlags) {
             let gone = flags.intersects(EventFlags::HUP | EventFlags::ERR);
             alarm(if gone { Hangup::Gone } else { Hangup::Perhaps });
         }
-        // Once it has read what it was told it closes its end.
+        // After it has read the answer it closes its end.
         Some(Client::TurnedAway(conn)) if !conn.socket.discard_or_end() => {}
         Some(Client::TurnedAway(_)) => drop(state.forget(id)),
-        // It was let go a moment ago.
+        // It was closed a moment ago.
         None => {}
     }
 }
 
-/// Lets those go whose time is over.
+/// Closes the clients whose time is over.
 fn let_go(shared: &Shared, now: Instant) {
     let mut state = shared.lock();
     while let Some((at, id)) = state.until.front().copied()

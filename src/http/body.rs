@@ -9,7 +9,7 @@ use super::head::BodyKind;
 use super::input::{Input, Trouble};
 use super::{Limits, Refusal};
 
-/// What chunk extensions and trailer fields of one body, all of them ignored, may take.
+/// The most bytes of chunk extensions and trailer fields in one body; all of them are ignored.
 const TRIMMINGS: usize = 16 * 1024;
 /// As many hexadecimal digits as a `u64` has.
 const SIZE_DIGITS: u8 = 16;
@@ -48,7 +48,7 @@ pub(super) fn read(input: &mut Input<'_>, kind: BodyKind, cap: u64, limits: &Lim
     }
 }
 
-/// Memory grows with what has come, never with what was announced.
+/// Memory grows with the bytes that came, never with the announced length.
 fn read_length(input: &mut Input<'_>, n: usize, limits: &Limits) -> Result<Vec<u8>, Trouble> {
     let started = Instant::now();
     let mut body = input.take(n);
@@ -159,7 +159,7 @@ impl Chunked {
             (State::DataCr, b'\r') => State::DataLf,
             (State::DataLf, b'\n') => State::Size(0),
             (State::Trailer, b'\r') => State::EndLf,
-            // A line that begins with a space would continue the one before it, which nobody may send.
+            // A line that begins with a space would continue the line before it, which is forbidden.
             (State::Trailer, b'!'..=b'~') => self.trim(State::TrailerField)?,
             (State::TrailerField, b'\r') => State::TrailerLf,
             (State::TrailerField, b'\t' | b' '..=b'~' | 0x80..) => self.trim(State::TrailerField)?,
@@ -182,7 +182,7 @@ impl Chunked {
         self.trimmings = self
             .trimmings
             .checked_sub(1)
-            .ok_or_else(|| Refusal::bad("body: too much beside the data of its chunks"))?;
+            .ok_or_else(|| Refusal::bad("body: chunk extensions and trailers are too long"))?;
         Ok(next)
     }
 }

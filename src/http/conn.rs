@@ -1,7 +1,7 @@
 //! The loop of one connection: a head, a look, a body, an answer, and again.
 //!
-//! It owns the connection's input and decides how the connection ends. It must not know how others are doing, but for
-//! whether the server drains.
+//! It owns the connection's input and decides how the connection ends. Of the server it must know only whether it
+//! drains.
 //!
 //! What wakes each blocking call: reads end by bytes, by their deadline, or by the server's `shutdown` of the socket;
 //! writes by room, by the write timeout, or by the same. The handler's own waits are the handler's.
@@ -51,7 +51,7 @@ pub(super) fn serve(shared: &Arc<Shared>, conn: &Arc<Conn>) {
         match next {
             Next::Request => first = false,
             Next::Close { unread } => {
-                // All is said: a drain need not wait for a client that does not hang up.
+                // The answer is complete: a drain need not wait for a client that does not hang up.
                 shared.now_idle(conn);
                 // A pipelined request after the last is unread too.
                 let unread = unread || !it.input.bytes().is_empty();
@@ -149,7 +149,7 @@ impl Serving<'_> {
         shared.now_known(conn);
         let cap = handler.body_limit(&head);
         body::check(framing.body, cap)?;
-        // A client that has begun to send does not wait for leave.
+        // A client that has begun to send does not wait for the interim answer.
         if framing.expects_continue && input.bytes().is_empty() {
             out.send_continue().map_err(Trouble::Broken)?;
         }
@@ -163,7 +163,7 @@ impl Serving<'_> {
         let (shared, out, peer) = (self.shared, &mut self.out, &self.conn.peer);
         let refusal = match trouble {
             Trouble::Refused(refusal) => refusal,
-            // The end may be the server's doing: it stopped listening to those who had no request complete.
+            // The server may have caused the end: in a drain it stops reading from clients without a complete request.
             Trouble::Ended if shared.is_draining() => Refusal::new(503, "the server is stopping"),
             Trouble::Ended => Refusal::bad("the message ended early"),
             Trouble::Handler(e) if out.sent() == Sent::Nothing => {
@@ -192,7 +192,7 @@ impl Serving<'_> {
     }
 }
 
-/// What is too long: the request line on its own, however much came with it, or all of it.
+/// Says whether the request line alone is too long, or the head as a whole.
 fn too_long(here: &[u8], limit: usize) -> Refusal {
     if here.iter().position(|b| *b == b'\n').unwrap_or(here.len()) > limit {
         Refusal::new(414, "request line: too long")
@@ -201,10 +201,10 @@ fn too_long(here: &[u8], limit: usize) -> Refusal {
     }
 }
 
-/// What became of a request that was answered.
+/// Who answered a request.
 enum Handled {
-    /// By the handler, which had the whole of it.
+    /// The handler, which got the whole request.
     Whole,
-    /// By the gate; `unread` if it has a body.
+    /// The gate; `unread` if the request has a body.
     Gated { unread: bool },
 }

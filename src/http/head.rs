@@ -1,7 +1,7 @@
-//! The head of a request: where it ends, what it says, and what it may not say.
+//! The head of a request: where it ends, what it says, and what is refused.
 //!
-//! `httparse` splits the lines; everything that decides where the message ends is judged here, by RFC 9112 at its
-//! strictest: two readings of one message are how a request is smuggled past a proxy. It must not read sockets.
+//! `httparse` splits the lines. Everything that decides where the message ends is judged here, by the strictest reading
+//! of RFC 9112: a message with two readings can smuggle a request past a proxy. This file must not read sockets.
 
 use super::Refusal;
 
@@ -36,7 +36,7 @@ impl Head {
 /// How the body is delimited.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum BodyKind {
-    /// So many bytes; a request that says nothing has 0. One too great for the type is the type's greatest.
+    /// So many bytes; 0 for a request that says nothing. A number beyond the type becomes the type's greatest.
     Length(u64),
     Chunked,
 }
@@ -47,7 +47,7 @@ pub(super) struct Framing {
     pub(super) body: BodyKind,
     /// The client will send another request on this connection.
     pub(super) keep_alive: bool,
-    /// The client waits for leave to send the body.
+    /// The client waits for `100 Continue` before it sends the body.
     pub(super) expects_continue: bool,
 }
 
@@ -93,7 +93,7 @@ pub(super) fn parse(bytes: &[u8], max_headers: usize) -> Result<(Head, Framing),
     let mut request = httparse::Request::new(&mut fields);
     match request.parse(bytes) {
         Ok(httparse::Status::Complete(n)) if n == bytes.len() => {}
-        // Two opinions on where the head ends: nobody is served on such a thing.
+        // The two parsers disagree on where the head ends: refuse it.
         Ok(_) => return Err(Refusal::bad("head: malformed")),
         Err(e) => return Err(refuse_syntax(e, bytes)),
     }
@@ -123,13 +123,13 @@ fn refuse_syntax(e: httparse::Error, bytes: &[u8]) -> Refusal {
     match e {
         httparse::Error::TooManyHeaders => Refusal::new(431, "head: too many header fields"),
         httparse::Error::Version if names_other_version(bytes) => {
-            Refusal::new(505, "head: only HTTP/1.1 and HTTP/1.0 are spoken here")
+            Refusal::new(505, "head: only HTTP/1.1 and HTTP/1.0 are supported")
         }
         e => Refusal::bad(format!("head: {e}")),
     }
 }
 
-/// Whether the request line is well-formed and its version merely not ours.
+/// Whether the request line is well-formed except for its version.
 fn names_other_version(bytes: &[u8]) -> bool {
     let line = bytes.split(|&b| b == b'\r').next().unwrap_or_default();
     let words: Vec<&[u8]> = line.split(|&b| b == b' ').collect();
@@ -140,7 +140,7 @@ fn names_other_version(bytes: &[u8]) -> bool {
 /// Splits a request target into authority (of an absolute one), path and query.
 fn split_target<'a>(method: &str, target: &'a str) -> Result<(Option<&'a str>, &'a str, Option<&'a str>), Refusal> {
     if method == "CONNECT" {
-        return Err(Refusal::new(501, "CONNECT: this is no proxy"));
+        return Err(Refusal::new(501, "CONNECT: this server is not a proxy"));
     }
     if !target.is_ascii() || target.contains('#') {
         return Err(Refusal::bad("request target: not a valid URI"));
@@ -209,8 +209,8 @@ fn list<'a>(head: &'a Head, name: &'a str) -> impl Iterator<Item = &'a str> {
     head.header_all(name).flat_map(|v| v.split(',')).map(|t| t.trim_matches([' ', '\t']))
 }
 
-/// Whether the body is chunked. Any coding but exactly `chunked` is refused: 501 if it might be served by somebody else,
-/// 400 if nobody could tell where it ends.
+/// Whether the body is chunked. Any coding but exactly `chunked` is refused: 501 if it might be served by somebody
+/// else, 400 if nobody could tell where it ends.
 fn chunked(head: &Head) -> Result<bool, Refusal> {
     let codings: Vec<&str> = list(head, "transfer-encoding").collect();
     let is_chunked = |t: &&str| t.eq_ignore_ascii_case("chunked");
@@ -232,7 +232,7 @@ fn content_length(head: &Head) -> Result<Option<u64>, Refusal> {
         if value.is_empty() || !value.bytes().all(|b| b.is_ascii_digit()) {
             return Err(Refusal::bad("Content-Length: not a number"));
         }
-        // Nothing but digits: it can only fail by being too great, and then it is above every limit.
+        // Only digits are left: a failure means that the number is too great, and above every limit.
         let length = value.parse().unwrap_or(u64::MAX);
         if agreed.is_some_and(|other| other != length) {
             return Err(Refusal::bad("Content-Length: given twice, differently"));

@@ -8,7 +8,7 @@ use std::time::Instant;
 use super::Refusal;
 use super::socket::Socket;
 
-/// Read at a time when the length of what comes is not known.
+/// The bytes of one read when the length is not known.
 const STEP: usize = 8 * 1024;
 
 /// Why a request is not handled to its end.
@@ -73,7 +73,7 @@ impl<'s> Input<'s> {
         got
     }
 
-    /// Reads into the caller's own buffer; only for when nothing is left in this one.
+    /// Reads into the caller's own buffer. Only when this buffer is empty.
     pub(super) fn read_past(&mut self, into: &mut [u8], deadline: Instant) -> io::Result<usize> {
         debug_assert!(self.bytes().is_empty(), "what came first is used first");
         read_until(self.socket, into, deadline)

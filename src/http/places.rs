@@ -1,15 +1,15 @@
-//! The places of connections: who may have one, so that no door is shut by what comes in at another.
+//! The places of connections: who may have one, so that clients of one listener cannot take those of another.
 
 use super::{Limits, Peer};
 
-/// For whom a place is.
+/// Whose place it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
     /// Root, or the server's own user, on a unix socket.
     Own,
     /// Anybody else on a unix socket.
     Unix,
-    /// Whoever comes by an address.
+    /// A client over TCP.
     Tcp,
 }
 
@@ -30,7 +30,7 @@ pub(super) struct Places {
     live: usize,
     unix: usize,
     tcp: usize,
-    /// By listener: those of which no request was let in yet.
+    /// By listener: connections without a request that was let in.
     unknown: Vec<usize>,
 }
 
@@ -42,8 +42,8 @@ impl Places {
 
     /// A place for a new connection, or why there is none.
     ///
-    /// Of all places a few are kept for root and the server's own user; of the others those that come by an address have
-    /// seven eighths; and who has not been let in yet shares a few hundred with its like, on each listener.
+    /// Some places are kept for root and the server's own user. Of the others TCP clients have at most seven eighths.
+    /// On each listener, clients without a request that was let in share a few hundred.
     pub fn enter(&mut self, limits: &Limits, kind: Kind, listener: usize) -> Result<(), String> {
         let most = limits.max_connections;
         let open = most - limits.kept.min(most / 4);
@@ -59,7 +59,7 @@ impl Places {
             Kind::Own => {}
             _ if self.unix + self.tcp >= open => return full(open, " of other users"),
             Kind::Tcp if self.tcp >= tcp => return full(tcp, " over TCP"),
-            _ if *here >= unknown => return full(unknown, " that have not asked for anything yet"),
+            _ if *here >= unknown => return full(unknown, " without an accepted request"),
             Kind::Unix | Kind::Tcp => {}
         }
         *here += usize::from(kind != Kind::Own);

@@ -1,7 +1,8 @@
 //! Answers: whole, or streamed chunk by chunk.
 //!
-//! It owns how an answer looks on the wire and what has been sent of the present one. Framing fields are its own:
-//! a handler's `Content-Length` and `Transfer-Encoding` are left out, its `Connection` is read for `close` alone.
+//! It owns the form of an answer on the wire, and what has been sent of the present answer. It writes the framing
+//! fields itself: a handler's `Content-Length` and `Transfer-Encoding` are left out, and its `Connection` counts only
+//! for `close`.
 
 use std::io::{self, IoSlice};
 use std::sync::Arc;
@@ -60,7 +61,7 @@ impl Response {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Sent {
     Nothing,
-    /// Begun, and cut short unless it gets [`Sent::Whole`].
+    /// A part: cut short unless it becomes [`Sent::Whole`].
     Part,
     Whole,
 }
@@ -89,7 +90,7 @@ impl Exchange {
         self.sent = Sent::Nothing;
     }
 
-    /// Forgets the request before, for an answer to one that could not be read.
+    /// Forgets the previous request, for an answer to a request that could not be read.
     pub(super) fn begin_unread(&mut self) {
         self.minor = 1;
         self.mute = false;
@@ -115,7 +116,7 @@ impl Exchange {
         Responder { out: self }
     }
 
-    /// Leave to send the body.
+    /// Tells the client to send the body.
     pub(super) fn send_continue(&mut self) -> io::Result<()> {
         self.write(&[b"HTTP/1.1 100 Continue\r\n\r\n"])
     }
@@ -174,7 +175,7 @@ fn has_no_body(status: u16) -> bool {
     matches!(status, 204 | 304)
 }
 
-/// A refusal as the handler shows it; plain, should the handler fail at that too.
+/// A refusal as the handler shows it; in plain text if the handler fails.
 pub(super) fn refusal(handler: &dyn Handler, refusal: &Refusal) -> Response {
     let shown = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| handler.error(refusal.status, &refusal.what)));
     let mut response = shown.unwrap_or_else(|_| Response::new(refusal.status));
@@ -198,7 +199,7 @@ enum Length {
     Chunked,
 }
 
-/// The status line and header fields. A field that would break out of its line is the handler's error.
+/// The status line and header fields. A field that contains a line break is the handler's error.
 fn head_bytes<'h>(
     status: u16,
     headers: impl Iterator<Item = (&'h str, &'h str)>,
@@ -289,7 +290,8 @@ impl<'c> Responder<'c> {
     }
 }
 
-/// An answer being streamed. Dropped unfinished, the connection is cut, so that the client sees that the end is missing.
+/// An answer being streamed. Dropped unfinished, the connection is cut, so that the client sees that the end is
+/// missing.
 pub struct Stream<'c> {
     out: &'c mut Exchange,
     chunked: bool,
@@ -341,9 +343,8 @@ impl Stream<'_> {
         Ok(())
     }
 
-    /// Has whoever waits for something to say told the moment that the client hangs up, for as long as what is returned is
-    /// kept. It may be told at once, on this thread or on another. While the server drains it may also be the server that
-    /// cut the connection.
+    /// Calls the alarm when the client hangs up, for as long as the returned value is kept. The call may come at once,
+    /// on this thread or on another. While the server drains, the server itself may have cut the connection.
     ///
     /// # Errors
     /// The system cannot watch one more.
@@ -389,7 +390,7 @@ fn reason(status: u16) -> &'static str {
         503 => "Service Unavailable",
         504 => "Gateway Timeout",
         505 => "HTTP Version Not Supported",
-        // The phrase may be empty: nobody reads it but people.
+        // The phrase may be empty: only people read it.
         _ => "",
     }
 }

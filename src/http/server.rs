@@ -2,10 +2,11 @@
 //!
 //! It owns the listeners, and enters every connection into the register. It must not know what connections say.
 //!
-//! How it ends ([`Server::drain`]): *draining* is set, and each connection checks it whenever it becomes idle, a new one
-//! at once. The accept threads are woken and joined, so that nobody new comes. Then whoever has no complete request is
-//! no longer listened to. As the flag and a connection's *busy* are each written before the other is read, in one order
-//! for all threads, no connection can be overlooked. What is being handled is waited for, and at the instant given cut.
+//! How it ends ([`Server::drain`]): *draining* is set, and each connection checks it whenever it becomes idle, a new
+//! connection at once. The accept threads are woken and joined, so that no new connection comes. Then connections
+//! without a complete request are no longer read. The flag and a connection's *busy* are each written before the other
+//! is read, in one order for all threads, so no connection is overlooked. Running requests are waited for until the
+//! given instant, and then cut.
 
 use std::io;
 use std::net::Shutdown;
@@ -33,7 +34,7 @@ const BREATH: Duration = Duration::from_secs(1);
 pub struct Stats {
     /// Connections that got a thread.
     pub accepted: u64,
-    /// Connections turned away with 503 because there were too many, or no thread was to be had.
+    /// Connections turned away with 503 because there were too many, or no thread could be made.
     pub refused: u64,
     /// Requests whose head was read and found good.
     pub requests: u64,
@@ -56,7 +57,7 @@ impl Shared {
         Ok(Entry { shared: Arc::clone(self), id, conn: Some(Arc::clone(conn)) })
     }
 
-    /// Turns a client away without a thread. Told once in the log until somebody is let in again.
+    /// Turns a client away without a thread. Logged once until the next client is let in.
     fn turn_away(&self, conn: &Arc<Conn>, why: String) {
         self.counters.refused.add();
         if !self.full.swap(true, Ordering::Relaxed) {
@@ -81,7 +82,7 @@ impl Shared {
     }
 }
 
-/// A connection's place in the register, given back when its thread ends or was not to be had.
+/// A connection's place in the register, given back when its thread ends or could not be made.
 struct Entry {
     shared: Arc<Shared>,
     id: u64,
@@ -100,7 +101,7 @@ impl Entry {
 impl Drop for Entry {
     fn drop(&mut self) {
         let entered = self.shared.register().conns.remove(&self.id);
-        // The descriptor goes first: whoever is woken may be waiting for one.
+        // The descriptor is closed first: the thread that is woken may be waiting for one.
         drop(entered);
         let Some(conn) = self.conn.take() else { return };
         let (kind, listener, known) = (conn.kind, conn.listener, conn.known.load(Ordering::Relaxed));
@@ -128,7 +129,7 @@ impl Server {
     /// Starts to accept on all listeners, one thread each.
     ///
     /// # Errors
-    /// No thread or descriptor is to be had, or a listener is not fit to be waited for.
+    /// No thread or descriptor can be made, or a listener cannot be polled.
     pub fn start(listeners: Vec<Listener>, limits: Limits, handler: Arc<dyn Handler>) -> io::Result<Self> {
         let shared = Arc::new(Shared {
             handler,
@@ -163,8 +164,8 @@ impl Server {
         Ok(Accepting { place, over, thread })
     }
 
-    /// Puts another listener in the place of one; whoever has connected to the old one is still served. A server that has
-    /// stopped accepting takes none.
+    /// Replaces a listener; clients that have connected to the old one are still served. A server that has stopped
+    /// accepting takes none.
     ///
     /// # Errors
     /// As [`Server::start`]; the old one stays.
@@ -189,7 +190,7 @@ impl Server {
         self.accepting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// How many connections there are, idle ones and ones just ending too.
+    /// How many connections there are, including idle and ending connections.
     #[must_use]
     pub fn connections(&self) -> usize {
         self.shared.register().places.live()
@@ -214,11 +215,11 @@ impl Server {
     pub fn stop_accepting(&self) {
         self.shared.register().stopping = true;
         self.shared.changed.notify_all();
-        // The write can only fail for a counter that is full, and then the descriptor is readable as well.
+        // A failed write means that the counter is full, so the descriptor is readable.
         let _ = rustix::io::write(&self.shared.wake, &1_u64.to_ne_bytes());
         let threads = std::mem::take(&mut *self.accept_threads());
         for Accepting { thread, .. } in threads {
-            // An accept thread never waits but for `wake` and `changed`. Its panic was told by the panic hook.
+            // An accept thread waits only for `wake` and `changed`. The panic hook has logged its panic.
             let _ = thread.join();
         }
     }
@@ -283,8 +284,8 @@ impl Listener {
     }
 }
 
-/// The accept thread. It waits for the listener, the wake, or the end of its place, and for nothing else but a breath when the system is out
-/// of descriptors.
+/// The accept thread. It waits for the listener, the wake, or the end of its place, and for nothing else but a breath
+/// when the system is out of descriptors.
 fn accept_all(shared: &Arc<Shared>, listener: &Listener, place: usize, over: &OwnedFd) {
     let mut starved = false;
     loop {

@@ -42,7 +42,7 @@ pub(super) struct Counters {
 pub(super) struct Register {
     pub(super) conns: HashMap<u64, Arc<Conn>>,
     pub(super) next: u64,
-    /// Of connections whose thread has not given up the descriptor: those in `conns`, and those just leaving.
+    /// The places of connections with an open descriptor: those in `conns`, and those that are ending.
     pub(super) places: Places,
     pub(super) stopping: bool,
 }
@@ -65,7 +65,7 @@ pub(super) struct Shared {
 
 impl Shared {
     pub(super) fn register(&self) -> MutexGuard<'_, Register> {
-        // Nothing is done under the lock that could leave the register half changed.
+        // No panic under the lock can leave the register half changed.
         self.register.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -73,7 +73,8 @@ impl Shared {
         self.draining.load(Ordering::SeqCst)
     }
 
-    /// A connection has nothing in work. In a drain it is then listened to no more: what has arrived is still read.
+    /// A connection has no request in work. In a drain it is then shut down for reading; bytes that have arrived are
+    /// still read.
     pub(super) fn now_idle(&self, conn: &Conn) {
         conn.busy.store(false, Ordering::SeqCst);
         if self.is_draining() {

@@ -2,9 +2,9 @@
 //!
 //! It owns the system calls of a connection. It must not know HTTP.
 //!
-//! Reads wait by the socket's own timeout, which is only set anew when it has to change, so that a keep-alive request
-//! costs one `recv`. Writes never block in the kernel: they try, and wait by `poll` for room, because a blocking send
-//! that was cut half-way does not tell how long ago the client last took something.
+//! Reads use the socket's own timeout, which is set again only when it has to change, so that a keep-alive request
+//! costs one `recv`. Writes never block in the kernel: they try, and `poll` for room, because a blocking send that is
+//! cut half-way does not tell when the client last took bytes.
 
 use std::io::{self, IoSlice, Read};
 use std::net::{Shutdown, TcpStream};
@@ -20,11 +20,11 @@ use rustix::net::{SendAncillaryBuffer, SendFlags};
 
 use super::Peer;
 
-/// What the kernel may hold for a client that does not read. It bounds the memory such a client costs, and how far a
-/// slow one may lag before the wait for room, which ends when about a third is free, looks like a standstill.
+/// The bytes that the kernel may hold for a client that does not read. They bound the memory of such a client, and how
+/// far a slow client may lag: the wait for room ends when about a third is free.
 const TCP_SEND_BUFFER: usize = 256 * 1024;
 
-/// What a client may still send that is closed with input unread.
+/// The bytes that a client may still send after it was closed with unread input.
 const LINGER_BYTES: usize = 8 << 20;
 
 #[derive(Debug)]
@@ -68,7 +68,7 @@ fn timed_out(what: &'static str) -> io::Error {
 }
 
 impl Socket {
-    /// Who is on the other side of a connection to that listener; and for TCP the options that streams of small chunks need.
+    /// The peer of a connection to that listener. Sets the options that streams of small chunks need over TCP.
     ///
     /// # Errors
     /// The connection is already gone.
@@ -76,7 +76,7 @@ impl Socket {
         match &self.kind {
             Kind::Unix(s) => {
                 let cred = crate::sys::peer_cred(s)?;
-                // A kernel that cannot tell them leaves the one group above.
+                // Older kernels do not tell the other groups.
                 let groups = crate::sys::peer_groups(s).unwrap_or_default();
                 Ok(Peer::Unix { uid: cred.uid, gid: cred.gid, groups, pid: cred.pid, listener, note: OnceLock::new() })
             }
@@ -92,7 +92,7 @@ impl Socket {
         // Zero would mean "for ever" to the kernel, and is an error to the standard library.
         let timeout = timeout.max(Duration::from_millis(1));
         let set = Duration::from_nanos(self.timeout.load(Ordering::Relaxed));
-        // One that is longer by a hair does as well, and spares a call for each request.
+        // A slightly longer timeout will do, and saves a call for each request.
         if set >= timeout && set - timeout <= timeout / 64 {
             return Ok(());
         }
@@ -149,7 +149,8 @@ impl Socket {
         Ok(())
     }
 
-    /// Sends what the kernel takes at once. `NOSIGNAL`: a client that left is an error here and not the process's death.
+    /// Sends what the kernel takes at once. `NOSIGNAL`: a client that left is an error here and not the process's
+    /// death.
     fn send(&self, parts: &[IoSlice<'_>]) -> rustix::io::Result<usize> {
         let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
         rustix::net::sendmsg(self, parts, &mut SendAncillaryBuffer::default(), flags)
@@ -169,7 +170,8 @@ impl Socket {
         }
     }
 
-    /// Writes a short message to a client that will not be served, without ever waiting, and says that no more comes.
+    /// Writes a short message to a client that is not served, without waiting, and shuts the connection down for
+    /// writing.
     pub(super) fn dismiss(&self, bytes: &[u8]) {
         // A new connection has an empty buffer: it takes the message whole, or the client is gone.
         let _ = self.send(&[IoSlice::new(bytes)]);
@@ -190,7 +192,8 @@ impl Socket {
         false
     }
 
-    /// Ends one or both directions; a thread that waits in the socket wakes. One that is already over is no error.
+    /// Ends one or both directions and wakes the thread that waits in the socket. A connection that is over is no
+    /// error.
     pub(super) fn shutdown(&self, how: Shutdown) {
         let _ = match &self.kind {
             Kind::Unix(s) => s.shutdown(how),
@@ -232,13 +235,13 @@ impl Socket {
     }
 }
 
-/// The instant `timeout` from now; one beyond the clock's end is a year away, which nobody waits out.
+/// The instant `timeout` from now; a year from now if that is beyond the clock's end.
 pub(super) fn after(timeout: Duration) -> Instant {
     let now = Instant::now();
     now.checked_add(timeout).unwrap_or_else(|| now + Duration::from_secs(365 * 86_400))
 }
 
-/// A duration as the kernel takes it; one too long for it is as good as for ever.
+/// A duration as the kernel takes it; a longer one becomes its longest.
 pub(super) fn timespec(d: Duration) -> Timespec {
     Timespec { tv_sec: i64::try_from(d.as_secs()).unwrap_or(i64::MAX), tv_nsec: i64::from(d.subsec_nanos()) }
 }

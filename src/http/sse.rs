@@ -2,7 +2,8 @@
 //!
 //! It must not know sockets nor what the events mean.
 
-/// Appends an event. Line breaks in `data` become lines of it; in `event` they are left out, as they cannot be told.
+/// Appends an event. Line breaks in `data` become lines of it; in `event` they are left out, because the form has no
+/// way to write them.
 pub fn event(buf: &mut Vec<u8>, event: Option<&str>, id: Option<i64>, data: &str) {
     if let Some(event) = event {
         buf.extend_from_slice(b"event: ");
@@ -25,7 +26,7 @@ pub fn event(buf: &mut Vec<u8>, event: Option<&str>, id: Option<i64>, data: &str
     buf.push(b'\n');
 }
 
-/// Appends a comment that means nothing: it keeps the connection alive, and finds out whether it is.
+/// Appends a comment without meaning: it keeps the connection alive, and finds out whether it still is.
 pub fn ping(buf: &mut Vec<u8>) {
     buf.extend_from_slice(b": ping\n\n");
 }

@@ -1,8 +1,9 @@
-//! Whose child is it? The register of the children that somebody waits for, and the reaping of all others.
+//! The register of the children that have an owner who waits for them, and the reaping of all others.
 //!
-//! The daemon is a subreaper: what an agent leaves behind becomes its child and, dead, a zombie. Reaping them must never
-//! take the exit status from under a worker that waits for its own agent. So every child of this process is made by
-//! [`spawn`], which registers it before anybody could reap it, and stays registered until its owner is done with it.
+//! The daemon is a subreaper: processes that an agent leaves behind become its children and, when they die, zombies.
+//! Reaping them must never take the exit status away from a worker that waits for its own agent. So [`spawn`] makes
+//! every child of this process and registers it before anything could reap it, and it stays registered until its owner
+//! is done.
 
 use std::collections::HashSet;
 use std::io;
@@ -31,25 +32,25 @@ impl Drop for Registered {
         if let Some(set) = owned().as_mut() {
             set.remove(&self.0);
         }
-        // It may have hidden others.
+        // Behind it there may be strays that were not seen.
         reap_strays();
     }
 }
 
-/// The children that were there when this process became the daemon: whoever started it had them, and they are left alone.
+/// The children that this process had before it became the daemon. They are left alone.
 static INHERITED: OnceLock<Vec<(u32, u64)>> = OnceLock::new();
 
-/// The soft limit of descriptors that this process was started with, which its children get back.
+/// The soft limit of descriptors that this process was started with; its children get it back.
 static DESCRIPTORS: OnceLock<u64> = OnceLock::new();
 
-/// Notes the children that are there. Called once, before the first is made.
+/// Notes the inherited children. Called once, before the first child is made.
 pub fn note_inherited() {
     let me = std::process::id();
     let of_ours = |(stat, _): &(procfs::Stat, _)| (stat.parent == me).then_some((stat.pid, stat.start));
     let _ = INHERITED.set(procfs::picture().all.iter().filter_map(of_ours).collect());
 }
 
-/// Whether this very process was there when this one became the daemon.
+/// Whether this process is an inherited child.
 #[must_use]
 pub fn is_inherited(stat: &procfs::Stat) -> bool {
     INHERITED.get().is_some_and(|all| all.contains(&(stat.pid, stat.start)))
@@ -60,8 +61,8 @@ pub fn note_descriptors(soft: u64) {
     let _ = DESCRIPTORS.set(soft);
 }
 
-/// Prepares a child: a session of its own without a terminal, the limit of descriptors that this process was started with,
-/// and the tag of a session's processes (the row 0: of none's).
+/// Prepares a child: a session of its own without a terminal, the limit of descriptors that this process was started
+/// with, and the tag of a session's processes (the row 0: of none's).
 pub fn set_apart(command: &mut Command, sid: i64) {
     crate::sys::set_up_child(command, DESCRIPTORS.get().copied(), own_tag(sid).map(Tag::limit));
 }
@@ -72,19 +73,20 @@ pub fn is_registered(pid: u32) -> bool {
     owned().as_ref().is_some_and(|set| set.contains(&pid))
 }
 
-/// Whether this process ever had a child: without one there is nothing to look for.
+/// Whether this process ever made a child; without one there is nothing to reap.
 #[must_use]
 pub fn any_made() -> bool {
     owned().is_some()
 }
 
 /// Starts a child that [`reap_strays`] leaves alone for as long as the second value lives. Keep it until the child was
-/// waited for; dropped earlier, the child is reaped like a stray. Everything in the daemon that starts a process uses this.
+/// waited for; dropped earlier, the child is reaped like a stray. Everything in the daemon that starts a process uses
+/// this.
 ///
 /// # Errors
 /// Those of [`Command::spawn`].
 pub fn spawn(command: &mut Command) -> io::Result<(Child, Registered)> {
-    // Readers do not hold up each other; the only writer never waits for the lock.
+    // Readers do not block each other, and the only writer never waits for the lock.
     let making = MAKING.read().unwrap_or_else(PoisonError::into_inner);
     let child = command.spawn()?;
     owned().get_or_insert_default().insert(child.id());
@@ -94,9 +96,10 @@ pub fn spawn(command: &mut Command) -> io::Result<(Child, Registered)> {
     Ok((child, registered))
 }
 
-/// Reaps the zombies that became this process's children when their parent died, and returns how many there were. Cheap,
-/// however many processes the machine has. Call it when a child signal comes; while a child is being made it does nothing,
-/// for [`spawn`] then does it. A zombie that somebody waits for may hide others, which are reaped when it is.
+/// Reaps the zombies that became this process's children when their parent died, and returns how many there were. Its
+/// cost does not depend on the number of processes. Call it when a child signal comes. While a child is being made it
+/// does nothing: [`spawn`] reaps afterwards. A registered zombie may hide others, which are reaped when its owner reaps
+/// it.
 pub fn reap_strays() -> usize {
     let Ok(_alone) = MAKING.try_write() else { return 0 };
     let own_group = rustix::process::getpgrp().as_raw_nonzero().get().unsigned_abs();
@@ -104,7 +107,7 @@ pub fn reap_strays() -> usize {
         let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
         pid.is_some_and(|pid| matches!(rustix::process::waitpid(Some(pid), WaitOptions::NOHANG), Ok(Some(_))))
     };
-    // A child in the daemon's own group was made by a library of ours that did not register it: it waits by itself.
+    // A library made a child in the daemon's own group without registering it, and waits for it itself.
     let stray = |stat: &procfs::Stat| (stat.group != own_group || is_inherited(stat)) && !is_registered(stat.pid);
     let mut reaped = 0;
     while let Some(pid) = crate::sys::dead_child().filter(|pid| !is_registered(*pid)) {
@@ -116,7 +119,7 @@ pub fn reap_strays() -> usize {
                 reaped += 1;
             }
             None => break,
-            // Nobody tells when this one is gone, so what it hides is looked for.
+            // No signal comes when this child is reaped, so the zombies that it hides are looked for now.
             Some(_) => {
                 let all = procfs::picture();
                 let me = std::process::id();

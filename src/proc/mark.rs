@@ -1,8 +1,8 @@
-//! What marks a process as an agent's: variables in its environment, a tag in an inherited limit, and the identity of the
-//! state directory that it belongs to.
+//! The marks of an agent's process: variables in its environment, a tag in an inherited limit, and the identity of its
+//! state directory.
 //!
-//! The identity is kept outside the database on purpose: a copy of the database, or of the whole directory, is another
-//! directory, and what it knows of is not its own. It must not know what a process is for.
+//! The identity is kept outside the database on purpose: a copy of the database or of the directory must not claim the
+//! processes that the original started. This file must not know what a process is for.
 
 use std::fs::File;
 use std::io;
@@ -30,7 +30,7 @@ pub struct Marks {
     pub session_id: Option<String>,
     /// `OSTLER_BOOT_ID`.
     pub boot_id: String,
-    /// `OSTLER_STATE_ID`; a version before it had none.
+    /// `OSTLER_STATE_ID`; older versions did not set it.
     pub state_id: Option<String>,
 }
 
@@ -47,20 +47,20 @@ impl Marks {
     }
 }
 
-/// A mark that survives a cleared environment: the soft limit of real-time, which every child inherits and which binds
-/// nobody, for it is some hundred thousand years. It says whose a process is as the variables do: the state directory, the
-/// boot, and the session's row.
+/// A mark that survives a cleared environment: the soft limit of real-time. Every child inherits it, and its value,
+/// some hundred thousand years, restricts no process. Like the variables it says the state directory, the boot, and the
+/// session's row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Tag(u64);
 
 impl Tag {
-    /// The highest bits of each tag. No limit that means a time has them.
+    /// The highest bits of each tag. No real limit of time has them.
     const SIGN: u64 = 1 << 62;
     const STATE: u32 = 30;
     const BOOT: u32 = 6;
     const ROW: u32 = 26;
 
-    /// The tag of a session's processes; the row 0 is that of what belongs to no session.
+    /// The tag of a session's processes; the row 0 stands for no session.
     #[must_use]
     pub fn new(state_id: &str, boot_id: &str, sid: i64) -> Self {
         let digest = |text: &str, bits: u32| {
@@ -75,7 +75,7 @@ impl Tag {
         )
     }
 
-    /// The tag that a limit is, if it is one.
+    /// The tag in a limit, if the limit is one.
     #[must_use]
     pub const fn of_limit(limit: u64) -> Option<Self> {
         if limit >> 62 == 1 { Some(Self(limit)) } else { None }
@@ -87,14 +87,14 @@ impl Tag {
         self.0
     }
 
-    /// The session's row; `None` for what belongs to no session.
+    /// The session's row; `None` for no session.
     #[must_use]
     pub fn sid(self) -> Option<i64> {
         let row = self.0 & ((1 << Self::ROW) - 1);
         i64::try_from(row).ok().filter(|row| *row > 0)
     }
 
-    /// Whether it was given by that state directory's daemon, in whichever of its boots.
+    /// Whether that state directory's daemon gave it, in any of its boots.
     #[must_use]
     pub fn is_of(self, state_id: &str) -> bool {
         self.0 >> (Self::BOOT + Self::ROW) == Self::new(state_id, "", 0).0 >> (Self::BOOT + Self::ROW)
@@ -117,8 +117,8 @@ struct Own {
 
 static OWN: OnceLock<Own> = OnceLock::new();
 
-/// From now on this process is that boot of the daemon of that state directory: the agents that it starts say so. It takes
-/// off a tag that it was started with itself, should an agent have done so: what it starts is not that agent's.
+/// Makes this process that boot of the daemon of that state directory; its agents are marked with it from now on. A tag
+/// that this process got from an agent that started it is taken off, because its children do not belong to that agent.
 pub fn declare(state_id: String, boot_id: String) {
     let before = getrlimit(Resource::Rttime);
     let tags = sys::set_soft_limit(Resource::Rttime, Tag::new(&state_id, &boot_id, 0).limit());
@@ -127,7 +127,7 @@ pub fn declare(state_id: String, boot_id: String) {
         None => before.current,
     };
     let _ = setrlimit(Resource::Rttime, Rlimit { current: back, maximum: before.maximum });
-    // A process is one daemon for all its life.
+    // A process becomes a daemon once.
     let _ = OWN.set(Own { state_id, boot_id, tags });
 }
 
@@ -137,8 +137,8 @@ pub fn own_state() -> Option<&'static str> {
     OWN.get().map(|own| own.state_id.as_str())
 }
 
-/// The tag that this daemon gives to the processes of a session's agent, 0 for none's. `None` where this system keeps no
-/// tag, and in a process that is no daemon.
+/// The tag that this daemon gives to the processes of a session's agent (0: of no session). `None` where the system
+/// keeps no tags, and in a process that is no daemon.
 #[must_use]
 pub fn own_tag(sid: i64) -> Option<Tag> {
     OWN.get().filter(|own| own.tags).map(|own| Tag::new(&own.state_id, &own.boot_id, sid))
@@ -150,8 +150,8 @@ pub fn own_boot() -> Option<&'static str> {
     OWN.get().map(|own| own.boot_id.as_str())
 }
 
-/// The identity of a state directory: where it is on which disk, and when it was made there. It survives a rename and a
-/// change of all that is in it; a copy has another one.
+/// The identity of a state directory: its disk, its inode, and its time of birth. It survives a rename and any change
+/// of the contents; a copy has another identity.
 ///
 /// # Errors
 /// The directory cannot be opened.
@@ -161,7 +161,7 @@ pub fn state_id(dir: &Path) -> io::Result<String> {
     let wanted = StatxFlags::INO | StatxFlags::BTIME;
     match rustix::fs::statx(&open, c"", AtFlags::EMPTY_PATH, wanted) {
         Ok(s) => {
-            // Not every file system keeps the time of birth: then the place alone has to do.
+            // Not every file system keeps the time of birth; then disk and inode have to do.
             let born = if s.stx_mask & StatxFlags::BTIME.bits() == 0 {
                 (0, 0)
             } else {

@@ -1,5 +1,5 @@
-//! Processes: whose child is it, and what /proc says. Below everybody who starts one (agents, and hooks' `ostler.exec`);
-//! it must not know what they run.
+//! Processes: how children are started, marked and reaped, and what /proc says of processes. Agents and `ostler.exec`
+//! use it. It must not know what they run.
 
 mod children;
 pub mod mark;

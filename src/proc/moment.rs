@@ -1,19 +1,19 @@
-//! A moment in the life of the machine's processes, and which of them began since: told by their numbers alone. Where few
-//! began, each number is asked for, whatever else the machine has; else it costs one listing of `/proc`.
+//! A moment in the life of the machine's processes, and the processes that began since, found by their numbers. If few
+//! began, each number is looked up, however many processes the machine has; else `/proc` is listed once.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use super::procfs::{self, Picture};
 
-/// With so many processes since a moment one shared picture of all is cheaper.
+/// With more processes since a moment, one shared picture of all is cheaper.
 const FEW: usize = 128;
 
-/// So many numbers are asked for one by one; beyond it `/proc` is listed.
+/// The most numbers that are looked up one by one; beyond it `/proc` is listed.
 const ASKED: u32 = 512;
 
-/// Numbers are given in rising order and begin anew at the machine's bound. With this many begun since a moment, by half
-/// the least bound that a machine has by default, they may have done so twice.
+/// Numbers rise and begin anew at the machine's bound, whose default is at least twice this. After so many new
+/// processes the numbers may have begun anew twice.
 const TRUSTED: u64 = 16_384;
 
 /// A moment: the last number that had been given, and how many processes and threads had ever begun.
@@ -33,7 +33,7 @@ impl Moment {
         Some(Self { last, forks })
     }
 
-    /// The numbers that were given since, if they are few; those of threads and of what is gone are among them.
+    /// The numbers that were given since, if they are few; also those of threads and of processes that are gone.
     fn given_until(&self, now: &Self) -> Option<Vec<u32>> {
         let known = now.forks.saturating_sub(self.forks) < TRUSTED && now.last >= self.last;
         (known && now.last - self.last <= ASKED).then(|| (self.last + 1..=now.last).collect())
@@ -62,7 +62,7 @@ struct Listing {
 fn listing() -> Arc<Listing> {
     static LAST: Mutex<Option<Arc<Listing>>> = Mutex::new(None);
     let asked = Instant::now();
-    // As with pictures: whoever waits for the lock wants just this listing, or the next one.
+    // As with pictures: a caller that waits for the lock can use this listing, or the next.
     let mut last = LAST.lock().unwrap_or_else(PoisonError::into_inner);
     match last.as_ref() {
         Some(listing) if listing.begun >= asked => Arc::clone(listing),
@@ -74,8 +74,8 @@ fn listing() -> Arc<Listing> {
     }
 }
 
-/// A picture, begun after this call, that has every process which began since the moment, and may have others. A thread can
-/// be among them, which no descriptor of a process can be had of.
+/// A picture, begun after this call, of every process that began since the moment. It may have other processes too, and
+/// threads, for which no pidfd can be opened.
 #[must_use]
 pub fn since(moment: Option<&Moment>) -> Arc<Picture> {
     let Some(moment) = moment else { return procfs::picture() };

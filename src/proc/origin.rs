@@ -1,14 +1,14 @@
-//! Whose agent's process another one is.
+//! The session whose agent a process belongs to.
 //!
-//! Only positive evidence counts: the markers of this daemon's present boot in the environment of the process, or of one that
-//! it descends from and that began after the daemon. The boot's id is made anew at each start and known to nobody before, so
-//! whatever carries it was started by an agent of this boot. In doubt it is nobody's: an operator who is taken for an agent
-//! is locked out of the daemon, by every command.
+//! Only positive evidence counts: the markers of this daemon's present boot in the environment of the process, or of an
+//! ancestor that began after the daemon. The boot's id is new at each start and secret until then, so a process that
+//! carries it was started by an agent of this boot. In doubt a process belongs to no agent: an operator who is mistaken
+//! for an agent would be locked out of the daemon.
 
 use super::mark::Marks;
 use super::procfs;
 
-/// So many parents are looked at.
+/// The most ancestors that are looked at.
 const DEPTH: usize = 64;
 
 /// The daemon that asks.
@@ -33,20 +33,20 @@ pub struct Seen {
     pub marks: Option<Marks>,
 }
 
-/// The session of whose agent the process `pid` is, by what `look` shows of each process; `None`: of nobody's.
+/// The session whose agent the process `pid` belongs to, as `look` shows each process; `None`: no agent's.
 ///
-/// The marker nearest to the daemon counts, which the daemon itself has set: whoever is below may have changed its own.
+/// The marker nearest to the daemon counts, because the daemon set it; processes below may have changed their own.
 #[must_use]
 pub fn agent_of(pid: u32, daemon: Daemon<'_>, look: impl Fn(u32) -> Option<Seen>) -> Option<String> {
     let (mut at, mut younger, mut found) = (pid, u64::MAX, None);
     for _ in 0..DEPTH {
-        // The daemon, the first process of all, and the one that stands for those outside of the namespace are no agents.
+        // The daemon, process 1, and process 0 (which stands for the outside of the namespace) are no agents.
         if at <= 1 || at == daemon.pid {
             break;
         }
         let Some(seen) = look(at) else { break };
-        // A parent is at least as old as its child, or its pid was given anew; and what is older than the daemon is no agent
-        // of it, nor is anything above.
+        // A parent is at least as old as its child, or its pid was given anew; and what is older than the daemon is no
+        // agent of it, nor is anything above.
         if seen.start > younger || seen.start < daemon.start {
             break;
         }
@@ -60,7 +60,7 @@ pub fn agent_of(pid: u32, daemon: Daemon<'_>, look: impl Fn(u32) -> Option<Seen>
     found
 }
 
-/// The same, of a live process, for this very process as the daemon.
+/// The same for a live process, with this process as the daemon.
 #[must_use]
 pub fn agent_of_boot(pid: u32, boot_id: &str) -> Option<String> {
     let me = std::process::id();

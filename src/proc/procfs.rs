@@ -1,6 +1,7 @@
 //! What the kernel says of processes: `/proc/PID/stat` and the markers in `/proc/PID/environ`.
 //!
-//! Owns the reading of `/proc` and one shared picture of it; it must not know what a process is for, and signals nothing.
+//! Owns the reading of `/proc` and one shared picture of it; it must not know what a process is for, and signals
+//! nothing.
 
 use std::collections::{HashMap, HashSet};
 use std::fs;
@@ -11,7 +12,7 @@ use std::time::Instant;
 
 use super::mark::{Marks, Tag};
 
-/// One line of `/proc/PID/stat`, as far as it matters here.
+/// The fields of `/proc/PID/stat` that matter here.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Stat {
     /// Its id.
@@ -59,13 +60,13 @@ fn parse_tag(limits: &str) -> Option<Tag> {
     Tag::of_limit(line.split_ascii_whitespace().next()?.parse().ok()?)
 }
 
-/// A whole text of the kernel's.
+/// A whole text file of the kernel.
 pub(super) fn text(path: &str) -> Option<String> {
     String::from_utf8(read(path)?).ok()
 }
 
-/// A whole file of the kernel's, `None` if it is not to be had. Their size is said to be nought, so the library would
-/// begin with a few bytes and ask a dozen times; most fit into the first read of this.
+/// A whole file of the kernel, `None` if it cannot be read. Such files report a size of zero, so the library would read
+/// a few bytes a dozen times; here the first read takes most files whole.
 fn read(path: &str) -> Option<Vec<u8>> {
     let mut file = fs::File::open(path).ok()?;
     let mut bytes = Vec::with_capacity(8192);
@@ -73,7 +74,7 @@ fn read(path: &str) -> Option<Vec<u8>> {
     Some(bytes)
 }
 
-/// The name stands in parentheses and may itself hold spaces and parentheses: the last one closes it.
+/// The name stands in parentheses and may contain spaces and parentheses: the last parenthesis closes it.
 fn parse_stat(line: &str) -> Option<Stat> {
     let (open, close) = (line.find('(')?, line.rfind(')')?);
     let mut rest = line.get(close + 1..)?.split_ascii_whitespace();
@@ -112,7 +113,7 @@ pub fn locked_files(pid: u32) -> Vec<PathBuf> {
 enum Environ {
     /// The process is gone, or not ours to read.
     Closed,
-    /// Nothing: it was cleared, or the process is in the middle of an exec.
+    /// No variables: the environment was cleared, or the process is in the middle of an exec.
     Empty,
     /// Variables, and the markers if they are among them.
     Read(Option<Marks>),
@@ -208,8 +209,8 @@ impl Picture {
         line
     }
 
-    /// This process, those it descends from, and the first one of all: never to be signalled, whatever their markers say
-    /// (the daemon itself carries some when an agent of another one started it).
+    /// This process, those it descends from, and the first one of all: never to be signalled, whatever their markers
+    /// say (the daemon itself carries some when an agent of another one started it).
     #[must_use]
     pub fn untouchable(&self) -> HashSet<u32> {
         let me = std::process::id();
@@ -223,7 +224,8 @@ impl Picture {
 pub fn picture() -> Arc<Picture> {
     static LAST: Mutex<Option<Arc<Picture>>> = Mutex::new(None);
     let asked = Instant::now();
-    // The lock is held while scanning on purpose: whoever waits for it wants just this scan's result, or the next one's.
+    // The lock is held while scanning on purpose: whoever waits for it wants just this scan's result, or the next
+    // one's.
     let mut last = LAST.lock().unwrap_or_else(PoisonError::into_inner);
     match last.as_ref() {
         Some(picture) if picture.begun >= asked => Arc::clone(picture),

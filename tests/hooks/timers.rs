@@ -1,5 +1,5 @@
-//! Timers in the real daemon: whatever one of them waits for, ends are delivered and a stop is in order; what was missed
-//! runs once; and a pause of the process is nobody's timeout.
+//! Timers in the real daemon: whatever one of them waits for, ends are delivered and a stop is in order; what was
+//! missed runs once; and a pause of the process is nobody's timeout.
 
 use std::net::TcpListener;
 
@@ -62,7 +62,7 @@ fn a_timer_that_hangs_delays_no_end_and_no_stop() {
         assert_eq!(daemon.stop().code(), Some(0), "{body}: {}", daemon.stderr());
         // The end of the stop was delivered too, no second run was begun beside the first, and that one was cut off.
         assert_eq!(daemon.log(), ["tick", "end", "end", "stopped"], "{body}");
-        let cut = "every: cut off, for the daemon stops";
+        let cut = "every: cut off because the daemon stops";
         assert!(daemon.stderr().contains(cut), "{body}: {}", daemon.stderr());
     }
 }
@@ -78,8 +78,8 @@ fn a_slow_timer_has_no_backlog_and_another_has_its_turn() {
     daemon.await_lines("slow", 4);
     let lines = daemon.log();
     let between: Vec<usize> = lines.split(|l| l == "slow").map(<[String]>::len).collect();
-    // Before the first of the slow runs the other one may have had several; between two of them never more than one: what
-    // was due meanwhile is one run.
+    // Before the first of the slow runs the other one may have had several; between two of them never more than one:
+    // what was due meanwhile is one run.
     assert!(between[1..].iter().all(|others| *others <= 1), "{lines:?}");
     assert!(daemon.count("other") >= 2, "{lines:?}");
     assert_eq!(daemon.stop().code(), Some(0), "{}", daemon.stderr());

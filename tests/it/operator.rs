@@ -249,7 +249,7 @@ fn what_is_named_and_not_there() {
     assert!(ran.err.contains(d.path("nowhere").to_str().unwrap()), "{ran:?}");
     d.write_config("[hooks]\ndir = \"no-hooks\"\n");
     let d = d.start();
-    d.wait_log("no-hooks: is not there, so no script is loaded");
+    d.wait_log("no-hooks: does not exist: no script is loaded");
 }
 
 /// A backup that cannot be written says so once, and whose rights count; what is there is left alone.

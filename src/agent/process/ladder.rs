@@ -1,9 +1,10 @@
 //! How a process ends, with everything that it started.
 //!
-//! End of input, SIGTERM to the group, SIGKILL to the group, SIGKILL to what left the group and is found by its markers
-//! or, if it cleared its environment, by its descent or its tag. Only what began since the leader did is looked at.
-//! Each rung is skipped when nothing is left for it, each has a share of the time, and a kill asked for by the host
-//! skips to the last two. A group kill alone is not enough: agents start their tools in sessions of their own.
+//! The rungs: end of input, SIGTERM to the group, SIGKILL to the group, SIGKILL to processes that left the group. Those
+//! are found by their markers or, if they cleared their environment, by their descent or their tag, among the processes
+//! that began after the leader. A rung is skipped when no process is left for it, each rung has a share of the time,
+//! and when the host asks for a kill the first two are skipped. A group kill alone is not enough: agents start their
+//! tools in sessions of their own.
 
 use std::collections::HashSet;
 use std::os::fd::AsFd;
@@ -18,10 +19,10 @@ use crate::proc::mark::Marks;
 use crate::proc::procfs::{self, Stat};
 use crate::proc::{self, moment};
 
-/// The most that each of the rungs before the kill waits.
+/// The longest wait of each rung before the kill.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// A killed process is given at least so long to be gone, however late it is: else it would be told as one that cannot
+/// A killed process has at least this long to be gone, however late it is; else it would be reported as one that cannot
 /// be ended.
 const LAST_BREATH: Duration = Duration::from_millis(100);
 
@@ -39,7 +40,7 @@ pub enum Rung {
 impl Process {
     /// Ends it and all it started, over by the instant. Returns a line for each process that could not be ended.
     pub fn end(mut self, host: &mut dyn Host, from: Rung, until: Instant) -> Vec<String> {
-        // Before the leader is gone: what descends from it is nobody's afterwards.
+        // Looked for while the leader lives: afterwards its descendants cannot be told from others.
         let gone = self.is_gone();
         let family = self.relatives();
         let over = gone && family.is_empty();
@@ -55,19 +56,19 @@ impl Process {
                 self.wait_for(host, Instant::now() + patience, &members, true);
             }
         }
-        // Harmless when nobody is left in it: the unreaped leader keeps the group's id from being given to another.
+        // Harmless for an empty group: the unreaped leader keeps its id from being reused.
         self.signal_group(Signal::KILL);
         let left = self.sweep(host, until.max(Instant::now() + LAST_BREATH), &family);
         self.reap();
         left
     }
 
-    /// Kills all of it now, without waiting; what is not dead at once is reaped later.
+    /// Kills all of it now, without waiting; processes that are not dead at once are reaped later.
     pub fn end_now(self) {
         drop(self);
     }
 
-    /// What a dropped one does: it may be the stack of a worker that died.
+    /// What a drop does, for instance when the stack of a dead worker is unwound.
     pub(super) fn kill(&mut self) {
         if !self.ended {
             let family = self.relatives();
@@ -77,7 +78,7 @@ impl Process {
         }
     }
 
-    /// Kills what carries our markers until nothing is found or the instant passes, and waits for the leader too.
+    /// Kills processes with our markers until none is found or the instant passes, and waits for the leader too.
     fn sweep(&mut self, host: &mut dyn Host, until: Instant, family: &[Stat]) -> Vec<String> {
         loop {
             let strays = self.strays(family);
@@ -98,7 +99,7 @@ impl Process {
         }
     }
 
-    /// What belongs to it and is there, and of the family whoever still lives.
+    /// The live processes that belong to it now, and those of the family that still live.
     fn strays(&self, family: &[Stat]) -> Vec<Target> {
         let mut all = self.relatives();
         all.extend_from_slice(family);
@@ -107,9 +108,9 @@ impl Process {
         all.iter().filter_map(Target::hold_known).collect()
     }
 
-    /// All live processes beside the leader that belong to it: its group, what carries the markers of this session and
-    /// boot, wherever it went, and of what carries none, for its environment was cleared, what descends from the leader or
-    /// has its tag. Those with the markers of another boot or session belong to another daemon, which answers for them.
+    /// All live processes beside the leader that belong to it: its group; processes with the markers of this session
+    /// and boot; and, of processes without markers, the descendants of the leader and those with its tag. Processes
+    /// with the markers of another boot or session belong to another daemon, which ends them.
     fn relatives(&self) -> Vec<Stat> {
         let picture = moment::since(self.moment.as_ref());
         let spared = picture.untouchable();
@@ -133,8 +134,8 @@ impl Process {
         self.relatives().iter().filter(|s| s.group == self.id()).filter_map(Target::hold_known).collect()
     }
 
-    /// Waits until the leader and the targets have ended; what the child still writes is thrown away, so that a full pipe
-    /// holds up nobody. False when the instant passed first, or (if `gentle`) when the host wants it killed.
+    /// Waits until the leader and the targets have ended. The child's output is thrown away meanwhile, so that it does
+    /// not hang on a full pipe. False when the instant passed first, or (if `gentle`) when the host wants it killed.
     fn wait_for(&mut self, host: &mut dyn Host, until: Instant, targets: &[Target], gentle: bool) -> bool {
         let mut thrown_away = Vec::new();
         loop {

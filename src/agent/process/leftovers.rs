@@ -1,7 +1,8 @@
-//! Finding and ending processes by their markers: what left its group, and what an earlier boot left behind.
+//! Finds and ends processes by their markers: those that left their group, and those that an earlier boot left behind.
 //!
-//! Owns the decision which process may be signalled: one whose pid and start time are still those that were found, with
-//! no other markers, and never this process, its ancestors or the first one. It must not know agents, sessions or the store.
+//! Owns the decision which process may be signalled: its pid, start time and markers must still be those that were
+//! found, and it is never this process, its ancestors or process 1. This file must not know agents, sessions or the
+//! store.
 
 use std::collections::HashSet;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -21,20 +22,20 @@ pub struct Leftover {
     pub pid: u32,
     /// Its start time in clock ticks since boot; with the pid it names the process for good.
     pub start: u64,
-    /// Whose agent it belongs to, when it says so.
+    /// The session whose agent it belongs to, if it says so.
     pub session_id: Option<String>,
-    /// The session's row, where only that is known.
+    /// The session's row, if only that is known.
     pub sid: Option<i64>,
     /// The boot that made it; empty when its environment was cleared.
     pub boot_id: String,
-    /// The identity of the state directory that it belongs to; a version before it had none.
+    /// The identity of its state directory; older versions did not mark it.
     pub state_id: Option<String>,
     /// Its name, at most 15 bytes.
     pub name: String,
 }
 
 impl Leftover {
-    /// One whose environment was cleared, so that nothing is known of it yet.
+    /// A process whose environment was cleared, so that nothing is known of it yet.
     fn unmarked(stat: &Stat) -> Self {
         let (pid, start, name) = (stat.pid, stat.start, stat.name.clone());
         Self { pid, start, session_id: None, sid: None, boot_id: String::new(), state_id: None, name }
@@ -53,21 +54,21 @@ pub fn is_alive(pid: u32, start: u64) -> bool {
     procfs::stat(pid).is_some_and(|s| s.start == start && s.is_live())
 }
 
-/// Who looks for what dead boots left.
+/// Whose leftovers are looked for.
 #[derive(Clone, Copy, Debug)]
 pub struct Claim<'a> {
     /// The identity of the state directory whose leftovers are looked for.
     pub state_id: Option<&'a str>,
-    /// The boot that lives there, if one does.
+    /// The live boot of that directory, if there is one.
     pub boot_id: Option<&'a str>,
-    /// The process that owns the state directory, if one does: what descends from it is no leftover.
+    /// The process that owns the state directory, if there is one: its descendants are no leftovers.
     pub owner: Option<u32>,
 }
 
 impl Claim<'_> {
-    /// The processes of a picture that dead boots of this state directory left: marked ones, what has their tag, and what
-    /// descends from them, if their environment was cleared. One without a directory's identity was made by an older
-    /// version: whoever asks must know its session, and no live daemon may be there that it descends from.
+    /// The processes of a picture that dead boots of this state directory left: marked processes, and processes with a
+    /// cleared environment that have their tag or descend from them. A process without a directory's identity was made
+    /// by an older version: it counts only if its session is known here and it descends from no live daemon.
     fn choose(
         &self,
         picture: &Picture,
@@ -112,8 +113,9 @@ impl Claim<'_> {
     }
 }
 
-/// What dead boots of a state directory left running. Those without a directory's identity are of an older version, and
-/// somebody else's where their session is not known. Those of another directory are never among them, a copy's neither.
+/// The processes that dead boots of a state directory left running. A process without a directory's identity is of an
+/// older version, and not ours if its session is not known. Processes of another directory, or of a copy of this one,
+/// are never among them.
 #[must_use]
 pub fn find_dead(claim: &Claim<'_>) -> Vec<Leftover> {
     // Its name, or, should it have another one, the lock of a state directory.
@@ -126,7 +128,7 @@ pub fn find_dead(claim: &Claim<'_>) -> Vec<Leftover> {
 }
 
 /// The live processes that carry a boot marker: of that session if one is given, and not of the boot `not_boot`.
-/// Other daemons' are among them: nothing is to be ended by this alone.
+/// Processes of other daemons are among them, so this alone does not justify ending any.
 #[must_use]
 pub fn find_marked(session_id: Option<&str>, not_boot: Option<&str>) -> Vec<Leftover> {
     let wanted = |l: &Leftover| {
@@ -152,7 +154,7 @@ fn marked(picture: &Picture) -> impl Iterator<Item = Leftover> {
     })
 }
 
-/// A process held by a descriptor, so that a signal cannot reach another one that was given its pid.
+/// A process held by a descriptor, so that a signal cannot reach another process with its reused pid.
 #[derive(Debug)]
 pub(super) struct Target {
     pid: u32,
@@ -161,10 +163,10 @@ pub(super) struct Target {
 }
 
 impl Target {
-    /// Takes hold of it; `None` when it is gone or is no longer what was found.
+    /// Takes hold of it; `None` when it is gone or is another process now.
     pub fn hold(leftover: &Leftover) -> Option<Self> {
-        // Looked at after the descriptor was opened: if these still agree, the descriptor is the one that was found. The
-        // markers can be gone, if it became another program with a cleared environment; but they do not change.
+        // Looked at after the descriptor was opened: if these still agree, the descriptor is the one that was found.
+        // The markers can be gone, if it became another program with a cleared environment; but they do not change.
         let same = || {
             let unmarked = leftover.boot_id.is_empty();
             let others = procfs::marks(leftover.pid).filter(|_| !unmarked).is_some_and(|m| {
@@ -192,7 +194,7 @@ impl Target {
         format!("process {} ({})", self.pid, self.name)
     }
 
-    /// Sends it a signal; one that is already gone is what was wanted.
+    /// Sends it a signal. A process that is gone is no error.
     pub fn signal(&self, signal: Signal) {
         if let Err(e) = rustix::process::pidfd_send_signal(&self.fd, signal)
             && e != rustix::io::Errno::SRCH
@@ -213,10 +215,10 @@ impl AsFd for Target {
     }
 }
 
-/// Ends what agents left behind that is known by nothing but its descent: live children of this process that it did not
-/// make, orphans whose parent died; but not those that it was started with. Where tags are kept, only what has one of this
-/// boot, or its marks: another child is of what it was started with, or of nobody here. For the end of a stop, when every
-/// agent is closed; blocks until all are gone or the instant has passed, and returns a line for each that could not be ended.
+/// Ends the orphans of agents: live children of this process that it did not make and did not inherit. Where the system
+/// keeps tags, only those with a tag or marks of this boot: other children came with the inherited ones. For the end of
+/// a stop, when every agent is closed. Blocks until all are gone or the instant has passed, and returns a line for each
+/// that could not be ended.
 #[must_use]
 pub fn end_orphans(until: Instant) -> Vec<String> {
     let me = std::process::id();
@@ -240,21 +242,21 @@ pub fn end_orphans(until: Instant) -> Vec<String> {
         });
         let mut left: Vec<Target> = orphans.filter_map(|(s, _)| Target::hold_known(s)).collect();
         for target in &left {
-            log::warn!("{} is what an agent left behind: it is ended", target.name());
+            log::warn!("{}: left behind by an agent; killing it", target.name());
             target.signal(Signal::KILL);
         }
         let none = left.is_empty();
         wait_gone(&mut left, until);
         crate::proc::reap_strays();
-        // What an orphan had started is an orphan now: looked for again until nothing new turns up.
+        // The children of an ended orphan are orphans now: look again until none is found.
         if none || Instant::now() >= until {
             return left.iter().map(Target::name).collect();
         }
     }
 }
 
-/// Ends leftovers: SIGTERM, and SIGKILL to what is still there after a third of the time (at most 2 s). Blocks until all
-/// are gone or the instant has passed, and returns those that it could not end.
+/// Ends leftovers: SIGTERM, and after a third of the time (at most 2 s) SIGKILL to those that are left. Blocks until
+/// all are gone or the instant has passed, and returns those that it could not end.
 #[must_use]
 pub fn end_leftovers(leftovers: &[Leftover], until: Instant) -> Vec<Leftover> {
     let mut left: Vec<Target> = leftovers.iter().filter_map(Target::hold).collect();

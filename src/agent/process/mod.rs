@@ -1,7 +1,7 @@
 //! An agent's process: its clean environment, its markers, and the ladder that ends it and all it started.
 //!
-//! Owns how an agent's process is started and how it ends; the pipes and the group are [`PipedChild`]'s. It must not know
-//! a protocol, a turn or the store. Nothing here blocks but in [`Host::wait`].
+//! Owns how an agent's process is started and how it ends; the pipes and the group are [`PipedChild`]'s. It must not
+//! know a protocol, a turn or the store. Nothing here blocks but in [`Host::wait`].
 //!
 //! The leader of the group is not reaped before the ladder is done, so its pid (which is the group's id too) cannot be
 //! given to a stranger while we still signal it.
@@ -30,13 +30,13 @@ pub use tail::Tail;
 
 /// The most bytes that may wait to be written: a prompt with its history, and many answers.
 const OUTGOING_LIMIT: usize = 64 * 1024 * 1024;
-/// An agent that takes nothing of what waits to be written for so long does not read its input.
+/// An agent that takes no bytes for so long, while some wait, does not read its input.
 const WRITE_STALL: Duration = Duration::from_secs(60);
 
 /// How to start a process.
 #[derive(Clone, Copy, Debug)]
 pub struct Launch<'a> {
-    /// Program and arguments; the program is looked for in the `PATH` that the process is given.
+    /// Program and arguments; the program is looked up in the process's `PATH`.
     pub command: &'a [String],
     /// Set for it.
     pub env: &'a BTreeMap<String, String>,
@@ -55,7 +55,7 @@ pub struct Process {
     session_id: String,
     boot_id: String,
     tag: Option<Tag>,
-    /// Before it was made: all that it starts began since.
+    /// A moment before it was made; all that it starts began after it.
     moment: Option<Moment>,
     overflowed: bool,
     ended: bool,
@@ -138,7 +138,8 @@ impl Process {
         self.child.has_output()
     }
 
-    /// `exited with status 3`, `was killed by signal 9`; `None` while it runs. Takes nothing: the leader stays unreaped.
+    /// `exited with status 3`, `was killed by signal 9`; `None` while it runs. Takes nothing: the leader stays
+    /// unreaped.
     #[must_use]
     pub fn exit_text(&self) -> Option<String> {
         let status = self.child.exit_status()?;
@@ -155,8 +156,8 @@ impl Process {
         self.child.exit_status().is_some_and(|s| s.exit_status() == Some(0))
     }
 
-    /// Puts bytes into the outgoing buffer and writes what the pipe takes now. Beyond the buffer's limit they are dropped,
-    /// and [`Process::write_deadline`] has passed.
+    /// Puts bytes into the outgoing buffer and writes what the pipe takes now. Beyond the buffer's limit they are
+    /// dropped, and [`Process::write_deadline`] has passed.
     pub fn send(&mut self, bytes: &[u8]) {
         self.overflowed |= self.child.outgoing() + bytes.len() > OUTGOING_LIMIT;
         if !self.overflowed {
@@ -211,7 +212,7 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // One that is not dead yet loses its place in the register and is reaped as a stray.
+        // A process that is not dead yet loses its place in the register and is reaped as a stray.
         self.kill();
     }
 }
@@ -226,8 +227,8 @@ fn make_cwd(cwd: &Path) -> Result<(), Failure> {
     std::fs::create_dir_all(cwd).map_err(|e| failed(&e))
 }
 
-/// Nothing of the daemon's environment but what is passed on by name; never what speaks for the daemon to its service
-/// manager, whatever the configuration says.
+/// The environment of an agent: of the daemon's own only the variables that are passed on by name, and never those of
+/// the service manager, whatever the configuration says.
 fn environment(launch: &Launch<'_>, identity: &Identity) -> BTreeMap<String, OsString> {
     let mut env: BTreeMap<String, OsString> = BTreeMap::new();
     env.extend(launch.env_pass.iter().filter_map(|name| Some((name.clone(), std::env::var_os(name)?))));
@@ -253,7 +254,7 @@ fn why_not(program: &str, env: &BTreeMap<String, OsString>, error: &io::Error) -
         }
         ErrorKind::NotFound => match env.get("PATH") {
             Some(path) => format!("{program}: not found in PATH ({})", path.to_string_lossy()),
-            None => format!("{program}: not found, for the agent has no PATH: add it to env or env_pass"),
+            None => format!("{program}: not found: the agent has no PATH; add it to env or env_pass"),
         },
         ErrorKind::PermissionDenied => format!("{program}: not executable: {error}"),
         _ => format!("{program}: cannot be started: {error}"),

@@ -22,7 +22,8 @@ impl Tail {
         self.bytes.extend(last);
     }
 
-    /// What is kept, as text: from the first whole line when something was forgotten, without white space at the ends.
+    /// The kept bytes as text, without white space at the ends; from the first whole line if earlier bytes were
+    /// forgotten.
     #[must_use]
     pub fn text(&self) -> String {
         let bytes: Vec<u8> = self.bytes.iter().copied().collect();

@@ -1,7 +1,7 @@
 //! Schedules of `ostler.every`, and durations as the configuration writes them.
 //!
-//! Pure: what is due when. A daily time is local; an interval lies on a grid that begins at the epoch, so that every
-//! state, boot and machine agrees on it.
+//! Pure: it says what is due when. A daily time is local; an interval counts from the epoch, so that every state, boot
+//! and machine agrees on it.
 
 use std::time::Duration;
 

@@ -41,7 +41,7 @@ fn wanted(args: &Args, left: Option<Duration>) -> Result<Wanted, Fault> {
             other => return Err(wrong(&format!("argv[{i}]"), "a string", &other)),
         };
         if bytes.contains(&0) {
-            return Err(Fault::text(format!("argv[{i}]: has a NUL in it")));
+            return Err(Fault::text(format!("argv[{i}]: contains a NUL byte")));
         }
         argv.push(std::ffi::OsString::from_vec(bytes));
     }
@@ -94,7 +94,7 @@ fn run(wanted: &Wanted, kick: Option<&Kick>) -> Result<(ExitStatus, Output), Str
     match outcome {
         Ok(output) => Ok((status.map_err(|e| format!("{name}: {e}"))?, output)),
         Err(End::Failed(e)) => Err(format!("{name}: {e}")),
-        Err(End::Kicked) => Err(format!("{name}: cut off, for the daemon stops")),
+        Err(End::Kicked) => Err(format!("{name}: cut off because the daemon stops")),
         Err(End::TimedOut) => Err(format!("{name}: timed out after {:?}", wanted.timeout)),
     }
 }
@@ -136,7 +136,7 @@ pub fn constructor(lua: &Lua, guard: &Function, context: &Arc<Context>) -> mlua:
     function(lua, guard, "exec", move |lua, args| {
         c.outside()?;
         let ran = run(&wanted(&args, c.deadline.left())?, c.kick.get().map(AsRef::as_ref));
-        // What had to be cut off goes on with nothing else.
+        // A handler whose call was cut off does not go on.
         c.deadline.check(lua)?;
         match ran {
             Ok((status, output)) => {

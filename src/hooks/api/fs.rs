@@ -1,6 +1,6 @@
-//! `io.open` and `io.lines`, for scripts with leave for `fs`, below the configured roots.
+//! `io.open` and `io.lines`, for scripts that are allowed `fs`, below the configured roots.
 //!
-//! Symbolic links are resolved first, and what is opened is a regular file: nothing that could block a thread.
+//! Symbolic links are resolved first, and only regular files are opened, which cannot block a thread.
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom, Write};
@@ -22,7 +22,7 @@ struct Open {
     most: usize,
 }
 
-/// Where a path leads, with its links resolved, if that is below a root; with the root.
+/// The root of a path, and the path with its links resolved.
 fn resolve(path: &Path, roots: &[PathBuf], create: bool) -> Result<(PathBuf, PathBuf), String> {
     let shown = path.display();
     let real = match path.canonicalize() {
@@ -71,14 +71,14 @@ fn open(path: &str, mode: &str, roots: &[PathBuf]) -> Result<File, String> {
     };
     let (root, real) = resolve(Path::new(path), roots, !letters.starts_with('r'))?;
     let kept = || format!("{path}: is a file of the daemon's own database");
-    // Told before it is opened, for to close it again would cost the daemon its locks on it.
+    // Checked before it is opened: closing it again would drop the daemon's locks on it.
     if std::fs::metadata(&real).is_ok_and(|meta| reserved::is(&meta)) {
         return Err(kept());
     }
     let file = File::from(open_below(&root, &real, flags).map_err(|e| format!("{path}: {e}"))?);
     let meta = file.metadata().map_err(|e| format!("{path}: {e}"))?;
     if reserved::is(&meta) {
-        // Put there in between: one descriptor that nobody closes, rather than a database without locks.
+        // It was put there in between: a descriptor that stays open is better than a database without locks.
         std::mem::forget(file);
         return Err(kept());
     }
@@ -173,7 +173,7 @@ impl Open {
             };
             let Some(text) = text else { continue };
             let done = self.with(|file| {
-                // What was read ahead is given back first.
+                // The position goes back over what was read ahead.
                 Ok(file
                     .stream_position()
                     .and_then(|at| file.seek(SeekFrom::Start(at)))
@@ -303,7 +303,7 @@ fn methods(lua: &Lua, guard: &Function) -> mlua::Result<Table> {
             or_why(lua, done.map(|at| Value::Integer(i64::try_from(at).unwrap_or(i64::MAX))))
         })?,
     )?;
-    // Nothing that was written waits here.
+    // Writes are not buffered.
     table.set("flush", function(lua, guard, "file:flush", |_, args| this(&args)?.with(|_| Ok(true)))?)?;
     table.set(
         "close",

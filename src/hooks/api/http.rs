@@ -1,8 +1,8 @@
 //! `ostler.http.request{}`: one request, bounded in time and size. TLS is verified against the system's roots.
 //!
-//! The request is made on a thread of its own, so that whoever waits for it can leave: at its timeout, or when the
-//! daemon stops. The connection is shut down under the thread then, which ends it; only looking up a name and
-//! connecting cannot be cut short, and end by their own timeouts.
+//! The request is made on a thread of its own, so that the caller can leave at its timeout, or when the daemon stops.
+//! The connection is then shut down, which ends the thread; only looking up a name and connecting cannot be cut short,
+//! and end by their own timeouts.
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
@@ -29,7 +29,7 @@ const BODY: u64 = 8 * 1024 * 1024;
 const TIMEOUT: Duration = Duration::from_secs(30);
 /// The most redirects that a request follows.
 const REDIRECTS: usize = 5;
-/// The most threads of requests, those that nobody waits for any more among them.
+/// The most threads of requests, including those that no caller waits for any more.
 const THREADS: usize = 300;
 
 /// The client of a state: connections are kept between requests. Redirects are followed by [`follow`].
@@ -96,7 +96,7 @@ fn wanted(args: &Args, left: Option<Duration>) -> Result<Wanted, Fault> {
 
 type Got = (u16, Vec<(String, Vec<u8>)>, Vec<u8>);
 
-/// A header that came several times is one, its values after commas.
+/// A repeated header becomes one, with its values separated by commas.
 fn joined(headers: Vec<(String, Vec<u8>)>) -> BTreeMap<String, Vec<u8>> {
     let mut all: BTreeMap<String, Vec<u8>> = BTreeMap::new();
     for (name, value) in headers {
@@ -111,7 +111,7 @@ fn joined(headers: Vec<(String, Vec<u8>)>) -> BTreeMap<String, Vec<u8>> {
     all
 }
 
-/// Whether an address is one of this machine, which no proxy is asked for.
+/// Whether an address belongs to this machine; no proxy is used for it.
 fn is_here(uri: &Uri) -> bool {
     let host = uri.host().unwrap_or_default().trim_matches(['[', ']']);
     host.eq_ignore_ascii_case("localhost") || host.parse().is_ok_and(|ip: std::net::IpAddr| ip.is_loopback())
@@ -133,15 +133,15 @@ fn target(from: &Uri, location: &str) -> Option<Uri> {
     (matches!(uri.scheme_str(), Some("http" | "https")) && uri.host().is_some()).then_some(uri)
 }
 
-/// Whether what a script says to one address may be said to another: the same scheme, host and port.
+/// Whether two addresses have the same scheme, host and port, so that a script's headers may go to both.
 fn same_place(a: &Uri, b: &Uri) -> bool {
     let port = |uri: &Uri| uri.port_u16().or(Some(if uri.scheme_str() == Some("https") { 443 } else { 80 }));
     let host = |uri: &Uri| uri.host().unwrap_or_default().to_ascii_lowercase();
     a.scheme_str() == b.scheme_str() && host(a) == host(b) && port(a) == port(b)
 }
 
-/// One request and, for GET and HEAD, where it is sent on to. Another method gets the redirect as its answer: what it
-/// did, and whether it may be done again elsewhere, only the script knows. Elsewhere no header of the script's goes along.
+/// Makes one request and, for GET and HEAD, follows its redirects; to another address without the script's headers.
+/// Other methods get the redirect as their answer: only the script knows whether the request may be repeated elsewhere.
 fn follow(client: &ureq::Agent, request: Request<Vec<u8>>, patience: Duration) -> Result<Got, String> {
     let (mut parts, mut body) = request.into_parts();
     for _ in 0..=REDIRECTS {
@@ -175,7 +175,7 @@ fn follow(client: &ureq::Agent, request: Request<Vec<u8>>, patience: Duration) -
     Err(format!("more than {REDIRECTS} redirects"))
 }
 
-/// The thread of a request, as long as it lives; rings when it ends.
+/// Counts the thread of a request while it lives; rings when it ends.
 struct Alive(Arc<OwnedFd>);
 
 static ALIVE: AtomicUsize = AtomicUsize::new(0);
@@ -195,7 +195,8 @@ impl Drop for Alive {
     }
 }
 
-/// Makes a request and waits for its end, its time's or a kick. The client is used up by what is not waited for.
+/// Makes a request and waits until it ends, its time is over, or a kick. A request that is left takes the client with
+/// it.
 fn fetch(kept: &Mutex<Option<ureq::Agent>>, wanted: Wanted, kick: Option<&Kick>) -> Result<Got, String> {
     let awake = Span::begin();
     let client = lock(kept).take().unwrap_or_else(client);
@@ -205,20 +206,20 @@ fn fetch(kept: &Mutex<Option<ureq::Agent>>, wanted: Wanted, kick: Option<&Kick>)
     let (asked, Wanted { request, timeout }) = (client.clone(), wanted);
     let patience = timeout.min(TIMEOUT);
     let thread = thread::spawn_own("hook-http", thread::DEEP_STACK, move || {
-        // Dropped last: who hears it finds the answer.
+        // Dropped last: when it rings, the answer is there.
         let alive = alive;
         let _ = tell.send(follow(&asked, request, patience));
         drop(tell);
         drop(alive);
     });
-    thread.map_err(|e| format!("no thread to ask with: {e}"))?;
+    thread.map_err(|e| format!("no thread for the request: {e}"))?;
     loop {
         match told.try_recv() {
             Ok(got) => {
                 *lock(kept) = Some(client);
                 return got;
             }
-            Err(TryRecvError::Disconnected) => return Err("the thread that asked has died".to_owned()),
+            Err(TryRecvError::Disconnected) => return Err("the thread of the request has died".to_owned()),
             Err(TryRecvError::Empty) => {}
         }
         let left = awake.left(timeout);
@@ -226,7 +227,7 @@ fn fetch(kept: &Mutex<Option<ureq::Agent>>, wanted: Wanted, kick: Option<&Kick>)
         if kicked || left.is_zero() {
             client.shutdown();
             return Err(match kicked {
-                true => "cut off, for the daemon stops".to_owned(),
+                true => "cut off because the daemon stops".to_owned(),
                 false => format!("timeout: no answer within {timeout:?}"),
             });
         }
@@ -253,7 +254,7 @@ pub fn table(lua: &Lua, guard: &Function, context: &Arc<Context>) -> mlua::Resul
             c.outside()?;
             let wanted = wanted(&args, c.deadline.left())?;
             let got = fetch(&client, wanted, c.kick.get().map(AsRef::as_ref));
-            // What had to be cut off goes on with nothing else.
+            // A handler whose call was cut off does not go on.
             c.deadline.check(lua)?;
             match got {
                 Ok((status, headers, body)) => {

@@ -1,7 +1,7 @@
 //! JSON in Lua, and the values that go between the daemon and the scripts.
 //!
-//! Integers stay integers. `null` is `ostler.json.null` when decoded; in an event, what is null is absent. An empty
-//! table is an object, unless it came from an array or from `ostler.json.array`.
+//! Integers stay integers. `null` is decoded as `ostler.json.null`; in an event, a field that is null is absent. An
+//! empty table is an object, unless it came from an array or from `ostler.json.array`.
 
 use std::cell::{Cell, RefCell};
 use std::ffi::c_void;
@@ -21,7 +21,7 @@ const VALUES: usize = 1_000_000;
 /// How many bytes of text may be in one document.
 const BYTES: usize = 16 * 1024 * 1024;
 
-/// What becomes of `null`.
+/// How `null` is read.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Null {
     /// It is left out.
@@ -63,7 +63,7 @@ pub fn to_lua(lua: &Lua, json: &Json, null: Null) -> mlua::Result<Value> {
     })
 }
 
-/// Lua values from JSON text, made as it is read: what a text becomes lies in the state, under its limit.
+/// Lua values from JSON text. They are made while the text is read, so that the state's memory limit covers them.
 fn decode(lua: &Lua, text: &[u8]) -> Result<Value, Fault> {
     let deadline = lua.app_data_ref::<Arc<Deadline>>().map(|d| Arc::clone(&d));
     let decoder = Decoder { lua, deadline, values: Cell::new(0), failed: RefCell::new(None) };
@@ -80,7 +80,7 @@ struct Decoder<'l> {
     lua: &'l Lua,
     deadline: Option<Arc<Deadline>>,
     values: Cell<usize>,
-    /// Lua's own trouble, which must not become a text.
+    /// An error of Lua itself (memory), which must not become a text.
     failed: RefCell<Option<mlua::Error>>,
 }
 
@@ -260,7 +260,7 @@ impl Encoder {
     }
 }
 
-/// Says in which field, once: the innermost.
+/// Names the field of an error, the innermost only.
 fn within(name: &str, fault: Fault) -> Fault {
     match fault {
         Fault::Text(why) if !why.starts_with("field ") => Fault::Text(format!("field '{name}': {why}")),

@@ -1,4 +1,4 @@
-//! `ostler.log` and `print`: a script's words in the daemon's log, with who said them and about which key.
+//! `ostler.log` and `print`: lines of scripts in the daemon's log, with their handler and key.
 
 use std::sync::Arc;
 
@@ -100,7 +100,7 @@ pub fn table(lua: &Lua, guard: &Function, context: &Arc<Context>) -> mlua::Resul
         table.set(
             name,
             function(lua, guard, full, move |lua, args| {
-                // Whatever the level: what is wrong is found where the script is tried out, not where it is needed.
+                // At any level: wrong arguments fail where the script is tried out, not only where the level is on.
                 let text = args.bytes(lua, 0, "text")?;
                 let given = args.value(1);
                 if !matches!(given, Value::Nil | Value::Table(_)) {

@@ -1,7 +1,7 @@
 //! The `ostler.*` API: what scripts may ask for, one file a subject.
 //!
 //! Owns how a Rust function looks to a script: strict arguments, and errors that are strings with the script's line. It
-//! must not know threads or queues; what a call is about stands in its [`Context`].
+//! must not know threads or queues: [`Context`] says what a call is about.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, OnceLock};
@@ -22,7 +22,7 @@ pub mod logging;
 pub mod session;
 pub mod strings;
 
-/// The chunk name of our own Lua, left out where a script's line is looked for.
+/// The chunk name of our own Lua, which is skipped when a script's line is looked for.
 pub const PRELUDE: &str = "=ostler";
 
 /// What a state's functions share.
@@ -31,7 +31,7 @@ pub struct Context {
     pub deadline: Arc<Deadline>,
     /// The daemon, from [`super::Hooks::start`] on.
     pub host: OnceLock<Arc<dyn HookHost>>,
-    /// What gets its calls out of a wait; none for calls that are not to be cut off.
+    /// Ends the waits of its calls; `None` for calls that are not cut off.
     pub kick: OnceLock<Arc<Kick>>,
     /// What runs in the state.
     pub call: Mutex<Call>,
@@ -44,7 +44,7 @@ pub struct Context {
 pub struct Call {
     /// `script:name` of the handler, or the script that is loading.
     pub label: String,
-    /// The event's id, from which the ids of messages that the call sends are made.
+    /// The event's id; the ids of the messages that the call sends are made from it.
     pub event_id: String,
     /// The event's key, for the log.
     pub key: Option<String>,
@@ -72,7 +72,7 @@ impl Context {
         self.host.get().ok_or_else(|| Fault::text("there is no daemon here"))
     }
 
-    /// For what reaches outside: not while a script loads, because each state loads it.
+    /// Refuses functions that reach outside while a script loads, because each state loads it.
     ///
     /// # Errors
     /// A script is loading.
@@ -89,7 +89,7 @@ impl Context {
 pub enum Fault {
     /// For the script: raised as a string, with its line and the function's name before it.
     Text(String),
-    /// Lua's own trouble (memory).
+    /// An error of Lua itself (memory).
     Lua(mlua::Error),
 }
 
@@ -155,7 +155,7 @@ impl Args {
         }
     }
 
-    /// A table of options of which all are known; `None` where nothing is given.
+    /// A table of known options; `None` where nothing is given.
     ///
     /// # Errors
     /// It is something else, or has an option that is not in `known`.

@@ -68,7 +68,7 @@ pub fn transcript_method(
     })
 }
 
-/// The id that a message has when the script names none: the same in every delivery of one event.
+/// The id of a message for which the script names none: the same in every delivery of one event.
 fn default_id(context: &Context, key: &str) -> String {
     let mut call = lock(&context.call);
     let nth = {

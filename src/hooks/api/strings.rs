@@ -1,4 +1,4 @@
-//! `string.find`, `match`, `gmatch` and `gsub` over our own matcher, and what the prelude needs besides.
+//! `string.find`, `match`, `gmatch` and `gsub` over our own matcher, for the prelude.
 
 use std::sync::Arc;
 
@@ -89,10 +89,10 @@ fn unanchored(pattern: &[u8]) -> (bool, &[u8]) {
     pattern.strip_prefix(b"^").map_or((false, pattern), |rest| (true, rest))
 }
 
-/// One step of `gmatch` or of `gsub` with a function or a table: subject, pattern, where to begin, where the match
-/// before ended (both from 1), whether `^` is an anchor, whether the first capture is all that is wanted (a table's key:
-/// others may be unfinished, as in Lua). Answers where the match begins, where the next may, and the
-/// captures.
+/// One step of `gmatch` or of `gsub` with a function or a table. Takes the subject, the pattern, where to begin, where
+/// the previous match ended (both from 1), whether `^` is an anchor, and whether only the first capture is needed (a
+/// table's key: the others may be unfinished, as in Lua). Answers where the match begins, where the next may begin, and
+/// the captures.
 fn step(lua: &Lua, context: &Context, args: &Args) -> Result<MultiValue, Fault> {
     let (subject, pattern) = (args.bytes(lua, 0, "string")?, args.bytes(lua, 1, "pattern")?);
     let from = offset(args.integer(2, "init")?, subject.as_bytes().len());
@@ -139,7 +139,7 @@ fn gsub(lua: &Lua, context: &Context, args: &Args) -> Result<(LuaString, i64), F
     Ok((lua.create_string(&out)?, times))
 }
 
-/// Puts a replacement, with what `%0` to `%9` stand for.
+/// Appends a replacement, with the captures for `%0` to `%9`.
 fn expand(
     out: &mut Vec<u8>,
     subject: &[u8],

@@ -260,7 +260,7 @@ pub const FAILING: &[(&str, &str, &str)] = &[
     ("gsub_capture", "('x'):gsub('x', '%2')", "invalid capture index %2"),
     ("session_bad", "ostler.session(7)", "key: a string expected"),
     ("transcript_bad", "ev:transcript{ limit = 0 }", "limit: 1 to 10000"),
-    ("version_write", "error(ostler.versoin)", "ostler.versoin: there is no such thing"),
+    ("version_write", "error(ostler.versoin)", "ostler.versoin: no such function"),
     ("memory_decode", "return ostler.json.decode('[' .. ('[],'):rep(5e6) .. '1]')", "memory"),
     ("memory_upvalues", "local t for i = 1, 1e9 do local u = t t = function() return u, i end end", "memory"),
     ("memory_coroutines", "local t = {} for i = 1, 1e9 do t[i] = coroutine.create(print) end", "memory"),
