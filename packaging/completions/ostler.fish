@@ -31,7 +31,7 @@ complete -c ostler -n "__fish_ostler_needs_command" -s h -l help -d 'Print help'
 complete -c ostler -n "__fish_ostler_needs_command" -s V -l version -d 'Print version'
 complete -c ostler -n "__fish_ostler_needs_command" -f -a "serve" -d 'Run the daemon in the foreground; its log goes to stderr'
 complete -c ostler -n "__fish_ostler_needs_command" -f -a "chat" -d 'Talk to an agent; answers stream, and the conversation survives a restart of the daemon'
-complete -c ostler -n "__fish_ostler_needs_command" -f -a "send" -d 'Send one message and print the answer, also when the daemon restarts in between'
+complete -c ostler -n "__fish_ostler_needs_command" -f -a "send" -d 'Send one message and print the answer, even if the daemon restarts meanwhile'
 complete -c ostler -n "__fish_ostler_needs_command" -f -a "sessions" -d 'List sessions'
 complete -c ostler -n "__fish_ostler_needs_command" -f -a "ls" -d 'List sessions'
 complete -c ostler -n "__fish_ostler_needs_command" -f -a "show" -d 'Show a session'
@@ -46,22 +46,22 @@ complete -c ostler -n "__fish_ostler_needs_command" -f -a "resume" -d 'Bring bac
 complete -c ostler -n "__fish_ostler_needs_command" -f -a "delete" -d 'Delete a session and its transcript'
 complete -c ostler -n "__fish_ostler_needs_command" -f -a "rm" -d 'Delete a session and its transcript'
 complete -c ostler -n "__fish_ostler_needs_command" -f -a "permissions" -d 'List the permissions that agents are waiting for'
-complete -c ostler -n "__fish_ostler_needs_command" -f -a "allow" -d 'Allow what an agent asks for, once if it offers that'
-complete -c ostler -n "__fish_ostler_needs_command" -f -a "deny" -d 'Deny what an agent asks for'
+complete -c ostler -n "__fish_ostler_needs_command" -f -a "allow" -d 'Allow an agent\'s request, once if the agent offers that'
+complete -c ostler -n "__fish_ostler_needs_command" -f -a "deny" -d 'Deny an agent\'s request'
 complete -c ostler -n "__fish_ostler_needs_command" -f -a "hold" -d 'Accept messages but start no turns, until `release`'
 complete -c ostler -n "__fish_ostler_needs_command" -f -a "release" -d 'Start turns again after `hold`'
 complete -c ostler -n "__fish_ostler_needs_command" -f -a "status" -d 'Show the daemon\'s status, and what a stop is waiting for'
 complete -c ostler -n "__fish_ostler_needs_command" -f -a "stop" -d 'Stop the daemon and wait until it has exited'
 complete -c ostler -n "__fish_ostler_needs_command" -f -a "restart" -d 'Stop the daemon, let its supervisor start it again, and wait until it is ready'
 complete -c ostler -n "__fish_ostler_needs_command" -f -a "reload" -d 'Reload configuration and hooks'
-complete -c ostler -n "__fish_ostler_needs_command" -f -a "report" -d 'Show the report of a stop; without a running daemon it is read from the database'
+complete -c ostler -n "__fish_ostler_needs_command" -f -a "report" -d 'Show the report of a stop, from the database if no daemon runs'
 complete -c ostler -n "__fish_ostler_needs_command" -f -a "hooks" -d 'Manage hooks'
 complete -c ostler -n "__fish_ostler_needs_command" -f -a "check-config" -d 'Check a configuration file'
 complete -c ostler -n "__fish_ostler_needs_command" -f -a "doctor" -d 'Check for problems and suggest fixes'
 complete -c ostler -n "__fish_ostler_needs_command" -f -a "backup" -d 'Make a consistent copy of the database while the daemon runs'
-complete -c ostler -n "__fish_ostler_needs_command" -f -a "restore" -d 'Put a backup at the database\'s place while the daemon is down; the present database is kept under another name'
+complete -c ostler -n "__fish_ostler_needs_command" -f -a "restore" -d 'Replace the database with a backup while the daemon is down; the present database is kept under another name'
 complete -c ostler -n "__fish_ostler_needs_command" -f -a "completions" -d 'Print shell completions'
-complete -c ostler -n "__fish_ostler_needs_command" -f -a "complete" -d 'Print the keys that may stand at the end of a command line; for the shells\' completions'
+complete -c ostler -n "__fish_ostler_needs_command" -f -a "complete" -d 'Print the keys that complete a command line, for the shells\' completions'
 complete -c ostler -n "__fish_ostler_needs_command" -f -a "generate" -d 'Make files for packages'
 complete -c ostler -n "__fish_ostler_needs_command" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
 complete -c ostler -n "__fish_ostler_using_subcommand serve" -l config -d 'Configuration file [default: $OSTLER_CONFIG, the user\'s, /etc/ostler/ostler.toml]' -r -F
@@ -78,7 +78,7 @@ complete -c ostler -n "__fish_ostler_using_subcommand chat" -l url -d 'The daemo
 complete -c ostler -n "__fish_ostler_using_subcommand chat" -l token-file -d 'File with the bearer token for the URL [default: $OSTLER_TOKEN_FILE]' -r -F
 complete -c ostler -n "__fish_ostler_using_subcommand chat" -s h -l help -d 'Print help'
 complete -c ostler -n "__fish_ostler_using_subcommand chat" -s V -l version -d 'Print version'
-complete -c ostler -n "__fish_ostler_using_subcommand send" -l id -d 'The message\'s id: sent again with the same id, it is not run again [default: a new one]' -r
+complete -c ostler -n "__fish_ostler_using_subcommand send" -l id -d 'The message\'s id; a message whose id was sent before is not run again [default: a new id]' -r
 complete -c ostler -n "__fish_ostler_using_subcommand send" -l timeout -d 'Wait this long for the answer; "never" waits for ever' -r
 complete -c ostler -n "__fish_ostler_using_subcommand send" -l socket -d 'The daemon\'s socket [default: $OSTLER_SOCKET, else the user\'s socket, else the service\'s]' -r -F
 complete -c ostler -n "__fish_ostler_using_subcommand send" -l url -d 'The daemon\'s URL, such as http://127.0.0.1:7411, instead of a socket [default: $OSTLER_URL]' -r
@@ -88,7 +88,7 @@ complete -c ostler -n "__fish_ostler_using_subcommand send" -l json -d 'Print on
 complete -c ostler -n "__fish_ostler_using_subcommand send" -s h -l help -d 'Print help'
 complete -c ostler -n "__fish_ostler_using_subcommand send" -s V -l version -d 'Print version'
 complete -c ostler -n "__fish_ostler_using_subcommand sessions" -l state -d 'Only sessions in these states: live, parked, suspended, ended, running, resume_pending [default: all but ended]' -r
-complete -c ostler -n "__fish_ostler_using_subcommand sessions" -l key -d 'Only sessions under this key; with --state ended the past ones' -r
+complete -c ostler -n "__fish_ostler_using_subcommand sessions" -l key -d 'Only sessions under this key; --state ended lists its past sessions' -r
 complete -c ostler -n "__fish_ostler_using_subcommand sessions" -l limit -d 'At most this many' -r
 complete -c ostler -n "__fish_ostler_using_subcommand sessions" -l socket -d 'The daemon\'s socket [default: $OSTLER_SOCKET, else the user\'s socket, else the service\'s]' -r -F
 complete -c ostler -n "__fish_ostler_using_subcommand sessions" -l url -d 'The daemon\'s URL, such as http://127.0.0.1:7411, instead of a socket [default: $OSTLER_URL]' -r
@@ -99,7 +99,7 @@ complete -c ostler -n "__fish_ostler_using_subcommand sessions" -l json -d 'Prin
 complete -c ostler -n "__fish_ostler_using_subcommand sessions" -s h -l help -d 'Print help'
 complete -c ostler -n "__fish_ostler_using_subcommand sessions" -s V -l version -d 'Print version'
 complete -c ostler -n "__fish_ostler_using_subcommand ls" -l state -d 'Only sessions in these states: live, parked, suspended, ended, running, resume_pending [default: all but ended]' -r
-complete -c ostler -n "__fish_ostler_using_subcommand ls" -l key -d 'Only sessions under this key; with --state ended the past ones' -r
+complete -c ostler -n "__fish_ostler_using_subcommand ls" -l key -d 'Only sessions under this key; --state ended lists its past sessions' -r
 complete -c ostler -n "__fish_ostler_using_subcommand ls" -l limit -d 'At most this many' -r
 complete -c ostler -n "__fish_ostler_using_subcommand ls" -l socket -d 'The daemon\'s socket [default: $OSTLER_SOCKET, else the user\'s socket, else the service\'s]' -r -F
 complete -c ostler -n "__fish_ostler_using_subcommand ls" -l url -d 'The daemon\'s URL, such as http://127.0.0.1:7411, instead of a socket [default: $OSTLER_URL]' -r
@@ -122,7 +122,7 @@ complete -c ostler -n "__fish_ostler_using_subcommand transcript" -l socket -d '
 complete -c ostler -n "__fish_ostler_using_subcommand transcript" -l url -d 'The daemon\'s URL, such as http://127.0.0.1:7411, instead of a socket [default: $OSTLER_URL]' -r
 complete -c ostler -n "__fish_ostler_using_subcommand transcript" -l token-file -d 'File with the bearer token for the URL [default: $OSTLER_TOKEN_FILE]' -r -F
 complete -c ostler -n "__fish_ostler_using_subcommand transcript" -l json -d 'Print the API\'s JSON; errors too'
-complete -c ostler -n "__fish_ostler_using_subcommand transcript" -s f -l follow -d 'Keep printing new entries, also after a restart of the daemon; with --json one per line'
+complete -c ostler -n "__fish_ostler_using_subcommand transcript" -s f -l follow -d 'Keep printing new entries, even after a restart of the daemon; with --json one per line'
 complete -c ostler -n "__fish_ostler_using_subcommand transcript" -s h -l help -d 'Print help'
 complete -c ostler -n "__fish_ostler_using_subcommand transcript" -s V -l version -d 'Print version'
 complete -c ostler -n "__fish_ostler_using_subcommand logs" -l after -d 'Only entries after this one' -r
@@ -132,7 +132,7 @@ complete -c ostler -n "__fish_ostler_using_subcommand logs" -l socket -d 'The da
 complete -c ostler -n "__fish_ostler_using_subcommand logs" -l url -d 'The daemon\'s URL, such as http://127.0.0.1:7411, instead of a socket [default: $OSTLER_URL]' -r
 complete -c ostler -n "__fish_ostler_using_subcommand logs" -l token-file -d 'File with the bearer token for the URL [default: $OSTLER_TOKEN_FILE]' -r -F
 complete -c ostler -n "__fish_ostler_using_subcommand logs" -l json -d 'Print the API\'s JSON; errors too'
-complete -c ostler -n "__fish_ostler_using_subcommand logs" -s f -l follow -d 'Keep printing new entries, also after a restart of the daemon; with --json one per line'
+complete -c ostler -n "__fish_ostler_using_subcommand logs" -s f -l follow -d 'Keep printing new entries, even after a restart of the daemon; with --json one per line'
 complete -c ostler -n "__fish_ostler_using_subcommand logs" -s h -l help -d 'Print help'
 complete -c ostler -n "__fish_ostler_using_subcommand logs" -s V -l version -d 'Print version'
 complete -c ostler -n "__fish_ostler_using_subcommand events" -l after -d 'Only events after this one [default: the oldest kept; with --follow: from now on]' -r
@@ -141,7 +141,7 @@ complete -c ostler -n "__fish_ostler_using_subcommand events" -l socket -d 'The 
 complete -c ostler -n "__fish_ostler_using_subcommand events" -l url -d 'The daemon\'s URL, such as http://127.0.0.1:7411, instead of a socket [default: $OSTLER_URL]' -r
 complete -c ostler -n "__fish_ostler_using_subcommand events" -l token-file -d 'File with the bearer token for the URL [default: $OSTLER_TOKEN_FILE]' -r -F
 complete -c ostler -n "__fish_ostler_using_subcommand events" -l json -d 'Print the API\'s JSON; errors too'
-complete -c ostler -n "__fish_ostler_using_subcommand events" -s f -l follow -d 'Keep printing new events, also after a restart of the daemon'
+complete -c ostler -n "__fish_ostler_using_subcommand events" -s f -l follow -d 'Keep printing new events, even after a restart of the daemon'
 complete -c ostler -n "__fish_ostler_using_subcommand events" -s h -l help -d 'Print help'
 complete -c ostler -n "__fish_ostler_using_subcommand events" -s V -l version -d 'Print version'
 complete -c ostler -n "__fish_ostler_using_subcommand export" -l socket -d 'The daemon\'s socket [default: $OSTLER_SOCKET, else the user\'s socket, else the service\'s]' -r -F
@@ -227,7 +227,7 @@ complete -c ostler -n "__fish_ostler_using_subcommand status" -l socket -d 'The 
 complete -c ostler -n "__fish_ostler_using_subcommand status" -l url -d 'The daemon\'s URL, such as http://127.0.0.1:7411, instead of a socket [default: $OSTLER_URL]' -r
 complete -c ostler -n "__fish_ostler_using_subcommand status" -l token-file -d 'File with the bearer token for the URL [default: $OSTLER_TOKEN_FILE]' -r -F
 complete -c ostler -n "__fish_ostler_using_subcommand status" -l json -d 'Print the API\'s JSON; errors too'
-complete -c ostler -n "__fish_ostler_using_subcommand status" -s w -l watch -d 'Keep showing it until the daemon has exited; with --json one line per change, at most one per second'
+complete -c ostler -n "__fish_ostler_using_subcommand status" -s w -l watch -d 'Keep showing the status until the daemon has exited; with --json one line per change, at most one per second'
 complete -c ostler -n "__fish_ostler_using_subcommand status" -s h -l help -d 'Print help'
 complete -c ostler -n "__fish_ostler_using_subcommand status" -s V -l version -d 'Print version'
 complete -c ostler -n "__fish_ostler_using_subcommand stop" -l socket -d 'The daemon\'s socket [default: $OSTLER_SOCKET, else the user\'s socket, else the service\'s]' -r -F
@@ -268,7 +268,7 @@ complete -c ostler -n "__fish_ostler_using_subcommand hooks; and not __fish_seen
 complete -c ostler -n "__fish_ostler_using_subcommand hooks; and not __fish_seen_subcommand_from list check fire failed retry discard help" -f -a "check" -d 'Load scripts as the daemon would; no daemon is needed'
 complete -c ostler -n "__fish_ostler_using_subcommand hooks; and not __fish_seen_subcommand_from list check fire failed retry discard help" -f -a "fire" -d 'Call the handlers with a sample event (ev.test = true), which is never journalled'
 complete -c ostler -n "__fish_ostler_using_subcommand hooks; and not __fish_seen_subcommand_from list check fire failed retry discard help" -f -a "failed" -d 'List events that were set aside after repeated failures'
-complete -c ostler -n "__fish_ostler_using_subcommand hooks; and not __fish_seen_subcommand_from list check fire failed retry discard help" -f -a "retry" -d 'Deliver events that were set aside again'
+complete -c ostler -n "__fish_ostler_using_subcommand hooks; and not __fish_seen_subcommand_from list check fire failed retry discard help" -f -a "retry" -d 'Deliver set-aside events once more'
 complete -c ostler -n "__fish_ostler_using_subcommand hooks; and not __fish_seen_subcommand_from list check fire failed retry discard help" -f -a "discard" -d 'Discard events that were set aside'
 complete -c ostler -n "__fish_ostler_using_subcommand hooks; and not __fish_seen_subcommand_from list check fire failed retry discard help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
 complete -c ostler -n "__fish_ostler_using_subcommand hooks; and __fish_seen_subcommand_from list" -l socket -d 'The daemon\'s socket [default: $OSTLER_SOCKET, else the user\'s socket, else the service\'s]' -r -F
@@ -317,7 +317,7 @@ complete -c ostler -n "__fish_ostler_using_subcommand hooks; and __fish_seen_sub
 complete -c ostler -n "__fish_ostler_using_subcommand hooks; and __fish_seen_subcommand_from help" -f -a "check" -d 'Load scripts as the daemon would; no daemon is needed'
 complete -c ostler -n "__fish_ostler_using_subcommand hooks; and __fish_seen_subcommand_from help" -f -a "fire" -d 'Call the handlers with a sample event (ev.test = true), which is never journalled'
 complete -c ostler -n "__fish_ostler_using_subcommand hooks; and __fish_seen_subcommand_from help" -f -a "failed" -d 'List events that were set aside after repeated failures'
-complete -c ostler -n "__fish_ostler_using_subcommand hooks; and __fish_seen_subcommand_from help" -f -a "retry" -d 'Deliver events that were set aside again'
+complete -c ostler -n "__fish_ostler_using_subcommand hooks; and __fish_seen_subcommand_from help" -f -a "retry" -d 'Deliver set-aside events once more'
 complete -c ostler -n "__fish_ostler_using_subcommand hooks; and __fish_seen_subcommand_from help" -f -a "discard" -d 'Discard events that were set aside'
 complete -c ostler -n "__fish_ostler_using_subcommand hooks; and __fish_seen_subcommand_from help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
 complete -c ostler -n "__fish_ostler_using_subcommand check-config" -l socket -d 'The daemon\'s socket [default: $OSTLER_SOCKET, else the user\'s socket, else the service\'s]' -r -F
@@ -365,7 +365,7 @@ complete -c ostler -n "__fish_ostler_using_subcommand generate; and not __fish_s
 complete -c ostler -n "__fish_ostler_using_subcommand generate; and not __fish_seen_subcommand_from files config help" -l token-file -d 'File with the bearer token for the URL [default: $OSTLER_TOKEN_FILE]' -r -F
 complete -c ostler -n "__fish_ostler_using_subcommand generate; and not __fish_seen_subcommand_from files config help" -s h -l help -d 'Print help'
 complete -c ostler -n "__fish_ostler_using_subcommand generate; and not __fish_seen_subcommand_from files config help" -s V -l version -d 'Print version'
-complete -c ostler -n "__fish_ostler_using_subcommand generate; and not __fish_seen_subcommand_from files config help" -f -a "files" -d 'Everything in packaging/ that is made: manual pages, completions, the commented sample configuration'
+complete -c ostler -n "__fish_ostler_using_subcommand generate; and not __fish_seen_subcommand_from files config help" -f -a "files" -d 'All generated files of packaging/: manual pages, completions, the commented sample configuration'
 complete -c ostler -n "__fish_ostler_using_subcommand generate; and not __fish_seen_subcommand_from files config help" -f -a "config" -d 'The commented sample configuration'
 complete -c ostler -n "__fish_ostler_using_subcommand generate; and not __fish_seen_subcommand_from files config help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
 complete -c ostler -n "__fish_ostler_using_subcommand generate; and __fish_seen_subcommand_from files" -l socket -d 'The daemon\'s socket [default: $OSTLER_SOCKET, else the user\'s socket, else the service\'s]' -r -F
@@ -378,12 +378,12 @@ complete -c ostler -n "__fish_ostler_using_subcommand generate; and __fish_seen_
 complete -c ostler -n "__fish_ostler_using_subcommand generate; and __fish_seen_subcommand_from config" -l token-file -d 'File with the bearer token for the URL [default: $OSTLER_TOKEN_FILE]' -r -F
 complete -c ostler -n "__fish_ostler_using_subcommand generate; and __fish_seen_subcommand_from config" -s h -l help -d 'Print help'
 complete -c ostler -n "__fish_ostler_using_subcommand generate; and __fish_seen_subcommand_from config" -s V -l version -d 'Print version'
-complete -c ostler -n "__fish_ostler_using_subcommand generate; and __fish_seen_subcommand_from help" -f -a "files" -d 'Everything in packaging/ that is made: manual pages, completions, the commented sample configuration'
+complete -c ostler -n "__fish_ostler_using_subcommand generate; and __fish_seen_subcommand_from help" -f -a "files" -d 'All generated files of packaging/: manual pages, completions, the commented sample configuration'
 complete -c ostler -n "__fish_ostler_using_subcommand generate; and __fish_seen_subcommand_from help" -f -a "config" -d 'The commented sample configuration'
 complete -c ostler -n "__fish_ostler_using_subcommand generate; and __fish_seen_subcommand_from help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
 complete -c ostler -n "__fish_ostler_using_subcommand help; and not __fish_seen_subcommand_from serve chat send sessions show transcript events export cancel reset suspend resume delete permissions allow deny hold release status stop restart reload report hooks check-config doctor backup restore completions complete generate help" -f -a "serve" -d 'Run the daemon in the foreground; its log goes to stderr'
 complete -c ostler -n "__fish_ostler_using_subcommand help; and not __fish_seen_subcommand_from serve chat send sessions show transcript events export cancel reset suspend resume delete permissions allow deny hold release status stop restart reload report hooks check-config doctor backup restore completions complete generate help" -f -a "chat" -d 'Talk to an agent; answers stream, and the conversation survives a restart of the daemon'
-complete -c ostler -n "__fish_ostler_using_subcommand help; and not __fish_seen_subcommand_from serve chat send sessions show transcript events export cancel reset suspend resume delete permissions allow deny hold release status stop restart reload report hooks check-config doctor backup restore completions complete generate help" -f -a "send" -d 'Send one message and print the answer, also when the daemon restarts in between'
+complete -c ostler -n "__fish_ostler_using_subcommand help; and not __fish_seen_subcommand_from serve chat send sessions show transcript events export cancel reset suspend resume delete permissions allow deny hold release status stop restart reload report hooks check-config doctor backup restore completions complete generate help" -f -a "send" -d 'Send one message and print the answer, even if the daemon restarts meanwhile'
 complete -c ostler -n "__fish_ostler_using_subcommand help; and not __fish_seen_subcommand_from serve chat send sessions show transcript events export cancel reset suspend resume delete permissions allow deny hold release status stop restart reload report hooks check-config doctor backup restore completions complete generate help" -f -a "sessions" -d 'List sessions'
 complete -c ostler -n "__fish_ostler_using_subcommand help; and not __fish_seen_subcommand_from serve chat send sessions show transcript events export cancel reset suspend resume delete permissions allow deny hold release status stop restart reload report hooks check-config doctor backup restore completions complete generate help" -f -a "show" -d 'Show a session'
 complete -c ostler -n "__fish_ostler_using_subcommand help; and not __fish_seen_subcommand_from serve chat send sessions show transcript events export cancel reset suspend resume delete permissions allow deny hold release status stop restart reload report hooks check-config doctor backup restore completions complete generate help" -f -a "transcript" -d 'Print the transcript of a session'
@@ -395,31 +395,31 @@ complete -c ostler -n "__fish_ostler_using_subcommand help; and not __fish_seen_
 complete -c ostler -n "__fish_ostler_using_subcommand help; and not __fish_seen_subcommand_from serve chat send sessions show transcript events export cancel reset suspend resume delete permissions allow deny hold release status stop restart reload report hooks check-config doctor backup restore completions complete generate help" -f -a "resume" -d 'Bring back a suspended session, or continue an interrupted one'
 complete -c ostler -n "__fish_ostler_using_subcommand help; and not __fish_seen_subcommand_from serve chat send sessions show transcript events export cancel reset suspend resume delete permissions allow deny hold release status stop restart reload report hooks check-config doctor backup restore completions complete generate help" -f -a "delete" -d 'Delete a session and its transcript'
 complete -c ostler -n "__fish_ostler_using_subcommand help; and not __fish_seen_subcommand_from serve chat send sessions show transcript events export cancel reset suspend resume delete permissions allow deny hold release status stop restart reload report hooks check-config doctor backup restore completions complete generate help" -f -a "permissions" -d 'List the permissions that agents are waiting for'
-complete -c ostler -n "__fish_ostler_using_subcommand help; and not __fish_seen_subcommand_from serve chat send sessions show transcript events export cancel reset suspend resume delete permissions allow deny hold release status stop restart reload report hooks check-config doctor backup restore completions complete generate help" -f -a "allow" -d 'Allow what an agent asks for, once if it offers that'
-complete -c ostler -n "__fish_ostler_using_subcommand help; and not __fish_seen_subcommand_from serve chat send sessions show transcript events export cancel reset suspend resume delete permissions allow deny hold release status stop restart reload report hooks check-config doctor backup restore completions complete generate help" -f -a "deny" -d 'Deny what an agent asks for'
+complete -c ostler -n "__fish_ostler_using_subcommand help; and not __fish_seen_subcommand_from serve chat send sessions show transcript events export cancel reset suspend resume delete permissions allow deny hold release status stop restart reload report hooks check-config doctor backup restore completions complete generate help" -f -a "allow" -d 'Allow an agent\'s request, once if the agent offers that'
+complete -c ostler -n "__fish_ostler_using_subcommand help; and not __fish_seen_subcommand_from serve chat send sessions show transcript events export cancel reset suspend resume delete permissions allow deny hold release status stop restart reload report hooks check-config doctor backup restore completions complete generate help" -f -a "deny" -d 'Deny an agent\'s request'
 complete -c ostler -n "__fish_ostler_using_subcommand help; and not __fish_seen_subcommand_from serve chat send sessions show transcript events export cancel reset suspend resume delete permissions allow deny hold release status stop restart reload report hooks check-config doctor backup restore completions complete generate help" -f -a "hold" -d 'Accept messages but start no turns, until `release`'
 complete -c ostler -n "__fish_ostler_using_subcommand help; and not __fish_seen_subcommand_from serve chat send sessions show transcript events export cancel reset suspend resume delete permissions allow deny hold release status stop restart reload report hooks check-config doctor backup restore completions complete generate help" -f -a "release" -d 'Start turns again after `hold`'
 complete -c ostler -n "__fish_ostler_using_subcommand help; and not __fish_seen_subcommand_from serve chat send sessions show transcript events export cancel reset suspend resume delete permissions allow deny hold release status stop restart reload report hooks check-config doctor backup restore completions complete generate help" -f -a "status" -d 'Show the daemon\'s status, and what a stop is waiting for'
 complete -c ostler -n "__fish_ostler_using_subcommand help; and not __fish_seen_subcommand_from serve chat send sessions show transcript events export cancel reset suspend resume delete permissions allow deny hold release status stop restart reload report hooks check-config doctor backup restore completions complete generate help" -f -a "stop" -d 'Stop the daemon and wait until it has exited'
 complete -c ostler -n "__fish_ostler_using_subcommand help; and not __fish_seen_subcommand_from serve chat send sessions show transcript events export cancel reset suspend resume delete permissions allow deny hold release status stop restart reload report hooks check-config doctor backup restore completions complete generate help" -f -a "restart" -d 'Stop the daemon, let its supervisor start it again, and wait until it is ready'
 complete -c ostler -n "__fish_ostler_using_subcommand help; and not __fish_seen_subcommand_from serve chat send sessions show transcript events export cancel reset suspend resume delete permissions allow deny hold release status stop restart reload report hooks check-config doctor backup restore completions complete generate help" -f -a "reload" -d 'Reload configuration and hooks'
-complete -c ostler -n "__fish_ostler_using_subcommand help; and not __fish_seen_subcommand_from serve chat send sessions show transcript events export cancel reset suspend resume delete permissions allow deny hold release status stop restart reload report hooks check-config doctor backup restore completions complete generate help" -f -a "report" -d 'Show the report of a stop; without a running daemon it is read from the database'
+complete -c ostler -n "__fish_ostler_using_subcommand help; and not __fish_seen_subcommand_from serve chat send sessions show transcript events export cancel reset suspend resume delete permissions allow deny hold release status stop restart reload report hooks check-config doctor backup restore completions complete generate help" -f -a "report" -d 'Show the report of a stop, from the database if no daemon runs'
 complete -c ostler -n "__fish_ostler_using_subcommand help; and not __fish_seen_subcommand_from serve chat send sessions show transcript events export cancel reset suspend resume delete permissions allow deny hold release status stop restart reload report hooks check-config doctor backup restore completions complete generate help" -f -a "hooks" -d 'Manage hooks'
 complete -c ostler -n "__fish_ostler_using_subcommand help; and not __fish_seen_subcommand_from serve chat send sessions show transcript events export cancel reset suspend resume delete permissions allow deny hold release status stop restart reload report hooks check-config doctor backup restore completions complete generate help" -f -a "check-config" -d 'Check a configuration file'
 complete -c ostler -n "__fish_ostler_using_subcommand help; and not __fish_seen_subcommand_from serve chat send sessions show transcript events export cancel reset suspend resume delete permissions allow deny hold release status stop restart reload report hooks check-config doctor backup restore completions complete generate help" -f -a "doctor" -d 'Check for problems and suggest fixes'
 complete -c ostler -n "__fish_ostler_using_subcommand help; and not __fish_seen_subcommand_from serve chat send sessions show transcript events export cancel reset suspend resume delete permissions allow deny hold release status stop restart reload report hooks check-config doctor backup restore completions complete generate help" -f -a "backup" -d 'Make a consistent copy of the database while the daemon runs'
-complete -c ostler -n "__fish_ostler_using_subcommand help; and not __fish_seen_subcommand_from serve chat send sessions show transcript events export cancel reset suspend resume delete permissions allow deny hold release status stop restart reload report hooks check-config doctor backup restore completions complete generate help" -f -a "restore" -d 'Put a backup at the database\'s place while the daemon is down; the present database is kept under another name'
+complete -c ostler -n "__fish_ostler_using_subcommand help; and not __fish_seen_subcommand_from serve chat send sessions show transcript events export cancel reset suspend resume delete permissions allow deny hold release status stop restart reload report hooks check-config doctor backup restore completions complete generate help" -f -a "restore" -d 'Replace the database with a backup while the daemon is down; the present database is kept under another name'
 complete -c ostler -n "__fish_ostler_using_subcommand help; and not __fish_seen_subcommand_from serve chat send sessions show transcript events export cancel reset suspend resume delete permissions allow deny hold release status stop restart reload report hooks check-config doctor backup restore completions complete generate help" -f -a "completions" -d 'Print shell completions'
-complete -c ostler -n "__fish_ostler_using_subcommand help; and not __fish_seen_subcommand_from serve chat send sessions show transcript events export cancel reset suspend resume delete permissions allow deny hold release status stop restart reload report hooks check-config doctor backup restore completions complete generate help" -f -a "complete" -d 'Print the keys that may stand at the end of a command line; for the shells\' completions'
+complete -c ostler -n "__fish_ostler_using_subcommand help; and not __fish_seen_subcommand_from serve chat send sessions show transcript events export cancel reset suspend resume delete permissions allow deny hold release status stop restart reload report hooks check-config doctor backup restore completions complete generate help" -f -a "complete" -d 'Print the keys that complete a command line, for the shells\' completions'
 complete -c ostler -n "__fish_ostler_using_subcommand help; and not __fish_seen_subcommand_from serve chat send sessions show transcript events export cancel reset suspend resume delete permissions allow deny hold release status stop restart reload report hooks check-config doctor backup restore completions complete generate help" -f -a "generate" -d 'Make files for packages'
 complete -c ostler -n "__fish_ostler_using_subcommand help; and not __fish_seen_subcommand_from serve chat send sessions show transcript events export cancel reset suspend resume delete permissions allow deny hold release status stop restart reload report hooks check-config doctor backup restore completions complete generate help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
 complete -c ostler -n "__fish_ostler_using_subcommand help; and __fish_seen_subcommand_from hooks" -f -a "list" -d 'List registered handlers with their calls, failures and times'
 complete -c ostler -n "__fish_ostler_using_subcommand help; and __fish_seen_subcommand_from hooks" -f -a "check" -d 'Load scripts as the daemon would; no daemon is needed'
 complete -c ostler -n "__fish_ostler_using_subcommand help; and __fish_seen_subcommand_from hooks" -f -a "fire" -d 'Call the handlers with a sample event (ev.test = true), which is never journalled'
 complete -c ostler -n "__fish_ostler_using_subcommand help; and __fish_seen_subcommand_from hooks" -f -a "failed" -d 'List events that were set aside after repeated failures'
-complete -c ostler -n "__fish_ostler_using_subcommand help; and __fish_seen_subcommand_from hooks" -f -a "retry" -d 'Deliver events that were set aside again'
+complete -c ostler -n "__fish_ostler_using_subcommand help; and __fish_seen_subcommand_from hooks" -f -a "retry" -d 'Deliver set-aside events once more'
 complete -c ostler -n "__fish_ostler_using_subcommand help; and __fish_seen_subcommand_from hooks" -f -a "discard" -d 'Discard events that were set aside'
-complete -c ostler -n "__fish_ostler_using_subcommand help; and __fish_seen_subcommand_from generate" -f -a "files" -d 'Everything in packaging/ that is made: manual pages, completions, the commented sample configuration'
+complete -c ostler -n "__fish_ostler_using_subcommand help; and __fish_seen_subcommand_from generate" -f -a "files" -d 'All generated files of packaging/: manual pages, completions, the commented sample configuration'
 complete -c ostler -n "__fish_ostler_using_subcommand help; and __fish_seen_subcommand_from generate" -f -a "config" -d 'The commented sample configuration'
 
 complete -c ostler -a "(ostler complete -- (commandline -opc) (commandline -ct) 2>/dev/null)"

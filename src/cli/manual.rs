@@ -9,7 +9,7 @@ use super::args::Cli;
 use crate::config::keys::{KEYS, SECTIONS};
 
 /// When the text of the pages last changed.
-const DATE: &str = "2026-11-25";
+const DATE: &str = "2026-11-27";
 /// The text around the commands.
 const FRAME: &str = include_str!("manual.roff");
 

@@ -12,7 +12,9 @@ use crate::client::Client;
 pub fn restore(a: &Restore, client: &Client, doors: &Doors, ui: &mut Ui) -> Done {
     let what = a.file.display().to_string();
     if !a.yes && ui.typed.is_none() {
-        return Err(Failure::usage("restore: there is no terminal to ask on: --yes replaces the database without asking"));
+        return Err(Failure::usage(
+            "restore: there is no terminal to ask on: --yes replaces the database without asking",
+        ));
     }
     // A daemon that answers uses the state directory that this command would change.
     let status = client.answers(PROBE).and_then(|()| client.status(STATUS));

@@ -104,8 +104,8 @@ impl Transport for UnixTransport {
         }
         let output = &self.buffers.output()[..amount];
         match self.stream.write_all(output) {
-            // A server that is full answers before it has read, and closes: what it said is still here to be read. If
-            // it said nothing, the reading fails.
+            // A full server answers before it has read, and closes: its answer can still be read. Without an answer,
+            // the read fails.
             Err(e) if matches!(e.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset) => {
                 self.turned_away = true;
                 Ok(())

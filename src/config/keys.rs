@@ -75,7 +75,11 @@ pub static KEYS: &[KeyDoc] = &[
         "1024",
         "Live sessions at once. Beyond it the least recently used idle session is parked; if all run, a new session waits.",
     ),
-    key("sessions.park_after", "\"30m\"", "An idle session is parked after this: its agent is closed, and its thread ends."),
+    key(
+        "sessions.park_after",
+        "\"30m\"",
+        "An idle session is parked after this: its agent is closed, and its thread ends.",
+    ),
     key(
         "sessions.background_hold",
         "\"1h\"",
@@ -216,7 +220,11 @@ pub static KEYS: &[KeyDoc] = &[
     ),
     shown("agent.*.handler", "\"\"", "\"reply.lua\"", "lua: a file below `agents` in the hooks directory."),
     key("agent.*.delay", "\"0s\"", "echo: time before the answer."),
-    absent("route.match", "\"telegram:*\"", "Pattern of the keys that the route claims; * matches any characters. Required."),
+    absent(
+        "route.match",
+        "\"telegram:*\"",
+        "Pattern of the keys that the route claims; * matches any characters. Required.",
+    ),
     key("route.agent", "\"default\"", "The agent that serves them."),
 ];
 
