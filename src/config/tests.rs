@@ -208,7 +208,7 @@ const BAD: &[(&str, usize, &str, &str)] = &[
     ("[agent.a]\nenv = { A = 1 }", 2, "agent.a.env.A", "invalid type"),
     ("[agent.a]\nenv_pass = [\"\"]", 2, "agent.a.env_pass", "not the name of a variable"),
     ("[agent.a]\ncwd = \"\"", 2, "agent.a.cwd", "must be a path"),
-    ("[agent.a]\ncwd = \"~nobody/x\"", 2, "agent.a.cwd", "whose home"),
+    ("[agent.a]\ncwd = \"~nobody/x\"", 2, "agent.a.cwd", "~USER is not supported"),
     (
         "[agent.a]\ncwd = \"work/{slug}/{user}\"",
         2,
@@ -331,7 +331,7 @@ fn without_a_default_agent_the_rest_is_echo() {
     let c = ok("[agent.a]\nkind = \"exec\"\ncommand = [\"cat\"]\n[[route]]\nmatch = \"a:*\"\nagent = \"a\"");
     assert_eq!(c.route("a:1").kind, AgentKind::Exec);
     assert_eq!(c.route("b:1").kind, AgentKind::Echo);
-    assert!(c.warnings.iter().any(|w| w.contains("answered by echo")), "{:?}", c.warnings);
+    assert!(c.warnings.iter().any(|w| w.contains("echo answers keys")), "{:?}", c.warnings);
 }
 
 #[test]
