@@ -269,8 +269,8 @@ impl Tx<'_> {
         let seq = self.emit(EventKind::TurnStart, &s.key, &s.id, Some(&turn_id), &data)?;
         let tid = self.insert(
             "INSERT INTO turns (id, sid, state, messages, epoch, created_at, started_at, sealed, events_after)
-             VALUES (?1, ?2, 'running', 1, ?3, ?4, ?4, ?5, ?5-1) RETURNING tid",
-            params![turn_id, s.sid, epoch, self.now, seq],
+             VALUES (?1, ?2, 'running', 1, ?3, ?4, ?4, ?5, ?6) RETURNING tid",
+            params![turn_id, s.sid, epoch, self.now, seq, seq - 1],
         )?;
         let (mid, message_id) = self.keep_message(a, s.sid, tid)?;
         self.tell(

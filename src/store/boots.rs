@@ -110,7 +110,7 @@ impl Store {
             // Marks of that stop are marks from before now.
             tx.update_sessions("recovery", "mark_boot=NULL", "mark_reason IS NOT NULL AND mark_boot IS NOT NULL", params![])?;
             let recent = tx.row(
-                "SELECT count(*) FROM (SELECT 1 FROM boots WHERE clean=0 AND stop_reason IS NULL AND ended_at>?1 LIMIT 100)",
+                "SELECT count(*) FROM (SELECT 1 FROM boots WHERE clean=0 AND stop_reason IS NULL AND ended_at>?1 LIMIT 100) recent",
                 params![tx.now - 300_000],
                 |row| row.get(0),
             )?;

@@ -2,6 +2,8 @@
 
 use std::ops::ControlFlow;
 
+use serde::de::IgnoredAny;
+
 use super::sql::{Row, Sql, SqlError, params};
 
 use super::tx::{SESSION_COLUMNS, SessionRow};
@@ -133,10 +135,13 @@ fn looks() -> Vec<Look> {
         ),
         (
             "answer",
-            "SELECT t.sid, json_valid(e.data) FROM turns t JOIN sessions s ON s.sid=t.sid
+            "SELECT t.sid, e.data FROM turns t JOIN sessions s ON s.sid=t.sid
              JOIN events e ON e.key=s.key AND e.seq>t.sealed AND e.turn_id=t.id AND e.kind='text' WHERE t.state='running'"
                 .into(),
-            |r| Ok((!r.get::<bool>(1)?).then(|| "a piece of it is no JSON".into())),
+            |r| {
+                let piece: Result<IgnoredAny, _> = serde_json::from_str(&r.get::<String>(1)?);
+                Ok(piece.is_err().then(|| "a piece of it is no JSON".into()))
+            },
         ),
         (
             "event owed to a handler",

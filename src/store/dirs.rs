@@ -50,7 +50,7 @@ impl Store {
                     return Err(Refusal::DirInUse.into());
                 }
                 tx.tell(
-                    "INSERT OR REPLACE INTO meta (name, value) VALUES (?1, 1)",
+                    "INSERT INTO meta (name, value) VALUES (?1, 1) ON CONFLICT (name) DO UPDATE SET value=excluded.value",
                     params![format!("{WISH}{}", s.sid)],
                 )?;
             }

@@ -140,7 +140,7 @@ impl Store {
         self.read(|sql| {
             let statement =
                 "SELECT d.did, j.event, d.script, d.name, j.event_id, j.key, j.session_id, j.upto, j.fields, j.at,
-                 d.attempts, d.next_at, j.bid, coalesce(b.clean=0 AND b.stop_reason IS NULL, 0), d.uncalled
+                 d.attempts, d.next_at, j.bid, CASE WHEN b.clean=0 AND b.stop_reason IS NULL THEN 1 ELSE 0 END, d.uncalled
                  FROM deliveries d JOIN journal j ON j.jid=d.jid LEFT JOIN boots b ON b.bid=d.noted_by
                  WHERE d.state='pending' AND d.did>?1 ORDER BY d.did LIMIT ?2";
             // A row that cannot be read is nobody's who could be called: it is set aside, and the others go on.
@@ -259,7 +259,7 @@ impl Store {
         self.write("retry_failed", move |tx| {
             let n = tx.run(
                 "UPDATE deliveries SET state='pending', next_at=0, settled_at=NULL WHERE state='failed'
-                 AND (?1 IS NULL OR jid IN (SELECT jid FROM journal WHERE event_id=?1))",
+                 AND (CAST(?1 AS TEXT) IS NULL OR jid IN (SELECT jid FROM journal WHERE event_id=?1))",
                 params![&event_id],
             )?;
             tx.out.deliveries += n;
@@ -291,10 +291,10 @@ impl Store {
         self.read(|sql| {
             sql.rows(
                 "SELECT j.event_id, j.event, j.key, j.session_id, d.script, d.name, d.state, d.attempts, d.error, j.at, j.fields
-                 FROM (SELECT * FROM (SELECT did FROM deliveries WHERE state='failed' ORDER BY did DESC LIMIT ?1)
+                 FROM (SELECT did FROM (SELECT did FROM deliveries WHERE state='failed' ORDER BY did DESC LIMIT ?1) failed
                        UNION ALL
-                       SELECT * FROM (SELECT did FROM deliveries WHERE state='orphaned' ORDER BY did DESC LIMIT ?1)) f
-                 CROSS JOIN deliveries d ON d.did=f.did CROSS JOIN journal j ON j.jid=d.jid
+                       SELECT did FROM (SELECT did FROM deliveries WHERE state='orphaned' ORDER BY did DESC LIMIT ?1) orphaned) f
+                 CROSS JOIN deliveries d CROSS JOIN journal j WHERE d.did=f.did AND j.jid=d.jid
                  ORDER BY d.state='orphaned', d.did DESC LIMIT ?1",
                 params![limit as i64],
                 |r| {

@@ -89,7 +89,7 @@ impl Store {
         self.write("timer_claim", move |tx| {
             Ok(tx.run(
                 "INSERT INTO timers (name, last_due) VALUES (?1, ?2)
-                 ON CONFLICT (name) DO UPDATE SET last_due=excluded.last_due WHERE last_due<excluded.last_due",
+                 ON CONFLICT (name) DO UPDATE SET last_due=excluded.last_due WHERE timers.last_due<excluded.last_due",
                 params![name, due],
             )? > 0)
         })

@@ -4,10 +4,11 @@
 //! [`ENTRY`] bytes: however long an answer is, no more than that of it is put together in memory. A batch that was kept
 //! already, though its commit was in doubt, is not added again.
 
+use std::borrow::Cow;
 use std::ops::ControlFlow;
 
-use super::sql::params;
-use serde_json::{Value, json};
+use super::sql::{Value, params};
+use serde_json::{Value as Json, json};
 
 use super::outbox::Batch;
 use super::tx::{SessionRow, Tx};
@@ -35,10 +36,17 @@ pub enum Item {
         /// Its status.
         status: String,
         /// Raw fields.
-        detail: Value,
+        detail: Json,
     },
     /// Any other event of the stream, as it is.
-    Event(EventKind, Value),
+    Event(EventKind, Json),
+}
+
+/// A text event's own fields.
+#[derive(serde::Deserialize)]
+struct Piece<'d> {
+    #[serde(borrow)]
+    text: Cow<'d, str>,
 }
 
 /// What a transaction for a running turn looks at.
@@ -152,14 +160,17 @@ impl Tx<'_> {
         let (mut last, mut said, mut lost) = (None, String::new(), 0);
         let mut failed = None;
         let read = self.sql.each(
-            "SELECT seq, CASE WHEN json_valid(data) THEN json_extract(data, '$.text') END FROM events
+            "SELECT seq, data FROM events
              WHERE key=?1 AND seq>?2 AND turn_id=?3 AND kind='text' ORDER BY seq",
             params![s.key, sealed, turn_id],
             |r| {
                 last = Some(r.get(0)?);
-                match r.maybe_text(1)? {
-                    Some(text) => said.push_str(&text),
-                    None => lost += 1,
+                match r.value(1)? {
+                    Value::Text(data) => match serde_json::from_str::<Piece<'_>>(data) {
+                        Ok(piece) => said.push_str(&piece.text),
+                        Err(_) => lost += 1,
+                    },
+                    _ => lost += 1,
                 }
                 failed = self.write_full(s.sid, tid, &mut said).err();
                 Ok(if failed.is_some() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
@@ -220,11 +231,11 @@ impl Tx<'_> {
         tid: Option<i64>,
         role: Role,
         text: &str,
-        detail: Option<&Value>,
+        detail: Option<&Json>,
     ) -> Result<(), Error> {
         self.tell(
             "INSERT INTO entries (sid, tid, role, text, detail, at) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
-            params![sid, tid, role.as_str(), text, detail.map(Value::to_string), self.now],
+            params![sid, tid, role.as_str(), text, detail.map(Json::to_string), self.now],
         )?;
         Ok(())
     }

@@ -178,12 +178,12 @@ impl Store {
     /// The store fails.
     pub fn sessions(&self, filter: &SessionFilter) -> Result<Page<SessionView>, Error> {
         let limit = filter.limit.clamp(1, 1000);
-        let (source, meant) = listing(filter);
-        let row = if source.starts_with("sessions") { "s.sid" } else { "o.sid" };
         let columns = SESSION_COLUMNS.split(", ").map(|c| format!("s.{c}")).collect::<Vec<_>>().join(", ");
         self.read(|sql| {
+            let (source, meant) = listing(sql, filter);
+            let row = if source.starts_with("sessions") { "s.sid" } else { "o.sid" };
             let statement = format!(
-                "SELECT {columns} FROM {source} WHERE hidden=0 AND {row}<?1 AND (?3 IS NULL OR key=?3) AND {meant}
+                "SELECT {columns} FROM {source} WHERE hidden=0 AND {row}<?1 AND (CAST(?3 AS TEXT) IS NULL OR key=?3) AND {meant}
                  ORDER BY {row} DESC LIMIT ?2"
             );
             let rows: Vec<Any> =
@@ -276,7 +276,7 @@ impl Store {
         self.read(|sql| {
             let statement = concat!(
                 entry_columns!(),
-                " WHERE e.sid=?1 AND e.seq>?3 AND e.role IN ('user', 'agent') AND e.tid IS NOT ?2 ORDER BY e.seq DESC"
+                " WHERE e.sid=?1 AND e.seq>?3 AND e.role IN ('user', 'agent') AND e.tid IS DISTINCT FROM ?2 ORDER BY e.seq DESC"
             );
             // Each with whether it goes on in the one after it: a long text is several entries, and is given as one.
             let (mut kept, mut left) = (Vec::<(Entry, bool)>::new(), bytes);
@@ -349,11 +349,8 @@ impl Store {
     /// The store fails.
     pub fn event_bounds(&self) -> Result<(i64, i64), Error> {
         self.read(|sql| {
-            let number = |of: &str| Ok::<i64, SqlError>(sql.row(of, params![], |r| r.get(0))?.unwrap_or(0));
-            Ok((
-                number("SELECT seq FROM sqlite_sequence WHERE name='events'")?,
-                number("SELECT value FROM meta WHERE name='events_pruned'")?,
-            ))
+            let pruned = sql.row("SELECT value FROM meta WHERE name='events_pruned'", params![], |r| r.get(0))?;
+            Ok((sql.newest_event()?, pruned.unwrap_or(0)))
         })
     }
 
@@ -429,7 +426,7 @@ impl Store {
     pub fn reports(&self, boot_id: Option<&str>, limit: usize) -> Result<Vec<Value>, Error> {
         let rows: Vec<String> = self.read(|sql| {
             sql.rows(
-                "SELECT report FROM boots WHERE report IS NOT NULL AND (?1 IS NULL OR boot_id=?1) ORDER BY bid DESC LIMIT ?2",
+                "SELECT report FROM boots WHERE report IS NOT NULL AND (CAST(?1 AS TEXT) IS NULL OR boot_id=?1) ORDER BY bid DESC LIMIT ?2",
                 params![boot_id, limit as i64],
                 |r| r.text(0),
             )
@@ -544,7 +541,7 @@ impl From<&Published> for EventRow {
 }
 
 /// Where a listing looks, and what it looks for: so that it meets few sessions that are not meant.
-fn listing(filter: &SessionFilter) -> (&'static str, String) {
+fn listing(sql: Sql<'_>, filter: &SessionFilter) -> (String, String) {
     const LIVE: &str = "EXISTS (SELECT 1 FROM activations a WHERE a.sid=s.sid AND a.closed_at IS NULL)";
     const RUNNING: &str = "EXISTS (SELECT 1 FROM turns t WHERE t.sid=s.sid AND t.state='running')";
     let states: Vec<&str> = filter.states.iter().map(String::as_str).collect();
@@ -555,26 +552,26 @@ fn listing(filter: &SessionFilter) -> (&'static str, String) {
         "ended" => "status='ended'".to_owned(),
         "running" => RUNNING.to_owned(),
         "resume_pending" => "mark_reason IS NOT NULL".to_owned(),
-        _ => "0".to_owned(),
+        _ => "1=0".to_owned(),
     };
-    let any = if states.is_empty() { "1".to_owned() } else { states.iter().map(sort).collect::<Vec<_>>().join(" OR ") };
+    let any =
+        if states.is_empty() { "1=1".to_owned() } else { states.iter().map(sort).collect::<Vec<_>>().join(" OR ") };
     let here = format!("status<>'ended' AND ({any})");
+    let sessions = |index: &str| format!("sessions s{}", sql.by_index(index));
+    // Of what is live or runs there is little beside the sessions that are here: it is looked at first.
+    let joined = |table: &str, index: &str| format!("{table} o{} CROSS JOIN sessions s", sql.by_index(index));
     match (filter.key.is_some(), states.as_slice()) {
-        (true, all) if all.contains(&"ended") => ("sessions s INDEXED BY sessions_key", format!("key=?3 AND ({any})")),
-        (true, _) => ("sessions s INDEXED BY sessions_key", format!("key=?3 AND {here}")),
-        // These are few beside those that are here.
-        (false, ["live"]) => (
-            "activations o INDEXED BY activations_open CROSS JOIN sessions s ON s.sid=o.sid",
-            "o.closed_at IS NULL".to_owned(),
-        ),
-        (false, ["running"]) => {
-            ("turns o INDEXED BY turns_running CROSS JOIN sessions s ON s.sid=o.sid", "o.state='running'".to_owned())
+        (true, all) if all.contains(&"ended") => (sessions("sessions_key"), format!("key=?3 AND ({any})")),
+        (true, _) => (sessions("sessions_key"), format!("key=?3 AND {here}")),
+        (false, ["live"]) => {
+            (joined("activations", "activations_open"), "s.sid=o.sid AND o.closed_at IS NULL".to_owned())
         }
-        (false, ["suspended"]) => ("sessions s INDEXED BY sessions_suspended", any),
-        (false, ["resume_pending"]) => ("sessions s INDEXED BY sessions_marked", any),
-        (false, ["ended"]) => ("sessions s INDEXED BY sessions_over", any),
-        (false, all) if all.contains(&"ended") => ("sessions s", format!("({any})")),
-        (false, _) => ("sessions s INDEXED BY sessions_here", here),
+        (false, ["running"]) => (joined("turns", "turns_running"), "s.sid=o.sid AND o.state='running'".to_owned()),
+        (false, ["suspended"]) => (sessions("sessions_suspended"), any),
+        (false, ["resume_pending"]) => (sessions("sessions_marked"), any),
+        (false, ["ended"]) => (sessions("sessions_over"), any),
+        (false, all) if all.contains(&"ended") => ("sessions s".to_owned(), format!("({any})")),
+        (false, _) => (sessions("sessions_here"), here),
     }
 }
 

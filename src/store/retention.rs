@@ -150,7 +150,8 @@ impl Tx<'_> {
     fn prune_ids(&mut self, before: Option<Millis>) -> Result<usize, Error> {
         let Some(before) = before else { return Ok(0) };
         // A message whose time lies ahead was accepted before the next one whose time does not.
-        let newest = "SELECT max(mid) FROM messages INDEXED BY messages_ids WHERE client_id IS NOT NULL AND at>?1";
+        // The sum keeps the engine from looking for the newest message first: those whose time lies ahead are few.
+        let newest = "SELECT max(mid+0) FROM messages WHERE client_id IS NOT NULL AND at>?1";
         let next = "SELECT at FROM messages WHERE mid>?1 AND at<=?2 ORDER BY mid LIMIT 1";
         let ahead =
             if self.is_old_though_ahead(newest, next, before)? { self.forget_ids(self.now, i64::MAX)? } else { 0 };
@@ -208,7 +209,7 @@ impl Tx<'_> {
     fn remember(&self, name: &str, value: i64) -> Result<(), Error> {
         self.tell(
             "INSERT INTO meta (name, value) VALUES (?1, ?2)
-             ON CONFLICT (name) DO UPDATE SET value=max(value, excluded.value)",
+             ON CONFLICT (name) DO UPDATE SET value=CASE WHEN meta.value<excluded.value THEN excluded.value ELSE meta.value END",
             params![name, value],
         )?;
         Ok(())
@@ -217,8 +218,8 @@ impl Tx<'_> {
     fn prune_deliveries(&mut self, states: &str, before: Option<Millis>) -> Result<usize, Error> {
         let Some(before) = before else { return Ok(0) };
         // As for ids: what was owed before something that was settled long ago was settled long ago, too.
-        let newest = "SELECT max(did) FROM deliveries INDEXED BY deliveries_settled WHERE settled_at>?1";
-        let next = "SELECT settled_at FROM deliveries NOT INDEXED WHERE did>?1 AND settled_at<=?2 ORDER BY did LIMIT 1";
+        let newest = "SELECT max(did+0) FROM deliveries WHERE settled_at>?1";
+        let next = "SELECT settled_at FROM deliveries WHERE did>?1 AND +settled_at<=?2 ORDER BY did LIMIT 1";
         let ahead = if self.is_old_though_ahead(newest, next, before)? { self.now } else { i64::MAX };
         let gone = self.rows(
             &format!(
@@ -239,7 +240,8 @@ impl Tx<'_> {
 
     /// Removes the text of deleted sessions, once their ends are settled, and of sessions that ended long ago.
     fn purge_sessions(&mut self, ended_before: Option<Millis>, left: &mut usize) -> Result<usize, Error> {
-        let hidden = "SELECT sid, 0 FROM sessions WHERE hidden=1 AND purged=0 AND (0, sid)>(?3, ?2) AND ?1=0";
+        let hidden = "SELECT sid, 0 FROM sessions WHERE hidden=1 AND purged=0 AND (CAST(0 AS BIGINT), sid)>(?3, ?2)
+             AND CAST(?1 AS BIGINT)=0";
         let hidden = format!("{hidden} AND {SETTLED} ORDER BY sid LIMIT 20");
         let mut purged = self.sweep("retention", &hidden, 0, left, |tx, sid, left| tx.purge(sid, true, left))?;
         if let Some(before) = ended_before {
@@ -328,7 +330,7 @@ impl Tx<'_> {
                SELECT t.tid FROM of JOIN turns t ON t.tid=of.tid ORDER BY t.tid DESC LIMIT ?2)",
             "DELETE FROM messages WHERE mid IN (SELECT mid FROM messages WHERE sid=?1 LIMIT ?2)",
             "DELETE FROM activations WHERE aid IN (SELECT aid FROM activations WHERE sid=?1 LIMIT ?2)",
-            "DELETE FROM sessions WHERE sid IN (SELECT ?1 LIMIT ?2)",
+            "DELETE FROM sessions WHERE sid IN (SELECT sid FROM sessions WHERE sid=?1 LIMIT ?2)",
         ] {
             if !self.step(sql, sid, left)? {
                 return Ok(false);

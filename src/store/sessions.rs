@@ -111,7 +111,7 @@ impl Store {
                 "suspended" => {
                     tx.tell(
                         "UPDATE sessions SET status='open', unclean=0,
-                         marked_at=CASE WHEN mark_reason IS NULL THEN NULL ELSE ?2 END WHERE sid=?1",
+                         marked_at=CASE WHEN mark_reason IS NULL THEN NULL ELSE CAST(?2 AS BIGINT) END WHERE sid=?1",
                         params![s.sid, tx.now],
                     )?;
                     // The newer current one gives way; its queue comes along.
@@ -172,7 +172,7 @@ impl Store {
                  FROM (SELECT sid FROM turns WHERE state='queued' AND sid>?1
                        UNION SELECT sid FROM sessions
                        WHERE mark_reason IS NOT NULL AND sid>?1 AND cut_turn IS NOT NULL AND marked_at>=?3) w
-                 CROSS JOIN sessions s ON s.sid=w.sid WHERE s.status='open' ORDER BY s.sid LIMIT ?2",
+                 CROSS JOIN sessions s WHERE s.sid=w.sid AND s.status='open' ORDER BY s.sid LIMIT ?2",
                 params![after, limit as i64, marked_since.unwrap_or(i64::MAX)],
                 // A worker finds out whether the session can be used, and says so.
                 |r| {

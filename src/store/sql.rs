@@ -326,6 +326,20 @@ impl Sql<'_> {
         Ok(self.row(sql, params, |_| Ok(()))?.is_some())
     }
 
+    /// The newest number that was drawn for an event, whether or not that event is still kept; 0: none was.
+    pub(super) fn newest_event(self) -> Result<i64, SqlError> {
+        match self {
+            Self::Sqlite(link) => link.newest_event(),
+        }
+    }
+
+    /// What a statement that must go by an index says after the table's name, where the engine takes such a hint.
+    pub(super) fn by_index(self, index: &str) -> String {
+        match self {
+            Self::Sqlite(_) => format!(" INDEXED BY {index}"),
+        }
+    }
+
     /// Whether the engine has ended the transaction by itself, after an error.
     pub(super) fn has_lost_transaction(self) -> bool {
         match self {

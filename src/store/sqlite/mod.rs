@@ -69,6 +69,11 @@ impl Link<'_> {
         Ok(())
     }
 
+    pub(super) fn newest_event(self) -> Result<i64, SqlError> {
+        let newest = self.row("SELECT seq FROM sqlite_sequence WHERE name='events'", &[], |r| r.get(0))?;
+        Ok(newest.unwrap_or(0))
+    }
+
     pub(super) fn has_lost_transaction(self) -> bool {
         self.0.is_autocommit()
     }
