@@ -60,7 +60,7 @@ pub fn accept(conn: &Connection, sid: i64) -> i64 {
         "INSERT INTO messages (id, key, sid, tid, text, at) VALUES (?1, ?2, ?3, ?4, ?5, 7)",
         params![id(), format!("bench:{sid}"), sid, tid, TEXT],
     );
-    run(conn, "UPDATE sessions SET messages=messages+1, active_at=8 WHERE sid=?1", [sid]);
+    run(conn, "UPDATE sessions SET messages=messages+1, queued=queued+1, active_at=8 WHERE sid=?1", [sid]);
     tid
 }
 
@@ -69,7 +69,7 @@ pub fn turn(conn: &Connection, sid: i64, tid: i64) {
     let (key, session, turn) =
         (format!("bench:{sid}"), "0197b6a0-0000-7000-8000-000000000000", "0197b6a0-0000-7000-8000-000000000001");
     run(conn, "UPDATE turns SET state='running', epoch=1, started_at=8 WHERE tid=?1", [tid]);
-    run(conn, "UPDATE sessions SET turns=turns+1 WHERE sid=?1", [sid]);
+    run(conn, "UPDATE sessions SET turns=turns+1, queued=queued-1 WHERE sid=?1", [sid]);
     let event = |kind: &str, data: String| {
         run(
             conn,

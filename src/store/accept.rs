@@ -1,6 +1,6 @@
 //! Accepting a message: the transaction behind every 202.
 
-use super::sql::{Row, SqlError, params};
+use super::sql::{Row, Sql, SqlError, params};
 use serde_json::json;
 use uuid::Uuid;
 
@@ -105,6 +105,12 @@ impl Store {
     }
 }
 
+/// How many messages wait in all, by the rows.
+pub(super) fn waiting(sql: Sql<'_>) -> Result<i64, SqlError> {
+    let sum = "SELECT CAST(coalesce(sum(messages), 0) AS BIGINT) FROM turns WHERE state='queued'";
+    Ok(sql.row(sum, params![], |r| r.get(0))?.unwrap_or(0))
+}
+
 impl Tx<'_> {
     fn duplicate(&self, key: &str, client_id: &str, original: &str) -> Result<Option<Accepted>, Error> {
         let found = self.row(
@@ -200,9 +206,10 @@ impl Tx<'_> {
             }
             None => self.queue_turn(session.sid)?,
         };
+        self.out.waiting += 1;
         let (_, message_id) = self.keep_message(a, session.sid, tid)?;
         self.tell(
-            "UPDATE sessions SET messages=messages+1, active_at=?2 WHERE sid=?1",
+            "UPDATE sessions SET messages=messages+1, queued=queued+1, active_at=?2 WHERE sid=?1",
             params![session.sid, self.now],
         )?;
         let interrupt = if placement.interrupt { self.ask_cancel(session.sid, "interrupt")? } else { None };
@@ -238,6 +245,9 @@ impl Tx<'_> {
             (Resolution::Same, Some(s)) => (s, None),
             (Resolution::Same, None) => return Err(Refusal::SessionNotFound.into()),
             (Resolution::New { start, end }, current) => {
+                if let (Some(_), Some(old)) = (end, &current) {
+                    self.give_way(old)?;
+                }
                 let new = self.new_session(&a.key, start, &a.agent, current.as_ref().map(|c| c.id.as_str()))?;
                 let retired = match (end, current) {
                     (Some(reason), Some(old)) => {
@@ -334,8 +344,7 @@ impl Tx<'_> {
         if full(in_session, limits.queue_limit) {
             return Err(Refusal::QueueFull.into());
         }
-        let total: i64 = self.row("SELECT value FROM meta WHERE name='queued'", params![], |r| r.get(0))?.unwrap_or(0);
-        if full(total, limits.queue_total) {
+        if full(self.waiting(), limits.queue_total) {
             return Err(Refusal::Overloaded.into());
         }
         Ok(())
@@ -356,7 +365,7 @@ impl Tx<'_> {
             super::tx::session_columns!(),
             " FROM sessions WHERE key=?1 AND status='open' AND hidden=0 ORDER BY sid DESC LIMIT 1"
         );
-        Ok(self.row(sql, params![key], read)?)
+        Ok(self.session_row(sql, params![key], read)?)
     }
 
     pub(super) fn newest_is_suspended(&self, key: &str) -> Result<bool, Error> {
@@ -375,6 +384,12 @@ impl Tx<'_> {
             params![sid],
             |r| Ok((r.get(0)?, r.get(1)?)),
         )?)
+    }
+
+    /// A session is not its key's any more, for a key has one open session and another is about to be opened. What its end
+    /// is, is written afterwards.
+    pub(super) fn give_way(&self, s: &SessionRow) -> Result<(), SqlError> {
+        self.tell("UPDATE sessions SET status='ended' WHERE sid=?1", params![s.sid])
     }
 
     /// A new session's row. Its `session_start` comes with its first activation.
@@ -423,17 +438,19 @@ impl Tx<'_> {
 
     /// Queued turns move to the session that answers now, in order and with their ids; their senders are told.
     pub(super) fn move_queue(&mut self, from: &SessionRow, to: &SessionRow) -> Result<usize, Error> {
-        let turns = self.rows(
-            "SELECT tid, id FROM turns WHERE sid=?1 AND state='queued' ORDER BY tid",
-            params![from.sid],
-            |r| Ok((r.get::<i64>(0)?, r.get::<String>(1)?)),
-        )?;
-        for (tid, id) in &turns {
-            self.tell("UPDATE turns SET sid=?2 WHERE tid=?1", params![tid, to.sid])?;
-            let moved = self.run("UPDATE messages SET sid=?2 WHERE tid=?1", params![tid, to.sid])?;
-            self.tell("UPDATE sessions SET messages=messages-?2 WHERE sid=?1", params![from.sid, moved as i64])?;
-            self.tell("UPDATE sessions SET messages=messages+?2 WHERE sid=?1", params![to.sid, moved as i64])?;
-            self.notice(to, Some(id), "moved", "the message moved to the session that answers now")?;
+        let turns = self.queue_of(from.sid)?;
+        for turn in &turns {
+            self.tell("UPDATE turns SET sid=?2 WHERE tid=?1", params![turn.tid, to.sid])?;
+            let moved = self.run("UPDATE messages SET sid=?2 WHERE tid=?1", params![turn.tid, to.sid])? as i64;
+            self.tell(
+                "UPDATE sessions SET messages=messages-?2, queued=queued-?3 WHERE sid=?1",
+                params![from.sid, moved, turn.messages],
+            )?;
+            self.tell(
+                "UPDATE sessions SET messages=messages+?2, queued=queued+?3 WHERE sid=?1",
+                params![to.sid, moved, turn.messages],
+            )?;
+            self.notice(to, Some(&turn.id), "moved", "the message moved to the session that answers now")?;
         }
         Ok(turns.len())
     }

@@ -190,6 +190,9 @@ struct Shared {
     env: Env,
     admission: AtomicU8,
     boot: AtomicI64,
+    /// How many messages wait in all: a cache of the rows, counted by the writer when it opens the database and kept with
+    /// each commit.
+    waiting: AtomicI64,
     working: AtomicBool,
     condition: condition::Condition,
     known: RwLock<Known>,
@@ -453,6 +456,7 @@ impl Shared {
             env,
             admission: AtomicU8::new(0),
             boot: AtomicI64::new(0),
+            waiting: AtomicI64::new(0),
             working: AtomicBool::new(false),
             condition: condition::Condition::default(),
             known: RwLock::new(None),

@@ -118,12 +118,16 @@ impl Tx<'_> {
                         "tool_call_id": id, "title": title, "kind": kind, "status": status, "detail": detail
                     });
                     let known = self.run(
-                        "UPDATE entries SET text=?3, detail=?4 WHERE tid=?1 AND role='tool'
-                         AND json_extract(detail, '$.tool_call_id')=?2",
-                        params![tid, id, title, whole.to_string()],
+                        "UPDATE entries SET text=?3, detail=?4, tool_status=?5
+                         WHERE tid=?1 AND role='tool' AND tool_call_id=?2",
+                        params![tid, id, title, whole.to_string(), status],
                     )?;
                     if known == 0 {
-                        self.entry(s.sid, Some(tid), Role::Tool, title, Some(&whole))?;
+                        self.tell(
+                            "INSERT INTO entries (sid, tid, role, text, detail, tool_call_id, tool_status, at)
+                             VALUES (?1, ?2, 'tool', ?3, ?4, ?5, ?6, ?7)",
+                            params![s.sid, tid, title, whole.to_string(), id, status, self.now],
+                        )?;
                     }
                 }
             }

@@ -2,6 +2,7 @@
 
 use std::ops::ControlFlow;
 
+use super::accept::waiting;
 use super::sql::{Row, Sql, SqlError, params};
 use serde_json::{Value, json};
 
@@ -410,7 +411,7 @@ impl Store {
             let all = count("SELECT count(*) FROM sessions")?;
             Ok(Counts {
                 running: count("SELECT count(*) FROM turns WHERE state='running'")?,
-                queued: count("SELECT value FROM meta WHERE name='queued'")?,
+                queued: waiting(sql)?,
                 live,
                 parked: (all - live - suspended - ended).max(0),
                 suspended,
@@ -621,7 +622,7 @@ fn view(sql: Sql<'_>, s: &SessionRow) -> Result<SessionView, SqlError> {
     let turn = sql.row(
         "SELECT t.id, t.state, t.started_at, c.id,
            (SELECT e.text FROM entries e WHERE e.tid=t.tid AND e.role='tool'
-            AND json_extract(e.detail, '$.status') IN ('pending', 'in_progress') ORDER BY e.seq DESC LIMIT 1)
+            AND e.tool_status IN ('pending', 'in_progress') ORDER BY e.seq DESC LIMIT 1)
          FROM turns t LEFT JOIN turns c ON c.tid=t.continues
          WHERE t.tid=coalesce((SELECT tid FROM turns WHERE sid=?1 AND state='running'),
                               (SELECT tid FROM turns WHERE sid=?1 AND state='queued' ORDER BY tid LIMIT 1))",

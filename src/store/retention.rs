@@ -322,12 +322,10 @@ impl Tx<'_> {
 
     fn forget(&mut self, sid: i64, left: &mut usize) -> Result<bool, Error> {
         for sql in [
-            // By their messages, for no index leads to them; the newest first, for a continuation has none of its own
-            // and is found by the turn that it goes on with.
+            // Those without a message by an index of their own, the others by their messages.
+            "DELETE FROM turns WHERE tid IN (SELECT tid FROM turns WHERE sid=?1 AND messages=0 LIMIT ?2)",
             "DELETE FROM turns WHERE tid IN (
-               WITH RECURSIVE of(tid) AS (SELECT tid FROM messages WHERE sid=?1 UNION
-                 SELECT t.continued_by FROM of JOIN turns t ON t.tid=of.tid WHERE t.continued_by IS NOT NULL)
-               SELECT t.tid FROM of JOIN turns t ON t.tid=of.tid ORDER BY t.tid DESC LIMIT ?2)",
+               SELECT DISTINCT t.tid FROM messages m JOIN turns t ON t.tid=m.tid WHERE m.sid=?1 LIMIT ?2)",
             "DELETE FROM messages WHERE mid IN (SELECT mid FROM messages WHERE sid=?1 LIMIT ?2)",
             "DELETE FROM activations WHERE aid IN (SELECT aid FROM activations WHERE sid=?1 LIMIT ?2)",
             "DELETE FROM sessions WHERE sid IN (SELECT sid FROM sessions WHERE sid=?1 LIMIT ?2)",

@@ -60,6 +60,7 @@ impl Store {
             let old = tx.target(&target)?;
             tx.must_be_current(&old)?;
             tx.cancel_queued(&old, "reset")?;
+            tx.give_way(&old)?;
             let new = tx.new_session(&old.key, StartReason::Reset, &agent, Some(&old.id))?;
             tx.end_session(&old, EndReason::Reset, actor, Some(&new.id))?;
             Ok(Acted { session_id: new.id, sid: new.sid, retired: vec![old.sid], ..Acted::default() })
@@ -109,14 +110,8 @@ impl Store {
             match s.status.as_str() {
                 "ended" => return Err(Refusal::Ended.into()),
                 "suspended" => {
-                    tx.tell(
-                        "UPDATE sessions SET status='open', unclean=0,
-                         marked_at=CASE WHEN mark_reason IS NULL THEN NULL ELSE CAST(?2 AS BIGINT) END WHERE sid=?1",
-                        params![s.sid, tx.now],
-                    )?;
-                    // The newer current one gives way; its queue comes along.
-                    let newer = tx.rows(
-                        &format!(
+                    // The newer current one gives way, before this one is the key's again; its queue comes along.
+                    let newer = tx.session_rows(&format!(
                             "SELECT {SESSION_COLUMNS} FROM sessions WHERE key=?1 AND status='open' AND hidden=0 AND sid<>?2"
                         ),
                         params![s.key, s.sid],
@@ -127,6 +122,11 @@ impl Store {
                         tx.end_session(&current, EndReason::New, actor, Some(&s.id))?;
                         acted.retired.push(current.sid);
                     }
+                    tx.tell(
+                        "UPDATE sessions SET status='open', unclean=0,
+                         marked_at=CASE WHEN mark_reason IS NULL THEN NULL ELSE CAST(?2 AS BIGINT) END WHERE sid=?1",
+                        params![s.sid, tx.now],
+                    )?;
                     // It is parked, unless something came along that waits.
                     if tx.first_queued(s.sid)?.is_some() {
                         acted.wake.push(s.sid);
@@ -198,7 +198,7 @@ impl Tx<'_> {
             (target, true) => self.target(target)?.key,
         };
         let sql = format!("SELECT {SESSION_COLUMNS} FROM sessions WHERE key=?1 AND hidden=0 ORDER BY sid DESC");
-        let all = self.rows(&sql, params![key], SessionRow::read_any)?;
+        let all = self.session_rows(&sql, params![key], SessionRow::read_any)?;
         if all.is_empty() { Err(Refusal::SessionNotFound.into()) } else { Ok(all) }
     }
 
@@ -222,7 +222,7 @@ impl Tx<'_> {
         let found = match target {
             // As far as it can be read: who puts a session away must be able to, whatever is wrong with it.
             Target::Key(key) => self.current_as(key, SessionRow::read_any)?,
-            Target::Id(id) => self.row(
+            Target::Id(id) => self.session_row(
                 &format!("SELECT {SESSION_COLUMNS} FROM sessions WHERE id=?1 AND hidden=0"),
                 params![id],
                 SessionRow::read_any,
@@ -234,8 +234,7 @@ impl Tx<'_> {
     /// For `resume`, a key means its newest suspended session, else its current one.
     fn resume_target(&self, target: &Target) -> Result<SessionRow, Error> {
         if let Target::Key(key) = target {
-            let suspended = self.row(
-                &format!(
+            let suspended = self.session_row(&format!(
                     "SELECT {SESSION_COLUMNS} FROM sessions WHERE key=?1 AND status='suspended' AND hidden=0 ORDER BY sid DESC LIMIT 1"
                 ),
                 params![key],
@@ -277,17 +276,15 @@ impl Tx<'_> {
 
     /// Cancels every queued turn of a session, each told with the reason.
     pub(super) fn cancel_queued(&mut self, s: &SessionRow, reason: &str) -> Result<usize, Error> {
-        let turns =
-            self.rows("SELECT tid, id FROM turns WHERE sid=?1 AND state='queued' ORDER BY tid", params![s.sid], |r| {
-                Ok((r.get::<i64>(0)?, r.get::<String>(1)?))
-            })?;
-        for (tid, id) in &turns {
+        let turns = self.queue_of(s.sid)?;
+        for turn in &turns {
             self.tell(
                 "UPDATE turns SET state='cancelled', ended_at=?2, cancel=?3 WHERE tid=?1",
-                params![tid, self.now, reason],
+                params![turn.tid, self.now, reason],
             )?;
+            self.leave_queue(s.sid, turn.messages)?;
             let data = json!({ "outcome": Outcome::Cancelled, "error": null, "reason": reason });
-            self.emit(EventKind::TurnEnd, &s.key, &s.id, Some(id), &data)?;
+            self.emit(EventKind::TurnEnd, &s.key, &s.id, Some(&turn.id), &data)?;
         }
         Ok(turns.len())
     }

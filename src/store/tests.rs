@@ -21,6 +21,7 @@ mod damage;
 mod disk;
 mod journal;
 mod keep;
+mod migrate;
 mod people;
 mod turns;
 mod write;
@@ -203,6 +204,20 @@ impl Rig {
             .into_iter()
             .map(|e| format!("{}: {}", e.role, e.text))
             .collect()
+    }
+}
+
+impl Tx<'_> {
+    /// Writes an event as if a row of its key's sessions were locked; there may be no such row.
+    pub(super) fn emit_locked(
+        &mut self,
+        kind: crate::model::event::EventKind,
+        key: &str,
+        session_id: &str,
+        data: &Value,
+    ) -> Result<i64, Error> {
+        self.locked.add_key(key);
+        self.emit(kind, key, session_id, None, data)
     }
 }
 

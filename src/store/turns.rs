@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::ops::ControlFlow;
 
-use super::sql::params;
+use super::sql::{Row, SqlError, params};
 use serde_json::json;
 
 use super::outbox::Batch;
@@ -105,6 +105,20 @@ pub struct Ended {
     pub more: bool,
 }
 
+/// A turn that waits.
+pub(super) struct QueuedTurn {
+    pub tid: i64,
+    pub id: String,
+    /// How many messages share it.
+    pub messages: i64,
+}
+
+impl QueuedTurn {
+    fn read(r: &Row<'_>) -> Result<Self, SqlError> {
+        Ok(Self { tid: r.get(0)?, id: r.get(1)?, messages: r.number(2)? })
+    }
+}
+
 /// What a commit in doubt did after all.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Overlooked {
@@ -156,8 +170,8 @@ impl Store {
     /// The store fails.
     pub fn peek_turn(&self, sid: i64) -> Result<Option<(String, String)>, Error> {
         self.write("peek_turn", move |tx| {
-            let Some((tid, id)) = tx.first_queued(sid)? else { return Ok(None) };
-            Ok(Some((id, tx.messages_of(tid)?.join("\n\n"))))
+            let Some(turn) = tx.first_queued(sid)? else { return Ok(None) };
+            Ok(Some((turn.id, tx.messages_of(turn.tid)?.join("\n\n"))))
         })
     }
 
@@ -249,15 +263,17 @@ impl Store {
                 tx.end_turn(&s, tid, Outcome::Failed, Some(&(code.clone(), text.clone())), None, MarkReason::Crash)?;
                 return Ok(tx.first_queued(sid)?.is_some());
             }
-            let Some((tid, id)) = tx.first_queued(sid)? else { return Ok(false) };
+            let Some(turn) = tx.first_queued(sid)? else { return Ok(false) };
             tx.tell(
                 "UPDATE turns SET state='failed', started_at=?2, ended_at=?2, error_code=?3, error_text=?4, epoch=?5 WHERE tid=?1",
-                params![tid, tx.now, code, text, epoch],
+                params![turn.tid, tx.now, code, text, epoch],
             )?;
-            tx.user_entries(&s, tid)?;
-            tx.emit(EventKind::TurnStart, &s.key, &s.id, Some(&id), &json!({ "continues": null, "resumed": false }))?;
-            let error = json!({ "code": code, "message": text });
-            tx.emit(EventKind::TurnEnd, &s.key, &s.id, Some(&id), &json!({ "outcome": Outcome::Failed, "error": error }))?;
+            tx.leave_queue(sid, turn.messages)?;
+            tx.user_entries(&s, turn.tid)?;
+            let start = json!({ "continues": null, "resumed": false });
+            tx.emit(EventKind::TurnStart, &s.key, &s.id, Some(&turn.id), &start)?;
+            let end = json!({ "outcome": Outcome::Failed, "error": { "code": code, "message": text } });
+            tx.emit(EventKind::TurnEnd, &s.key, &s.id, Some(&turn.id), &end)?;
             Ok(tx.first_queued(sid)?.is_some())
         })
     }
@@ -319,10 +335,10 @@ impl Tx<'_> {
         if alone && self.another_is_alone(s.sid)? {
             return Err(Refusal::Apart.into());
         }
-        let (tid, turn_id) = match (plan, queued) {
+        let QueuedTurn { tid, id: turn_id, messages } = match (plan, queued) {
             (Continuation::Note | Continuation::Rerun, _) => {
                 let id = b.fresh_id.clone();
-                (self.new_turn(&id, s.sid, 0)?, id)
+                QueuedTurn { tid: self.new_turn(&id, s.sid, 0)?, id, messages: 0 }
             }
             (Continuation::Carried | Continuation::Wait, Some(queued)) => queued,
             (Continuation::Carried | Continuation::Wait, None) => return Ok(None),
@@ -330,13 +346,13 @@ impl Tx<'_> {
         let cut = cut.filter(|_| plan != Continuation::Wait);
         let resumed = cut.is_some() && plan == Continuation::Rerun;
         if cut.is_none() && !alone {
-            return self.begin_plainly(&s, b, tid, turn_id).map(Some);
+            return self.begin_plainly(&s, b, QueuedTurn { tid, id: turn_id, messages }).map(Some);
         }
         self.tell(
             "UPDATE turns SET state='running', epoch=?2, started_at=?3, continues=?4, resumed=?5 WHERE tid=?1",
             params![tid, b.epoch, self.now, cut, resumed],
         )?;
-        self.tell("UPDATE sessions SET turns=turns+1 WHERE sid=?1", params![s.sid])?;
+        self.begins(s.sid, messages)?;
         if alone {
             self.tell("UPDATE boots SET solo=?2 WHERE bid=?1", params![self.bid, s.sid])?;
         }
@@ -396,15 +412,22 @@ impl Tx<'_> {
         Ok(self.exists("SELECT 1 FROM boots WHERE bid=?1 AND solo<>?2", params![self.bid, sid])?)
     }
 
+    /// Counts a turn that begins, and its messages as waiting no longer.
+    fn begins(&mut self, sid: i64, messages: i64) -> Result<(), SqlError> {
+        self.out.waiting -= messages;
+        self.tell("UPDATE sessions SET turns=turns+1, queued=queued-?2 WHERE sid=?1", params![sid, messages])
+    }
+
     /// Begins a turn that goes on with no other, which is nearly each: in as few statements as that takes.
-    fn begin_plainly(&mut self, s: &SessionRow, b: &Begin, tid: i64, turn_id: String) -> Result<Begun, Error> {
+    fn begin_plainly(&mut self, s: &SessionRow, b: &Begin, turn: QueuedTurn) -> Result<Begun, Error> {
+        let QueuedTurn { tid, id: turn_id, messages } = turn;
         let data = json!({ "continues": null, "resumed": false });
         let seq = self.emit(EventKind::TurnStart, &s.key, &s.id, Some(&turn_id), &data)?;
         self.tell(
             "UPDATE turns SET state='running', epoch=?2, started_at=?3, sealed=?4 WHERE tid=?1",
             params![tid, b.epoch, self.now, seq],
         )?;
-        self.tell("UPDATE sessions SET turns=turns+1 WHERE sid=?1", params![s.sid])?;
+        self.begins(s.sid, messages)?;
         if let Some(context) = &b.context {
             self.entry(s.sid, Some(tid), Role::System, context, None)?;
         }
@@ -466,7 +489,7 @@ impl Tx<'_> {
     fn open_tools(&self, tid: i64) -> Result<Vec<String>, Error> {
         Ok(self.rows(
             "SELECT text FROM entries WHERE tid=?1 AND role='tool'
-             AND json_extract(detail, '$.status') IN ('pending', 'in_progress') ORDER BY seq",
+             AND tool_status IN ('pending', 'in_progress') ORDER BY seq",
             params![tid],
             |r| r.get::<String>(0),
         )?)
@@ -486,28 +509,33 @@ impl Tx<'_> {
 
     /// Fails the oldest turn that waits in a session, if one does.
     pub(super) fn fail_first(&mut self, s: &SessionRow, code: &str, text: &str) -> Result<(), Error> {
-        let Some((tid, id)) = self.first_queued(s.sid)? else { return Ok(()) };
+        let Some(turn) = self.first_queued(s.sid)? else { return Ok(()) };
         self.tell(
             "UPDATE turns SET state='failed', ended_at=?2, error_code=?3, error_text=?4 WHERE tid=?1",
-            params![tid, self.now, code, text],
+            params![turn.tid, self.now, code, text],
         )?;
-        self.user_entries(s, tid)?;
-        let error = json!({ "code": code, "message": text });
-        self.emit(
-            EventKind::TurnEnd,
-            &s.key,
-            &s.id,
-            Some(&id),
-            &json!({ "outcome": Outcome::Failed, "error": error }),
-        )?;
+        self.leave_queue(s.sid, turn.messages)?;
+        self.user_entries(s, turn.tid)?;
+        let data = json!({ "outcome": Outcome::Failed, "error": { "code": code, "message": text } });
+        self.emit(EventKind::TurnEnd, &s.key, &s.id, Some(&turn.id), &data)?;
         Ok(())
     }
 
-    pub(super) fn first_queued(&self, sid: i64) -> Result<Option<(i64, String)>, Error> {
+    /// The oldest turn that waits in a session.
+    pub(super) fn first_queued(&self, sid: i64) -> Result<Option<QueuedTurn>, Error> {
         Ok(self.row(
-            "SELECT tid, id FROM turns WHERE sid=?1 AND state='queued' ORDER BY tid LIMIT 1",
+            "SELECT tid, id, messages FROM turns WHERE sid=?1 AND state='queued' ORDER BY tid LIMIT 1",
             params![sid],
-            |r| Ok((r.get(0)?, r.get(1)?)),
+            QueuedTurn::read,
+        )?)
+    }
+
+    /// The turns that wait in a session, oldest first.
+    pub(super) fn queue_of(&self, sid: i64) -> Result<Vec<QueuedTurn>, Error> {
+        Ok(self.rows(
+            "SELECT tid, id, messages FROM turns WHERE sid=?1 AND state='queued' ORDER BY tid",
+            params![sid],
+            QueuedTurn::read,
         )?)
     }
 
@@ -550,7 +578,7 @@ impl Tx<'_> {
             " FROM sessions WHERE sid=?1
              AND EXISTS (SELECT 1 FROM activations a WHERE a.sid=?1 AND a.closed_at IS NULL AND a.epoch=?2)"
         );
-        self.row(sql, params![sid, epoch], SessionRow::read)?.ok_or_else(|| Refusal::Stale.into())
+        self.session_row(sql, params![sid, epoch], SessionRow::read)?.ok_or_else(|| Refusal::Stale.into())
     }
 
     /// A running turn and its session.

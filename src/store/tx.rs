@@ -1,5 +1,9 @@
-//! Inside a transaction: what every named transaction is given, and the two things that most of them write.
+//! A transaction in progress: its statements, the sessions' rows that it reads, and the events and journal entries that
+//! it writes.
 
+#[cfg(debug_assertions)]
+use std::cell::RefCell;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 
 use serde_json::{Value as Json, json};
@@ -13,12 +17,13 @@ use crate::model::event::{EventKind, HookEvent};
 /// A transaction in progress.
 pub struct Tx<'c> {
     pub(super) sql: Sql<'c>,
-    /// The time at its begin: the wall clock, where it is believed.
+    /// The time at its begin: the wall clock, unless that is known to be wrong.
     pub(super) now: Millis,
     /// This boot's row.
     pub(super) bid: i64,
     pub(super) shared: &'c Shared,
     pub(super) out: Commit,
+    pub(super) locked: Locked,
 }
 
 impl std::fmt::Debug for Tx<'_> {
@@ -27,7 +32,39 @@ impl std::fmt::Debug for Tx<'_> {
     }
 }
 
-/// One event of the durable stream, as published after its commit: what its row holds.
+/// The keys of which a transaction has read a session's row, which locks it. (SQLite has locked the whole database by
+/// then; an engine with many writers locks the row.) The number of an event is drawn after that, so within a key numbers
+/// rise in the order of the commits, and a reader that has seen one has seen all below it. Kept in debug builds, in which
+/// [`Tx::emit`] checks it.
+#[derive(Default)]
+pub(super) struct Locked(#[cfg(debug_assertions)] RefCell<Vec<String>>);
+
+impl Locked {
+    #[cfg(debug_assertions)]
+    fn add(&self, sessions: &[SessionRow]) {
+        sessions.iter().for_each(|s| self.add_key(&s.key));
+    }
+
+    #[cfg(debug_assertions)]
+    pub(super) fn add_key(&self, key: &str) {
+        self.0.borrow_mut().push(key.to_owned());
+    }
+
+    #[cfg(not(debug_assertions))]
+    const fn add(&self, _sessions: &[SessionRow]) {}
+
+    #[cfg(debug_assertions)]
+    fn has(&self, key: &str) -> bool {
+        self.0.borrow().iter().any(|locked| locked == key)
+    }
+
+    /// Another transaction begins, in the same group.
+    pub(super) fn clear(&mut self) {
+        *self = Self::default();
+    }
+}
+
+/// One event of the durable stream, as published after its commit.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Published {
     /// Its number.
@@ -46,7 +83,7 @@ pub struct Published {
     pub at: Millis,
 }
 
-/// What a commit made known.
+/// What a commit has to make known.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Commit {
     /// New events, in order.
@@ -55,6 +92,17 @@ pub struct Commit {
     pub deliveries: usize,
     /// What was counted.
     pub tally: Tally,
+    /// How many more messages wait than before; fewer: negative.
+    pub waiting: i64,
+}
+
+/// How far a [`Commit`] had come: what a member of the transaction adds after it can be taken back.
+#[derive(Clone, Copy)]
+pub(super) struct Progress {
+    events: usize,
+    deliveries: usize,
+    tally: Tally,
+    waiting: i64,
 }
 
 impl Commit {
@@ -62,18 +110,19 @@ impl Commit {
         self.events.is_empty() && self.deliveries == 0
     }
 
-    pub(super) const fn mark(&self) -> (usize, usize, Tally) {
-        (self.events.len(), self.deliveries, self.tally)
+    pub(super) const fn mark(&self) -> Progress {
+        Progress { events: self.events.len(), deliveries: self.deliveries, tally: self.tally, waiting: self.waiting }
     }
 
-    pub(super) fn truncate(&mut self, mark: (usize, usize, Tally)) {
-        self.events.truncate(mark.0);
-        self.deliveries = mark.1;
-        self.tally = mark.2;
+    pub(super) fn truncate(&mut self, to: Progress) {
+        self.events.truncate(to.events);
+        self.deliveries = to.deliveries;
+        self.tally = to.tally;
+        self.waiting = to.waiting;
     }
 }
 
-/// The columns of a session that most transactions look at.
+/// The columns of a session that most transactions read.
 #[derive(Clone, Debug)]
 pub(super) struct SessionRow {
     pub sid: i64,
@@ -138,7 +187,7 @@ impl SessionRow {
 }
 
 impl SessionRow {
-    /// As [`SessionRow::read`], as far as the row can be read: for what must be done to a session in any case.
+    /// As [`SessionRow::read`], as far as the row can be read. For what must be possible with a damaged session too.
     pub(super) fn read_any(r: &Row<'_>) -> Result<Self, SqlError> {
         Ok(Self {
             sid: r.get(0)?,
@@ -169,6 +218,17 @@ impl Tx<'_> {
     /// Whether turns may start.
     pub(super) fn admission(&self) -> Admission {
         self.shared.admission()
+    }
+
+    /// How many messages wait in all, with what this transaction has changed.
+    pub(super) fn waiting(&self) -> i64 {
+        self.shared.waiting.load(Ordering::SeqCst) + self.out.waiting
+    }
+
+    /// Notes that messages of a session wait no longer: their turn begins, or is over.
+    pub(super) fn leave_queue(&mut self, sid: i64, messages: i64) -> Result<(), SqlError> {
+        self.out.waiting -= messages;
+        self.tell("UPDATE sessions SET queued=queued-?2 WHERE sid=?1", params![sid, messages])
     }
 
     /// Runs a statement. How many rows it changed.
@@ -211,16 +271,40 @@ impl Tx<'_> {
         self.sql.exists(sql, params)
     }
 
+    /// The first session of a statement, its row locked.
+    pub(super) fn session_row(
+        &self,
+        sql: &str,
+        params: &[Value<'_>],
+        read: fn(&Row<'_>) -> Result<SessionRow, SqlError>,
+    ) -> Result<Option<SessionRow>, SqlError> {
+        let found = self.row(sql, params, read)?;
+        self.locked.add(found.as_slice());
+        Ok(found)
+    }
+
+    /// Every session of a statement, their rows locked.
+    pub(super) fn session_rows(
+        &self,
+        sql: &str,
+        params: &[Value<'_>],
+        read: fn(&Row<'_>) -> Result<SessionRow, SqlError>,
+    ) -> Result<Vec<SessionRow>, SqlError> {
+        let found = self.rows(sql, params, read)?;
+        self.locked.add(&found);
+        Ok(found)
+    }
+
     /// The session in row `sid`.
     pub(super) fn session(&self, sid: i64) -> Result<Option<SessionRow>, Error> {
         let sql = concat!("SELECT ", session_columns!(), " FROM sessions WHERE sid=?1");
-        Ok(self.row(sql, params![sid], SessionRow::read)?)
+        Ok(self.session_row(sql, params![sid], SessionRow::read)?)
     }
 
     /// As [`Tx::session`], as far as the row can be read.
     pub(super) fn session_any(&self, sid: i64) -> Result<Option<SessionRow>, Error> {
         let sql = concat!("SELECT ", session_columns!(), " FROM sessions WHERE sid=?1");
-        Ok(self.row(sql, params![sid], SessionRow::read_any)?)
+        Ok(self.session_row(sql, params![sid], SessionRow::read_any)?)
     }
 
     /// Appends to the durable event stream. `data` holds what is beside `key`, `session_id`, `turn_id` and `at`.
@@ -232,6 +316,11 @@ impl Tx<'_> {
         turn_id: Option<&str>,
         data: &Json,
     ) -> Result<i64, Error> {
+        #[cfg(debug_assertions)]
+        assert!(
+            self.locked.has(key),
+            "a number is drawn for an event of {key:?} before a row of its sessions is locked"
+        );
         let data = data.to_string();
         let seq = self.insert(
             "INSERT INTO events (key, session_id, turn_id, kind, data, at) VALUES (?1, ?2, ?3, ?4, ?5, ?6) RETURNING seq",
@@ -249,7 +338,7 @@ impl Tx<'_> {
         Ok(seq)
     }
 
-    /// Tells the sender something, through the stream.
+    /// Notifies the sender of something, through the stream.
     pub(super) fn notice(
         &mut self,
         s: &SessionRow,
@@ -261,7 +350,7 @@ impl Tx<'_> {
         Ok(())
     }
 
-    /// Journals an event for the handlers registered now. With none, nothing is written.
+    /// Journals an event for the handlers that are registered now. Without handlers nothing is written.
     pub(super) fn journal(&mut self, event: HookEvent, s: &SessionRow, fields: &Json) -> Result<(), Error> {
         let owed = self.shared.owed.read().unwrap_or_else(PoisonError::into_inner).clone()(event);
         if owed.is_empty() {

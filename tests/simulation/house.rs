@@ -243,7 +243,7 @@ fn world() -> Env {
 const SWEEP: &str = "
     BEGIN; DELETE FROM boots; DELETE FROM sessions; DELETE FROM activations; DELETE FROM turns; DELETE FROM messages;
     DELETE FROM entries; DELETE FROM events; DELETE FROM journal; DELETE FROM deliveries; DELETE FROM kv; DELETE FROM timers;
-    DELETE FROM meta; DELETE FROM sqlite_sequence; INSERT INTO meta (name, value) VALUES ('queued', 0); COMMIT;";
+    DELETE FROM meta; DELETE FROM sqlite_sequence; COMMIT;";
 
 pub struct House {
     pub dice: Dice,

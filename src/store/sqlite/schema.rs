@@ -21,7 +21,7 @@ pub(super) const APPLICATION_ID: i32 = 0x6f73_746c;
 pub(in crate::store) const BUSY: Duration = Duration::from_secs(5);
 
 /// Every migration, in order; the schema's version is how many have run.
-const MIGRATIONS: &[&str] = &[include_str!("0001_first.sql")];
+pub(in crate::store) const MIGRATIONS: &[&str] = &[include_str!("0001_first.sql"), include_str!("0002_portable.sql")];
 
 /// The schema version that this program writes.
 #[must_use]

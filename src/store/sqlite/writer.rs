@@ -19,10 +19,11 @@ use rusqlite::Connection;
 use super::files::{self, Files};
 use super::{schema, sql};
 use crate::failpoint;
+use crate::store::accept::waiting;
 use crate::store::env::Step;
 use crate::store::job::{Job, Work};
 use crate::store::sql::ErrorClass;
-use crate::store::tx::{Commit, Tx};
+use crate::store::tx::{Commit, Locked, Tx};
 use crate::store::write_queue::{JobQueue, NotTaken, Woken};
 use crate::store::{Error, Shared, closed, not_kept};
 
@@ -45,6 +46,8 @@ pub(super) struct Writer {
     pause: Duration,
     /// The log says already that the write-ahead log grows.
     warned: bool,
+    /// How many messages wait is to be counted anew: the connection is new, or a commit was in doubt.
+    recount: bool,
     over: bool,
 }
 
@@ -71,6 +74,7 @@ impl Writer {
             checkpoint_at: Some(Instant::now() + QUIET),
             pause: QUIET,
             warned: false,
+            recount: true,
             over: false,
         }
     }
@@ -190,6 +194,7 @@ impl Writer {
             }
             Fate::Gone(error) => {
                 // Put back in time, the file holds it.
+                self.recount = true;
                 self.refuse(group, &Error::Unavailable(format!("it may or may not have been kept: {error}")));
                 self.shielded("who is told of doubts", || self.shared.doubted());
             }
@@ -199,6 +204,7 @@ impl Writer {
 
     fn answer(&self, group: Vec<Box<dyn Work>>, outcomes: Vec<Result<(), Error>>, commit: &Commit) {
         *self.shared.tally.lock().unwrap_or_else(PoisonError::into_inner) += commit.tally;
+        self.shared.waiting.fetch_add(commit.waiting, Ordering::SeqCst);
         if !commit.is_empty() {
             let observer = self.shared.observer.read().unwrap_or_else(PoisonError::into_inner).clone();
             self.shielded("who is told of commits", || observer(commit));
@@ -230,6 +236,7 @@ impl Writer {
     /// A failed COMMIT: nobody is acknowledged, and the connection is opened anew.
     fn broken(&mut self, group: Vec<Box<dyn Work>>, error: &Error) {
         log::error!("store: commit: {error}; the database is opened anew");
+        self.recount = true;
         self.give_up_connection();
         let error = Error::Unavailable(format!("the commit failed, it may or may not have been kept: {error}"));
         self.refuse(group, &error);
@@ -272,8 +279,23 @@ impl Writer {
                 self.drop_connection();
                 Err(e)
             }
+            Ok(()) => {
+                self.count_waiting();
+                Ok(())
+            }
             begun => begun,
         }
+    }
+
+    /// Counts how many messages wait, once for a connection. The index has no more rows than wait.
+    fn count_waiting(&mut self) {
+        let Some(conn) = self.conn.as_ref().filter(|_| self.recount) else { return };
+        match waiting(sql(conn)) {
+            Ok(waiting) => self.shared.waiting.store(waiting, Ordering::SeqCst),
+            // The limit on it holds less than it should: no reason to accept nothing.
+            Err(e) => log::warn!("store: how many messages wait cannot be counted: {e}"),
+        }
+        self.recount = false;
     }
 
     /// Another process holds the write lock: which one.
@@ -300,6 +322,7 @@ impl Writer {
             bid: shared.boot.load(Ordering::SeqCst),
             shared: &shared,
             out: Commit::default(),
+            locked: Locked::default(),
         };
         for work in group.iter_mut() {
             failpoint::hit(work.name(), "before");
@@ -440,6 +463,7 @@ impl Drop for End<'_> {
 /// Runs one member in its savepoint. `Err(())`: the whole transaction is gone.
 fn one(conn: &Connection, tx: &mut Tx<'_>, work: &mut dyn Work, alone: bool) -> Result<Result<(), Error>, ()> {
     let mark = tx.out.mark();
+    tx.locked.clear();
     if !alone && quick(conn, "SAVEPOINT member").is_err() {
         rollback(conn);
         return Err(());

@@ -138,7 +138,7 @@ fn a_transaction_that_cannot_begin_was_not_kept() {
 }
 
 fn group_of_one(store: &Store) -> Result<i64, Error> {
-    store.write("member", |tx| tx.emit(crate::model::event::EventKind::Notice, KEY, "s", None, &Value::Null))
+    store.write("member", |tx| tx.emit_locked(crate::model::event::EventKind::Notice, KEY, "s", &Value::Null))
 }
 
 /// A fault in what somebody does with the news of a commit is not the end of the store.

@@ -329,7 +329,7 @@ fn times_of_a_wrong_clock_do_not_stop_retention() {
     let tell = |n: usize| {
         for _ in 0..n {
             rig.store
-                .write("tell", |tx| tx.emit(crate::model::event::EventKind::Notice, KEY, "s", None, &Value::Null))
+                .write("tell", |tx| tx.emit_locked(crate::model::event::EventKind::Notice, KEY, "s", &Value::Null))
                 .unwrap();
         }
     };

@@ -50,7 +50,7 @@ pub(super) fn group(store: &Store, members: Vec<Member>) -> Vec<(usize, Result<i
         store.write_then(
             "member",
             move |tx| {
-                let seq = tx.emit(EventKind::Notice, KEY, "s", None, &serde_json::json!({ "n": n }))?;
+                let seq = tx.emit_locked(EventKind::Notice, KEY, "s", &serde_json::json!({ "n": n }))?;
                 member(tx)?;
                 Ok(seq)
             },
@@ -156,7 +156,7 @@ fn one_that_is_refused_alone_leaves_nothing_either() {
     let sink = told.clone();
     store.set_observer(Arc::new(move |_| *sink.lock().unwrap() += 1));
     let outcome = store.write("alone", |tx| {
-        tx.emit(EventKind::Notice, KEY, "s", None, &Value::Null)?;
+        tx.emit_locked(EventKind::Notice, KEY, "s", &Value::Null)?;
         Err::<(), _>(Refusal::Stale.into())
     });
     assert_eq!(refused(outcome), Refusal::Stale);
@@ -287,9 +287,12 @@ fn a_message_whose_commit_was_in_doubt_is_sent_again_and_kept_once() {
             session_id: None,
         };
         assert!(matches!(store.accept_message(message.clone()), Err(Error::Unavailable(_))));
-        let again = store.accept_message(message).unwrap();
+        let again = store.accept_message(message.clone()).unwrap();
         assert_eq!(again.duplicate, step == Step::Committed);
         assert_eq!(store.counts().unwrap().queued, 1);
+        let mut other = Accept { key: "local:other".into(), client_id: None, ..message };
+        other.limits.queue_total = 1;
+        assert_eq!(refused(store.accept_message(other)), Refusal::Overloaded, "{step:?}: the doubtful one counts");
     }
 }
 
@@ -502,4 +505,13 @@ fn a_caller_that_may_commits_by_itself_where_the_writer_is_free() {
     assert_ne!(store.write("who", who).unwrap(), me);
     store.close(std::time::Instant::now() + Duration::from_secs(10)).unwrap();
     assert!(matches!(store.write_here("who", who), Err(Error::Unavailable(_))), "closed for it too");
+}
+
+/// With many writers a number that is drawn before the lock could be committed after a higher one of the same key.
+#[test]
+#[should_panic(expected = "before a row of its sessions is locked")]
+fn no_number_is_drawn_before_a_row_of_the_keys_sessions_is_locked() {
+    let rig = Rig::new();
+    rig.say(KEY, "a message");
+    let _ = rig.store.write("blind", |tx| tx.emit(EventKind::Notice, KEY, "s", None, &Value::Null));
 }
