@@ -1,9 +1,9 @@
 //! Accepting a message: the transaction behind every 202.
 
-use super::sql::{Row, Sql, SqlError, params};
 use serde_json::json;
 use uuid::Uuid;
 
+use super::sql::{Row, Sql, SqlError, params};
 use super::tx::{SessionRow, Tx, new_id};
 use super::{Admission, Begun, Error, Refusal, Store, TurnRef};
 use crate::model::event::{Actor, EventKind, StartReason};
@@ -11,7 +11,7 @@ use crate::model::session::{Current, Facts, Mark, Policy, Resolution, resolve};
 use crate::model::settings::Busy;
 use crate::model::turn::place;
 
-/// The limits and policies that an accepted message meets, from the configuration in force.
+/// The limits and policies for a message, from the configuration in force.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
     /// Which session answers.
@@ -39,7 +39,7 @@ pub struct Accept {
     pub agent: String,
     /// Policies and limits.
     pub limits: Limits,
-    /// That very session is meant, not whichever is current.
+    /// The id of the only session that may answer; `None`: the key's current one.
     pub session_id: Option<String>,
 }
 
@@ -54,9 +54,9 @@ pub struct Accepted {
     pub turn_id: String,
     /// Its own id.
     pub message_id: String,
-    /// The same id came before: this is the answer of then, nothing was done.
+    /// The id was accepted before: this is the answer of then, and nothing was done now.
     pub duplicate: bool,
-    /// The turn that goes on with its turn, when that was interrupted.
+    /// The turn that continues its turn, if that was interrupted.
     pub continued_by: Option<String>,
     /// Whether its turn already has its outcome.
     pub over: bool,
@@ -68,7 +68,7 @@ pub struct Accepted {
     pub notice: Option<(String, String)>,
     /// The running turn that is to be cancelled.
     pub interrupt: Option<i64>,
-    /// A session that gave way and was live perhaps: its worker is to go.
+    /// A session that another one replaced. If it was live, its worker must stop.
     pub retired: Option<i64>,
 }
 
@@ -78,7 +78,7 @@ pub(super) fn digest(text: &str) -> Vec<u8> {
 }
 
 impl Store {
-    /// Looks an id up without accepting anything: a duplicate is answered before any hook or limit.
+    /// Looks an id up and accepts nothing: a duplicate is answered before any hook or limit applies.
     ///
     /// # Errors
     /// [`Refusal::IdReused`], or the store fails.
@@ -87,7 +87,7 @@ impl Store {
         self.write_here("find_duplicate", move |tx| tx.duplicate(&key, &client_id, &original))
     }
 
-    /// Accepts a message: when this returns, it is kept.
+    /// Accepts a message. When this returns, the message is durable.
     ///
     /// # Errors
     /// A limit or an id refuses it; or the store fails, and it may or may not have been kept.
@@ -95,11 +95,12 @@ impl Store {
         self.write_here("accept_message", move |tx| tx.accept(&accept, None).map(|(accepted, _)| accepted))
     }
 
-    /// As [`Store::accept_message`], for a session whose worker rests with an agent that is ready: where the message is for
-    /// it, nothing else waits and nothing is to be taken up, its turn begins in the same transaction. Row and epoch.
+    /// As [`Store::accept_message`], for a session whose worker is idle with a ready agent; `ready`: that session's row
+    /// and epoch. If the message is for that session and nothing else has to be done first, its turn begins in the same
+    /// transaction.
     ///
     /// # Errors
-    /// As there. After one that leaves it open whether anything was kept, [`Store::begin_turn`] tells.
+    /// As there. If the outcome is in doubt, [`Store::begin_turn`] finds the turn that began.
     pub fn accept_and_begin(&self, accept: Accept, ready: (i64, i64)) -> Result<(Accepted, Option<Begun>), Error> {
         self.write_here("accept_message", move |tx| tx.accept(&accept, Some(ready)))
     }
@@ -187,7 +188,7 @@ impl Tx<'_> {
         if let Some(id) = &a.session_id {
             self.must_answer(id, resolution, current.as_ref())?;
         }
-        // What waits in a session that gives way comes along, so it counts either way.
+        // The queue of a replaced session moves to the new one, so it counts in either case.
         self.check_limits(&a.limits, waits)?;
         let (session, retired) = self.answering(a, resolution, current)?;
         if let Some((sid, epoch)) = ready
@@ -196,7 +197,7 @@ impl Tx<'_> {
         {
             return self.begin_accepted(a, session, epoch);
         }
-        // In a session that took over from another nothing runs yet.
+        // Nothing runs yet in a session that has just replaced another.
         let placement = place(a.limits.busy, waits > 0, running && retired.is_none());
         let joined = if placement.join { self.last_queued(session.sid)? } else { None };
         let (tid, turn_id) = match joined {
@@ -234,7 +235,7 @@ impl Tx<'_> {
         Ok((accepted, None))
     }
 
-    /// The session that answers, made if it must be; and the row of the one that gives way to it.
+    /// The session that answers, which may be a new one, and the row of the session that it replaces.
     fn answering(
         &mut self,
         a: &Accept,
@@ -262,8 +263,8 @@ impl Tx<'_> {
         })
     }
 
-    /// Whether the turn of a message to this session, in which nothing waits or runs, can begin at once: the activation is
-    /// the current one, turns start now, and nothing is to be taken up or watched.
+    /// Whether the turn of a message to this idle session can begin at once: the activation is current, turns may
+    /// start, nothing is to be continued, and the session is not on probation.
     fn may_begin(&self, s: &SessionRow, epoch: i64) -> Result<bool, Error> {
         let plain = s.mark_reason.is_none() && s.cut_turn.is_none() && s.unclean == 0;
         Ok(plain
@@ -271,7 +272,7 @@ impl Tx<'_> {
             && self.open_activation_of(s.sid)?.is_some_and(|a| a.epoch == epoch))
     }
 
-    /// Accepts a message and begins its turn: the rows are those of both, a turn that is never queued.
+    /// Accepts a message and begins its turn. The rows are those of both steps; the turn is never queued.
     fn begin_accepted(&mut self, a: &Accept, s: SessionRow, epoch: i64) -> Result<(Accepted, Option<Begun>), Error> {
         crate::failpoint::hit("begin_turn", "before");
         let turn_id = new_id(self.now);
@@ -330,7 +331,7 @@ impl Tx<'_> {
         Ok((mid, id))
     }
 
-    /// A message to a session by its id is answered by that one or not at all.
+    /// A message to a session by its id is answered by that session or refused.
     fn must_answer(&self, id: &str, resolution: Resolution, current: Option<&SessionRow>) -> Result<(), Error> {
         if resolution == Resolution::Same && current.is_some_and(|c| c.id == *id) {
             return Ok(());
@@ -386,8 +387,8 @@ impl Tx<'_> {
         )?)
     }
 
-    /// A session is not its key's any more, for a key has one open session and another is about to be opened. What its end
-    /// is, is written afterwards.
+    /// Makes room for another open session of the key, for a key has at most one. The end of the old session is written
+    /// afterwards.
     pub(super) fn give_way(&self, s: &SessionRow) -> Result<(), SqlError> {
         self.tell("UPDATE sessions SET status='ended' WHERE sid=?1", params![s.sid])
     }
@@ -401,7 +402,7 @@ impl Tx<'_> {
         previous: Option<&str>,
     ) -> Result<SessionRow, Error> {
         let id = new_id(self.now);
-        // Where no current session gave way, the one before it is the newest under the key, suspended or ended.
+        // If it replaces no current session, the previous one is the newest of the key, suspended or ended.
         let before = match previous {
             Some(id) => Some(id.to_owned()),
             None => {
@@ -430,13 +431,14 @@ impl Tx<'_> {
         )?)
     }
 
-    /// Notes that the running turn is to be cancelled, so that a crash does not continue it. Which one runs, if one does.
+    /// Notes that the running turn is to be cancelled, so that it is not continued after a crash. Returns that turn, if
+    /// one runs.
     pub(super) fn ask_cancel(&mut self, sid: i64, why: &str) -> Result<Option<i64>, Error> {
         self.tell("UPDATE turns SET cancel=?2 WHERE sid=?1 AND state='running'", params![sid, why])?;
         self.running_turn(sid)
     }
 
-    /// Queued turns move to the session that answers now, in order and with their ids; their senders are told.
+    /// Moves the queued turns to the session that answers now, in order and with their ids, and notifies their senders.
     pub(super) fn move_queue(&mut self, from: &SessionRow, to: &SessionRow) -> Result<usize, Error> {
         let turns = self.queue_of(from.sid)?;
         for turn in &turns {

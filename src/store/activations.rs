@@ -1,8 +1,8 @@
-//! Activations: opened once, closed once. Open ones are rows from their first instant.
+//! Activations: opened once, closed once. An open activation is a row from its first instant.
 
-use super::sql::params;
 use serde_json::json;
 
+use super::sql::params;
 use super::tx::Tx;
 use super::{Error, Refusal, Store};
 use crate::model::event::{Actor, EndReason, EventKind, HookEvent, MarkReason, Outcome, StartReason};
@@ -35,10 +35,10 @@ impl Store {
     /// Opens an activation: `session_start`. The session becomes live.
     ///
     /// # Errors
-    /// [`Refusal::Stale`]: it is not open any more, or live already. [`Refusal::Closed`]: a stop has begun.
-    /// [`Refusal::Damaged`]: its rows do not allow it, today or later.
+    /// [`Refusal::Stale`]: the session is not open any more, or is live already. [`Refusal::Closed`]: a stop has begun.
+    /// [`Refusal::Damaged`]: its rows cannot be used.
     pub fn open_activation(&self, sid: i64, agent: String, cwd: String) -> Result<Opened, Error> {
-        self.write("open_activation", move |tx| match tx.apart(|tx| tx.open_activation(sid, &agent, &cwd))? {
+        self.write("open_activation", move |tx| match tx.in_savepoint(|tx| tx.open_activation(sid, &agent, &cwd))? {
             Err(why) if why.refusal().is_none() => {
                 tx.name_damaged("activation", sid, &why);
                 Err(Refusal::Damaged.into())
@@ -47,8 +47,8 @@ impl Store {
         })
     }
 
-    /// The activation that this boot has open already: after an [`Store::open_activation`] whose commit was in doubt, which
-    /// the session's only worker sends again.
+    /// The activation that this boot has open already. For the session's worker, after an [`Store::open_activation`]
+    /// whose commit was in doubt.
     ///
     /// # Errors
     /// [`Refusal::Stale`]: there is none.
@@ -67,8 +67,7 @@ impl Store {
         })
     }
 
-    /// Whether the activation before this one was not closed by whoever had opened it: its agent had no time to write
-    /// anything down.
+    /// Whether the previous activation ended in a crash, so that its agent had no time to save anything.
     ///
     /// # Errors
     /// The store fails.
@@ -93,7 +92,7 @@ impl Store {
         })
     }
 
-    /// Notes the agent's process, so that the next boot finds what is left of it.
+    /// Notes the agent's process, so that the next boot finds its leftovers.
     ///
     /// # Errors
     /// [`Refusal::Stale`].
@@ -108,14 +107,15 @@ impl Store {
         })
     }
 
-    /// Closes an activation that its worker has finished with: `session_end`. `false`: somebody else had closed it.
+    /// Closes an activation at the end of its worker: `session_end`. `false`: it was closed already.
     ///
     /// # Errors
     /// The store fails.
     pub fn close_activation(&self, sid: i64, epoch: i64, reason: EndReason, actor: Actor) -> Result<bool, Error> {
         self.write("close_activation", move |tx| match tx.current_activation(sid, epoch) {
             Ok(s) => {
-                // A turn that runs here was begun by a commit of whose fate its worker never heard: it goes on later.
+                // A turn that still runs was begun by a commit in doubt, and its worker does not know it: it is
+                // continued later.
                 tx.end_running(&s, Outcome::Interrupted, Some((MarkReason::Crash, tx.now)), None)?;
                 let s = tx.session(sid)?.unwrap_or(s);
                 tx.close_activation(&s, reason, actor, None)
@@ -125,8 +125,8 @@ impl Store {
         })
     }
 
-    /// A worker ended without a word (it panicked): its turn fails, or the one that it could not begin; its activation ends.
-    /// `again`: this was sent before and may have been kept, which the closed activation then says.
+    /// A worker panicked. Its running turn fails, or else the oldest queued one; its activation ends. `again`: this was
+    /// sent before and may have been kept; a closed activation then says so.
     ///
     /// # Errors
     /// The store fails; the next boot writes the end.
@@ -161,7 +161,7 @@ impl Tx<'_> {
             return Err(Refusal::Stale.into());
         }
         let epoch = s.epoch.checked_add(1).ok_or(Refusal::Damaged)?;
-        // The first activation tells how the session before gave way; later ones how this one goes on.
+        // The first activation says why the session was opened; later ones say why it goes on.
         let reason = if s.epoch == 0 {
             StartReason::parse(&s.start_reason).unwrap_or(StartReason::New)
         } else if s.mark_reason.is_some() {

@@ -1,10 +1,10 @@
-//! Boots: what a start makes of what the last one left, and the durable facts of a stop.
+//! Boots: recovery of what the last boot left, and the durable facts of a stop.
 
 use std::time::Instant;
 
-use super::sql::params;
 use serde_json::Value;
 
+use super::sql::params;
 use super::tx::{SessionRow, Tx};
 use super::{Error, Store};
 use crate::clock::Millis;
@@ -48,8 +48,7 @@ pub struct StopNote {
     pub deadline_at: Millis,
 }
 
-/// How many activations one transaction closes, so that a boot or a stop of ten thousand holds the writer up in pieces
-/// that other writers can come between.
+/// How many activations one transaction closes. A stop of ten thousand sessions thus lets other writers in between.
 const BATCH: i64 = 1024;
 
 impl Recovered {
@@ -79,9 +78,9 @@ pub struct StopOutcome {
 }
 
 impl Store {
-    /// Opens this boot's row and closes what dead boots left: every open activation gets its end, running turns become
-    /// interrupted, their sessions are marked, the death is counted. One transaction: a death in it changes nothing. A
-    /// session whose rows do not allow it is left alone.
+    /// Opens this boot's row and closes what dead boots left: every open activation ends, running turns become
+    /// interrupted, their sessions are marked, and the death is counted. It is one transaction, so a death in it
+    /// changes nothing. A session whose rows cannot be used is skipped.
     ///
     /// # Errors
     /// The store fails.
@@ -96,7 +95,7 @@ impl Store {
             let mut r = Recovered { deaths: deaths.len() as i64, ..Recovered::default() };
             for (bid, death, solo) in &deaths {
                 tx.recover(*bid, death, *solo, info.threshold, &mut r)?;
-                let ended = tx.apart(|tx| {
+                let ended = tx.in_savepoint(|tx| {
                     Ok(tx.run(
                         "UPDATE boots SET ended_at=coalesce(ended_at, ?2), clean=0, solo=NULL WHERE bid=?1",
                         params![bid, death.last_life],
@@ -107,7 +106,7 @@ impl Store {
                 }
             }
             tx.recover_rest(deaths.last().map(|d| d.1), info.threshold, &mut r)?;
-            // Marks of that stop are marks from before now.
+            // The stops that made these marks are over.
             tx.update_sessions("recovery", "mark_boot=NULL", "mark_reason IS NOT NULL AND mark_boot IS NOT NULL", params![])?;
             let recent = tx.row(
                 "SELECT count(*) FROM (SELECT 1 FROM boots WHERE clean=0 AND stop_reason IS NULL AND ended_at>?1 LIMIT 100) recent",
@@ -135,7 +134,7 @@ impl Store {
         })
     }
 
-    /// A session that runs alone has stood its time: a death counts against all that run again.
+    /// Ends the probation of a session: from now on a death counts against all that run.
     ///
     /// # Errors
     /// The store fails.
@@ -146,7 +145,7 @@ impl Store {
         })
     }
 
-    /// A stop gave these sessions' workers up: what runs there counts against them, however this daemon ends.
+    /// These workers were abandoned by a stop: their running turns count as unclean deaths, however this daemon ends.
     ///
     /// # Errors
     /// The store fails.
@@ -161,8 +160,8 @@ impl Store {
         })
     }
 
-    /// Notes a stop, and marks every running session, before anything waits: one transaction.
-    /// Returns how many were marked now.
+    /// Notes a stop and marks every running session, in one transaction, before anything waits. Returns how many were
+    /// marked now.
     ///
     /// # Errors
     /// The store fails; the stop goes on, and the next boot derives the same from the rows that are open.
@@ -172,7 +171,7 @@ impl Store {
                 "UPDATE boots SET stop_reason=?2, stop_urgency=?3, stop_at=coalesce(stop_at, ?4), stop_deadline=?5 WHERE bid=?1",
                 params![tx.bid, stop.reason.as_str(), stop.urgency.as_str(), tx.now, stop.deadline_at],
             )?;
-            // Marks from before are left alone; those that are made here are remembered as this stop's.
+            // Earlier marks stay as they are; the new ones are remembered as this stop's.
             let (now, bid) = (tx.now, tx.bid);
             tx.update_sessions(
                 "stop",
@@ -183,13 +182,14 @@ impl Store {
         })
     }
 
-    /// The drain ran out: every session still running carries this stop's reason and time.
+    /// The drain is over: the mark of every session that still runs gets this stop's reason and time.
     ///
     /// # Errors
     /// As for [`Store::mark_running`].
     pub fn refresh_marks(&self, reason: MarkReason) -> Result<usize, Error> {
         self.write("refresh_marks", move |tx| {
-            // A mark from before gets the reason and the time, and stays one from before: only a completed turn clears it.
+            // An earlier mark gets the reason and the time too, but is not this stop's: only a completed turn clears
+            // it.
             let (now, bid) = (tx.now, tx.bid);
             tx.update_sessions(
                 "stop",
@@ -200,14 +200,14 @@ impl Store {
         })
     }
 
-    /// `session_end` for every activation still open, running or idle, once each; what runs becomes interrupted, and for
-    /// those that were given up it counts as an unclean death.
+    /// Closes every open activation, running or idle: `session_end`, once each. Running turns become interrupted; for
+    /// abandoned workers that counts as an unclean death.
     ///
     /// # Errors
     /// The store fails; the next boot writes the ends.
     pub fn close_activations(&self, reason: StopReason, threshold: i64) -> Result<i64, Error> {
         let (mut closed, mut after) = (0, i64::MIN);
-        // One patience for all of them.
+        // All batches share one deadline.
         let until = Instant::now() + self.patience;
         loop {
             let (batch, last) = self.until(until).write("close_activations", move |tx| {
@@ -228,7 +228,7 @@ impl Store {
         }
     }
 
-    /// The clean record, last of all, with the report.
+    /// Notes the end of the boot, whether it was clean, and the report. The last write of a stop.
     ///
     /// # Errors
     /// The store fails.
@@ -243,7 +243,8 @@ impl Store {
         })
     }
 
-    /// Takes every mark's wish to go on away: the first boot of a restored copy must not answer what its original did.
+    /// Forgets which turns are to be continued: the first boot of a restored copy must not answer what its original
+    /// did.
     ///
     /// # Errors
     /// The store fails.
@@ -253,7 +254,7 @@ impl Store {
         })
     }
 
-    /// What became of sessions that a stop found live: each with the turn that ran in it then, if one did.
+    /// What became of the sessions that were live when a stop began, each given with the turn that ran in it then.
     ///
     /// # Errors
     /// The store fails.
@@ -285,8 +286,8 @@ impl Store {
 }
 
 impl Tx<'_> {
-    /// Boots that never ended, and those whose stop could not write every end: their processes are dead, for the state
-    /// directory's lock is ours.
+    /// Boots that never ended, and boots whose stop could not write every end. Their processes are dead, for this one
+    /// holds the state directory's lock.
     fn deaths(&self) -> Result<Vec<(i64, Death, Option<i64>)>, Error> {
         let boots = self.rows(
             "SELECT bid, alive_at, stop_reason, solo FROM boots WHERE ended_at IS NULL
@@ -298,7 +299,8 @@ impl Tx<'_> {
         Ok(boots
             .into_iter()
             .map(|(bid, alive, stop, solo)| {
-                // Never cut to a clock that is behind: its age would be wrong for good once the clock is right.
+                // Not limited to the present time: if the clock is behind, the age would stay wrong once the clock is
+                // right.
                 let last_life = alive.max(newest);
                 let stop = stop.as_deref().and_then(StopReason::parse);
                 (bid, Death { stop, last_life, solo: solo.is_some() }, solo)
@@ -313,7 +315,7 @@ impl Tx<'_> {
         Ok(event.max(newest("SELECT at FROM messages ORDER BY mid DESC LIMIT 1")?))
     }
 
-    /// Holds the wall clock against what the boots before this one knew.
+    /// Checks the wall clock against the times that earlier boots wrote.
     fn trust_clock(&mut self) -> Result<(), Error> {
         let boot =
             self.row("SELECT coalesce(ended_at, alive_at) FROM boots ORDER BY bid DESC LIMIT 1", params![], |r| {
@@ -342,7 +344,8 @@ impl Tx<'_> {
         Ok(())
     }
 
-    /// What no boot that is known left: activations of a boot whose row is gone, and turns that run in none.
+    /// Recovers what belongs to no known boot: activations whose boot's row is gone, and running turns without an
+    /// activation.
     fn recover_rest(&mut self, newest: Option<Death>, threshold: i64, r: &mut Recovered) -> Result<(), Error> {
         let left = self.sids(
             "SELECT sid FROM activations WHERE closed_at IS NULL AND bid NOT IN (SELECT bid FROM boots WHERE bid<>?1)
@@ -360,8 +363,8 @@ impl Tx<'_> {
         Ok(())
     }
 
-    /// Writes what becomes of one session that a death, or a stop's end, leaves live, by itself. `None`: its rows do not
-    /// allow it; it is left as it is, and named.
+    /// Settles one session that a death, or the end of a stop, leaves live. `None`: its rows cannot be used; it is
+    /// skipped, and the log names it.
     fn settle_session(
         &mut self,
         sid: i64,
@@ -376,7 +379,7 @@ impl Tx<'_> {
         })
     }
 
-    /// An activation or a turn whose session is gone: it ends, and there is nobody to be told.
+    /// Ends an activation or a turn whose session is gone. Nobody is notified.
     fn settle_nobody(&mut self, sid: i64, death: &Death) -> Result<Verdict, Error> {
         log::warn!("recovery: session row {sid} is missing; what was left of it is closed");
         let left = Left { running: false, cancelled: false, solo: false, abandoned: false, unclean: 0 };
@@ -392,7 +395,7 @@ impl Tx<'_> {
         Ok(verdict)
     }
 
-    /// Writes what becomes of one session that a death, or a stop's end, leaves live.
+    /// Settles one session, as the model judges it.
     fn settle_left(
         &mut self,
         s: SessionRow,

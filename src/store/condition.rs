@@ -1,9 +1,9 @@
-//! Whether the store keeps what it is given: what the last group came to, for readiness and the log.
+//! Whether the store keeps what it is given, as the last group showed: for readiness and the log.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-/// Why nothing is kept; nothing when all is well.
+/// Whether something is wrong, and what.
 #[derive(Default)]
 pub(super) struct Condition {
     bad: AtomicBool,
@@ -11,7 +11,7 @@ pub(super) struct Condition {
 }
 
 impl Condition {
-    /// A group was refused. Told in the log once for each reason, not for each message.
+    /// A group was refused. Logged once for each reason, not for each message.
     pub(super) fn failed(&self, why: &str) {
         let mut known = self.why.lock().unwrap_or_else(PoisonError::into_inner);
         if known.as_deref() != Some(why) {
@@ -29,7 +29,7 @@ impl Condition {
         }
     }
 
-    /// Why nothing is kept just now.
+    /// Why nothing is kept at present; `None`: all is well.
     pub(super) fn trouble(&self) -> Option<String> {
         self.why.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }

@@ -5,7 +5,6 @@ use std::ops::ControlFlow;
 use serde::de::IgnoredAny;
 
 use super::sql::{Row, Sql, SqlError, params};
-
 use super::tx::{SESSION_COLUMNS, SessionRow};
 use crate::model::event::{EndReason, HookEvent, MarkReason};
 use crate::model::turn::TurnState;
@@ -42,7 +41,7 @@ pub(super) fn find(sql: Sql<'_>) -> Result<Vec<Damaged>, SqlError> {
             }
             Ok(ControlFlow::Continue(()))
         });
-        // What comes after it cannot be reached: the statement is over.
+        // The rows after it cannot be reached: the statement is over.
         if let Err(e) = looked {
             found.push((0, format!("{what}: {e}")));
         }

@@ -22,8 +22,9 @@ pub enum Step {
     Committed,
 }
 
-/// Asked at each step of each named transaction. `true` at [`Step::Commit`] or [`Step::Committed`]: the COMMIT counts as
-/// failed (the second time although it was kept); at [`Step::Room`]: the disk is full. It may also unwind, which is a death.
+/// Called at each step of each named transaction. `true` at [`Step::Room`]: the disk is full. `true` at
+/// [`Step::Commit`] or [`Step::Committed`]: the COMMIT counts as failed; in the second case it was kept. The function
+/// may also unwind, which is a death.
 pub type Faults = Arc<dyn Fn(&'static str, Step) -> bool + Send + Sync>;
 
 /// The environment of a store.
@@ -31,14 +32,14 @@ pub type Faults = Arc<dyn Fn(&'static str, Step) -> bool + Send + Sync>;
 pub struct Env {
     /// The wall clock.
     pub clock: Arc<dyn Fn() -> Millis + Send + Sync>,
-    /// Where it fails; `None`: nowhere but where it really does.
+    /// Injected faults; `None`: none.
     pub faults: Option<Faults>,
     /// Whether each commit waits for the disk. Without it a commit outlives the process, not the power.
     pub durable: bool,
     /// Transactions run on the caller's thread, one by one, instead of the writer's.
     pub inline: bool,
-    /// The database is in memory (a `file:` URI with `vfs=memdb`), and no disk is there to distrust: its connections stay
-    /// open over a failed commit and a close, and [`Store::again`](super::Store::again) takes them over.
+    /// The database is in memory (a `file:` URI with `vfs=memdb`). Its connections stay open over a failed commit and a
+    /// close, and [`Store::again`](super::Store::again) takes them over.
     pub memory: bool,
     /// How many may read at once.
     pub readers: usize,

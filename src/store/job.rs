@@ -1,11 +1,11 @@
-//! One operation on its way to the writer: a named transaction that can be run again, and whoever waits for it.
+//! One operation for the writer: a named transaction, which can be run again, and its caller.
 
 use crossbeam_channel::Sender;
 
 use super::tx::Tx;
 use super::{Error, closed};
 
-/// One operation on its way.
+/// One operation for the writer.
 pub(super) enum Job {
     /// A named transaction.
     Work(Box<dyn Work>),
@@ -23,7 +23,7 @@ impl Job {
         Self::Work(Box::new(Named { name, run, value: None, done: Some(done) }))
     }
 
-    /// Tells the caller that it was not done.
+    /// Answers the caller: it was not done.
     pub(super) fn refuse(self, error: &Error) {
         match self {
             Self::Work(mut work) => work.done(Err(error.clone())),
@@ -34,7 +34,7 @@ impl Job {
     }
 }
 
-/// A transaction that can be run again, and whoever waits for it.
+/// A transaction that can be run again, and its caller.
 pub(super) trait Work: Send {
     fn name(&self) -> &'static str;
     fn run(&mut self, tx: &mut Tx<'_>) -> Result<(), Error>;

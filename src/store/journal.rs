@@ -3,9 +3,9 @@
 use std::ops::ControlFlow;
 use std::sync::PoisonError;
 
-use super::sql::{Row, SqlError, params};
 use serde_json::{Value, json};
 
+use super::sql::{Row, SqlError, params};
 use super::tx::Tx;
 use super::{Error, Pruned, Refusal, Store};
 use crate::clock::{self, Millis};
@@ -36,21 +36,21 @@ pub struct Owed {
     pub next_at: Millis,
     /// It was journalled by an earlier boot, so its attempt is committed before the call.
     pub earlier_boot: bool,
-    /// That boot is known not to have called the handler for it.
+    /// That boot is known not to have called the handler.
     pub uncalled: bool,
-    /// The boot that noted the last attempt died in it, or beside it.
+    /// The boot that noted the last attempt died before it was settled.
     pub fatal: bool,
 }
 
 impl Owed {
-    /// Whether its attempt is committed before the call, so that a death in it does not hide it.
+    /// Whether its attempt is committed before the call, so that a death during the call is counted.
     #[must_use]
     pub const fn is_noted_first(&self) -> bool {
         self.earlier_boot || self.attempts > 0
     }
 
-    /// The number of the next call. The boot that journalled it may have called the handler and died before it could say
-    /// so, unless it is known that it did not.
+    /// The number of the next call. The boot that journalled the event may have called the handler and died before it
+    /// noted that; then that call counts.
     #[must_use]
     pub fn next_attempt(&self) -> u32 {
         self.attempts.max(u32::from(self.earlier_boot && !self.uncalled)) + 1
@@ -122,7 +122,7 @@ impl Store {
         loop {
             let room = limit - all.len();
             let (owed, unreadable) = self.read_pending(after, room)?;
-            // What could not be read takes nobody's place.
+            // Unreadable deliveries do not count against the limit.
             let more = !unreadable.is_empty() && owed.len() + unreadable.len() == room;
             let last = owed.iter().map(|o| o.did).chain(unreadable.iter().map(|(did, _)| *did)).max();
             after = last.unwrap_or(after);
@@ -134,7 +134,7 @@ impl Store {
         }
     }
 
-    /// As there, and which cannot be read and why.
+    /// As [`Store::pending_deliveries`]; also which deliveries cannot be read, and why.
     fn read_pending(&self, after: i64, limit: usize) -> Result<(Vec<Owed>, Vec<Unreadable>), Error> {
         let bid = self.shared.boot.load(std::sync::atomic::Ordering::SeqCst);
         self.read(|sql| {
@@ -143,7 +143,7 @@ impl Store {
                  d.attempts, d.next_at, j.bid, CASE WHEN b.clean=0 AND b.stop_reason IS NULL THEN 1 ELSE 0 END, d.uncalled
                  FROM deliveries d JOIN journal j ON j.jid=d.jid LEFT JOIN boots b ON b.bid=d.noted_by
                  WHERE d.state='pending' AND d.did>?1 ORDER BY d.did LIMIT ?2";
-            // A row that cannot be read is nobody's who could be called: it is set aside, and the others go on.
+            // A delivery that cannot be read is set aside, and the others go on.
             let (mut owed, mut unreadable) = (Vec::new(), Vec::new());
             sql.each(statement, params![after, limit as i64], |r| {
                 match owed_in(r, bid) {
@@ -156,7 +156,7 @@ impl Store {
         })
     }
 
-    /// Sets deliveries aside whose rows cannot be read.
+    /// Sets aside the deliveries whose rows cannot be read.
     fn set_aside_unreadable(&self, unreadable: Vec<Unreadable>) {
         if unreadable.is_empty() {
             return;
@@ -168,7 +168,7 @@ impl Store {
             "set_aside_unreadable",
             move |tx| {
                 for (did, why) in &unreadable {
-                    let set_aside = tx.apart(|tx| {
+                    let set_aside = tx.in_savepoint(|tx| {
                         tx.settle(*did, &Settled::SetAside(format!("its row cannot be read: {why}")), true)
                     })?;
                     if let Err(e) = set_aside {
@@ -181,7 +181,8 @@ impl Store {
         );
     }
 
-    /// Commits an attempt, by its number, before its call, so that a handler that kills the daemon is set aside in the end.
+    /// Commits the number of an attempt before its call, so that the event of a handler that kills the daemon is set
+    /// aside in the end.
     pub fn note_attempt(&self, did: i64, attempt: u32, done: impl FnOnce(Result<(), Error>) + Send + 'static) {
         self.write_then(
             "note_attempt",
@@ -196,8 +197,8 @@ impl Store {
         );
     }
 
-    /// Takes an attempt back that was noted, or may have been, and whose call was not made. `attempts` and `uncalled`: as
-    /// they were before.
+    /// Takes back an attempt whose call was not made, if it was noted. `attempts` and `uncalled`: the values from
+    /// before.
     pub fn take_back_attempt(
         &self,
         did: i64,
@@ -219,8 +220,8 @@ impl Store {
         );
     }
 
-    /// A stop in order: what this boot journalled and never handed to its handler was not seen by it. `called`: what was
-    /// handed over and is not settled.
+    /// An orderly stop: notes that handlers have not seen what this boot journalled. `called`: the deliveries that were
+    /// handed over and are not settled.
     pub fn note_uncalled(&self, called: Vec<i64>, done: impl FnOnce(Result<(), Error>) + Send + 'static) {
         self.write_then(
             "note_uncalled",
@@ -239,7 +240,7 @@ impl Store {
         );
     }
 
-    /// Settles a delivery; `counted`: its attempt was committed before the call.
+    /// Settles a delivery. `counted`: its attempt was committed before the call.
     pub fn settle_delivery(
         &self,
         did: i64,
@@ -250,8 +251,8 @@ impl Store {
         self.write_then("settle_delivery", move |tx| tx.settle(did, &settled, counted), done);
     }
 
-    /// Puts a set-aside event back on its way; with `None` all of them. Returns how many deliveries are due again. Attempts
-    /// are counted on, so the handler sees a higher one and is set aside again when it fails again.
+    /// Makes a set-aside event due again; `None`: all of them. Returns how many deliveries are due again. Attempts are
+    /// counted on, so an event that fails again is set aside again.
     ///
     /// # Errors
     /// [`Refusal::NotFound`].

@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use super::sql::params;
 use serde_json::Value;
 
+use super::sql::params;
 use super::{Error, Refusal, Store};
 use crate::clock::Millis;
 
@@ -56,7 +56,7 @@ impl Store {
         })
     }
 
-    /// Adds to an integer; a name without a value counts from nought. An expiry is set with the first addition only, so that a
+    /// Adds to an integer; a name without a value counts from 0. Only the first addition sets the expiry, so that a
     /// counter per minute ends with its minute.
     ///
     /// # Errors
@@ -95,7 +95,7 @@ impl Store {
         })
     }
 
-    /// From now on this is the newest run of a timer: the one on record lies in the future.
+    /// Sets the newest run of a timer back: the recorded one lies in the future.
     ///
     /// # Errors
     /// The store fails.

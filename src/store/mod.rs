@@ -1,8 +1,9 @@
-//! The store: the only place that knows SQL. What is in memory elsewhere is a cache of it, or a handle.
+//! The store: the only place that knows SQL. What other rooms keep in memory is a cache of it, or a handle.
 //!
-//! One [`writer`] thread owns the only writing connection and commits whatever waits in one transaction; readers have
-//! connections of their own. Each durable change is one named transaction, a method of [`Store`] in the file of its
-//! subject; the journalled event is written in the same transaction as the change that it tells.
+//! Each durable change is one named transaction: a method of [`Store`] in the file of its subject. The event that a
+//! hook or a stream hears of is written in the same transaction. The named transactions know no engine; their
+//! statements pass the seam [`sql`]. The engine ([`sqlite`]) has one writer, which commits all that waits in one go,
+//! and readers beside it.
 //!
 //! It must not know threads other than its own, agents, hooks or HTTP.
 
@@ -147,33 +148,33 @@ pub enum Refusal {
     /// `queue_total`.
     #[error("too many messages wait")]
     Overloaded,
-    /// A late writer: the session, epoch or turn it speaks for is not the current one any more.
+    /// The writer is late: its session, epoch or turn is not the current one any more.
     #[error("the session has gone on without this writer")]
     Stale,
-    /// The directory of a session that is to go with its files is another's too.
+    /// The session cannot be deleted with its files: another session works in the same directory.
     #[error("another session of its key works in the same directory: delete that one too, or keep the files")]
     DirInUse,
     /// Turns do not start now: a stop has begun, or the daemon is held.
     #[error("turns do not start now")]
     Closed,
-    /// A value that is to be counted on is something else.
+    /// The value is no integer, so nothing can be added to it.
     #[error("the value there is no integer")]
     NoInteger,
-    /// A counter would leave its 64 bits.
+    /// The sum does not fit into 64 bits.
     #[error("the sum is beyond 64 bits")]
     TooLarge,
-    /// The session is one death short of suspension, and another such one runs alone just now.
-    #[error("another session that may be what kills the daemon runs alone just now")]
+    /// The session would run on probation, one death short of suspension, and another one does so now.
+    #[error("waiting: a session on probation is running alone")]
     Apart,
     /// The session's rows cannot be used.
     #[error("the session's rows cannot be used; see the daemon's log")]
     Damaged,
-    /// No such thing (set-aside event, report).
+    /// No such set-aside event or report.
     #[error("no such entry")]
     NotFound,
 }
 
-/// Whether turns may start. Kept by the daemon, looked at inside each transaction.
+/// Whether turns may start. The daemon sets it; each transaction reads it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Admission {
     /// Turns start.
@@ -197,14 +198,14 @@ struct Shared {
     condition: condition::Condition,
     known: RwLock<Known>,
     tally: Mutex<Tally>,
-    /// Sessions whose rows could not be used, and for what: logged already.
+    /// Damaged sessions that the log has named already, and during what.
     damaged: Mutex<BTreeSet<(i64, &'static str)>>,
     owed: RwLock<OwedTo>,
     observer: RwLock<Observer>,
     doubt: RwLock<Doubt>,
 }
 
-/// The newest time that the database knew at the boot, and when that was.
+/// The newest time that the database held at the boot, and the instant at which it was read.
 type Known = Option<(Millis, Instant)>;
 type OwedTo = Arc<dyn Fn(HookEvent) -> Vec<HandlerId> + Send + Sync>;
 type Observer = Arc<dyn Fn(&Commit) + Send + Sync>;
@@ -224,14 +225,14 @@ impl std::fmt::Debug for Store {
     }
 }
 
-/// How long a caller waits for the writer before it must take the outcome as unknown.
+/// How long a caller waits for the writer. After that the outcome is unknown.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
 impl Store {
     /// Opens `path`, migrates it, and starts the writer.
     ///
     /// # Errors
-    /// See [`schema::open`]; or no thread is to be had.
+    /// See [`schema::open`]; or no thread can be started.
     pub fn open(path: &Path) -> Result<Self, Error> {
         Self::open_in(path, Env::default())
     }
@@ -246,8 +247,8 @@ impl Store {
         Ok(Self { shared, engine, patience: patience() })
     }
 
-    /// The same database after a death of whoever held it: what was not committed is undone, and no handle from before
-    /// reaches it any more. For simulations that keep it in memory, where opening it anew would take most of the time.
+    /// The same database after the death of its process: uncommitted changes are undone, and older handles do not reach
+    /// it any more. For simulations that keep the database in memory: opening it anew would take most of their time.
     ///
     /// # Errors
     /// Its writer has a thread.
@@ -257,7 +258,7 @@ impl Store {
         Ok(Self { shared, engine, patience: patience() })
     }
 
-    /// The same store, for a caller that must not wait for it beyond an instant.
+    /// The same store, with a deadline for the caller's waits.
     #[must_use]
     pub fn until(&self, until: Instant) -> Self {
         Self { patience: until.saturating_duration_since(Instant::now()).max(Duration::from_millis(1)), ..self.clone() }
@@ -269,23 +270,25 @@ impl Store {
         &self.shared.path
     }
 
-    /// To whom a journalled event is owed; asked inside the transaction that writes it.
+    /// Sets who says to which handlers a journalled event is owed. It is asked inside the transaction that writes the
+    /// event.
     pub fn set_owed(&self, owed: OwedTo) {
         *self.shared.owed.write().unwrap_or_else(PoisonError::into_inner) = owed;
     }
 
-    /// Who is told of each commit, on the writer's thread; must not block.
+    /// Sets who is notified of each commit, on the writer's thread. It must not block.
     pub fn set_observer(&self, observer: Observer) {
         *self.shared.observer.write().unwrap_or_else(PoisonError::into_inner) = observer;
     }
 
-    /// Who is told that a commit is in doubt: what it was to let in or to end may be true, and nobody was told of it. On
-    /// whatever thread; must not block. What is to be done once the store answers again says [`Store::overlooked`].
+    /// Sets who is notified that a commit is in doubt: its changes may have been kept, and nobody was notified of them.
+    /// It is called on any thread and must not block. Once the store answers again, [`Store::overlooked`] says what
+    /// those changes were.
     pub fn set_doubt(&self, doubt: Doubt) {
         *self.shared.doubt.write().unwrap_or_else(PoisonError::into_inner) = doubt;
     }
 
-    /// Opens or closes the door for turns; transactions after this see it.
+    /// Sets whether turns may start. Transactions that run after this see it.
     pub fn set_admission(&self, admission: Admission) {
         self.shared.admission.store(admission as u8, Ordering::SeqCst);
     }
@@ -305,8 +308,8 @@ impl Store {
         self.write_by(Engine::send, name, run)
     }
 
-    /// As [`Store::write`], on the caller's own thread where the writer is free: for threads that are few and may wait for
-    /// the disk as long as it takes. What others send meanwhile is the next group.
+    /// As [`Store::write`], on the caller's own thread if the writer is idle. For threads that are few and may wait for
+    /// the disk. What others send meanwhile is the next group.
     fn write_here<T: Send + 'static>(
         &self,
         name: &'static str,
@@ -324,18 +327,18 @@ impl Store {
         let until = Instant::now() + self.patience;
         let (answer, reply) = write_queue::reply();
         if let Err(refused) = way(&self.engine, Job::work(name, run, move |result| answer.give(result)), until) {
-            refused.tell();
+            refused.refuse();
         }
         match reply.wait(until) {
             Some(result) => result,
             None => {
                 self.shared.doubted();
-                Err(Error::Unavailable(format!("{name}: the disk did not answer within {} s", self.patience.as_secs())))
+                Err(Error::Unavailable(format!("{name}: the disk did not answer within {}", span(self.patience))))
             }
         }
     }
 
-    /// Runs one named transaction; `done` is told on the writer's thread, after the commit, and must not block.
+    /// Runs one named transaction. `done` is called on the writer's thread after the commit, and must not block.
     fn write_then<T: Send + 'static>(
         &self,
         name: &'static str,
@@ -344,7 +347,7 @@ impl Store {
     ) {
         let job = Job::work(name, run, done);
         if let Err(refused) = self.engine.send(job, Instant::now() + self.patience) {
-            refused.tell();
+            refused.refuse();
         }
     }
 
@@ -353,20 +356,20 @@ impl Store {
         self.engine.read(self.patience, run)
     }
 
-    /// Answers once everything before it was committed: whether the writer can begin a transaction.
+    /// Whether the writer can begin a transaction. Answers after everything sent before it was committed.
     #[must_use]
     pub fn answers(&self, within: Duration) -> bool {
         self.ping(within).is_some_and(|well| well)
     }
 
-    /// Whether the writer is alive: it answers, with whatever, or is inside SQLite. A disk that is full or stalled is no
-    /// reason to kill the daemon.
+    /// Whether the writer is alive: it answers, if only with an error, or is inside the engine. A full or stalled disk
+    /// is no reason to kill the daemon.
     #[must_use]
     pub fn is_alive(&self, within: Duration) -> bool {
         self.ping(within).is_some() || self.is_working()
     }
 
-    /// What the writer says to a transaction that does nothing; `None`: it says nothing in time.
+    /// Runs a transaction that does nothing. Whether it succeeded; `None`: no answer came in time.
     fn ping(&self, within: Duration) -> Option<bool> {
         let (send, receive) = crossbeam_channel::bounded(1);
         let job = Job::work(
@@ -381,27 +384,27 @@ impl Store {
         receive.recv_deadline(until).ok()
     }
 
-    /// Why nothing that is sent to it is kept just now; `None` when all is well. After a refusal a write that takes no more
-    /// than `within` tries whether that is over.
+    /// Why the store keeps nothing at present; `None`: it keeps what it is given. After a refusal, this tries a write
+    /// that takes at most `within`, to find out whether the trouble is over.
     #[must_use]
     pub fn trouble(&self, within: Duration) -> Option<String> {
         if self.shared.condition.trouble().is_none() {
-            let late = || format!("the disk did not answer within {} s", within.as_secs());
+            let late = || format!("the disk did not answer within {}", span(within));
             return if self.answers(within) { None } else { self.shared.condition.trouble().or_else(|| Some(late())) };
         }
         let hurried = self.until(Instant::now() + within);
         hurried.note_alive().err().map(|e| self.shared.condition.trouble().unwrap_or_else(|| e.to_string()))
     }
 
-    /// Looks whether the database's files are still those that were opened; else the trouble is told and shown at once, not
-    /// only when the next message comes.
+    /// Checks that the database's files are still those that were opened. If not, the trouble is logged and shown at
+    /// once, and not only with the next message.
     pub fn look(&self) {
         if let Err(e) = self.engine.look() {
             self.shared.condition.failed(&not_kept(&e).to_string());
         }
     }
 
-    /// The time that what is stored goes by: the wall clock, where it is believed.
+    /// The time for what is stored: the wall clock, unless that is known to be wrong.
     #[must_use]
     pub fn now(&self) -> Millis {
         self.shared.clock().0
@@ -413,7 +416,8 @@ impl Store {
         self.shared.clock().1
     }
 
-    /// Whether the writer is inside SQLite now: a stalled disk keeps it there, and is no reason to kill the daemon.
+    /// Whether the writer is inside the engine now. A stalled disk keeps it there, which is no reason to kill the
+    /// daemon.
     #[must_use]
     pub fn is_working(&self) -> bool {
         self.shared.working.load(Ordering::SeqCst)
@@ -424,14 +428,14 @@ impl Store {
     /// # Errors
     /// The checkpoint failed or did not end in time; what was committed is safe in the log.
     pub fn close(&self, until: Instant) -> Result<(), Error> {
-        // Half of the time for those who still read; the rest is the writer's.
+        // Readers get half of the time, the writer the rest.
         self.engine.close_readers(Instant::now() + until.saturating_duration_since(Instant::now()) / 2);
         let (send, receive) = crossbeam_channel::bounded(1);
         self.engine.send(Job::Close(send), until).map_err(|refused| refused.why())?;
         receive.recv_deadline(until).map_err(|_| Error::Unavailable("close: the disk did not answer in time".into()))?
     }
 
-    /// A consistent copy, made step by step so that writers are not held up.
+    /// Makes a consistent copy of the database while the writer goes on.
     ///
     /// # Errors
     /// The copy cannot be written, or is not sound.
@@ -440,7 +444,7 @@ impl Store {
     }
 }
 
-/// While it lives, the writer counts as being inside SQLite.
+/// While it lives, the writer counts as being inside the engine.
 struct Working<'a>(&'a AtomicBool);
 
 impl Drop for Working<'_> {
@@ -468,19 +472,19 @@ impl Shared {
         })
     }
 
-    /// The time to go by, and what is wrong with the wall clock.
+    /// The time for what is stored, and what is wrong with the wall clock.
     fn clock(&self) -> (Millis, Option<Problem>) {
         let known = *self.known.read().unwrap_or_else(PoisonError::into_inner);
         let elapsed = known.map_or(Duration::ZERO, |(_, since)| since.elapsed());
         judge(known.map(|(newest, _)| newest), self.env.now(), elapsed)
     }
 
-    /// From now on the wall clock is held against the newest time that the database knows.
+    /// Sets the newest time in the database, against which the wall clock is checked from now on.
     fn hold_clock_against(&self, newest: Option<Millis>) {
         *self.known.write().unwrap_or_else(PoisonError::into_inner) = newest.map(|newest| (newest, Instant::now()));
     }
 
-    /// The writer is about to call SQLite. Guards do not nest: one thread alone has the writer.
+    /// The writer is about to call the engine. Guards do not nest: one thread at a time has the writer.
     fn working(&self) -> Working<'_> {
         self.working.store(true, Ordering::SeqCst);
         Working(&self.working)
@@ -498,6 +502,11 @@ impl Shared {
             _ => Admission::Stopping,
         }
     }
+}
+
+/// A span of time for a message, in seconds or, below one, in milliseconds.
+fn span(span: Duration) -> String {
+    if span < Duration::from_secs(1) { format!("{} ms", span.as_millis()) } else { format!("{} s", span.as_secs()) }
 }
 
 /// Nothing was changed, for this reason.

@@ -1,20 +1,20 @@
-//! What a turn said and is not known to be kept.
+//! The output of a turn that is not known to be kept.
 //!
-//! Owns the numbers under which a turn's words are written. A batch that was sent once is sent again as it was and under
-//! its number, so that one whose commit was in doubt is kept exactly once. It must not know how it is written.
+//! Owns the numbers of a turn's batches. A batch that was sent is sent again unchanged and under its number, so that it
+//! is kept exactly once even if its commit was in doubt. It must not know how a batch is written.
 
 use super::output::Item;
 
-/// What a turn adds at once. The batches of a turn are numbered from 1.
+/// What a turn adds in one write. The batches of a turn are numbered from 1.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Batch {
-    /// Its number: one that is not above the last one kept is known, and not kept again.
+    /// Its number. A batch whose number is not above that of the last kept one is not kept again.
     pub number: i64,
     /// What was said.
     pub items: Vec<Item>,
 }
 
-/// What a turn said and is not known to be kept, in order.
+/// The output of a turn that is not known to be kept, in order.
 #[derive(Clone, Debug, Default)]
 pub struct Outbox {
     number: i64,
@@ -23,7 +23,7 @@ pub struct Outbox {
 }
 
 impl Outbox {
-    /// Adds what was said last. Pieces of text that follow each other are one.
+    /// Adds the newest output. Adjacent pieces of text are joined.
     pub fn push(&mut self, item: Item) {
         match (self.fresh.last_mut(), item) {
             (Some(Item::Text(last)), Item::Text(more)) | (Some(Item::Thought(last)), Item::Thought(more)) => {
@@ -39,7 +39,8 @@ impl Outbox {
         self.sent.is_empty() && self.fresh.is_empty()
     }
 
-    /// All of it, to be written. From here on it is in doubt until [`Self::kept`]: nothing joins a batch that was sent.
+    /// Everything, to be written. From here on it is in doubt until [`Self::kept`], and nothing is added to a batch
+    /// that was sent.
     pub fn send(&mut self) -> Vec<Batch> {
         if !self.fresh.is_empty() {
             self.number += 1;
@@ -53,7 +54,7 @@ impl Outbox {
         self.sent.clear();
     }
 
-    /// Nobody will keep it any more.
+    /// It will not be kept any more.
     pub fn forget(&mut self) {
         self.sent.clear();
         self.fresh.clear();

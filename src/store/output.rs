@@ -1,16 +1,16 @@
-//! What a turn says, as it goes into the stream and the transcript.
+//! The output of a turn, on its way into the event stream and the transcript.
 //!
-//! Text stays in the stream until something else closes it off; then it goes into the transcript, as entries of at most
-//! [`ENTRY`] bytes: however long an answer is, no more than that of it is put together in memory. A batch that was kept
-//! already, though its commit was in doubt, is not added again.
+//! Text stays in the stream until something else follows it; then it goes into the transcript, as entries of at most
+//! [`ENTRY`] bytes, so that no more of a long answer is in memory at once. A batch that was kept already, although its
+//! commit was in doubt, is not added again.
 
 use std::borrow::Cow;
 use std::ops::ControlFlow;
 
-use super::sql::{Value, params};
 use serde_json::{Value as Json, json};
 
 use super::outbox::Batch;
+use super::sql::{Value, params};
 use super::tx::{SessionRow, Tx};
 use super::{Error, Refusal};
 use crate::model::event::{EventKind, Role};
@@ -49,7 +49,7 @@ struct Piece<'d> {
     text: Cow<'d, str>,
 }
 
-/// What a transaction for a running turn looks at.
+/// What a transaction reads of a running turn.
 pub(super) struct Live {
     pub(super) id: String,
     /// Why a cancel was asked for.
@@ -64,9 +64,9 @@ fn fitting(text: &str) -> usize {
 }
 
 impl Tx<'_> {
-    /// Adds the last that a turn said, and moves what of its answer is not in the transcript yet there. The number of the
-    /// last text event. Nothing is read back, where all of it comes in this one write.
-    pub(super) fn last_words(
+    /// Adds the last output of a turn and moves the rest of its answer to the transcript. Returns the number of the
+    /// last text event. If the whole answer comes in this one write, nothing is read back.
+    pub(super) fn write_last(
         &mut self,
         s: &SessionRow,
         tid: i64,
@@ -101,12 +101,12 @@ impl Tx<'_> {
         Ok(())
     }
 
-    /// Adds what a turn said, in order. Text stays in the stream until something else closes it off.
+    /// Adds output of a turn, in order. Text stays in the stream until something else follows it.
     fn add(&mut self, s: &SessionRow, tid: i64, turn_id: &str, items: &[Item]) -> Result<(), Error> {
         for item in items {
             match item {
-                Item::Text(text) => self.say(EventKind::Text, s, turn_id, text)?,
-                Item::Thought(text) => self.say(EventKind::Thought, s, turn_id, text)?,
+                Item::Text(text) => self.emit_pieces(EventKind::Text, s, turn_id, text)?,
+                Item::Thought(text) => self.emit_pieces(EventKind::Thought, s, turn_id, text)?,
                 Item::Event(kind, data) => {
                     self.emit(*kind, &s.key, &s.id, Some(turn_id), data)?;
                 }
@@ -136,7 +136,7 @@ impl Tx<'_> {
     }
 
     /// A piece of an answer or of its reasoning, as events of at most [`ENTRY`] bytes.
-    fn say(&mut self, kind: EventKind, s: &SessionRow, turn_id: &str, text: &str) -> Result<(), Error> {
+    fn emit_pieces(&mut self, kind: EventKind, s: &SessionRow, turn_id: &str, text: &str) -> Result<(), Error> {
         let mut rest = text;
         loop {
             let (piece, more) = rest.split_at(fitting(rest));
@@ -156,8 +156,8 @@ impl Tx<'_> {
         Ok(())
     }
 
-    /// Writes what of the answer is in the stream and not yet in the transcript there. The number of its last event, up to
-    /// which the turn is to be noted as sealed. What cannot be read is left out, and that is told.
+    /// Copies the part of the answer that is only in the stream to the transcript. Returns the number of its last
+    /// event: up to there the turn is sealed. Unreadable parts are left out, and a notice says so.
     pub(super) fn move_to_transcript(&mut self, s: &SessionRow, tid: i64, turn_id: &str) -> Result<Option<i64>, Error> {
         let sealed: i64 =
             self.row("SELECT sealed FROM turns WHERE tid=?1", params![tid], |r| r.get(0))?.ok_or(Refusal::Stale)?;
@@ -184,7 +184,7 @@ impl Tx<'_> {
             return Err(e);
         }
         if let Err(e) = read {
-            // What comes after it cannot be reached: the statement is over.
+            // The rows after it cannot be reached: the statement is over.
             if !e.lies_in_rows() {
                 return Err(e.into());
             }
@@ -205,7 +205,7 @@ impl Tx<'_> {
         Ok(last)
     }
 
-    /// Writes as many entries as `said` fills, and leaves the rest in it.
+    /// Writes the entries that `said` fills, and leaves the rest in it.
     fn write_full(&mut self, sid: i64, tid: i64, said: &mut String) -> Result<(), Error> {
         let mut rest = said.as_str();
         while rest.len() > ENTRY {

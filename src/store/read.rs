@@ -2,17 +2,17 @@
 
 use std::ops::ControlFlow;
 
-use super::accept::waiting;
-use super::sql::{Row, Sql, SqlError, params};
 use serde_json::{Value, json};
 
+use super::accept::waiting;
 use super::sessions::{Target, mark_json};
+use super::sql::{Row, Sql, SqlError, params};
 use super::tx::{Published, SESSION_COLUMNS, SessionRow, session_columns, time};
 use super::{Error, Refusal, Store};
 use crate::clock::{self, Millis};
 use crate::model::event::{Entry, Role};
 
-/// The most bytes of text on one page, of a transcript or of events; one thing that is longer is a page of its own.
+/// The most bytes of text on one page of a transcript or of events. A longer item is a page of its own.
 pub const PAGE: usize = 4 << 20;
 
 /// One session, as the API shows it.
@@ -78,7 +78,7 @@ impl<T> Filling<T> {
         Self { page: Page { items: Vec::new(), next: None }, limit, left: PAGE, last: 0 }
     }
 
-    /// Whether something of this size still goes on it. If not, the next page begins there.
+    /// Whether an item of this size still fits. If not, the next page begins with it.
     fn has_room(&mut self, size: usize) -> bool {
         let fits = self.page.items.is_empty() || self.page.items.len() < self.limit && size <= self.left;
         if fits {
@@ -279,7 +279,7 @@ impl Store {
                 entry_columns!(),
                 " WHERE e.sid=?1 AND e.seq>?3 AND e.role IN ('user', 'agent') AND e.tid IS DISTINCT FROM ?2 ORDER BY e.seq DESC"
             );
-            // Each with whether it goes on in the one after it: a long text is several entries, and is given as one.
+            // Each with whether the next entry continues it: a long text is several entries, and is given as one.
             let (mut kept, mut left) = (Vec::<(Entry, bool)>::new(), bytes);
             let (mut all, mut upto) = (true, after);
             sql.each(statement, params![sid, but, after], |r| {
@@ -447,13 +447,13 @@ impl Store {
     }
 }
 
-/// Whether a text that an entry filled goes on in the next one.
+/// Whether the next entry continues the text that fills this one.
 fn goes_on(e: &Entry, next: &Entry) -> bool {
     let full = e.text.len() + 4 > super::output::ENTRY;
     full && e.role == Role::Agent && next.role == Role::Agent && e.turn_id == next.turn_id
 }
 
-/// The columns of an entry as hooks and agents see it, for statements that are put together as constants.
+/// The columns of an entry as hooks and agents see it.
 macro_rules! entry_columns {
     () => {
         "SELECT e.seq, t.id, e.role, coalesce(e.text, m.text, ''), e.at FROM entries e
@@ -511,11 +511,11 @@ struct Common<'e> {
     at: &'e str,
 }
 
-/// An event's JSON: what all have, then its own fields, which are spliced in as they were written.
+/// An event's JSON: the common fields, then its own, which are copied as they were written.
 fn whole(key: &str, session_id: &str, turn_id: Option<&str>, at: Millis, own: &str) -> String {
     let at = clock::rfc3339(at);
     let common = Common { key, session_id, turn_id, at: &at };
-    // Texts alone: there is nothing in it that could not be written as JSON.
+    // There are only texts in it, and any text can be written as JSON.
     let mut text = serde_json::to_string(&common).unwrap_or_default();
     match own.strip_prefix('{') {
         Some("}") | None => {}
@@ -541,7 +541,7 @@ impl From<&Published> for EventRow {
     }
 }
 
-/// Where a listing looks, and what it looks for: so that it meets few sessions that are not meant.
+/// The tables and the condition of a listing, by an index that has few other sessions.
 fn listing(sql: Sql<'_>, filter: &SessionFilter) -> (String, String) {
     const LIVE: &str = "EXISTS (SELECT 1 FROM activations a WHERE a.sid=s.sid AND a.closed_at IS NULL)";
     const RUNNING: &str = "EXISTS (SELECT 1 FROM turns t WHERE t.sid=s.sid AND t.state='running')";
@@ -559,7 +559,7 @@ fn listing(sql: Sql<'_>, filter: &SessionFilter) -> (String, String) {
         if states.is_empty() { "1=1".to_owned() } else { states.iter().map(sort).collect::<Vec<_>>().join(" OR ") };
     let here = format!("status<>'ended' AND ({any})");
     let sessions = |index: &str| format!("sessions s{}", sql.by_index(index));
-    // Of what is live or runs there is little beside the sessions that are here: it is looked at first.
+    // Few sessions are live or running, so their table comes first.
     let joined = |table: &str, index: &str| format!("{table} o{} CROSS JOIN sessions s", sql.by_index(index));
     match (filter.key.is_some(), states.as_slice()) {
         (true, all) if all.contains(&"ended") => (sessions("sessions_key"), format!("key=?3 AND ({any})")),
@@ -576,7 +576,7 @@ fn listing(sql: Sql<'_>, filter: &SessionFilter) -> (String, String) {
     }
 }
 
-/// A session as far as its row can be read, and why it cannot be read whole.
+/// A session as far as its row can be read and, if part of it cannot be, why.
 type Any = (SessionRow, Option<String>);
 
 fn any(r: &Row<'_>) -> Result<Any, SqlError> {
@@ -586,7 +586,7 @@ fn any(r: &Row<'_>) -> Result<Any, SqlError> {
     }
 }
 
-/// A session as the API shows it. One whose rows cannot be read is shown as far as they can, with `damaged`, the reason.
+/// A session as the API shows it. A damaged session is shown as far as it can be read, with the reason in `damaged`.
 fn shown(sql: Sql<'_>, (s, why): &Any) -> Result<SessionView, SqlError> {
     let (mut view, why) = match (view(sql, s), why) {
         (Ok(view), why) => (view, why.clone()),

@@ -1,9 +1,8 @@
-//! What is pruned, in small transactions while the daemon is idle, and counted.
+//! Retention: what is pruned, in small transactions while the daemon is idle, and counted.
 
 use std::time::Duration;
 
 use super::sql::params;
-
 use super::tx::Tx;
 use super::{Error, Store};
 use crate::clock::Millis;
@@ -11,9 +10,9 @@ use crate::config::Retention;
 
 /// Rows removed by one small transaction.
 const STEP: i64 = 500;
-/// Rows of sessions removed by one, however long their conversations were.
+/// Rows of sessions removed by one small transaction, however long their conversations were.
 const ROWS: usize = 2000;
-/// How many pages of things that their rows do not allow to be pruned are passed over at once.
+/// How many pages of unusable rows are skipped at once.
 const PAGES: usize = 20;
 /// Whether a session's ends are settled.
 const SETTLED: &str = "NOT EXISTS (SELECT 1 FROM journal j JOIN deliveries d ON d.jid=j.jid
@@ -65,7 +64,7 @@ impl std::ops::AddAssign for Pruned {
 }
 
 impl Store {
-    /// One small step of pruning. When [`Pruned::total`] is nought, nothing is left to prune now.
+    /// One small step of pruning. When [`Pruned::total`] is 0, nothing is left to prune now.
     ///
     /// # Errors
     /// The store fails.
@@ -104,9 +103,9 @@ impl Store {
 impl Tx<'_> {
     fn prune_events(&mut self, before: Option<Millis>) -> Result<usize, Error> {
         let Some(before) = before else { return Ok(0) };
-        // Numbers rise with time, so what is old stands first, and nothing behind the first that is known to be young goes.
-        // One whose time lies ahead was written by a clock that was set back since: that time says nothing, but it is no
-        // younger than the first one behind it whose time does not lie ahead.
+        // Numbers rise with time, so old events come first, and nothing after the first young event is removed. An
+        // event from the future was written under a clock that was set back since. It is no younger than the next event
+        // that is not from the future.
         let first = self.row(
             &format!("SELECT seq FROM events e WHERE at<=?1 AND NOT {NEEDED} ORDER BY seq LIMIT 1"),
             params![self.now],
@@ -138,7 +137,7 @@ impl Tx<'_> {
         Ok(gone.len())
     }
 
-    /// One kind of thing: where its rows do not allow it, the other kinds go on.
+    /// Prunes one kind of thing. If its rows cannot be used, the other kinds go on.
     fn part(
         &mut self,
         what: &'static str,
@@ -149,8 +148,8 @@ impl Tx<'_> {
 
     fn prune_ids(&mut self, before: Option<Millis>) -> Result<usize, Error> {
         let Some(before) = before else { return Ok(0) };
-        // A message whose time lies ahead was accepted before the next one whose time does not.
-        // The sum keeps the engine from looking for the newest message first: those whose time lies ahead are few.
+        // A message from the future was accepted before the next one that is not from the future. The `+0` keeps the
+        // engine from scanning back from the newest message: few are from the future.
         let newest = "SELECT max(mid+0) FROM messages WHERE client_id IS NOT NULL AND at>?1";
         let next = "SELECT at FROM messages WHERE mid>?1 AND at<=?2 ORDER BY mid LIMIT 1";
         let ahead =
@@ -158,8 +157,8 @@ impl Tx<'_> {
         Ok(ahead + self.forget_ids(i64::MIN, before)?)
     }
 
-    /// Whether what a clock wrote that was set back since is older than `before`: it was written before the first thing
-    /// behind it, `next`, whose time does not lie ahead.
+    /// Whether rows from the future are older than `before`. `newest` finds the last of them; `next` finds the time of
+    /// the first row after it that is not from the future, which was written later.
     fn is_old_though_ahead(&self, newest: &str, next: &str, before: Millis) -> Result<bool, Error> {
         let Some(newest) = self.row(newest, params![self.now], |r| r.maybe_number(0))?.flatten() else {
             return Ok(false);
@@ -172,7 +171,7 @@ impl Tx<'_> {
         const FORGET: &str = "UPDATE messages SET client_id=NULL, digest=NULL WHERE mid=?1";
         let mut after = (i64::MIN, i64::MIN);
         for _ in 0..PAGES {
-            // An interrupted turn is not over while one of its chain runs, or waits for its continuation.
+            // An interrupted turn is not over while a turn of its chain runs, or waits for its continuation.
             let old = self.rows(
                 "SELECT m.mid, m.at, m.sid FROM messages m JOIN turns t ON t.tid=m.tid
                  WHERE m.client_id IS NOT NULL AND m.at<?1 AND m.at>?5 AND (m.at, m.mid)>(?3, ?4)
@@ -186,7 +185,7 @@ impl Tx<'_> {
                 params![before, STEP, after.0, after.1, from],
                 |r| Ok((r.get::<i64>(0)?, r.number(1)?, r.number(2)?)),
             )?;
-            let at_once = self.apart(|tx| {
+            let at_once = self.in_savepoint(|tx| {
                 for (mid, ..) in &old {
                     tx.tell(FORGET, params![mid])?;
                 }
@@ -198,7 +197,7 @@ impl Tx<'_> {
                 n += self.for_one("retention of ids", *sid, |tx| Ok(tx.run(FORGET, params![mid])?))?.unwrap_or(0);
             }
             match old.last() {
-                // All that came first cannot be changed: what is behind it must not wait for that.
+                // None of this page can be changed: the next page must not wait for it.
                 Some((mid, at, _)) if n == 0 && old.len() as i64 == STEP => after = (*at, *mid),
                 _ => return Ok(n),
             }
@@ -217,7 +216,7 @@ impl Tx<'_> {
 
     fn prune_deliveries(&mut self, states: &str, before: Option<Millis>) -> Result<usize, Error> {
         let Some(before) = before else { return Ok(0) };
-        // As for ids: what was owed before something that was settled long ago was settled long ago, too.
+        // As for ids: a delivery that was owed before one that was settled long ago was settled long ago too.
         let newest = "SELECT max(did+0) FROM deliveries WHERE settled_at>?1";
         let next = "SELECT settled_at FROM deliveries WHERE did>?1 AND +settled_at<=?2 ORDER BY did LIMIT 1";
         let ahead = if self.is_old_though_ahead(newest, next, before)? { self.now } else { i64::MAX };
@@ -253,8 +252,8 @@ impl Tx<'_> {
         Ok(purged)
     }
 
-    /// Does something to the first sessions of a list, each by itself; where its rows do not allow it, to those behind it.
-    /// Returns for how many it was done: at most a page, and not more than there is room for.
+    /// Does something to the first sessions of a list, one by one. Sessions whose rows cannot be used are skipped.
+    /// Returns for how many it was done: at most a page, and no more than `left` allows.
     fn sweep(
         &mut self,
         what: &'static str,
@@ -283,7 +282,7 @@ impl Tx<'_> {
         Ok(done)
     }
 
-    /// Removes the text of a session; its ids stay known for their time. `false`: there is more of it.
+    /// Removes the text of a session. Its ids stay known for their time. `false`: more is left.
     fn purge(&mut self, sid: i64, hidden: bool, left: &mut usize) -> Result<bool, Error> {
         let gone = self.step(
             "DELETE FROM entries WHERE seq IN (SELECT seq FROM entries WHERE sid=?1 LIMIT ?2)",
@@ -307,8 +306,9 @@ impl Tx<'_> {
         Ok(gone)
     }
 
-    /// Forgets sessions whose text is gone, once no id of theirs is kept any more: their turns, their messages, their
-    /// activations and they themselves. A set-aside event may be tried again, and then asks for its session. So what ends and is not kept leaves nothing, and the database does not grow.
+    /// Removes sessions whose text is gone and of which no id is kept any more, with their turns, messages and
+    /// activations, so that the database does not grow. A session with a set-aside event stays, for the event may be
+    /// tried again.
     fn forget_sessions(&mut self, ids_before: Option<Millis>, left: &mut usize) -> Result<(), Error> {
         let Some(before) = ids_before else { return Ok(()) };
         let page = "SELECT sid, ended_at FROM sessions WHERE purged=1 AND ended_at<?1 AND (ended_at, sid)>(?3, ?2)
@@ -322,7 +322,7 @@ impl Tx<'_> {
 
     fn forget(&mut self, sid: i64, left: &mut usize) -> Result<bool, Error> {
         for sql in [
-            // Those without a message by an index of their own, the others by their messages.
+            // Turns without a message have an index of their own; the others are found by their messages.
             "DELETE FROM turns WHERE tid IN (SELECT tid FROM turns WHERE sid=?1 AND messages=0 LIMIT ?2)",
             "DELETE FROM turns WHERE tid IN (
                SELECT DISTINCT t.tid FROM messages m JOIN turns t ON t.tid=m.tid WHERE m.sid=?1 LIMIT ?2)",
@@ -337,7 +337,8 @@ impl Tx<'_> {
         Ok(true)
     }
 
-    /// Runs a statement that touches at most `?2` rows of the session `?1`. `false`: there may be more of them, for the next small transaction.
+    /// Runs a statement that changes at most `?2` rows of the session `?1`. `false`: more may be left for the next
+    /// small transaction.
     fn step(&self, sql: &str, of: i64, left: &mut usize) -> Result<bool, Error> {
         if *left == 0 {
             return Ok(false);

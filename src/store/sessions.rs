@@ -1,15 +1,15 @@
-//! What people do to sessions: reset, delete, suspend, resume, cancel; and the two ways in which a session's stretch or
-//! life ends, shared by every transaction that ends one.
+//! What people do to sessions: reset, delete, suspend, resume, cancel. Also the end of an activation and of a session,
+//! for every transaction that writes one.
 
-use super::sql::params;
 use serde_json::{Value, json};
 
+use super::sql::params;
 use super::tx::{SESSION_COLUMNS, SessionRow, Tx, time};
 use super::{Error, Refusal, Store};
 use crate::clock::{self, Millis};
 use crate::model::event::{Actor, EndReason, EventKind, HookEvent, Outcome, StartReason};
 
-/// Which session is meant: a key's current one, or that very one.
+/// Which session is meant: the current one of a key, or the one with an id.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Target {
     /// The current session of a key.
@@ -18,20 +18,20 @@ pub enum Target {
     Id(String),
 }
 
-/// What was done, and what the daemon must now catch up with.
+/// What was done, and what the daemon must do about it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Acted {
     /// The session that answers the request.
     pub session_id: String,
     /// Its row.
     pub sid: i64,
-    /// Sessions whose workers are to go.
+    /// Sessions whose workers must stop.
     pub retired: Vec<i64>,
     /// Running turns that are to be cancelled: session and turn.
     pub cancel: Vec<(i64, i64)>,
     /// Sessions in which something may run now.
     pub wake: Vec<i64>,
-    /// A continuation was asked for.
+    /// An interrupted turn is to be continued without a message.
     pub asked: bool,
 }
 
@@ -51,7 +51,8 @@ pub struct Wanted {
 }
 
 impl Store {
-    /// Ends the session and makes a new one's row at once. What runs in it is cancelled, what waits is cancelled and told.
+    /// Ends the session and opens a new one at once. Its running and queued turns are cancelled; the senders are
+    /// notified.
     ///
     /// # Errors
     /// No such session, not the current one, or it has ended.
@@ -67,7 +68,7 @@ impl Store {
         })
     }
 
-    /// Hides the session (with `all` every one of its key) at once; its text is purged when its ends are settled.
+    /// Hides the session at once; with `all`, every session of its key. The text is purged when the ends are settled.
     ///
     /// # Errors
     /// No such session.
@@ -78,8 +79,8 @@ impl Store {
         })
     }
 
-    /// Quarantines the session: its turn is cancelled, an older mark is kept, what waits moves to the session that answers
-    /// from now on.
+    /// Suspends the session. Its turn is cancelled, an older mark stays, and its queue moves to the session that
+    /// answers from now on.
     ///
     /// # Errors
     /// No such session, not the current one, or it has ended.
@@ -99,7 +100,7 @@ impl Store {
         })
     }
 
-    /// Brings a suspended session back, or lets a parked marked one continue now.
+    /// Makes a suspended session current again, or lets a parked session with a mark continue now.
     ///
     /// # Errors
     /// No such session, or it has ended.
@@ -110,7 +111,7 @@ impl Store {
             match s.status.as_str() {
                 "ended" => return Err(Refusal::Ended.into()),
                 "suspended" => {
-                    // The newer current one gives way, before this one is the key's again; its queue comes along.
+                    // The newer current session ends before this one is open again; its queue moves here.
                     let newer = tx.session_rows(&format!(
                             "SELECT {SESSION_COLUMNS} FROM sessions WHERE key=?1 AND status='open' AND hidden=0 AND sid<>?2"
                         ),
@@ -127,7 +128,7 @@ impl Store {
                          marked_at=CASE WHEN mark_reason IS NULL THEN NULL ELSE CAST(?2 AS BIGINT) END WHERE sid=?1",
                         params![s.sid, tx.now],
                     )?;
-                    // It is parked, unless something came along that waits.
+                    // The session is parked, unless messages have moved here.
                     if tx.first_queued(s.sid)?.is_some() {
                         acted.wake.push(s.sid);
                     }
@@ -174,7 +175,7 @@ impl Store {
                        WHERE mark_reason IS NOT NULL AND sid>?1 AND cut_turn IS NOT NULL AND marked_at>=?3) w
                  CROSS JOIN sessions s WHERE s.sid=w.sid AND s.status='open' ORDER BY s.sid LIMIT ?2",
                 params![after, limit as i64, marked_since.unwrap_or(i64::MAX)],
-                // A worker finds out whether the session can be used, and says so.
+                // Read as far as it can be: a worker finds out whether the session is damaged.
                 |r| {
                     Ok(Wanted {
                         sid: r.get(0)?,
@@ -202,7 +203,7 @@ impl Tx<'_> {
         if all.is_empty() { Err(Refusal::SessionNotFound.into()) } else { Ok(all) }
     }
 
-    /// Ends and hides sessions, of which there is one.
+    /// Ends and hides sessions, at least one.
     pub(super) fn delete(&mut self, sessions: Vec<SessionRow>, actor: Actor) -> Result<Acted, Error> {
         let first = sessions.first().ok_or(Refusal::SessionNotFound)?;
         let mut acted = Acted { session_id: first.id.clone(), sid: first.sid, ..Acted::default() };
@@ -220,7 +221,7 @@ impl Tx<'_> {
     /// The session that is meant.
     pub(super) fn target(&self, target: &Target) -> Result<SessionRow, Error> {
         let found = match target {
-            // As far as it can be read: who puts a session away must be able to, whatever is wrong with it.
+            // Read as far as it can be: a damaged session can be reset, suspended and deleted too.
             Target::Key(key) => self.current_as(key, SessionRow::read_any)?,
             Target::Id(id) => self.session_row(
                 &format!("SELECT {SESSION_COLUMNS} FROM sessions WHERE id=?1 AND hidden=0"),
@@ -262,7 +263,7 @@ impl Tx<'_> {
     pub(super) fn suspend_session(&mut self, s: &SessionRow, actor: Actor, agent: &str) -> Result<Option<i64>, Error> {
         self.end_running(s, Outcome::Cancelled, None, Some("suspended"))?;
         self.tell("UPDATE sessions SET status='suspended' WHERE sid=?1", params![s.sid])?;
-        // A mark of this stop went with the turn: its end must not tell of it.
+        // The end of the turn has removed a mark of this stop, so the row is read again.
         let s = &self.session_any(s.sid)?.unwrap_or_else(|| s.clone());
         self.close_activation(s, EndReason::Suspended, actor, None)?;
         self.notice(s, None, "session_suspended", "the session is suspended; `ostler resume` brings it back")?;
@@ -274,7 +275,7 @@ impl Tx<'_> {
         Ok(Some(new.sid))
     }
 
-    /// Cancels every queued turn of a session, each told with the reason.
+    /// Cancels every queued turn of a session, and notifies its sender of the reason.
     pub(super) fn cancel_queued(&mut self, s: &SessionRow, reason: &str) -> Result<usize, Error> {
         let turns = self.queue_of(s.sid)?;
         for turn in &turns {
@@ -289,7 +290,7 @@ impl Tx<'_> {
         Ok(turns.len())
     }
 
-    /// Ends a session for good: its turn is cancelled, its activation closed, and `session_closed` said once.
+    /// Ends a session for good: its turn is cancelled, its activation closed, and `session_closed` written once.
     pub(super) fn end_session(
         &mut self,
         s: &SessionRow,
@@ -338,7 +339,7 @@ impl Tx<'_> {
         Ok(true)
     }
 
-    /// The same fact to the event stream and to the journal.
+    /// Writes an event to the stream and to the journal.
     pub(super) fn record(
         &mut self,
         kind: EventKind,

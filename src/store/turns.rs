@@ -1,13 +1,13 @@
-//! Turns: begun, written to, ended. Every write carries session, epoch and turn, and is refused when they are not current.
+//! Turns: begin, append, end. Every write names session, epoch and turn, and is refused if they are not current.
 
 use std::collections::BTreeSet;
 use std::ops::ControlFlow;
 
-use super::sql::{Row, SqlError, params};
 use serde_json::json;
 
 use super::outbox::Batch;
 use super::output::Live;
+use super::sql::{Row, SqlError, params};
 use super::tx::{SessionRow, Tx};
 use super::{Admission, Error, Refusal, Store};
 use crate::clock::Millis;
@@ -16,9 +16,9 @@ use crate::model::session::{Policy, age, may_resume};
 use crate::model::settings::{OnInterrupt, Resume};
 use crate::model::turn::{Continuation, CutOff, TurnState, continuation, note};
 
-/// The most bytes of messages that an agent is told of again, of a turn that was cut off and of those that it went on with.
+/// The most bytes of earlier messages that an agent is given again when a chain of interrupted turns is continued.
 const CHAIN: usize = 16 << 20;
-/// What stands where such a message was.
+/// The text in place of a message that is lost.
 const GONE: &str = "[Note from the session's host: the message that was cut off is lost.]";
 
 /// The turn for which a worker writes.
@@ -51,7 +51,7 @@ pub struct Begin {
     pub context: Option<String>,
     /// The id of a continuation that has a turn of its own; chosen beforehand, so that `before_turn` handlers can be told.
     pub fresh_id: String,
-    /// The unclean counter from which on a session is one death short of suspension; 0: off.
+    /// From this count of unclean deaths on, a session runs on probation; 0: never.
     pub alone_at: i64,
 }
 
@@ -60,14 +60,14 @@ pub struct Begin {
 pub struct Cut {
     /// The interrupted turn's id.
     pub turn_id: String,
-    /// Whether its message runs again, rather than being told of in a note.
+    /// Whether its message runs again; otherwise a note quotes it.
     pub rerun: bool,
 }
 
 /// A turn that has begun: its prompt is about to be given.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Begun {
-    /// Whom to write for.
+    /// The turn for later writes.
     pub turn: TurnRef,
     /// The turn's id.
     pub turn_id: String,
@@ -79,11 +79,11 @@ pub struct Begun {
     pub first: bool,
     /// Turns that the transcript holds already.
     pub turns: i64,
-    /// The session is one death short of suspension: it runs alone for a while.
+    /// The session is on probation: one death short of suspension, it runs alone for a while.
     pub alone: bool,
 }
 
-/// A turn that its agent may not remember.
+/// An interrupted turn that its agent may have forgotten.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CutShort {
     /// Its messages.
@@ -119,18 +119,19 @@ impl QueuedTurn {
     }
 }
 
-/// What a commit in doubt did after all.
+/// What commits in doubt have changed after all.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Overlooked {
-    /// Sessions that are over or suspended: their workers are to go.
+    /// Sessions that are over or suspended: their workers must stop.
     pub gone: Vec<i64>,
     /// Running turns, with their sessions, of which a cancel was asked for.
     pub cancelled: Vec<(i64, i64)>,
 }
 
 impl Store {
-    /// Begins the next turn of a session: the oldest that waits, or a continuation. From here on it is running, durably.
-    /// `None`: nothing is to be done. One whose commit was in doubt is sent again: the turn that it began is given again.
+    /// Begins the next turn of a session: the oldest queued one, or a continuation. When this returns, it is durably
+    /// running. `None`: nothing is to be done. After a commit in doubt the caller sends this again, and gets the turn
+    /// that began.
     ///
     /// # Errors
     /// [`Refusal::Closed`] while turns do not start, [`Refusal::Stale`] when the activation is not current,
@@ -139,7 +140,8 @@ impl Store {
         self.write("begin_turn", move |tx| tx.begin(&begin))
     }
 
-    /// Begins a turn that the agent has begun by itself: it has no message. One whose commit was in doubt is sent again.
+    /// Begins a turn that the agent started by itself, without a message. After a commit in doubt the caller sends this
+    /// again.
     ///
     /// # Errors
     /// As [`Store::begin_turn`].
@@ -153,7 +155,7 @@ impl Store {
     /// As there.
     pub fn preview_turn(&self, begin: Begin) -> Result<Option<Begun>, Error> {
         self.write("preview_turn", move |tx| {
-            // It is begun, and taken back before anybody could see it: the decision stands in one place.
+            // The turn is begun and undone before anybody can see it, so that the decision stands in one place.
             let mark = tx.out.mark();
             tx.tell("SAVEPOINT preview", params![])?;
             let begun = tx.begin(&begin);
@@ -175,8 +177,8 @@ impl Store {
         })
     }
 
-    /// Adds to a running turn. A batch that was kept before, by a commit of whose fate the worker never heard, is known by
-    /// its number and not kept again.
+    /// Adds output to a running turn. A batch that was kept before, by a commit in doubt, is known by its number and
+    /// not kept again.
     ///
     /// # Errors
     /// [`Refusal::Stale`]: the turn has its outcome already.
@@ -184,7 +186,7 @@ impl Store {
         self.write("append", move |tx| tx.append(turn, &batches))
     }
 
-    /// As [`Store::append`]; `done` is told on the writer's thread, after the commit, and must not block.
+    /// As [`Store::append`]. `done` is called on the writer's thread after the commit, and must not block.
     pub fn append_then(
         &self,
         turn: TurnRef,
@@ -194,7 +196,7 @@ impl Store {
         self.write_then("append", move |tx| tx.append(turn, &batches), done);
     }
 
-    /// Ends a running turn with its last words, and what is in doubt of those before.
+    /// Ends a running turn. `batches`: its last output, and earlier batches that are in doubt.
     ///
     /// # Errors
     /// [`Refusal::Stale`]: it has its outcome already; nothing was written.
@@ -208,8 +210,8 @@ impl Store {
     ) -> Result<Ended, Error> {
         self.write("finish_turn", move |tx| {
             let (s, live) = tx.current_turn(turn)?;
-            let sealed = tx.last_words(&s, turn.tid, &live, &batches)?;
-            // Whoever asked for a cancel gets one, unless the whole answer came first.
+            let sealed = tx.write_last(&s, turn.tid, &live, &batches)?;
+            // A cancel that was asked for is the outcome, unless the whole answer came first.
             let outcome = match (outcome, &live.cancel) {
                 (Outcome::Failed | Outcome::Interrupted, Some(_)) => Outcome::Cancelled,
                 (outcome, _) => outcome,
@@ -220,8 +222,8 @@ impl Store {
         })
     }
 
-    /// What a turn that is over was about, for an agent that may not remember it: its messages, the tool calls that it left
-    /// open, whether anything had come back, and when it ended.
+    /// Describes an interrupted turn to an agent that may have forgotten it: its messages, the tool calls that it left
+    /// open, whether it had answered anything, and when it ended.
     ///
     /// # Errors
     /// [`Refusal::NotFound`].
@@ -239,7 +241,7 @@ impl Store {
         })
     }
 
-    /// Fails the oldest turn that waits in a session for which not even a worker can be had. `true`: another one waits.
+    /// Fails the oldest queued turn of a session for which no worker can be started. `true`: another turn is queued.
     ///
     /// # Errors
     /// The store fails.
@@ -251,8 +253,8 @@ impl Store {
         })
     }
 
-    /// Ends a turn that never began: its agent cannot be started. The sender is told. If one did begin, by a commit of whose
-    /// fate the worker never heard, it is that one.
+    /// Fails the oldest queued turn: its agent cannot be started. The sender is notified. If a turn runs, begun by a
+    /// commit in doubt, that one fails.
     ///
     /// # Errors
     /// The store fails.
@@ -278,7 +280,8 @@ impl Store {
         })
     }
 
-    /// What workers may not have been told of, because its commit was in doubt. `live`: the sessions that have one.
+    /// Finds the changes of commits in doubt of which workers may not have been notified. `live`: the sessions that
+    /// have a worker.
     ///
     /// # Errors
     /// The store fails.
@@ -307,7 +310,7 @@ impl Tx<'_> {
 
     fn begin(&mut self, b: &Begin) -> Result<Option<Begun>, Error> {
         let s = self.current_activation(b.sid, b.epoch)?;
-        // A worker has one turn at a time. One that runs already is its own, begun by a commit of whose fate it never heard.
+        // A worker has one turn at a time. A turn that runs already was begun by a commit in doubt of its own.
         if let Some(tid) = self.running_turn(b.sid)? {
             let before = SessionRow { turns: s.turns.saturating_sub(1), ..s };
             return self.begun(&before, b, tid).map(|(begun, ..)| Some(begun));
@@ -321,7 +324,7 @@ impl Tx<'_> {
         if let Some(tid) = cut
             && !self.exists("SELECT 1 FROM turns WHERE tid=?1", params![tid])?
         {
-            // Its row is gone: nothing can go on there, and what waits must not wait for it.
+            // Its row is gone: there is nothing to continue, and the queue must not wait for it.
             cut = None;
         }
         let plan = match cut {
@@ -379,11 +382,11 @@ impl Tx<'_> {
         Ok(Some(begun))
     }
 
-    /// A turn that the agent begins: no message waits for its answer.
+    /// Begins a turn that the agent started by itself.
     fn begin_by_agent(&mut self, sid: i64, epoch: i64, id: &str) -> Result<Begun, Error> {
         let s = self.current_activation(sid, epoch)?;
         let (tid, turn_id, turns) = match self.running_turn(sid)? {
-            // Its own, begun by a commit of whose fate the worker never heard.
+            // It was begun by a commit in doubt of the same worker.
             Some(tid) => {
                 let id = self.row("SELECT id FROM turns WHERE tid=?1", params![tid], |r| r.get(0))?;
                 (tid, id.ok_or(Refusal::NotFound)?, s.turns - 1)
@@ -407,18 +410,18 @@ impl Tx<'_> {
         Ok(Begun { turn, turn_id, prompt, continues: None, first: turns == 0, turns, alone: false })
     }
 
-    /// Whether a session other than this one runs alone.
+    /// Whether another session is on probation now.
     fn another_is_alone(&self, sid: i64) -> Result<bool, Error> {
         Ok(self.exists("SELECT 1 FROM boots WHERE bid=?1 AND solo<>?2", params![self.bid, sid])?)
     }
 
-    /// Counts a turn that begins, and its messages as waiting no longer.
+    /// Counts a turn that begins; its messages do not wait any more.
     fn begins(&mut self, sid: i64, messages: i64) -> Result<(), SqlError> {
         self.out.waiting -= messages;
         self.tell("UPDATE sessions SET turns=turns+1, queued=queued-?2 WHERE sid=?1", params![sid, messages])
     }
 
-    /// Begins a turn that goes on with no other, which is nearly each: in as few statements as that takes.
+    /// Begins a turn that continues no other, as nearly every turn does, in few statements.
     fn begin_plainly(&mut self, s: &SessionRow, b: &Begin, turn: QueuedTurn) -> Result<Begun, Error> {
         let QueuedTurn { tid, id: turn_id, messages } = turn;
         let data = json!({ "continues": null, "resumed": false });
@@ -437,8 +440,8 @@ impl Tx<'_> {
         Ok(Begun { turn, turn_id, prompt, continues: None, first: s.turns == 0, turns: s.turns, alone: false })
     }
 
-    /// What a turn that has begun is to its worker, read from its row: the first time and, where that commit was in doubt,
-    /// again. With the note of a continuation, and whether something had to be left out of it.
+    /// Reads what a worker needs of a turn that has begun, and reads it again if that commit was in doubt. Also returns
+    /// the note of a continuation, and whether messages had to be left out of it.
     fn begun(&self, s: &SessionRow, b: &Begin, tid: i64) -> Result<(Begun, Option<String>, bool), Error> {
         let (turn_id, cut, resumed) = self
             .row("SELECT id, continues, resumed FROM turns WHERE tid=?1", params![tid], |r| {
@@ -455,7 +458,7 @@ impl Tx<'_> {
         Ok((Begun { turn, turn_id, prompt, continues, first: s.turns == 0, turns: s.turns, alone }, note, lost))
     }
 
-    /// The prompt of a turn that goes on with the turn `cut`, the note in it, and whether messages had to be left out.
+    /// The prompt of a turn that continues the turn `cut`, the note in it, and whether messages had to be left out.
     /// `own`: its own messages, if any.
     fn take_up(
         &self,
@@ -467,7 +470,7 @@ impl Tx<'_> {
         let turn_id: String =
             self.row("SELECT id FROM turns WHERE tid=?1", params![cut], |r| r.get(0))?.ok_or(Refusal::NotFound)?;
         let (told, lost) = self.chain_messages(cut)?;
-        // A turn that the agent had begun by itself has no message, and none that could run again.
+        // A turn that the agent started by itself has no message that could run again.
         let by_agent = told.is_empty()
             && self.exists("SELECT 1 FROM turns WHERE tid=?1 AND messages=0 AND continues IS NULL", params![cut])?;
         let told = if told.is_empty() && !by_agent { GONE.to_owned() } else { told.join("\n\n") };
@@ -485,7 +488,7 @@ impl Tx<'_> {
         Ok((prompt, Some(Cut { turn_id, rerun: false }), Some(alone), lost))
     }
 
-    /// Titles of a turn's tool calls that had started and not ended.
+    /// The titles of a turn's tool calls that have not ended.
     fn open_tools(&self, tid: i64) -> Result<Vec<String>, Error> {
         Ok(self.rows(
             "SELECT text FROM entries WHERE tid=?1 AND role='tool'
@@ -495,7 +498,7 @@ impl Tx<'_> {
         )?)
     }
 
-    /// Whether a turn said anything: looked for from the newest entry on, as far as entries are the turn's own.
+    /// Whether a turn has answered anything. Looks from the newest entry back to the turn's first.
     fn has_answered(&self, sid: i64, tid: i64) -> Result<bool, Error> {
         let mut answered = false;
         self.sql.each("SELECT tid, role FROM entries WHERE sid=?1 ORDER BY seq DESC", params![sid], |r| {
@@ -547,8 +550,8 @@ impl Tx<'_> {
         Ok(self.rows("SELECT text FROM messages WHERE tid=?1 ORDER BY mid", params![tid], |r| r.get(0))?)
     }
 
-    /// The messages of a turn and of those that it goes on with, oldest first, and whether some are not among them. A chain
-    /// is as long as the interruptions in a row; the newest messages are told that fit into [`CHAIN`] bytes, and one always.
+    /// The messages of a turn and of the turns that it continues, oldest first, and whether some are left out. A chain
+    /// may be long: the newest messages that fit into [`CHAIN`] bytes are given, and always one.
     fn chain_messages(&self, tid: i64) -> Result<(Vec<String>, bool), Error> {
         let (mut told, mut left, mut lost) = (Vec::new(), CHAIN, false);
         let (mut link, mut seen) = (Some(tid), BTreeSet::new());
@@ -593,7 +596,7 @@ impl Tx<'_> {
         Ok((s, live))
     }
 
-    /// Ends the running turn of a session, if one runs, on behalf of somebody other than its worker.
+    /// Ends the running turn of a session, if one runs. For everybody but its worker.
     pub(super) fn end_running(
         &mut self,
         s: &SessionRow,
@@ -634,7 +637,7 @@ impl Tx<'_> {
         self.end_turn_with(s, (tid, &turn_id), sealed, outcome, error, cancel, mark)
     }
 
-    /// The same, once the whole answer is in the transcript: up to the event `sealed`, if there was any.
+    /// As [`Tx::end_turn`], once the whole answer is in the transcript, up to the event `sealed`.
     #[allow(clippy::too_many_arguments)]
     fn end_turn_with(
         &mut self,
@@ -667,8 +670,8 @@ impl Tx<'_> {
                     params![s.sid],
                 )?;
             }
-            // A mark that this stop made is taken back by any end but an interrupt; one from before stays. Where the stop was
-            // cut off, the next boot writes the end: the mark is that of a boot that is dead.
+            // Any end but an interrupt removes a mark that this stop made; an earlier mark stays. If the stop was cut
+            // off, the next boot writes the end, and the mark is a dead boot's.
             Outcome::Failed | Outcome::Cancelled => {
                 self.tell(
                     "UPDATE sessions SET mark_reason=NULL, marked_at=NULL, mark_boot=NULL WHERE sid=?1 AND mark_boot IS NOT NULL",

@@ -1,7 +1,7 @@
-//! The way to the writer, and back: a bounded queue, and one answer for each caller.
+//! The queue to the writer's thread, and the answer to each caller.
 //!
-//! Nobody spins here: on few cores a thread that looks again takes the time of the one that it waits for. A connection
-//! whose message meets an idle writer commits by itself ([`WriteQueue::commit_inline`]): two hand-overs between threads less.
+//! Never spin: with few cores a spinning waiter takes time from the thread that it waits for. A caller that meets an
+//! idle writer commits on its own thread, which saves two hand-overs between threads.
 //!
 //! It must not know SQL.
 
@@ -29,8 +29,8 @@ impl NotTaken {
         }
     }
 
-    /// Tells the caller that it was not done.
-    pub(super) fn tell(self) {
+    /// Answers the caller: it was not done.
+    pub(super) fn refuse(self) {
         let why = self.why();
         let (Self::Full(job) | Self::Over(job)) = self;
         job.refuse(&why);
@@ -48,11 +48,11 @@ pub(super) struct JobQueue {
 #[derive(Default)]
 struct QueueState {
     jobs: VecDeque<Job>,
-    /// The thread sleeps: whoever comes wakes it.
+    /// The thread sleeps: the next sender wakes it.
     asleep: bool,
     /// Senders that wait for room.
     crowd: usize,
-    /// Somebody else committed: the thread is to look whether the log wants folding.
+    /// Another thread has committed: the writer's thread has to plan a checkpoint.
     dirty: bool,
     /// Every handle is gone, or the writer.
     over: bool,
@@ -63,7 +63,7 @@ struct QueueState {
 pub(super) enum Woken {
     /// Something waits.
     Work,
-    /// Somebody else committed.
+    /// Another thread has committed.
     Dirty,
     /// The time passed.
     Quiet,
@@ -158,13 +158,14 @@ impl JobQueue {
         left
     }
 
-    /// Nothing waits, and the thread is there.
+    /// The queue is empty, and the thread runs.
     pub(super) fn is_idle(&self) -> bool {
         let state = self.lock();
         state.jobs.is_empty() && !state.over
     }
 
-    /// Somebody else committed: the thread, if it sleeps for good, is to sleep until the log may be folded.
+    /// Another thread has committed: if the writer's thread sleeps without a limit, it must sleep until the next
+    /// checkpoint only.
     pub(super) fn mark_dirty(&self) {
         let mut state = self.lock();
         state.dirty = true;
@@ -176,7 +177,7 @@ impl JobQueue {
     }
 }
 
-/// The handles' end of the queue: the writer's thread ends with the last of them.
+/// The handles' end of the queue. The writer's thread ends when the last one is dropped.
 pub(super) struct QueueOwner(pub(super) Arc<JobQueue>);
 
 impl Drop for QueueOwner {
@@ -186,47 +187,47 @@ impl Drop for QueueOwner {
     }
 }
 
-/// Where one caller waits for its answer.
+/// The caller's end of one answer.
 pub(super) struct Reply<T>(Arc<Slot<T>>);
 
-/// The writer's end of a [`Reply`]; dropped unused, the caller hears that nobody will answer.
+/// The writer's end of a [`Reply`]. If it is dropped unused, the caller learns that nobody will answer.
 pub(super) struct Answer<T>(Arc<Slot<T>>);
 
 struct Slot<T> {
-    state: Mutex<Outcome<T>>,
-    told: Condvar,
+    state: Mutex<ReplyState<T>>,
+    changed: Condvar,
 }
 
-enum Outcome<T> {
+enum ReplyState<T> {
     Waiting,
     Answered(Result<T, Error>),
     Gone,
 }
 
-/// One answer: where it is waited for, and who gives it.
+/// Makes the two ends of one answer.
 pub(super) fn reply<T>() -> (Answer<T>, Reply<T>) {
-    let slot = Arc::new(Slot { state: Mutex::new(Outcome::Waiting), told: Condvar::new() });
+    let slot = Arc::new(Slot { state: Mutex::new(ReplyState::Waiting), changed: Condvar::new() });
     (Answer(slot.clone()), Reply(slot))
 }
 
 impl<T> Answer<T> {
     pub(super) fn give(self, outcome: Result<T, Error>) {
-        self.tell(Outcome::Answered(outcome));
+        self.set(ReplyState::Answered(outcome));
     }
 
-    fn tell(&self, told: Outcome<T>) {
+    fn set(&self, new: ReplyState<T>) {
         let mut state = self.0.state.lock().unwrap_or_else(PoisonError::into_inner);
-        if matches!(*state, Outcome::Waiting) {
-            *state = told;
+        if matches!(*state, ReplyState::Waiting) {
+            *state = new;
             drop(state);
-            self.0.told.notify_one();
+            self.0.changed.notify_one();
         }
     }
 }
 
 impl<T> Drop for Answer<T> {
     fn drop(&mut self) {
-        self.tell(Outcome::Gone);
+        self.set(ReplyState::Gone);
     }
 }
 
@@ -235,16 +236,16 @@ impl<T> Reply<T> {
     pub(super) fn wait(self, until: Instant) -> Option<Result<T, Error>> {
         let mut state = self.0.state.lock().unwrap_or_else(PoisonError::into_inner);
         loop {
-            match std::mem::replace(&mut *state, Outcome::Waiting) {
-                Outcome::Answered(outcome) => return Some(outcome),
-                Outcome::Gone => return Some(Err(closed())),
-                Outcome::Waiting => {}
+            match std::mem::replace(&mut *state, ReplyState::Waiting) {
+                ReplyState::Answered(outcome) => return Some(outcome),
+                ReplyState::Gone => return Some(Err(closed())),
+                ReplyState::Waiting => {}
             }
             let left = until.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return None;
             }
-            state = self.0.told.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+            state = self.0.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
         }
     }
 }

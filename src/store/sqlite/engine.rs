@@ -21,7 +21,7 @@ pub(in crate::store) const QUEUE: usize = 1024;
 /// A database of SQLite; cheap to clone.
 #[derive(Clone)]
 pub(in crate::store) struct Sqlite {
-    /// What waits for the writer's thread. `None`: it has none, and transactions run on the caller's.
+    /// What waits for the writer's thread. `None`: transactions run on the caller's thread.
     queue: Option<Arc<QueueOwner>>,
     writer: Arc<Mutex<Writer>>,
     readers: Readers,
@@ -33,7 +33,7 @@ impl Sqlite {
     /// Opens the file, migrates it, and starts the writer.
     ///
     /// # Errors
-    /// See [`schema::open`]; or no thread is to be had.
+    /// See [`schema::open`]; or no thread can be started.
     pub(in crate::store) fn open(shared: &Arc<Shared>) -> Result<Self, Error> {
         let (path, env) = (&shared.path, &shared.env);
         let conn = if env.memory { schema::open_memory(path)? } else { schema::open(path, env.durable)? };
@@ -42,11 +42,11 @@ impl Sqlite {
         Self::with(shared, conn, files, readers)
     }
 
-    /// The same database after a death of whoever held it: what was not committed is undone, and no handle from before
-    /// reaches it any more. `None`: its writer has a thread.
+    /// The same database after the death of its process: uncommitted changes are undone, and older handles do not reach
+    /// it any more. `None`: its writer has a thread.
     ///
     /// # Errors
-    /// No thread is to be had.
+    /// No thread can be started.
     pub(in crate::store) fn again(self, shared: &Arc<Shared>) -> Option<Result<Self, Error>> {
         if self.queue.is_some() {
             return None;
@@ -84,8 +84,8 @@ impl Sqlite {
         }
     }
 
-    /// As [`Sqlite::send`], for a thread that may wait for the disk itself: where nobody writes and nothing waits, the job
-    /// is done here and now, without two hand-overs between threads.
+    /// As [`Sqlite::send`], for a thread that may wait for the disk itself. If the writer is idle and nothing waits,
+    /// the job is done on this thread, which saves two hand-overs between threads.
     ///
     /// # Errors
     /// As there.

@@ -1,7 +1,7 @@
 //! Whether the database's files are still those that were opened.
 //!
-//! A file that was deleted or replaced is written to all the same, and what is written is gone with the process. So the
-//! writer looks before each transaction, and again before it acknowledges one.
+//! The process can go on writing to a file that was deleted or replaced, but what it writes is lost when it ends. So
+//! the writer checks before each transaction, and again before it acknowledges one.
 
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
@@ -19,7 +19,7 @@ pub(super) struct Files {
 #[derive(Default)]
 struct KnownFiles {
     file: Option<Identity>,
-    /// It never becomes shorter by itself.
+    /// The database's length, which never shrinks by itself.
     length: u64,
     log: Option<Identity>,
 }
@@ -53,16 +53,16 @@ impl Files {
         Self { path: path.into(), log, known: Mutex::new(known) }
     }
 
-    /// Gives a connection up, or makes one: SQLite may then remove the log, or make another.
+    /// Closes or opens a connection; SQLite may then remove the log, or make another.
     pub(super) fn with_new_log<T>(&self, change: impl FnOnce() -> T) -> T {
-        // Held meanwhile, so that nobody looks in between.
+        // Held meanwhile, so that nobody checks in between.
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         let done = change();
         known.log = None;
         done
     }
 
-    /// What happened to them, in words; each names the file.
+    /// Checks the files. An error says what happened to which file.
     pub(super) fn look(&self) -> Result<(), String> {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(file) = known.file else { return Ok(()) };

@@ -1,4 +1,4 @@
-//! Connections to read with, so that no reader waits for the writer; never a long read transaction, which would hold up the
+//! The reading connections. No reader waits for the writer, and no read transaction is long, for that would hold up the
 //! checkpoint.
 
 use std::path::{Path, PathBuf};
@@ -11,8 +11,8 @@ use super::files::{self, Files};
 use super::schema;
 use crate::store::{Error, closed};
 
-/// The pool: so many may read at once. A connection is opened by the first who needs one more, so that a start does not
-/// pay for it; the one used last is used first.
+/// The pool of reading connections. A connection is opened when it is first needed, so that a start does not pay for
+/// it; the most recently used one is taken first.
 #[derive(Clone)]
 pub(super) struct Readers(Arc<Pool>);
 
@@ -43,8 +43,8 @@ impl Readers {
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Closes the connections, those in use when they come back, until the instant: one that stays open keeps the log's
-    /// file from being removed.
+    /// Closes the connections, and waits until the instant for those in use. A connection that stays open keeps the
+    /// log's file from being removed.
     pub(super) fn close(&self, until: Instant) {
         let mut state = self.lock();
         state.closed = true;
@@ -84,7 +84,7 @@ impl Readers {
         }
         state.lent += 1;
         drop(state);
-        // From here on the place is given back whatever comes.
+        // From here on the place is given back in any case.
         let mut lent = Lent { readers: self.clone(), conn };
         if lent.conn.is_none() {
             // Another file under the name is another database.
@@ -106,7 +106,7 @@ impl Drop for Lent {
         let mut state = self.readers.lock();
         state.lent -= 1;
         match self.conn.take() {
-            // Closed under the lock: whoever waits for the last one finds it closed.
+            // Closed under the lock, so that the thread that waits for the last one finds it closed.
             conn if state.closed => {
                 drop(conn);
                 return self.readers.0.returned.notify_all();

@@ -1,7 +1,7 @@
-//! A backup is put back at the database's place: what it holds is checked, the present database is kept under another
-//! name, and no log of the one is ever beside the other.
+//! Restore: puts a backup in the database's place. The backup is checked, the present database is kept under another
+//! name, and neither ever lies beside the other's log.
 //!
-//! Whoever calls it has the state's lock. A death at any instant leaves the old database whole or the new one whole.
+//! The caller holds the state directory's lock. A death at any instant leaves the old database whole, or the new one.
 
 use std::fs::{File, Metadata};
 use std::io;
@@ -17,14 +17,14 @@ use crate::clock::{self, Millis};
 use crate::failpoint;
 use crate::store::Error;
 
-/// What SQLite puts beside a database; with the new one it would be replayed.
+/// The files that SQLite puts beside a database. Beside the new one they would be replayed into it.
 const BESIDE: [&str; 3] = ["-wal", "-shm", "-journal"];
-/// What the new database is called until it is whole.
+/// The suffix of the new database until it is whole.
 const COMING: &str = ".restoring";
-/// What the old one is called until its copy is whole, where it can have no second name.
+/// The suffix of the copy of the old database until that is whole, on file systems without hard links.
 const KEEPING: &str = ".keeping";
 
-/// What a database holds, in few words.
+/// A summary of a database.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Holds {
     sessions: i64,
@@ -45,7 +45,7 @@ impl Holds {
     }
 }
 
-/// A file that is a sound database of ours. It is open for reading, and nothing was changed in it.
+/// A sound database of ours, open for reading and unchanged.
 #[derive(Debug)]
 pub struct Candidate {
     file: PathBuf,
@@ -59,12 +59,12 @@ pub struct Candidate {
 pub struct Plan {
     from: Candidate,
     database: PathBuf,
-    /// Where the present database goes, and what it holds or why that cannot be told. `None`: nothing is there.
+    /// Where the present database goes, and what it holds or why that is unknown. `None`: there is none.
     old: Option<(PathBuf, Result<Holds, String>)>,
 }
 
 impl Candidate {
-    /// Looks whether a file can be restored.
+    /// Checks whether a file can be restored.
     ///
     /// # Errors
     /// It cannot be read, is not ours, of a newer ostler, or damaged.
@@ -96,7 +96,7 @@ impl Candidate {
         Ok(Self { file: file.into(), meta, conn, holds })
     }
 
-    /// What it means to put it at the place of `database`; nothing is changed yet.
+    /// Plans to put it in the place of `database`. Nothing is changed yet.
     ///
     /// # Errors
     /// It is that database itself.
@@ -120,7 +120,7 @@ impl Candidate {
 }
 
 impl Plan {
-    /// As people and programs are told.
+    /// The plan as JSON, for people and programs.
     #[must_use]
     pub fn json(&self) -> Value {
         let old = self.old.as_ref().map(|(kept_as, holds)| {
@@ -140,7 +140,7 @@ impl Plan {
     /// Something could not be written, or another process has the database open; the present one is at its place.
     pub fn perform(&self) -> Result<(), Error> {
         let coming = schema::beside(&self.database, COMING);
-        // Of a restore that died.
+        // What a restore left that died.
         clear(&coming)?;
         let done = self.bring(&coming);
         if done.is_err() {
@@ -171,7 +171,7 @@ impl Plan {
     }
 }
 
-/// Opens a database to read all that it has, that too which is in its log only; what lies there is not changed.
+/// Opens a database to read all of it, its log included. The files are not changed.
 fn open_whole(path: &Path) -> Result<Connection, Error> {
     if !is_there(&schema::beside(path, "-wal")) && !is_there(&schema::beside(path, "-journal")) {
         std::fs::metadata(path).map_err(|e| fault(path, &e))?;
@@ -187,7 +187,7 @@ fn open_whole(path: &Path) -> Result<Connection, Error> {
     Ok(conn)
 }
 
-/// Makes one file of the old database and its log. Where it cannot be opened, both stay as they are.
+/// Moves the old database's log into it. If it cannot be opened, both stay as they are.
 fn checkpoint(db: &Path) -> Result<(), Error> {
     let asked = schema::open_bare(db).and_then(|conn| {
         conn.busy_timeout(schema::BUSY)?;
@@ -203,7 +203,7 @@ fn checkpoint(db: &Path) -> Result<(), Error> {
         return Err(Error::Open { path: db.into(), why: format!("{who} has it open: end that first") });
     }
     if let Err(e) = asked {
-        // Only what is no database, or a broken one, has nothing to lose by being moved away as it lies.
+        // A file that is no database, or a broken one, loses nothing by being moved away with its log.
         if !matches!(e.sqlite_error_code(), Some(ErrorCode::NotADatabase | ErrorCode::DatabaseCorrupt)) {
             return Err(Error::Open { path: db.into(), why: format!("its log cannot be moved into it: {e}") });
         }
@@ -212,8 +212,8 @@ fn checkpoint(db: &Path) -> Result<(), Error> {
     Ok(())
 }
 
-/// Gives the old database a second name, and leaves no log under the first. The file itself stays there until the new one
-/// takes its place: a start in between must not make an empty one.
+/// Gives the old database a second name, and removes the log under the first. The file itself stays until the new one
+/// replaces it, so that a start in between does not make an empty one.
 fn keep(db: &Path, kept_as: &Path) -> Result<(), Error> {
     for suffix in std::iter::once("").chain(BESIDE) {
         let (from, to) = (schema::beside(db, suffix), schema::beside(kept_as, suffix));
@@ -242,7 +242,7 @@ fn copy_whole(from: &Path, half: &Path, to: &Path) -> io::Result<()> {
     std::fs::rename(half, to)
 }
 
-/// Gives a file that root made to whom the daemon runs as.
+/// Gives a file that root made to the daemon's user.
 ///
 /// # Errors
 /// The system says no.
@@ -253,7 +253,7 @@ pub fn own_like(path: &Path, like: &Metadata) -> io::Result<()> {
     chown(path, Some(like.uid()), Some(like.gid()))
 }
 
-/// The name under which the old one is kept: nobody has it yet.
+/// A free name for the old database.
 fn free_name(database: &Path, now: Millis) -> PathBuf {
     let time: String = clock::rfc3339(now).chars().take(19).filter(|c| !matches!(c, '-' | ':')).collect();
     let name = |n: u32| match n {
@@ -265,7 +265,7 @@ fn free_name(database: &Path, now: Millis) -> PathBuf {
     names.into_iter().find(is_free).unwrap_or_else(|| schema::beside(database, &name(1)))
 }
 
-/// Whether there is something under a name, be it a link that leads nowhere.
+/// Whether the name exists, even as a dangling link.
 fn is_there(path: &Path) -> bool {
     path.symlink_metadata().is_ok()
 }

@@ -50,14 +50,14 @@ pub fn reopen(path: &Path, durable: bool) -> Result<Connection, Error> {
     connect(path, durable)
 }
 
-/// How an existing file is opened: none is made where it is gone. What is in memory is made by whoever comes first.
+/// How an existing file is opened: if it is gone, none is made. A database in memory is made by the first who opens it.
 fn existing(path: &Path) -> OpenFlags {
     let mut flags = OpenFlags::default();
     flags.set(OpenFlags::SQLITE_OPEN_CREATE, path.to_string_lossy().starts_with("file:"));
     flags
 }
 
-/// Opens a database in memory by its URI: no file is there to inspect or to make.
+/// Opens a database in memory by its URI. There is no file to inspect or to make.
 ///
 /// # Errors
 /// SQLite says no.
@@ -74,8 +74,8 @@ fn connect(path: &Path, durable: bool) -> Result<Connection, Error> {
     Ok(conn)
 }
 
-/// Makes an empty file that its owner alone can read, whatever the umask and the directory's mode: it will hold what was
-/// said. What SQLite puts beside a database has the database's mode.
+/// Makes an empty file that only its owner can read, whatever the umask and the directory's mode, for it will hold
+/// conversations. SQLite gives the files beside a database the same mode.
 ///
 /// # Errors
 /// It cannot be made, or is there already.
@@ -83,8 +83,8 @@ pub fn create(path: &Path) -> std::io::Result<()> {
     std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).map(drop)
 }
 
-/// Opens a reading connection to a file that [`open`] has made ready. It maps no page: a sector that cannot be read, or a
-/// file that became shorter, is then a read that fails, and no signal that ends the process.
+/// Opens a reading connection to a file that [`open`] has made ready. It maps no pages, so that an unreadable sector or
+/// a truncated file is a read error, and not a signal that ends the process.
 ///
 /// # Errors
 /// The file cannot be opened.
@@ -100,13 +100,13 @@ pub fn open_reader(path: &Path) -> Result<Connection, Error> {
     Ok(conn)
 }
 
-/// A cached statement keeps its plan whatever is bound to it. Without this, SQLite compiles many a statement with an
-/// `ORDER BY` anew each time it runs, in case a plan for the new values were better.
+/// Makes a cached statement keep its plan whatever is bound to it. Otherwise SQLite compiles many statements with an
+/// `ORDER BY` anew for each run, in case the new values allow a better plan.
 fn keep_plans(conn: &Connection) -> rusqlite::Result<()> {
     conn.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true).map(|_| ())
 }
 
-/// What a look at a database says.
+/// The result of an examination.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Exam {
     /// `ok`, or what is damaged.
@@ -140,8 +140,8 @@ pub fn examine(path: &Path) -> Result<Exam, Error> {
     ask().map_err(|e| Error::Open { path: path.into(), why: e.to_string() })
 }
 
-/// Opens without leaving a trace: root's doctor must not make files that the daemon's user cannot open. Where no log is
-/// open, the file is read as it lies.
+/// Opens without leaving a trace, for root's doctor must not make files that the daemon's user cannot open. If no log
+/// is open, the file is read without one.
 fn open_quietly(path: &Path) -> Result<Connection, Error> {
     if beside(path, "-shm").exists() {
         return Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY).map_err(|e| Error::open(path, &e));
@@ -149,7 +149,7 @@ fn open_quietly(path: &Path) -> Result<Connection, Error> {
     open_still(path)
 }
 
-/// Opens a file that nobody has open, to read it as it lies, without its log.
+/// Opens a file that nobody has open, to read it without its log.
 ///
 /// # Errors
 /// SQLite says no.
@@ -160,7 +160,7 @@ pub(super) fn open_still(path: &Path) -> Result<Connection, Error> {
     Connection::open_with_flags(format!("file:{name}?immutable=1"), flags).map_err(|e| Error::open(path, &e))
 }
 
-/// Opens a file that is there, for writing, and asks nothing of it; nor does closing it touch the log.
+/// Opens an existing file for writing and reads nothing yet. Closing it does not touch the log either.
 pub(super) fn open_bare(path: &Path) -> rusqlite::Result<Connection> {
     let conn = Connection::open_with_flags(path, existing(path))?;
     conn.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
@@ -193,7 +193,7 @@ pub fn reports_of(path: &Path) -> Result<Vec<serde_json::Value>, Error> {
     Ok(rows.iter().filter_map(|t| serde_json::from_str(t).ok()).collect())
 }
 
-/// A file beside the database, by what SQLite adds to its name.
+/// The file beside the database with this suffix.
 pub(super) fn beside(path: &Path, suffix: &str) -> std::path::PathBuf {
     path.with_file_name(format!("{}{suffix}", path.file_name().unwrap_or_default().to_string_lossy()))
 }
@@ -205,8 +205,8 @@ fn head(path: &Path) -> std::io::Result<Vec<u8>> {
     Ok(head)
 }
 
-/// Whether a start died while it made the file: its rollback journal is there and says that the file was empty before.
-/// SQLite empties it again when it opens it, whatever stands in it.
+/// Whether a start died while it made the file: its rollback journal says that the file was empty before. SQLite
+/// empties such a file when it opens it, whatever it holds.
 fn was_being_made(path: &Path) -> bool {
     const MAGIC: &[u8] = &[0xd9, 0xd5, 0x05, 0xf9, 0x20, 0xa1, 0x63, 0xd7];
     head(&beside(path, "-journal")).is_ok_and(|j| j.starts_with(MAGIC) && j.get(16..20) == Some(&[0; 4]))
@@ -228,8 +228,8 @@ pub(super) fn inspect(path: &Path) -> Result<(), Error> {
     if head.len() < 108 || !head.starts_with(b"SQLite format 3\0") {
         return Err(foreign("it is not an SQLite database".into()));
     }
-    // A log that was not folded in yet may hold the header, so ask SQLite where the file itself says nothing yet. The last
-    // is whether there is nothing at all in it: what a start leaves that dies before its first migration.
+    // The newest header may be in the log, so SQLite is asked if there is one. The last value is whether the database
+    // is empty: a start leaves that if it dies before the first migration.
     let (id, found, empty) = if beside(path, "-wal").exists() {
         let conn =
             Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY).map_err(|e| Error::open(path, &e))?;
@@ -237,7 +237,7 @@ pub(super) fn inspect(path: &Path) -> Result<(), Error> {
         (ask("PRAGMA application_id")?, ask("PRAGMA user_version")?, ask("SELECT count(*) FROM sqlite_schema")? == 0)
     } else {
         let word = |at: usize| i32::from_be_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]]);
-        // One page, which is a leaf without a cell.
+        // Empty: one page, a leaf without a cell.
         (word(68), word(60), word(28) == 1 && head[100] == 13 && head[103..105] == [0, 0])
     };
     if id != APPLICATION_ID && !(id == 0 && found == 0 && empty) {
@@ -260,7 +260,7 @@ fn configure(conn: &Connection, durable: bool) -> rusqlite::Result<()> {
     if !durable {
         conn.execute_batch("PRAGMA synchronous=OFF")?;
     }
-    // A test shows that it would see a commit that is not waited for, and has the log folded in often.
+    // Tests weaken the durability, to show that they would notice, and make checkpoints frequent.
     for (pragma, number) in [("synchronous", "store.synchronous"), ("wal_autocheckpoint", "store.checkpoint")] {
         if let Some(n) = failpoint::number(number) {
             conn.execute_batch(&format!("PRAGMA {pragma}={n}"))?;

@@ -1,12 +1,12 @@
 //! The writer thread: group commit.
 //!
-//! Whatever waits is run in one transaction, a savepoint each, so that a refused member sinks alone; one COMMIT makes all
-//! of them durable, and only then is anybody answered. A full disk rolls all of it back, in a statement or at the COMMIT:
-//! its members are then run again, one by one, and nothing is in doubt. Any other COMMIT that fails acknowledges nobody,
-//! and the connection is opened anew before anything else is accepted: after a failed fsync the cached pages are not to
-//! be trusted.
+//! All waiting jobs run in one transaction, each in a savepoint, so that a refused member is undone alone. One COMMIT
+//! makes all of them durable, and only then their callers are answered. A full disk, in a statement or at the COMMIT,
+//! rolls the group back; its members are then run again one by one, and nothing is in doubt. If a COMMIT fails for any
+//! other reason, nobody is acknowledged, and the connection is opened anew first: after a failed fsync the cached pages
+//! cannot be trusted.
 //!
-//! Nobody outside can hold it up: a checkpoint waits for no reader, it is tried again at the next quiet.
+//! No reader can hold it up: a checkpoint that meets a reader is tried again later.
 
 use std::collections::VecDeque;
 use std::panic::AssertUnwindSafe;
@@ -34,7 +34,7 @@ const QUIET: Duration = Duration::from_secs(2);
 /// A checkpoint that a reader kept from its end is tried again after a pause that doubles up to this.
 const LONGEST_PAUSE: Duration = Duration::from_secs(64);
 
-/// The writing connection. One thread at a time has it: the writer's own, or a caller's that found it free.
+/// The writing connection. One thread at a time has it: the writer's own, or that of a caller that found it idle.
 pub(super) struct Writer {
     shared: Arc<Shared>,
     /// `None`: the database is in memory.
@@ -59,7 +59,7 @@ enum Fate {
     Lost,
     /// It could not begin: nothing was kept.
     Refused(Error),
-    /// It was committed into files that are not under the database's name any more.
+    /// It was committed, but the files are not those under the database's name any more.
     Gone(Error),
     /// The COMMIT failed.
     Broken(Error),
@@ -89,7 +89,7 @@ impl Writer {
         self.checkpoint_at.is_none()
     }
 
-    /// The connection as a death leaves it: what was not committed is undone.
+    /// The connection as a death leaves it, with uncommitted changes undone.
     pub(super) fn die(&mut self) -> Option<Connection> {
         self.over = true;
         self.conn.take().inspect(rollback)
@@ -119,7 +119,7 @@ impl Writer {
                 Woken::Quiet => patience = lock().checkpoint_when_quiet(),
                 Woken::Work => {
                     let mut writer = lock();
-                    // Taken with the connection in hand, so that all that came while another used it is one group.
+                    // Taken after the lock, so that all that came while another thread had the connection is one group.
                     if writer.serve(queue.take(GROUP)) {
                         return;
                     }
@@ -166,7 +166,7 @@ impl Writer {
         }
     }
 
-    /// A transaction that panics must not take the writer with it: it fails as one whose commit failed.
+    /// A transaction that panics must not end the writer: it counts as a failed commit.
     fn shielded_attempt(&mut self, group: &mut [Box<dyn Work>]) -> Fate {
         let shared = self.shared.clone();
         let _working = shared.working();
@@ -182,7 +182,7 @@ impl Writer {
             Fate::Committed(outcomes, commit, wrote) => {
                 match outcomes.iter().find_map(|o| o.as_ref().err().filter(|e| is_full(e))) {
                     Some(full) => self.shared.condition.failed(&full.to_string()),
-                    // A full disk has room for nothing.
+                    // If something was written, the disk is not full.
                     None if wrote => self.shared.condition.well(),
                     None => {}
                 }
@@ -193,7 +193,7 @@ impl Writer {
                 self.refuse(group, &not_kept(&error));
             }
             Fate::Gone(error) => {
-                // Put back in time, the file holds it.
+                // If the file is put back in time, it holds the commit.
                 self.recount = true;
                 self.refuse(group, &Error::Unavailable(format!("it may or may not have been kept: {error}")));
                 self.shielded("who is told of doubts", || self.shared.doubted());
@@ -214,8 +214,8 @@ impl Writer {
         }
     }
 
-    /// Tells somebody something. A fault in what it does with that is not the end of the writer, nor of those who are told
-    /// next. Injected deaths unwind: they are passed on.
+    /// Calls somebody back. A panic there ends neither the writer nor the callbacks that follow. Injected deaths unwind
+    /// too, and are passed on.
     fn shielded(&self, whom: &str, tell: impl FnOnce()) {
         if self.shared.env.inline {
             return tell();
@@ -225,7 +225,7 @@ impl Writer {
         }
     }
 
-    /// Nobody of a group is acknowledged.
+    /// Acknowledges nobody of a group.
     fn refuse(&self, group: Vec<Box<dyn Work>>, error: &Error) {
         self.shared.condition.failed(&error.to_string());
         for mut work in group {
@@ -233,7 +233,7 @@ impl Writer {
         }
     }
 
-    /// A failed COMMIT: nobody is acknowledged, and the connection is opened anew.
+    /// After a failed COMMIT: acknowledges nobody, and closes the connection so that it is opened anew.
     fn broken(&mut self, group: Vec<Box<dyn Work>>, error: &Error) {
         log::error!("store: commit: {error}; the database is opened anew");
         self.recount = true;
@@ -298,7 +298,7 @@ impl Writer {
         self.recount = false;
     }
 
-    /// Another process holds the write lock: which one.
+    /// Says which process holds the write lock.
     fn locked(&self) -> String {
         let path = self.shared.path.display();
         let index = format!("{path}-shm");
@@ -327,7 +327,7 @@ impl Writer {
         for work in group.iter_mut() {
             failpoint::hit(work.name(), "before");
             shared.env.inject_fault(work.name(), Step::Before);
-            match one(conn, &mut tx, work.as_mut(), alone) {
+            match run_member(conn, &mut tx, work.as_mut(), alone) {
                 Ok(outcome) => outcomes.push(outcome),
                 Err(()) => return Fate::Lost,
             }
@@ -351,7 +351,7 @@ impl Writer {
         if let Err(e) = committed {
             rollback(conn);
             let e = Error::from(e);
-            // Where there was no room for a page the last of the transaction was not written: no log holds it.
+            // For want of room the end of the transaction was not written, so the log does not hold it.
             return if is_full(&e) { Fate::Lost } else { Fate::Broken(e) };
         }
         for work in group.iter() {
@@ -408,7 +408,7 @@ impl Writer {
         let _working = self.shared.working();
         self.intact()?;
         let whole = checkpoint(&conn)?;
-        // With the last connection SQLite removes the log: whoever looks after the files must not take that for a loss.
+        // SQLite removes the log with the last connection, and the check of the files must not take that for a loss.
         let close = || {
             conn.close().map_err(|(conn, e)| {
                 drop(conn);
@@ -420,7 +420,7 @@ impl Writer {
             None => close()?,
         }
         if !whole {
-            // What was committed is on the disk, and the next who opens the file reads it from the log.
+            // All commits are on the disk: the next process that opens the file reads them from the log.
             let path = self.shared.path.display();
             log::warn!("store: {path}: somebody reads the database: its write-ahead log stays beside it");
         }
@@ -428,8 +428,8 @@ impl Writer {
     }
 }
 
-/// Moves the log into the file and empties it, without waiting for anybody. `false`: somebody who reads or writes kept it
-/// from its end.
+/// Moves the log into the file and empties it, without waiting for anybody. `false`: a reader or another writer kept it
+/// from finishing.
 pub(in crate::store) fn checkpoint(conn: &Connection) -> rusqlite::Result<bool> {
     log::debug!("store: checkpoint: the write-ahead log is moved into the file");
     failpoint::hit("checkpoint", "before");
@@ -443,7 +443,7 @@ pub(in crate::store) fn checkpoint(conn: &Connection) -> rusqlite::Result<bool> 
     };
     conn.busy_timeout(Duration::ZERO)?;
     let whole = match step("PRAGMA wal_checkpoint(PASSIVE)") {
-        // Only a log of which all is moved can be emptied; and whoever reads at its end is not waited for either.
+        // Only a log that was moved whole can be emptied; a reader at its end is not waited for.
         Ok(true) => step("PRAGMA wal_checkpoint(TRUNCATE)"),
         other => other,
     };
@@ -451,7 +451,7 @@ pub(in crate::store) fn checkpoint(conn: &Connection) -> rusqlite::Result<bool> 
     whole
 }
 
-/// The thread is gone, by whatever way: who waits for it hears so.
+/// When the thread ends, for whatever reason, all that wait for it are answered.
 struct End<'q>(&'q JobQueue);
 
 impl Drop for End<'_> {
@@ -461,7 +461,7 @@ impl Drop for End<'_> {
 }
 
 /// Runs one member in its savepoint. `Err(())`: the whole transaction is gone.
-fn one(conn: &Connection, tx: &mut Tx<'_>, work: &mut dyn Work, alone: bool) -> Result<Result<(), Error>, ()> {
+fn run_member(conn: &Connection, tx: &mut Tx<'_>, work: &mut dyn Work, alone: bool) -> Result<Result<(), Error>, ()> {
     let mark = tx.out.mark();
     tx.locked.clear();
     if !alone && quick(conn, "SAVEPOINT member").is_err() {
@@ -475,7 +475,7 @@ fn one(conn: &Connection, tx: &mut Tx<'_>, work: &mut dyn Work, alone: bool) -> 
             return Err(());
         }
         if alone {
-            // Nothing else is in this transaction: what the member did before its error goes with it.
+            // The member is alone in this transaction, so the whole transaction is undone.
             rollback(conn);
             return match quick(conn, "BEGIN IMMEDIATE") {
                 Ok(()) => Ok(outcome),
