@@ -23,6 +23,7 @@ mod journal;
 mod keep;
 mod migrate;
 mod people;
+mod seam;
 mod turns;
 mod write;
 
