@@ -322,6 +322,27 @@ fn a_session_whose_text_is_gone_is_forgotten_with_its_ids() {
 }
 
 /// What a wrong clock wrote neither stops retention, where it was ahead, nor takes what is young with it, where it was behind.
+/// Turns that an agent began by itself have no message by which they could be found.
+#[test]
+fn turns_that_an_agent_began_by_itself_go_with_their_session() {
+    let rig = Rig::new();
+    let (a, b) = rig.running(KEY, "hello");
+    rig.finish(b.turn, Outcome::Completed);
+    for n in 0..3 {
+        let own = rig.store.begin_agent_turn(a.sid, b.turn.epoch, format!("own-{n}")).unwrap();
+        rig.finish(own.turn, Outcome::Completed);
+    }
+    rig.store.reset(Target::Id(a.session_id), "agent".into(), ACTOR).unwrap();
+    for owed in rig.store.pending_deliveries(0, 100).unwrap() {
+        rig.store.settle_delivery(owed.did, Settled::Delivered, true, |kept| kept.unwrap());
+    }
+    rig.pass(DAY);
+    let hour = Some(Duration::from_secs(3600));
+    prune(&rig, &Retention { ended: hour, events: hour, ids: hour, journal: hour, reports: 100 });
+    let left = |table: &str| rig.number(&format!("SELECT count(*) FROM {table} WHERE sid={}", a.sid));
+    assert_eq!(["sessions", "turns", "messages", "entries", "activations"].map(left), [0; 5]);
+}
+
 #[test]
 fn times_of_a_wrong_clock_do_not_stop_retention() {
     let rig = Rig::new();
