@@ -1,8 +1,8 @@
 //! A worker's mailbox: what others want of it, and how it is woken.
 //!
-//! Letters are wishes that can be wished again without growing: flags, the greatest interrupt, and the answers to
-//! permissions that are open (bounded by those). So it is never full, and nobody who posts waits. The worker sleeps on a
-//! condition, or, where its agent has descriptors, in poll(2) with an eventfd that is made when it is first needed.
+//! Letters are flags, the greatest interrupt, and the answers to open permissions and hooks (as many as were asked for). The
+//! same letter twice adds nothing: the mailbox is never full, and who posts never waits. The worker sleeps on a condition
+//! variable or, if its agent has descriptors, in poll(2) with an eventfd that is made when it is first needed.
 
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -29,7 +29,7 @@ pub struct Letters {
     pub close: Option<Close>,
     /// End the running turn, whichever it is.
     pub interrupt: Option<(Interrupt, Why)>,
-    /// End this turn (its row) by the instant. One that has ended meanwhile concerns nobody.
+    /// End this turn (its row) by the instant. If it has ended meanwhile, nothing happens.
     pub cancel: Option<(i64, Instant)>,
     /// By when everything must be closed.
     pub close_by: Option<Instant>,

@@ -68,10 +68,11 @@ pub enum Continuation {
     Wait,
 }
 
-/// How an interrupted turn goes on. `waiting`: a message waits; `asked`: a boot or an operator wants it to go on by itself.
+/// How an interrupted turn goes on. `waiting`: a message waits; `auto_continue`: a boot or an
+/// operator wants it to go on by itself.
 #[must_use]
-pub const fn continuation(on_interrupt: OnInterrupt, waiting: bool, asked: bool) -> Continuation {
-    match (on_interrupt, waiting, asked) {
+pub const fn continuation(on_interrupt: OnInterrupt, waiting: bool, auto_continue: bool) -> Continuation {
+    match (on_interrupt, waiting, auto_continue) {
         (OnInterrupt::Rerun, true, _) | (OnInterrupt::Rerun, false, true) => Continuation::Rerun,
         (OnInterrupt::Resume | OnInterrupt::Wait, true, _) => Continuation::Carried,
         (OnInterrupt::Resume, false, true) => Continuation::Note,
@@ -103,7 +104,7 @@ pub fn note(cut: &CutOff<'_>, next: Option<&str>) -> String {
         MarkReason::RestartTimeout => "the service was restarted",
         MarkReason::Crash => "the service crashed",
     };
-    let mut text = told(what, cut);
+    let mut text = account(what, cut);
     match next {
         None => text.push_str("Check what has been done already, then go on and finish the answer.]"),
         Some(next) => {
@@ -118,14 +119,14 @@ pub fn note(cut: &CutOff<'_>, next: Option<&str>) -> String {
 /// only, and know nothing of one that had none.
 #[must_use]
 pub fn recall(cut: &CutOff<'_>, next: &str) -> String {
-    let mut text = told("your process ended", cut);
+    let mut text = account("your process ended", cut);
     text.push_str("You may remember nothing of it. A new message has come since; answer that, with this in mind.]\n\n");
     text.push_str(next);
     text
 }
 
-/// What was cut off by what, as a note begins.
-fn told(what: &str, cut: &CutOff<'_>) -> String {
+/// What cut off what, as a note begins.
+fn account(what: &str, cut: &CutOff<'_>) -> String {
     let since = ago(cut.age);
     let mut text = if cut.message.is_empty() {
         format!(
@@ -190,7 +191,7 @@ mod tests {
     fn continuations() {
         use Continuation::*;
         use OnInterrupt::{Rerun as Again, Resume, Wait as Later};
-        for (on, waiting, asked, want) in [
+        for (on, waiting, auto_continue, want) in [
             (Resume, false, false, Wait),
             (Resume, false, true, Note),
             (Resume, true, false, Carried),
@@ -202,7 +203,7 @@ mod tests {
             (Later, false, true, Wait),
             (Later, true, true, Carried),
         ] {
-            assert_eq!(continuation(on, waiting, asked), want, "{on} {waiting} {asked}");
+            assert_eq!(continuation(on, waiting, auto_continue), want, "{on} {waiting} {auto_continue}");
         }
     }
 

@@ -1,6 +1,4 @@
-//! How long a turn may still take: time in which it waits for somebody's permission does not count.
-//!
-//! Several permissions may be open at once; what counts is the time in which none is.
+//! How long a turn may still take. Only time in which no permission is open counts; several may be open at once.
 
 use std::time::Instant;
 

@@ -289,7 +289,7 @@ pub fn closed(written: Written, close: Option<Close>) -> Then {
 pub const fn rests(then: Then, to_close: bool, agent_speaks: bool) -> bool {
     match then {
         Then::RestReserved => true,
-        Then::Rest { worked } => !to_close && !(worked && agent_speaks),
+        Then::Rest { worked } => !(to_close || worked && agent_speaks),
         Then::Go | Then::Look { .. } | Then::LookLater | Then::Again | Then::Close | Then::Gone => false,
     }
 }

@@ -96,14 +96,14 @@ pub struct TurnHost {
     pub close_by: Option<Instant>,
     /// What hooks made of a turn that is about to begin, and which time they were asked.
     pub before_turn: Option<(u64, Verdict)>,
-    /// The newest wish to cancel a turn: it may come before the turn that it means.
+    /// The newest cancel of a turn: it may come before that turn begins.
     cancel: Option<(i64, Instant)>,
     mailbox: Arc<Mailbox>,
     identity: Identity,
     interrupt: Option<(Interrupt, Why)>,
     settled: Vec<(String, PermissionOutcome)>,
     keep_answer: bool,
-    /// What was read of the transcript for the agent, so that each turn reads what is new of it alone.
+    /// The part of the transcript that was read for the agent: each turn reads only what is new.
     history: VecDeque<Entry>,
     /// The newest entry that was looked at for it.
     history_upto: i64,
@@ -230,7 +230,7 @@ impl TurnHost {
         Some((running, unkept, why))
     }
 
-    /// Whether the stop wants this worker gone at once.
+    /// Whether a stop wants this worker gone at once.
     #[must_use]
     pub fn is_killed(&self) -> bool {
         matches!(self.interrupt, Some((Interrupt::Kill, _)))
@@ -338,7 +338,7 @@ impl TurnHost {
             return;
         }
         if r.tools.len() >= TOOLS && !r.tools.contains_key(&call.id) {
-            // Room for the newest: what is over needs no more merging, and one that comes again is told anew.
+            // Calls that are over need no more merging; if one changes again, it is told as a new one.
             r.tools.retain(|_, t| !is_over(t));
             if r.tools.len() >= TOOLS {
                 r.tools.clear();
@@ -463,7 +463,7 @@ impl Host for TurnHost {
                 return None;
             }
         };
-        self.tell_outcome(&request, &outcome, "policy");
+        self.emit_outcome(&request, &outcome, "policy");
         Some(outcome)
     }
 

@@ -1,4 +1,4 @@
-//! Permissions that an agent asks for: shown to hooks, then to the client, settled once, and told.
+//! An agent's requests for permission: shown to hooks, then to the client; settled once; the outcome becomes an event.
 
 use serde_json::{Value, json};
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use crate::hooks::Verdict;
 use crate::model::event::{EventKind, HookEvent};
 use crate::store::Item;
 
-/// The most that is shown of one permission. What is asked with more is not asked.
+/// The most bytes that a permission is shown with. A longer request is denied without being shown.
 const SHOWN: usize = 64 << 10;
 
 impl TurnHost {
@@ -22,7 +22,7 @@ impl TurnHost {
             log::warn!(key = self.identity.key; "permission denied: it is too long to be shown ({SHOWN} bytes)");
             let outcome = deny(&request.options);
             self.settled.push((request.request_id.clone(), outcome.clone()));
-            self.tell_outcome(&request, &outcome, "limit");
+            self.emit_outcome(&request, &outcome, "limit");
             return;
         }
         let now = self.ctx.now();
@@ -67,7 +67,7 @@ impl TurnHost {
         self.push(Item::Event(EventKind::Permission, data), true);
     }
 
-    /// What hooks made of a permission. `true`: it is settled.
+    /// Hooks have decided about a permission, or leave it to the client. `true`: it is settled.
     pub(super) fn judged(&mut self, id: &str, verdict: Verdict) -> bool {
         let Some(request) = self.running.as_ref().and_then(|r| r.open.iter().find(|o| o.request.request_id == id))
         else {
@@ -98,7 +98,7 @@ impl TurnHost {
         true
     }
 
-    /// Denied without an answer.
+    /// Denies a permission that nobody answered.
     pub(super) fn deny(&mut self, id: &str, by: &'static str) {
         let Some(open) = self.running.as_ref().and_then(|r| r.open.iter().find(|o| o.request.request_id == id)) else {
             return;
@@ -106,8 +106,8 @@ impl TurnHost {
         self.settle_unasked(id, deny(&open.request.options), by);
     }
 
-    /// Settled by nobody who was asked. Through the registry, so that a client that answers in this moment is either first or
-    /// told that it is late.
+    /// Settles a permission although neither a hook nor the client did. It goes through the registry: a client that answers in
+    /// this moment is either first, or is told that it is late.
     pub(super) fn settle_unasked(&mut self, id: &str, outcome: PermissionOutcome, by: &'static str) {
         let option = match &outcome {
             PermissionOutcome::Selected(id) => Some(id.clone()),
@@ -120,7 +120,7 @@ impl TurnHost {
         }
     }
 
-    /// A permission has its outcome.
+    /// Settles a permission with its outcome.
     pub(super) fn settle(&mut self, id: &str, outcome: PermissionOutcome, by: &'static str) {
         let Some(r) = self.running.as_mut() else { return };
         let Some(at) = r.open.iter().position(|o| o.request.request_id == id) else { return };
@@ -130,11 +130,11 @@ impl TurnHost {
         r.clock.end_wait(now);
         r.heard = now;
         self.settled.push((id.to_owned(), outcome.clone()));
-        self.tell_outcome(&open.request, &outcome, by);
+        self.emit_outcome(&open.request, &outcome, by);
     }
 
-    /// The outcome goes into the stream.
-    pub(super) fn tell_outcome(&mut self, request: &PermissionRequest, outcome: &PermissionOutcome, by: &str) {
+    /// Puts the outcome into the session's events.
+    pub(super) fn emit_outcome(&mut self, request: &PermissionRequest, outcome: &PermissionOutcome, by: &str) {
         let outcome = match outcome {
             PermissionOutcome::Selected(id) => id.as_str(),
             PermissionOutcome::Cancelled => "cancelled",
@@ -147,7 +147,7 @@ impl TurnHost {
     }
 }
 
-/// What whoever decides is shown: what the agent wants to do, whole or marked where it is cut.
+/// A permission as it is shown to whoever decides: what the agent wants to do, whole, or with a mark where it was cut.
 fn shown(request: &PermissionRequest, turn_id: Option<&str>) -> Value {
     let detail = |name: &str| request.tool.detail.as_ref().map_or(Value::Null, |d| d[name].clone());
     json!({

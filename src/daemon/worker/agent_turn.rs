@@ -1,4 +1,4 @@
-//! What an agent does without a message, and what it does not remember: a worker's part in both.
+//! Turns that an agent begins by itself, and what a new process is told of the turn in which the last one died.
 
 use super::Next;
 use super::session::Session;
@@ -10,7 +10,7 @@ use crate::model::worker::{Began, began};
 use crate::store::{Error, Refusal};
 
 impl Session {
-    /// The agent works by itself: what it says and asks is a turn of its own, without a message.
+    /// Begins a turn without a message, for what the agent says and asks by itself.
     pub(super) fn begin_own(&mut self) -> Next {
         let sid = self.host.sid;
         let came = match self.ctx().registry.begin(sid) {
@@ -46,7 +46,7 @@ impl Session {
         turn.error.is_some_and(|(code, _)| code == "agent_died").then_some(last)
     }
 
-    /// A prompt, after what the agent should know of a turn in which its process ended.
+    /// A prompt that begins with what the agent should know of the turn in which its process ended.
     pub(super) fn recalling(&self, turn_id: &str, prompt: &str) -> String {
         match self.ctx().store.cut_short(turn_id.to_owned()) {
             Ok(cut) => {

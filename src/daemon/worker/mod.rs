@@ -235,3 +235,6 @@ fn class(error: &Error) -> Written {
         _ => Written::InDoubt,
     }
 }
+
+#[cfg(test)]
+mod tests;

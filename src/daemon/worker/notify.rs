@@ -1,4 +1,4 @@
-//! What hooks are told of a worker's turns.
+//! Hooks are told of a session's turns.
 
 use std::time::Instant;
 
