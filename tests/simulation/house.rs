@@ -220,9 +220,9 @@ struct Daemon {
 
 /// A database in memory and its connections, used by one seed after the other.
 pub struct Room {
-    store: Store,
-    eyes: Connection,
-    broom: Connection,
+    pub store: Store,
+    pub eyes: Connection,
+    pub broom: Connection,
 }
 
 impl Room {
@@ -235,12 +235,12 @@ impl Room {
 }
 
 /// The world but for its clock and its faults.
-fn world() -> Env {
+pub fn world() -> Env {
     Env { durable: false, inline: true, memory: true, readers: 1, ..Env::default() }
 }
 
 /// Empties a database: what [`Store::open_in`] would have made of a new file.
-const SWEEP: &str = "
+pub const SWEEP: &str = "
     BEGIN; DELETE FROM boots; DELETE FROM sessions; DELETE FROM activations; DELETE FROM turns; DELETE FROM messages;
     DELETE FROM entries; DELETE FROM events; DELETE FROM journal; DELETE FROM deliveries; DELETE FROM kv; DELETE FROM timers;
     DELETE FROM meta; DELETE FROM sqlite_sequence; COMMIT;";

@@ -1,11 +1,15 @@
-//! The simulation: the real store, machine and recovery under a seed, with deaths at any step and commits in doubt.
+//! The simulation: the real parts under a seed, with deaths at any step and commits in doubt.
 //!
-//! `OSTLER_SIM_SEEDS=N` runs N seeds (by default as many as take less than a minute on two cores), `OSTLER_SIM_FROM=N`
-//! begins with that one, `OSTLER_SIM_SEED=N` runs that one alone, and `OSTLER_SIM_TRACE=1` tells what happens in it.
+//! `sim` drives the coordinator, the registry, workers, delivery and hub over the real store; `house` drives the store, the
+//! machine and recovery closer, with models of those parts. `OSTLER_SIM_SEEDS=N` runs N seeds (by default as many as take a
+//! minute or two on two cores), `OSTLER_SIM_FROM=N` begins with that one, `OSTLER_SIM_SEED=N` runs that one alone, and
+//! `OSTLER_SIM_TRACE=1` tells what happens in it.
 #![allow(clippy::unwrap_used, missing_docs)]
 
 mod dice;
 mod house;
+mod parts;
+mod sim;
 mod witness;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -15,10 +19,12 @@ use std::time::Instant;
 
 use house::{House, Room};
 
-/// As many as take less than a minute on two cores.
+/// As many as take a minute or two on two cores.
 const SEEDS: u64 = 10_000;
 /// What happens before everything is let come to its end.
 const STEPS: u64 = 120;
+/// Steps of the real parts: each is a smaller one.
+const SMALL_STEPS: u64 = 250;
 /// Seeds that fail before the rest is given up.
 const ENOUGH: usize = 5;
 
@@ -38,6 +44,26 @@ fn run(seed: u64, room: Room) -> (u64, u64, Room) {
 
 #[test]
 fn whatever_happens_in_whatever_order_the_promises_hold() {
+    each_seed("house", || run);
+}
+
+#[test]
+fn the_real_parts_keep_the_promises_whatever_happens_in_whatever_order() {
+    each_seed("sim", || {
+        let tools = std::sync::Arc::new(sim::Tools::new());
+        move |seed, room| {
+            let mut sim = sim::Sim::new(seed, room, tools.clone());
+            for _ in 0..SMALL_STEPS {
+                sim.step();
+            }
+            sim.settle_down();
+            (sim.steps, sim.boots, sim.leave())
+        }
+    });
+}
+
+/// Runs the seeds that are asked for, on as many threads as there are cores; each makes its own runner.
+fn each_seed<R: FnMut(u64, Room) -> (u64, u64, Room)>(name: &str, make: impl Fn() -> R + Sync) {
     let (from, to) = match number("OSTLER_SIM_SEED") {
         Some(one) => (one, one + 1),
         None => {
@@ -50,12 +76,13 @@ fn whatever_happens_in_whatever_order_the_promises_hold() {
     let failed = Mutex::new(Vec::new());
     let body = || {
         let mut room = None;
+        let mut run = make();
         loop {
             let seed = next.fetch_add(1, Ordering::Relaxed);
             if seed >= to || failed.lock().unwrap().len() >= ENOUGH {
                 return;
             }
-            let used = room.take().unwrap_or_else(|| Room::new(&seed.to_string()));
+            let used = room.take().unwrap_or_else(|| Room::new(&format!("{name}-{seed}")));
             match catch_unwind(AssertUnwindSafe(|| run(seed, used))) {
                 Ok((s, b, left)) => {
                     steps.fetch_add(s, Ordering::Relaxed);
@@ -63,7 +90,7 @@ fn whatever_happens_in_whatever_order_the_promises_hold() {
                     room = Some(left);
                 }
                 Err(_) => {
-                    eprintln!("seed {seed} fails: OSTLER_SIM_SEED={seed} cargo test --release --test simulation");
+                    eprintln!("{name}: seed {seed} fails: OSTLER_SIM_SEED={seed} cargo test --release --test simulation");
                     failed.lock().unwrap().push(seed);
                 }
             }
@@ -77,11 +104,11 @@ fn whatever_happens_in_whatever_order_the_promises_hold() {
     });
     let failed = failed.into_inner().unwrap();
     eprintln!(
-        "{} seeds, {} steps, {} boots in {:.1} s on {threads} threads",
+        "{name}: {} seeds, {} steps, {} boots in {:.1} s on {threads} threads",
         to - from,
         steps.into_inner(),
         boots.into_inner(),
         began.elapsed().as_secs_f64()
     );
-    assert!(failed.is_empty(), "failing seeds: {failed:?}");
+    assert!(failed.is_empty(), "{name}: failing seeds: {failed:?}");
 }

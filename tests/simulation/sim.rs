@@ -1,0 +1,392 @@
+//! The simulated daemon, of real parts: the coordinator, the registry with its roster, workers, delivery and hub, over the real
+//! store in memory. A seed decides what goes on next: a worker, a job, an event of the coordinator, a call of a handler, a
+//! message, the clock, a death.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicI64, AtomicU64, AtomicU8, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, Sender, bounded};
+use rusqlite::Connection;
+
+use ostler::config::{self, Config};
+use ostler::daemon::context::{Context, Parts, Reloaded, Request};
+use ostler::daemon::coordinator::{Coordinator, Event, NewWorker};
+use ostler::daemon::delivery::{Delivery, Message, Pump};
+use ostler::daemon::hub::{Delivering, Hub, Listening};
+use ostler::daemon::mailbox::Mailbox;
+use ostler::daemon::signals::Signal;
+use ostler::daemon::worker::{Input, Next, Worker};
+use ostler::hooks::{self, Hooks};
+use ostler::model::event::{HandlerId, StopReason, Urgency};
+use ostler::store::{BootInfo, Env, Error, Step, Store};
+
+use crate::dice::Dice;
+use crate::house::{Room, T0};
+use crate::parts::{Actor, Clock, Machine, NoHost, Notes, Scripts, Seen};
+use crate::witness::Witness;
+
+mod conclusion;
+mod people;
+mod steps;
+
+const KEYS: [&str; 4] = ["k:a", "k:b", "h:c", "h:d"];
+const HANDLERS: [&str; 2] = ["x", "y"];
+
+/// How a death travels through the daemon.
+struct Death;
+
+/// What strikes, and when. Shared with the store's environment.
+#[derive(Default)]
+struct Faults {
+    /// Steps until the process dies; 0: it does not.
+    death_in: AtomicU64,
+    /// The next COMMIT fails: 1 before it, 2 after it.
+    commit: AtomicU8,
+    /// The process is dead: what unwinds strikes nothing any more.
+    dead: std::sync::atomic::AtomicBool,
+    /// Marks that were written, and whether that is certain.
+    marks: Mutex<Vec<bool>>,
+}
+
+impl Faults {
+    fn strike(&self, name: &str, step: Step) -> bool {
+        if self.dead.load(Ordering::Relaxed) {
+            return true;
+        }
+        if self.death_in.load(Ordering::Relaxed) > 0 && self.death_in.fetch_sub(1, Ordering::Relaxed) == 1 {
+            self.dead.store(true, Ordering::Relaxed);
+            resume_unwind(Box::new(Death));
+        }
+        let due = match step {
+            Step::Commit => 1,
+            Step::Committed => 2,
+            Step::Before | Step::Inside | Step::Room => return false,
+        };
+        let strikes = self.commit.compare_exchange(due, 0, Ordering::Relaxed, Ordering::Relaxed).is_ok();
+        if matches!(name, "mark_running" | "refresh_marks") && step == Step::Committed {
+            self.marks.lock().unwrap().push(!strikes);
+        }
+        strikes
+    }
+}
+
+/// A message, as its sender knows it.
+#[derive(Clone, Debug)]
+struct Sent {
+    key: &'static str,
+    text: String,
+    id: Option<String>,
+    /// Turn and message of its 202.
+    acked: Option<(String, String)>,
+}
+
+/// A worker and its thread, which only waits.
+struct Thread {
+    sid: i64,
+    worker: Worker,
+    mailbox: Arc<Mailbox>,
+    next: Next,
+    ended: Option<Box<dyn FnOnce() + Send>>,
+}
+
+/// A reload that was asked for: the value that stood in the file then.
+struct Asked {
+    value: usize,
+    answer: Receiver<Result<Reloaded, String>>,
+}
+
+/// What dies with the process.
+struct Process {
+    ctx: Arc<Context>,
+    machine: Arc<Machine>,
+    scripts: Arc<Scripts>,
+    coordinator: Coordinator,
+    pump: Pump,
+    delivery: Delivery,
+    inbox: Receiver<Message>,
+    pump_due: Option<Instant>,
+    requests: (Sender<Request>, Receiver<Request>),
+    nudges: Receiver<()>,
+    doubts: Receiver<()>,
+    starting: Arc<Mutex<Vec<NewWorker>>>,
+    threads: Vec<Thread>,
+    /// Answers that are being handed over.
+    handing: Vec<Delivering>,
+    /// Who follows everything, until the daemon leaves.
+    reader: Option<Listening>,
+    read: i64,
+    reloads: Vec<Asked>,
+    /// The configuration that was in force when the stop began.
+    stops_with: Option<Arc<Config>>,
+    stop_began: Option<i64>,
+    blocked: BTreeSet<i64>,
+    marked: bool,
+}
+
+/// What is made once and used by one seed after the other.
+pub struct Tools {
+    hooks: Hooks,
+    dir: tempfile::TempDir,
+}
+
+impl Tools {
+    pub fn new() -> Self {
+        let none = config::Config::default().hooks;
+        let scripts = hooks::load(&none, "simulation").expect("no scripts");
+        let hooks = Hooks::start(scripts, Arc::new(NoHost), "simulation").expect("no threads");
+        Self { hooks, dir: tempfile::tempdir().expect("a directory") }
+    }
+}
+
+pub struct Sim {
+    pub dice: Dice,
+    pub steps: u64,
+    pub boots: u64,
+    tools: Arc<Tools>,
+    clock: Arc<Clock>,
+    faults: Arc<Faults>,
+    config: Config,
+    text: String,
+    /// The newest value of `sessions.queue_limit` in the file.
+    value: usize,
+    strict: bool,
+    store: Option<Store>,
+    broom: Connection,
+    process: Option<Process>,
+    witness: Witness,
+    sent: Vec<Sent>,
+    notes: Arc<Mutex<Notes>>,
+    seen: Arc<Mutex<Seen>>,
+    before_turn: bool,
+    agents: Arc<AtomicU64>,
+    quiet: bool,
+    struck: bool,
+}
+
+impl Sim {
+    pub fn new(seed: u64, room: Room, tools: Arc<Tools>) -> Self {
+        let mut dice = Dice::new(seed ^ 0x7369_6d00);
+        let Room { store, eyes, broom } = room;
+        broom.execute_batch(crate::house::SWEEP).unwrap();
+        let strict = dice.chance(50);
+        let text = configuration(&mut dice, strict, &tools.dir);
+        let clock = Arc::new(Clock {
+            ms: AtomicI64::new(T0),
+            behind: AtomicI64::new(0),
+            // Ahead of the machine's own, so that an instant of the seed has not passed where that one is asked.
+            base: Instant::now() + Duration::from_secs(86_400),
+        });
+        let before_turn = dice.chance(30);
+        let mut sim = Self {
+            dice,
+            steps: 0,
+            boots: 0,
+            tools,
+            clock,
+            faults: Arc::default(),
+            config: config::parse(&text, None).unwrap_or_else(|e| panic!("{e}\n{text}")),
+            text,
+            value: 1000,
+            strict,
+            store: Some(store),
+            broom,
+            process: None,
+            witness: Witness::new(eyes),
+            sent: Vec::new(),
+            notes: Arc::default(),
+            seen: Arc::default(),
+            before_turn,
+            agents: Arc::new(AtomicU64::new(seed << 16)),
+            quiet: false,
+            struck: false,
+        };
+        sim.write_config();
+        sim.boot();
+        sim
+    }
+
+    /// The room, for the next seed.
+    pub fn leave(self) -> Room {
+        Room { store: self.store.expect("a store"), eyes: self.witness.eyes(), broom: self.broom }
+    }
+
+    fn file(&self) -> PathBuf {
+        self.tools.dir.path().join("ostler.toml")
+    }
+
+    fn write_config(&mut self) {
+        self.value += 1;
+        let text = self.text.replace("queue_limit = 1000", &format!("queue_limit = {}", self.value));
+        std::fs::write(self.file(), text).unwrap();
+    }
+
+    fn p(&mut self) -> &mut Process {
+        self.process.as_mut().expect("a process")
+    }
+
+    fn dead(&self) -> bool {
+        self.faults.dead.load(Ordering::Relaxed)
+    }
+
+    /// Does something that a thread of the daemon does: it may die in it.
+    fn guarded<T>(&mut self, f: impl FnOnce(&mut Self) -> T) -> Option<T> {
+        match catch_unwind(AssertUnwindSafe(|| f(self))) {
+            Ok(value) => Some(value),
+            Err(payload) if payload.is::<Death>() => None,
+            Err(payload) => resume_unwind(payload),
+        }
+    }
+
+    /// A new process, until one comes up.
+    fn boot(&mut self) {
+        loop {
+            self.process = None;
+            self.faults.dead.store(false, Ordering::Relaxed);
+            self.faults.marks.lock().unwrap().clear();
+            self.boots += 1;
+            if self.boots > 1 {
+                let away = *self.dice.pick(&[10, 1000, 30_000, 30_000, 4_000_000]);
+                self.clock.ms.fetch_add(away, Ordering::Relaxed);
+                let behind = if self.dice.chance(15) { *self.dice.pick(&[60_000, 3_600_000]) } else { 0 };
+                self.clock.behind.store(behind, Ordering::Relaxed);
+            }
+            let (clock, faults) = (self.clock.clone(), self.faults.clone());
+            let env = Env {
+                clock: Arc::new(move || clock.wall()),
+                faults: Some(Arc::new(move |name, step| faults.strike(name, step))),
+                ..crate::house::world()
+            };
+            let store = self.store.take().expect("a store").again(env).expect("the store opens");
+            self.store = Some(store.clone());
+            self.witness.read();
+            let info = BootInfo {
+                boot_id: format!("b{}", self.boots),
+                pid: 1,
+                threshold: self.config.sessions.stuck_threshold.into(),
+            };
+            store.set_owed(Arc::new(|event| {
+                let id = |name: &&str| HandlerId { event, script: "s.lua".into(), name: (*name).to_owned() };
+                if event.is_journalled() { HANDLERS.iter().map(id).collect() } else { Vec::new() }
+            }));
+            let mut process = self.assemble(&store);
+            match self.guarded(|_| store.open_boot(info)) {
+                Some(Ok(recovered)) => {
+                    self.witness.read();
+                    process.coordinator.begin(&recovered);
+                    self.process = Some(process);
+                    return;
+                }
+                Some(Err(Error::Unavailable(_))) | None => {}
+                Some(Err(e)) => panic!("a boot fails: {e}"),
+            }
+        }
+    }
+
+    fn assemble(&mut self, store: &Store) -> Process {
+        let machine =
+            Arc::new(Machine { clock: self.clock.clone(), jobs: Mutex::default(), full: false.into() });
+        let scripts = Arc::new(Scripts::new(self.clock.clone(), self.seen.clone(), self.before_turn));
+        let (notes, agents) = (self.notes.clone(), self.agents.clone());
+        let hub = Arc::new(Hub::default());
+        let requests = bounded(256);
+        let mut config = self.config.clone();
+        config.file = Some(self.file());
+        let ctx = Arc::new(Context::new(Parts {
+            store: store.clone(),
+            hub: hub.clone(),
+            hooks: self.tools.hooks.clone(),
+            runtime: machine.clone(),
+            handlers: scripts.clone(),
+            agents: Arc::new(move |_, _| {
+                Box::new(Actor::new(notes.clone(), agents.fetch_add(1, Ordering::Relaxed)))
+            }),
+            boot_id: format!("b{}", self.boots),
+            state_dir: self.tools.dir.path().to_owned(),
+            supervised: false,
+            requests: requests.0.clone(),
+            config,
+        }));
+        let (delivery, inbox) = Delivery::new();
+        let (published, poked) = (hub.clone(), delivery.clone());
+        store.set_observer(Arc::new(move |commit| {
+            published.publish(commit);
+            if commit.deliveries > 0 {
+                poked.poke();
+            }
+        }));
+        let (nudge, nudges) = bounded(1);
+        ctx.hub.set_nudge(nudge.clone());
+        ctx.registry.set_nudge(nudge);
+        let (doubt, doubts) = bounded(1);
+        store.set_doubt(Arc::new(move || {
+            let _ = doubt.try_send(());
+        }));
+        let starting: Arc<Mutex<Vec<NewWorker>>> = Arc::default();
+        let (queue, threads) = (starting.clone(), machine.clone());
+        let start = move |new: NewWorker| {
+            if threads.full.load(Ordering::Relaxed) {
+                return Err(std::io::Error::other("no thread"));
+            }
+            queue.lock().unwrap().push(new);
+            Ok(None)
+        };
+        let coordinator = Coordinator::new(ctx.clone(), delivery.clone(), Box::new(start));
+        let blocked = if self.dice.chance(10) && !self.quiet { BTreeSet::from([1, 2]) } else { BTreeSet::new() };
+        if !blocked.is_empty() {
+            ctx.registry.search_leftovers();
+            ctx.registry.block_on_leftovers(blocked.iter().copied());
+        }
+        let reader = Some(hub.listen(None, false));
+        Process {
+            pump: Pump::new(ctx.clone(), delivery.clone()),
+            delivery,
+            ctx,
+            machine,
+            scripts,
+            coordinator,
+            inbox,
+            pump_due: None,
+            requests,
+            nudges,
+            doubts,
+            starting,
+            threads: Vec::new(),
+            handing: Vec::new(),
+            reader,
+            read: self.witness.seq,
+            reloads: Vec::new(),
+            stops_with: None,
+            stop_began: None,
+            blocked,
+            marked: false,
+        }
+    }
+}
+
+fn configuration(dice: &mut Dice, strict: bool, dir: &tempfile::TempDir) -> String {
+    let on_interrupt = if strict { *dice.pick(&["resume", "rerun"]) } else { *dice.pick(&["resume", "rerun", "wait"]) };
+    let resume = if strict || dice.chance(50) { "auto" } else { "on_message" };
+    let window = if strict { "never" } else { "1h" };
+    let busy = *dice.pick(&["queue", "collect", "interrupt"]);
+    let max_live = *dice.pick(&[1, 2, 8]);
+    let threshold = *dice.pick(&[3, 3, 2, 1, 0]);
+    let park = *dice.pick(&["never", "30s", "5m"]);
+    let most = *dice.pick(&[1, 8]);
+    let (events, ids, journal) = (*dice.pick(&["never", "1h"]), "never", *dice.pick(&["never", "1h"]));
+    let turn = *dice.pick(&["never", "2m"]);
+    format!(
+        "[sessions]\nmax_live = {max_live}\nbusy = \"{busy}\"\nqueue_limit = 1000\nresume = \"{resume}\"\n\
+         resume_window = \"{window}\"\nstuck_threshold = {threshold}\npark_after = \"{park}\"\n\
+         [shutdown]\ndrain = \"30s\"\ninterrupt = \"10s\"\nhooks = \"10s\"\nclose = \"5s\"\ndeadline = \"60s\"\n\
+         [retention]\nended = \"never\"\nevents = \"{events}\"\nids = \"{ids}\"\njournal = \"{journal}\"\n\
+         [agent.light]\nkind = \"echo\"\nmax_processes = 8\non_interrupt = \"{on_interrupt}\"\nturn_timeout = \"{turn}\"\n\
+         [agent.heavy]\nkind = \"acp\"\ncommand = [\"true\"]\ncwd = \"{}\"\nmax_processes = {most}\n\
+         on_interrupt = \"{on_interrupt}\"\npermission_timeout = \"1m\"\npermission = \"ask\"\n\
+         [[route]]\nmatch = \"h:*\"\nagent = \"heavy\"\n[[route]]\nmatch = \"*\"\nagent = \"light\"\n",
+        dir.path().display()
+    )
+}

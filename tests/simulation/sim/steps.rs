@@ -1,0 +1,368 @@
+//! One step after the other, and what must hold after each.
+
+use super::*;
+
+impl Sim {
+    /// Whatever happens next.
+    pub fn step(&mut self) {
+        self.steps += 1;
+        if self.dice.chance(2) {
+            let when = 1 + self.dice.below(16);
+            self.faults.death_in.store(when, Ordering::Relaxed);
+            self.struck = true;
+        }
+        if self.dice.chance(3) {
+            let how = 1 + self.dice.below(2) as u8;
+            self.faults.commit.store(how, Ordering::Relaxed);
+            self.struck = true;
+        }
+        let full = self.dice.chance(3);
+        self.p().machine.full.store(full, Ordering::Relaxed);
+        if self.witness.trace {
+            let p = self.process.as_ref().unwrap();
+            let threads: Vec<_> = p.threads.iter().map(|t| (t.sid, t.worker.state())).collect();
+            eprintln!("step {} at {} {}: {threads:?}", self.steps, self.clock.ms() - T0, p.ctx.board().phase);
+        }
+        self.guarded(Self::happen);
+        self.after();
+    }
+
+    fn happen(&mut self) {
+        match self.dice.below(100) {
+            0..10 => self.send(),
+            10..55 => drop_it(self.go_on()),
+            55..58 => self.people(),
+            58..68 => drop_it(self.come_back()),
+            68..80 => self.pass(),
+            80..82 => self.ask_stop(),
+            82 if self.dice.chance(30) => self.faults.dead.store(true, Ordering::Relaxed),
+            83..86 => self.ask_reload(),
+            86 => self.request(Request::Prune),
+            87 => {
+                let hold = self.dice.chance(30);
+                self.request(Request::Hold(hold));
+            }
+            88..90 => self.hand_over(),
+            90 => {
+                let blocked = std::mem::take(&mut self.p().blocked);
+                blocked.into_iter().for_each(|sid| self.p().ctx.registry.unblock(sid));
+            }
+            91..93 => self.answer(),
+            93 => self.clock.behind.store(0, Ordering::Relaxed),
+            94 if self.dice.chance(10) => self.clock.behind.store(60_000, Ordering::Relaxed),
+            _ => drop_it(self.go_on()),
+        }
+    }
+
+    /// Something that can go on does. `false`: nothing can, before time passes.
+    pub(super) fn go_on(&mut self) -> bool {
+        let now = self.clock.now();
+        let p = self.process.as_ref().expect("a process");
+        let due = p.coordinator.next_due().is_some_and(|at| at <= now);
+        let told = !p.nudges.is_empty() || !p.doubts.is_empty() || !p.requests.1.is_empty();
+        let mut able: Vec<usize> = Vec::new();
+        able.extend((due || told || p.coordinator.has_outcomes()).then_some(0));
+        able.extend((!p.machine.jobs.lock().unwrap().is_empty()).then_some(1));
+        let pumps = !p.pump.has_ended() && (!p.inbox.is_empty() || p.pump_due.is_some_and(|at| at <= now));
+        able.extend(pumps.then_some(2));
+        able.extend((!p.starting.lock().unwrap().is_empty()).then_some(3));
+        let runs = |t: &Thread| match t.next {
+            Next::Again => true,
+            Next::Wait { until, .. } => t.mailbox.has_letters() || until.is_some_and(|at| at <= now),
+            Next::Gone => false,
+        };
+        let ready: Vec<usize> = p.threads.iter().enumerate().filter(|(_, t)| runs(t)).map(|(n, _)| n).collect();
+        let listen = |t: &Thread| matches!(t.next, Next::Wait { agent: true, .. });
+        let listening: Vec<usize> = p.threads.iter().enumerate().filter(|(_, t)| listen(t)).map(|(n, _)| n).collect();
+        able.extend(ready.iter().map(|n| 10 + n));
+        // An agent says something whenever it likes.
+        if able.is_empty() || self.dice.chance(40) {
+            let running = |n: &&usize| {
+                let p = self.process.as_ref().expect("a process");
+                p.threads[**n].worker.state() == ostler::model::worker::State::Running
+            };
+            let speaking: Vec<usize> = listening.iter().filter(running).copied().collect();
+            if !speaking.is_empty() {
+                let nth = *self.dice.pick(&speaking);
+                self.work(nth, Input::Ready);
+                return true;
+            }
+            if !listening.is_empty() && !self.quiet && self.dice.chance(30) {
+                let nth = *self.dice.pick(&listening);
+                self.work(nth, Input::Ready);
+                return true;
+            }
+        }
+        if able.is_empty() {
+            return false;
+        }
+        match *self.dice.pick(&able) {
+            0 => self.coordinate(),
+            1 => self.run_job(),
+            2 => self.pump(),
+            3 => self.start(),
+            nth => {
+                let thread = &self.process.as_ref().expect("a process").threads[nth - 10];
+                let input = match thread.next {
+                    Next::Again => Input::Go,
+                    Next::Wait { .. } if thread.mailbox.has_letters() => Input::Letter,
+                    Next::Wait { .. } | Next::Gone => Input::Timeout,
+                };
+                self.work(nth - 10, input);
+            }
+        }
+        true
+    }
+
+    fn start(&mut self) {
+        let p = self.process.as_mut().expect("a process");
+        let new = p.starting.lock().unwrap().remove(0);
+        let worker = Worker::open(&new.ctx, &new.request, new.agent, &new.mailbox);
+        assert!(!p.threads.iter().any(|t| t.sid == new.request.sid), "a session has two workers");
+        p.threads.push(Thread {
+            sid: new.request.sid,
+            worker,
+            mailbox: new.mailbox,
+            next: Next::Again,
+            ended: Some(new.ended),
+        });
+    }
+
+    fn work(&mut self, nth: usize, input: Input) {
+        let thread = &mut self.p().threads[nth];
+        thread.next = thread.worker.step(input);
+        if thread.next == Next::Gone {
+            let mut thread = self.p().threads.swap_remove(nth);
+            if let Some(ended) = thread.ended.take() {
+                ended();
+            }
+        }
+    }
+
+    fn run_job(&mut self) {
+        let jobs = self.process.as_ref().expect("a process").machine.clone();
+        let count = jobs.jobs.lock().unwrap().len() as u64;
+        let nth = self.dice.below(count) as usize;
+        let (name, job) = jobs.jobs.lock().unwrap().swap_remove(nth);
+        if self.witness.trace {
+            eprintln!("  job {name}");
+        }
+        if name == "close" {
+            // Who follows reads what is there and returns.
+            self.p().reader = None;
+        }
+        job();
+    }
+
+    /// The coordinator handles one event.
+    fn coordinate(&mut self) {
+        let p = self.process.as_mut().expect("a process");
+        let event = if let Ok(request) = p.requests.1.try_recv() {
+            Event::Asked(request)
+        } else if p.nudges.try_recv().is_ok() {
+            Event::Nudged
+        } else if p.doubts.try_recv().is_ok() {
+            Event::CommitInDoubt
+        } else {
+            Event::Due
+        };
+        self.handle(event);
+    }
+
+    pub(super) fn handle(&mut self, event: Event) {
+        let now = self.clock.now();
+        if self.witness.trace {
+            eprintln!("  {event:?}");
+        }
+        let p = self.p();
+        p.coordinator.handle(event);
+        // What has passed is taken out of the table: else its loop would spin.
+        for round in 0.. {
+            let Some(_) = p.coordinator.next_due().filter(|at| *at <= now) else { break };
+            assert!(round < 4, "the coordinator spins");
+            p.coordinator.handle(Event::Due);
+        }
+        if p.stop_began.is_none() && p.ctx.board().stop.is_some() {
+            let at = self.clock.ms();
+            let p = self.p();
+            p.stop_began = Some(at);
+            p.stops_with = Some(p.ctx.config());
+        }
+    }
+
+    fn pump(&mut self) {
+        let p = self.process.as_mut().expect("a process");
+        // As its thread: all that it was told, then what can be done.
+        while let Ok(message) = p.inbox.try_recv() {
+            p.pump.take(message);
+        }
+        p.scripts.heard.store(true, Ordering::Relaxed);
+        if !p.pump.has_ended() {
+            p.pump_due = p.pump.turn();
+            let now = self.clock.now();
+            let again = p.pump_due.filter(|at| *at <= now).and_then(|_| p.pump.turn());
+            assert!(again.is_none_or(|at| at > now), "delivery spins");
+            p.pump_due = p.pump_due.filter(|at| *at > now).or(again);
+        }
+    }
+
+    /// A handler's call comes back, whichever.
+    pub(super) fn come_back(&mut self) -> bool {
+        let scripts = self.process.as_ref().expect("a process").scripts.clone();
+        let count = scripts.calls.lock().unwrap().len() as u64;
+        if count == 0 {
+            return false;
+        }
+        let nth = self.dice.below(count) as usize;
+        let call = scripts.calls.lock().unwrap().swap_remove(nth);
+        scripts.come_back(call, &mut self.dice, self.quiet);
+        true
+    }
+
+    /// Time passes: until something is due, or a part of that.
+    pub(super) fn pass(&mut self) {
+        let p = self.process.as_ref().expect("a process");
+        let now = self.clock.now();
+        let threads = p.threads.iter().filter_map(|t| match t.next {
+            Next::Wait { until, .. } => until,
+            Next::Again | Next::Gone => Some(now),
+        });
+        let dues = p.coordinator.next_due().into_iter().chain(p.pump_due).chain(threads);
+        let next = dues.min();
+        // A thread that could run is not left alone for long.
+        let starved = !p.machine.jobs.lock().unwrap().is_empty() || !p.starting.lock().unwrap().is_empty();
+        let starved = starved || !p.inbox.is_empty() || !p.nudges.is_empty() || p.coordinator.has_outcomes();
+        let most = if starved { 20 } else { *self.dice.pick(&[200, 3000, 60_000, 2_000_000]) };
+        let ms = 1 + self.dice.below(most) as i64;
+        let room = next.map_or(i64::MAX, |at| at.saturating_duration_since(now).as_millis() as i64 + 1);
+        self.clock.ms.fetch_add(ms.min(room), Ordering::Relaxed);
+    }
+
+    fn ask_stop(&mut self) {
+        if self.process.as_ref().is_some_and(|p| p.stop_began.is_some()) && self.dice.chance(70) {
+            return;
+        }
+        let signal = *self.dice.pick(&[Signal::Stop, Signal::Restart]);
+        if self.dice.chance(50) {
+            return self.handle(Event::Signal(signal));
+        }
+        let (answer, _) = bounded(1);
+        let urgency = *self.dice.pick(Urgency::ALL);
+        let reason = *self.dice.pick(StopReason::ALL);
+        self.request(Request::Stop(reason, urgency, answer));
+    }
+
+    pub(super) fn request(&mut self, request: Request) {
+        self.p().requests.0.try_send(request).expect("room");
+    }
+
+    fn ask_reload(&mut self) {
+        if self.dice.chance(20) {
+            return self.handle(Event::Signal(Signal::Reload));
+        }
+        self.write_config();
+        let (answer, answered) = bounded(1);
+        let value = self.value;
+        self.p().reloads.push(Asked { value, answer: answered });
+        self.request(Request::Reload(answer));
+    }
+
+    /// An answer begins or ends to be handed over.
+    fn hand_over(&mut self) {
+        let p = self.p();
+        if p.handing.pop().is_none() {
+            let hub = p.ctx.hub.clone();
+            p.handing.push(hub.deliver());
+        }
+    }
+
+    /// Somebody answers an open permission.
+    fn answer(&mut self) {
+        let open = self.notes.lock().unwrap().open.clone();
+        let Some(id) = open.last() else { return };
+        let p = self.process.as_ref().expect("a process");
+        for sid in p.ctx.registry.live().into_keys() {
+            let _ = p.ctx.registry.answer_permission(sid, id, Some("yes"), "api");
+        }
+    }
+
+    /// What must hold after each step.
+    pub(super) fn after(&mut self) {
+        if !self.dead() {
+            self.witness_reads();
+        }
+        if !self.dead() && self.process.as_ref().is_some_and(|p| p.coordinator.may_leave()) {
+            self.check_left();
+            self.boot();
+        }
+        if self.dead() {
+            self.boot();
+        }
+        self.check();
+    }
+
+    fn witness_reads(&mut self) {
+        let marks = std::mem::take(&mut *self.faults.marks.lock().unwrap());
+        for kept in marks {
+            self.witness.marked(kept);
+            self.p().marked |= kept;
+        }
+        self.witness.read();
+    }
+
+    fn check(&mut self) {
+        self.witness.check();
+        let threshold = i64::from(self.config.sessions.stuck_threshold);
+        if threshold > 0 {
+            self.witness.check_alone((threshold - 1).max(1), 10_000);
+        }
+        let p = self.process.as_mut().expect("a process");
+        if p.marked {
+            self.witness.check_marked();
+        }
+        // Who listens and keeps up reads each row once, in order.
+        if let Some(reader) = &p.reader {
+            let news = reader.wait(p.read, Instant::now());
+            p.read = p.read.max(news.missed);
+            for row in news.rows {
+                assert!(row.seq > p.read, "a listener is told of {} after {}", row.seq, p.read);
+                p.read = row.seq;
+            }
+        }
+        if let Some(config) = &p.stops_with {
+            assert!(Arc::ptr_eq(config, &p.ctx.config()), "a reload comes into force in a stop");
+        }
+        let in_force = p.ctx.config().sessions.queue_limit;
+        p.reloads.retain(|asked| match asked.answer.try_recv() {
+            Ok(Ok(_)) => {
+                assert!(in_force >= asked.value, "a reload is answered by an older file: {in_force} < {}", asked.value);
+                false
+            }
+            Ok(Err(_)) => false,
+            Err(crossbeam_channel::TryRecvError::Empty) => true,
+            Err(crossbeam_channel::TryRecvError::Disconnected) => panic!("a reload is never answered"),
+        });
+    }
+
+    /// The daemon left in order: how long it took, and what it left.
+    fn check_left(&mut self) {
+        let p = self.process.as_ref().expect("a process");
+        let took = self.clock.ms() - p.stop_began.expect("a stop began");
+        assert!(took <= 59_000, "the stop took {took} ms");
+    }
+
+    /// Nothing can go on before time passes: what waits then must wait for something.
+    pub(super) fn check_quiet(&self) {
+        let p = self.process.as_ref().expect("a process");
+        let board = p.ctx.board();
+        let numbers = p.ctx.registry.numbers();
+        let over = numbers.running == 0 && p.ctx.hub.delivering() == 0;
+        assert!(!(board.phase == "draining" && over), "nobody is woken though nothing runs");
+        if board.stop.is_none() {
+            assert!(p.reloads.is_empty(), "a reload waits, and nothing is done for it");
+        }
+    }
+}
+
+/// Whether anything happened does not matter here.
+const fn drop_it(_: bool) {}
