@@ -90,7 +90,9 @@ fn each_seed<R: FnMut(u64, Room) -> (u64, u64, Room)>(name: &str, make: impl Fn(
                     room = Some(left);
                 }
                 Err(_) => {
-                    eprintln!("{name}: seed {seed} fails: OSTLER_SIM_SEED={seed} cargo test --release --test simulation");
+                    eprintln!(
+                        "{name}: seed {seed} fails: OSTLER_SIM_SEED={seed} cargo test --release --test simulation"
+                    );
                     failed.lock().unwrap().push(seed);
                 }
             }

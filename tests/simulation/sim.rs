@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicI64, AtomicU64, AtomicU8, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -287,8 +287,7 @@ impl Sim {
     }
 
     fn assemble(&mut self, store: &Store) -> Process {
-        let machine =
-            Arc::new(Machine { clock: self.clock.clone(), jobs: Mutex::default(), full: false.into() });
+        let machine = Arc::new(Machine { clock: self.clock.clone(), jobs: Mutex::default(), full: false.into() });
         let scripts = Arc::new(Scripts::new(self.clock.clone(), self.seen.clone(), self.before_turn));
         let (notes, agents) = (self.notes.clone(), self.agents.clone());
         let hub = Arc::new(Hub::default());
@@ -301,9 +300,7 @@ impl Sim {
             hooks: self.tools.hooks.clone(),
             runtime: machine.clone(),
             handlers: scripts.clone(),
-            agents: Arc::new(move |_, _| {
-                Box::new(Actor::new(notes.clone(), agents.fetch_add(1, Ordering::Relaxed)))
-            }),
+            agents: Arc::new(move |_, _| Box::new(Actor::new(notes.clone(), agents.fetch_add(1, Ordering::Relaxed)))),
             boot_id: format!("b{}", self.boots),
             state_dir: self.tools.dir.path().to_owned(),
             supervised: false,

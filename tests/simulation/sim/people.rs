@@ -26,8 +26,7 @@ impl Sim {
         let sent = self.sent[at].clone();
         let ctx = self.process.as_ref().expect("a process").ctx.clone();
         let service = Service::new(ctx, self.p().delivery.clone());
-        let message =
-            Incoming { key: sent.key.into(), text: sent.text.clone(), id: sent.id.clone(), session_id: None };
+        let message = Incoming { key: sent.key.into(), text: sent.text.clone(), id: sent.id.clone(), session_id: None };
         match service.accept(message, &Origin::Script) {
             Ok(a) => {
                 let ids = (a.turn_id.clone(), a.message_id.clone());
@@ -37,7 +36,9 @@ impl Sim {
                 }
                 self.sent[at].acked = Some(ids);
             }
-            Err(Fault::Store(Error::Refused(Refusal::QueueFull))) => assert!(sent.acked.is_none(), "a duplicate meets no limit"),
+            Err(Fault::Store(Error::Refused(Refusal::QueueFull))) => {
+                assert!(sent.acked.is_none(), "a duplicate meets no limit")
+            }
             Err(Fault::Store(Error::Refused(r))) => panic!("refused: {r}"),
             // It may or may not have been kept.
             Err(_) => {}
