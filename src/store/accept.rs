@@ -4,6 +4,7 @@ use serde_json::json;
 use uuid::Uuid;
 
 use super::sql::{Row, Sql, SqlError, params};
+use super::turns::{TurnRow, plain_start};
 use super::tx::{SessionRow, Tx, new_id};
 use super::{Admission, Begun, Error, Refusal, Store, TurnRef};
 use crate::model::event::{Actor, EventKind, StartReason};
@@ -276,13 +277,7 @@ impl Tx<'_> {
     fn begin_accepted(&mut self, a: &Accept, s: SessionRow, epoch: i64) -> Result<(Accepted, Option<Begun>), Error> {
         crate::failpoint::hit("begin_turn", "before");
         let turn_id = new_id(self.now);
-        let data = json!({ "continues": null, "resumed": false });
-        let seq = self.emit(EventKind::TurnStart, &s.key, &s.id, Some(&turn_id), &data)?;
-        let tid = self.insert(
-            "INSERT INTO turns (id, sid, state, messages, epoch, created_at, started_at, sealed, events_after)
-             VALUES (?1, ?2, 'running', 1, ?3, ?4, ?4, ?5, ?6) RETURNING tid",
-            params![turn_id, s.sid, epoch, self.now, seq, seq - 1],
-        )?;
+        let tid = self.begin_row(&s, epoch, &turn_id, TurnRow::New { messages: 1 }, &plain_start())?;
         let (mid, message_id) = self.keep_message(a, s.sid, tid)?;
         self.tell(
             "UPDATE sessions SET messages=messages+1, turns=turns+1, active_at=?2 WHERE sid=?1",

@@ -105,6 +105,23 @@ pub struct Ended {
     pub more: bool,
 }
 
+/// The row of a turn that begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum TurnRow {
+    /// It waited.
+    Queued(i64),
+    /// It begins as soon as it is there, with so many messages.
+    New {
+        /// How many.
+        messages: i64,
+    },
+}
+
+/// What is told of the begin of a turn that continues no other.
+pub(super) fn plain_start() -> serde_json::Value {
+    json!({ "continues": null, "resumed": false })
+}
+
 /// A turn that waits.
 pub(super) struct QueuedTurn {
     pub tid: i64,
@@ -351,10 +368,7 @@ impl Tx<'_> {
         if cut.is_none() && !alone {
             return self.begin_plainly(&s, b, QueuedTurn { tid, id: turn_id, messages }).map(Some);
         }
-        self.tell(
-            "UPDATE turns SET state='running', epoch=?2, started_at=?3, continues=?4, resumed=?5 WHERE tid=?1",
-            params![tid, b.epoch, self.now, cut, resumed],
-        )?;
+        self.tell("UPDATE turns SET continues=?2, resumed=?3 WHERE tid=?1", params![tid, cut, resumed])?;
         self.begins(s.sid, messages)?;
         if alone {
             self.tell("UPDATE boots SET solo=?2 WHERE bid=?1", params![self.bid, s.sid])?;
@@ -365,8 +379,7 @@ impl Tx<'_> {
         }
         let (begun, note, lost) = self.begun(&s, b, tid)?;
         let data = json!({ "continues": begun.continues.as_ref().map(|c| &c.turn_id), "resumed": resumed });
-        let seq = self.emit(EventKind::TurnStart, &s.key, &s.id, Some(&turn_id), &data)?;
-        self.tell("UPDATE turns SET sealed=?2 WHERE tid=?1", params![tid, seq])?;
+        self.begin_row(&s, b.epoch, &turn_id, TurnRow::Queued(tid), &data)?;
         if let (Some(note), Some(cut)) = (note, &begun.continues) {
             self.entry(s.sid, Some(tid), Role::System, &note, Some(&json!({ "continues": cut.turn_id })))?;
         }
@@ -395,13 +408,8 @@ impl Tx<'_> {
                 if self.admission() != Admission::Open {
                     return Err(Refusal::Closed.into());
                 }
-                let tid = self.new_turn(id, sid, 0)?;
                 let data = json!({ "continues": null, "resumed": false, "origin": "agent" });
-                let seq = self.emit(EventKind::TurnStart, &s.key, &s.id, Some(id), &data)?;
-                self.tell(
-                    "UPDATE turns SET state='running', epoch=?2, started_at=?3, sealed=?4 WHERE tid=?1",
-                    params![tid, epoch, self.now, seq],
-                )?;
+                let tid = self.begin_row(&s, epoch, id, TurnRow::New { messages: 0 }, &data)?;
                 self.tell("UPDATE sessions SET turns=turns+1 WHERE sid=?1", params![sid])?;
                 (tid, id.to_owned(), s.turns)
             }
@@ -421,15 +429,36 @@ impl Tx<'_> {
         self.tell("UPDATE sessions SET turns=turns+1, queued=queued-?2 WHERE sid=?1", params![sid, messages])
     }
 
+    /// The one begin of a turn: its event, and its row, which is running from here on. Returns the turn's row.
+    pub(super) fn begin_row(
+        &mut self,
+        s: &SessionRow,
+        epoch: i64,
+        id: &str,
+        row: TurnRow,
+        start: &serde_json::Value,
+    ) -> Result<i64, Error> {
+        let seq = self.emit(EventKind::TurnStart, &s.key, &s.id, Some(id), start)?;
+        match row {
+            TurnRow::Queued(tid) => {
+                self.tell(
+                    "UPDATE turns SET state='running', epoch=?2, started_at=?3, sealed=?4 WHERE tid=?1",
+                    params![tid, epoch, self.now, seq],
+                )?;
+                Ok(tid)
+            }
+            TurnRow::New { messages } => Ok(self.insert(
+                "INSERT INTO turns (id, sid, state, messages, epoch, created_at, started_at, sealed, events_after)
+                 VALUES (?1, ?2, 'running', ?3, ?4, ?5, ?5, ?6, ?7) RETURNING tid",
+                params![id, s.sid, messages, epoch, self.now, seq, seq - 1],
+            )?),
+        }
+    }
+
     /// Begins a turn that continues no other, as nearly every turn does, in few statements.
     fn begin_plainly(&mut self, s: &SessionRow, b: &Begin, turn: QueuedTurn) -> Result<Begun, Error> {
         let QueuedTurn { tid, id: turn_id, messages } = turn;
-        let data = json!({ "continues": null, "resumed": false });
-        let seq = self.emit(EventKind::TurnStart, &s.key, &s.id, Some(&turn_id), &data)?;
-        self.tell(
-            "UPDATE turns SET state='running', epoch=?2, started_at=?3, sealed=?4 WHERE tid=?1",
-            params![tid, b.epoch, self.now, seq],
-        )?;
+        self.begin_row(s, b.epoch, &turn_id, TurnRow::Queued(tid), &plain_start())?;
         self.begins(s.sid, messages)?;
         if let Some(context) = &b.context {
             self.entry(s.sid, Some(tid), Role::System, context, None)?;
