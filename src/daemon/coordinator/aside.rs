@@ -4,7 +4,7 @@
 //! its event comes, which comes also when it could not be begun or failed in the middle.
 
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::Sender;
@@ -49,6 +49,24 @@ impl Coordinator {
         });
         let started = self.ctx.runtime.spawn_own(name.to_owned(), thread::DEEP_STACK, job);
         started.map(drop).inspect_err(|e| log::error!("{name}: no thread: {e}"))
+    }
+
+    /// As [`Self::aside`], for what a stop must not leave out: where no thread is to be had it is done here, within the time
+    /// that it is given anyway.
+    pub(super) fn aside_or_here(
+        &self,
+        name: &str,
+        lost: Event,
+        body: impl FnOnce(&Arc<Context>) -> Event + Send + 'static,
+    ) {
+        let body = Arc::new(Mutex::new(Some(body)));
+        let there = body.clone();
+        let started = self.aside(name, Some(lost), move |ctx| taken(&there).map(|body| body(ctx)));
+        if started.is_err()
+            && let Some(body) = taken(&body)
+        {
+            let _ = self.own.0.try_send(body(&self.ctx));
+        }
     }
 
     /// A sign of life, for the next boot. Without a thread the next minute does it.
@@ -328,6 +346,10 @@ impl Coordinator {
             self.begin_refusal();
         }
     }
+}
+
+fn taken<T>(from: &Mutex<Option<T>>) -> Option<T> {
+    from.lock().unwrap_or_else(PoisonError::into_inner).take()
 }
 
 const STOPPING: &str = "the daemon is stopping";

@@ -1,7 +1,6 @@
 //! The last phase of a stop: the hooks' threads end, delivery notes whom it did not call, the report and the clean record are
 //! written, and the store is closed. Each step is done aside and has a quarter of the time that is left.
 
-use std::sync::Arc;
 use std::time::Instant;
 
 use super::{Coordinator, Event, Timer};
@@ -28,13 +27,10 @@ impl Coordinator {
         self.ctx.handlers.stop_calling();
         self.closing = Some(Step::Hooks(until));
         self.released = false;
-        let close = move |ctx: &Arc<Context>| {
+        self.aside_or_here("close", Event::HooksClosed(None), move |ctx| {
             let given_up = ctx.handlers.close(ctx.now() + ctx.left(until) / 4);
-            Some(Event::HooksClosed(Some(given_up)))
-        };
-        if self.aside("close", Some(Event::HooksClosed(None)), close).is_err() {
-            self.hooks_closed(None);
-        }
+            Event::HooksClosed(Some(given_up))
+        });
     }
 
     /// What was only queued for a handler is known by now: it was answered before the threads ended.
@@ -57,10 +53,9 @@ impl Coordinator {
         let now = self.machine.stop().is_some_and(|s| s.urgency == Urgency::Now);
         let clean = !self.machine.abandoned() && !self.hooks_abandoned && !now;
         let report = self.report.take();
-        let close = move |ctx: &Arc<Context>| Some(Event::Closed(close_store(ctx, report, clean, until)));
-        if let Err(e) = self.aside("close", Some(Event::Closed(false)), close) {
-            log::error!("stop: no thread to close the store: {e}");
-        }
+        self.aside_or_here("close", Event::Closed(false), move |ctx| {
+            Event::Closed(close_store(ctx, report, clean, until))
+        });
     }
 }
 

@@ -1,11 +1,9 @@
 //! Performing what the machine says in a stop, and watching what still runs meanwhile.
 
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::{Coordinator, Event, Timer, millis};
 use crate::agent::Interrupt;
-use crate::daemon::context::Context;
 use crate::daemon::delivery::Message;
 use crate::daemon::report::Report;
 use crate::daemon::{hook_events, notify, watchdog};
@@ -30,14 +28,10 @@ impl Coordinator {
         let until = self.ctx.now() + within;
         self.performing.request(None);
         let _ = self.performing.begin();
-        let perform = move |ctx: &Arc<Context>| {
+        self.aside_or_here(name, Event::Performed, move |ctx| {
             body(&ctx.store.until(until));
-            Some(Event::Performed)
-        };
-        if self.aside(name, Some(Event::Performed), perform).is_err() {
-            // What the store is not told here the next boot derives.
-            let _ = self.performing.complete();
-        }
+            Event::Performed
+        });
     }
 
     fn perform(&mut self, action: Action) {

@@ -82,12 +82,15 @@ fn a_session_has_one_worker() {
     assert_eq!(rig.admit(9), (vec![], vec![]));
 }
 
+/// How a worker is led into a state.
+type Lead = fn(&mut Rig);
+
 /// Each report of a worker in each state: what it becomes, and what is to be done.
 #[test]
 fn what_a_worker_says_in_each_state() {
     let t = Instant::now();
     let running = || Doing::beginning(t);
-    let states: [(&str, fn(&mut Rig)); 4] = [
+    let states: [(&str, Lead); 4] = [
         ("starting", |rig| drop(rig.roster.set(7, Doing::Starting, false))),
         ("resting", |_| ()),
         ("running", |rig| assert!(rig.begin(7).is_some())),
