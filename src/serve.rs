@@ -142,7 +142,7 @@ fn run(
     // Before the boot is noted: a daemon that cannot be reached, because another one sits on its socket, had no boot.
     let opened = socket::listen(&options.socket, options.config.http.as_ref(), token.is_some())?;
     let Options { config, state_dir, no_resume, .. } = options;
-    let parts = daemon::Parts { config, store: store.clone(), hooks, boot_id, state_dir, no_resume, signals };
+    let parts = daemon::Setup { config, store: store.clone(), hooks, boot_id, state_dir, no_resume, signals };
     let daemon = Daemon::start(parts)?;
     let ctx = daemon.context().clone();
     let service = Arc::new(Service::new(ctx.clone(), daemon.delivery().clone()));

@@ -223,6 +223,71 @@ fn the_model_is_pure() {
     only_in(&impure, |f| !f.starts_with("src/model/"), "the model does no I/O, reads no clock, has no lock");
 }
 
+/// Words that once had a private meaning here; what stands in their place is known from elsewhere.
+const OLD_WORDS: &[&str] = &[
+    "house", "desk", "unkept", "seat", "seats", "wish", "wishes", "newcomer", "unseat", "lane", "lanes", "haunt",
+    "haunted", "exorcise", "ghost", "ghosts", "strikes", "stirred",
+];
+
+#[test]
+fn old_words_stay_gone() {
+    let mut wrong = Vec::new();
+    for (name, text) in files("src", ".rs") {
+        if is_test(&name) {
+            continue;
+        }
+        for (n, line) in text.lines().enumerate() {
+            let mut words =
+                line.split(|c: char| !c.is_ascii_alphanumeric()).flat_map(parts_of).map(|w| w.to_ascii_lowercase());
+            if let Some(word) = words.find(|w| OLD_WORDS.contains(&w.as_str())) {
+                wrong.push(format!("{name}:{}: {word}", n + 1));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "words that a newcomer does not know:\n{}", wrong.join("\n"));
+}
+
+/// The words of a name in camel case.
+fn parts_of(name: &str) -> Vec<&str> {
+    let mut starts: Vec<usize> = name.char_indices().filter(|(_, c)| c.is_ascii_uppercase()).map(|(n, _)| n).collect();
+    if name.chars().all(|c| !c.is_ascii_lowercase()) || starts.first() != Some(&0) {
+        starts.insert(0, 0);
+    }
+    if name.chars().all(|c| !c.is_ascii_lowercase()) {
+        starts.truncate(1);
+    }
+    starts.iter().enumerate().map(|(n, at)| &name[*at..starts.get(n + 1).copied().unwrap_or(name.len())]).collect()
+}
+
+#[test]
+fn no_type_name_stands_twice_in_a_room() {
+    assert_eq!(parts_of("TurnHost"), ["Turn", "Host"]);
+    assert_eq!(parts_of("STRIKES"), ["STRIKES"]);
+    let mut places: std::collections::BTreeMap<(String, String), Vec<String>> = std::collections::BTreeMap::new();
+    for (name, text) in files("src", ".rs") {
+        if is_test(&name) {
+            continue;
+        }
+        let room = name.split('/').nth(1).unwrap_or_default().trim_end_matches(".rs").to_owned();
+        for line in product(&text).lines() {
+            let line = line.strip_prefix("pub").map_or(line, |rest| {
+                rest.strip_prefix('(').and_then(|r| r.split_once(')')).map_or(rest, |(_, rest)| rest).trim_start()
+            });
+            let defined = ["struct ", "enum ", "trait ", "type "].iter().find_map(|w| line.strip_prefix(w));
+            let Some(defined) = defined else { continue };
+            let word = defined.split(|c: char| !c.is_ascii_alphanumeric()).next().unwrap_or_default();
+            places.entry((room.clone(), word.to_owned())).or_default().push(name.clone());
+        }
+    }
+    assert!(places.len() > 250, "the types are found: {}", places.len());
+    let twice: Vec<String> = places
+        .iter()
+        .filter(|(_, at)| at.len() > 1)
+        .map(|((_, word), at)| format!("{word}: {}", at.join(", ")))
+        .collect();
+    assert!(twice.is_empty(), "one name, two meanings:\n{}", twice.join("\n"));
+}
+
 #[test]
 fn unsafe_code_stands_in_its_two_places_with_its_proof() {
     only_in(

@@ -23,12 +23,12 @@ pub struct Exec {
     command: Vec<String>,
     env: BTreeMap<String, String>,
     env_pass: Vec<String>,
-    running: Option<Running>,
+    running: Option<RunningCommand>,
 }
 
 /// A command on its way.
 #[derive(Debug)]
-struct Running {
+struct RunningCommand {
     process: Process,
     text: Utf8,
     /// It has exited: when its output is given up, which something that it started may still hold.
@@ -79,7 +79,7 @@ impl Agent for Exec {
         }
         match self.spawn(host, prompt) {
             Ok(process) => {
-                self.running = Some(Running { process, text: Utf8::default(), linger: None, interrupted: None });
+                self.running = Some(RunningCommand { process, text: Utf8::default(), linger: None, interrupted: None });
                 Progress::Pending { until: None }
             }
             Err(failure) => Progress::Done(Answer::Failed(failure)),
@@ -125,7 +125,7 @@ impl Agent for Exec {
     }
 }
 
-impl Running {
+impl RunningCommand {
     /// Passes on what is there of the output. `None`: the command is over and its output is read, or the host wants it to
     /// end; else until when there may be nothing to do.
     fn read(&mut self, host: &mut dyn Host) -> Option<Option<Instant>> {

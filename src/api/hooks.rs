@@ -2,11 +2,9 @@
 
 use serde_json::json;
 
-use super::{Api, ApiError, bodies};
+use super::{Answer, Api, ApiError, bodies};
 use crate::http::{Request, Response};
 use crate::model::event::HookEvent;
-
-type Answer = Result<Response, ApiError>;
 
 pub fn list(api: &Api) -> Response {
     Response::json(200, &json!({ "handlers": api.service.handlers() }))

@@ -27,6 +27,9 @@ mod status;
 use access::{Caller, Marks};
 pub use error::ApiError;
 
+/// What a request is answered with.
+type Answer = Result<Response, ApiError>;
+
 /// A token of fewer bytes is soon guessed by whoever can reach the listener: it is refused.
 const LEAST_TOKEN: usize = 8;
 /// One of fewer bytes is taken, for the sake of those that are in use, and warned of.

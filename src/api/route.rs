@@ -4,7 +4,7 @@ use std::io;
 
 use percent_encoding::percent_decode_str;
 
-use super::{Api, ApiError, events, hooks, messages, metrics, sessions, status};
+use super::{Answer, Api, ApiError, events, hooks, messages, metrics, sessions, status};
 use crate::http::{Head, Request, Responder, Response};
 use crate::model::session::key_fault;
 use crate::store::Target;
@@ -73,8 +73,6 @@ fn target(segment: &str) -> Result<Target, ApiError> {
         Some(fault) => Err(ApiError::new(400, "invalid_key", format!("{name:?}: {fault}"))),
     }
 }
-
-type Answer = Result<Response, ApiError>;
 
 /// Answers a request.
 ///

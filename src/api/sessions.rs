@@ -3,12 +3,10 @@
 use serde_json::{Value, json};
 
 use super::route::Query;
-use super::{Api, ApiError, bodies};
+use super::{Answer, Api, bodies};
 use crate::http::{Request, Response};
 use crate::service::Fault;
 use crate::store::{SessionFilter, Target};
-
-type Answer = Result<Response, ApiError>;
 
 fn shown(session: Result<Value, Fault>) -> Answer {
     Ok(Response::json(200, &session?))

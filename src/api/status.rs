@@ -5,11 +5,9 @@ use std::time::Instant;
 use serde_json::json;
 
 use super::route::Query;
-use super::{Api, ApiError, bodies};
+use super::{Answer, Api, ApiError, bodies};
 use crate::http::{Peer, Request, Response};
 use crate::model::event::{StopReason, Urgency};
-
-type Answer = Result<Response, ApiError>;
 
 pub fn status(api: &Api) -> Answer {
     Ok(Response::json(200, &api.service.status()?))

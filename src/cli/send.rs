@@ -47,7 +47,7 @@ pub fn send(client: &Client, a: &Send, ui: &mut Ui) -> Done {
         return Ok(0);
     }
     let mut out =
-        Answer { ui, key: &key, held: String::new(), at_line_start: true, json: a.json, accepted: Value::Null };
+        SentAnswer { ui, key: &key, held: String::new(), at_line_start: true, json: a.json, accepted: Value::Null };
     let ask = Ask { key: &key, text: &message, id: &id, deltas: false, patient: false, until };
     let end = follow::ask(client, &ask, &mut None, &mut out);
     if a.json {
@@ -90,7 +90,7 @@ fn stdin() -> Result<String, Failure> {
 }
 
 /// Prints the answer: on a terminal as it comes, else in one piece when it is whole.
-struct Answer<'u> {
+struct SentAnswer<'u> {
     ui: &'u mut Ui,
     key: &'u str,
     held: String,
@@ -101,7 +101,7 @@ struct Answer<'u> {
     accepted: Value,
 }
 
-impl Answer<'_> {
+impl SentAnswer<'_> {
     fn print(&mut self, piece: &str) -> Result<(), Failure> {
         if self.json {
             self.held.push_str(piece);
@@ -139,7 +139,7 @@ impl Answer<'_> {
     }
 }
 
-impl Listener for Answer<'_> {
+impl Listener for SentAnswer<'_> {
     fn on(&mut self, seen: Seen<'_>) -> Result<(), Failure> {
         match seen {
             Seen::Text(piece) => self.print(piece),

@@ -131,7 +131,7 @@ impl std::fmt::Debug for Context {
 pub struct Board {
     /// The phase's word.
     pub phase: &'static str,
-    /// Turns do not start, by an operator's wish.
+    /// Turns do not start, by an operator's order.
     pub held: bool,
     /// The stop in progress: reason, urgency, deadline by the wall clock.
     pub stop: Option<(StopReason, Urgency, clock::Millis)>,
@@ -296,7 +296,7 @@ impl Context {
         }
         for sid in &acted.wake {
             match self.store.key_of_row(*sid) {
-                Ok(key) => self.registry.want(WorkRequest { sid: *sid, key, auto_continue: acted.asked }),
+                Ok(key) => self.registry.want(WorkRequest { sid: *sid, key, auto_continue: acted.auto_continue }),
                 Err(e) => log::error!("a session cannot be woken: {e}"),
             }
         }

@@ -52,7 +52,7 @@ use hub::Hub;
 pub const OWN_THREADS: usize = 31;
 
 /// What a daemon is made of.
-pub struct Parts {
+pub struct Setup {
     /// The configuration to begin with.
     pub config: Config,
     /// The open store: its lock is held by whoever starts the daemon.
@@ -99,8 +99,8 @@ impl Daemon {
     ///
     /// # Errors
     /// [`StartError`].
-    pub fn start(parts: Parts) -> Result<Self, StartError> {
-        let Parts { config, store, hooks, boot_id, state_dir, no_resume, signals } = parts;
+    pub fn start(parts: Setup) -> Result<Self, StartError> {
+        let Setup { config, store, hooks, boot_id, state_dir, no_resume, signals } = parts;
         let threshold = i64::from(config.sessions.stuck_threshold);
         let hub = Arc::new(Hub::default());
         let (delivery, delivery_inbox) = Delivery::new();

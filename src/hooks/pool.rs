@@ -94,9 +94,9 @@ struct Watch {
 }
 
 /// Counts one thread while it lives.
-struct Alive(Arc<Pool>);
+struct ThreadCount(Arc<Pool>);
 
-impl Drop for Alive {
+impl Drop for ThreadCount {
     fn drop(&mut self) {
         // The watch ends when no call runs any more: this may have been the last.
         drop(lock(&self.0.watch));
@@ -384,7 +384,7 @@ impl Pool {
         body: impl FnOnce(&Arc<Self>) + Send + 'static,
     ) -> io::Result<()> {
         *lock(&self.alive) += 1;
-        let alive = Alive(Arc::clone(self));
+        let alive = ThreadCount(Arc::clone(self));
         let handle = thread::spawn_own(name, stack, move || {
             let alive = alive;
             body(&alive.0);

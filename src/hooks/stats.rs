@@ -10,7 +10,7 @@ use super::lock;
 use super::scripts::Registered;
 
 /// Timeouts in a row after which a synchronous handler is skipped.
-const STRIKES: u32 = 3;
+const TIMEOUTS_IN_A_ROW: u32 = 3;
 /// How long it is skipped.
 pub const REST: Duration = Duration::from_secs(30);
 /// How many of the newest durations count for the percentiles.
@@ -57,7 +57,7 @@ struct Counts {
     failures: u64,
     timeouts: u64,
     skipped: u64,
-    strikes: u32,
+    timeouts_in_a_row: u32,
     rests_until: Option<Instant>,
     durations: Vec<u32>,
     next: usize,
@@ -108,16 +108,16 @@ impl Stats {
         }
         counts.next = (counts.next + 1) % SAMPLES;
         match ended {
-            Ended::Well => counts.strikes = 0,
+            Ended::Well => counts.timeouts_in_a_row = 0,
             Ended::Failed => {
-                counts.strikes = 0;
+                counts.timeouts_in_a_row = 0;
                 counts.failures += 1;
             }
             Ended::TimedOut => {
                 counts.timeouts += 1;
-                counts.strikes += 1;
-                if counts.strikes >= STRIKES {
-                    counts.strikes = 0;
+                counts.timeouts_in_a_row += 1;
+                if counts.timeouts_in_a_row >= TIMEOUTS_IN_A_ROW {
+                    counts.timeouts_in_a_row = 0;
                     counts.rests_until = Some(Instant::now() + self.rest());
                     return true;
                 }

@@ -1,6 +1,6 @@
 //! The timer thread: asleep until the next `ostler.every` is due, by the wall clock.
 //!
-//! [`Timers`] decides what runs now. The host keeps which run was the last, so that a missed run comes once at the next
+//! [`ScriptTimers`] decides what runs now. The host keeps which run was the last, so that a missed run comes once at the next
 //! boot and no run comes twice. A run is claimed where it runs. This file must not know the hook threads.
 
 use std::sync::Arc;
@@ -9,7 +9,7 @@ use super::HookHost;
 use super::bell::Bell;
 use super::scripts::{Plan, Timer};
 use crate::clock::{self, Millis};
-use crate::model::every::{Look, Timers, nap};
+use crate::model::every::{Look, ScriptTimers, nap};
 
 /// What the timer thread needs of the pool.
 pub(crate) trait Timed {
@@ -25,7 +25,7 @@ pub(crate) trait Timed {
 
 /// The life of the timer thread.
 pub(crate) fn run(pool: &impl Timed) {
-    let mut timers = Timers::default();
+    let mut timers = ScriptTimers::default();
     loop {
         let plan = pool.plan();
         let next = hand_out(pool, &plan, &mut timers);
@@ -37,7 +37,7 @@ pub(crate) fn run(pool: &impl Timed) {
 }
 
 /// Hands out what is due; gives when the next one is.
-fn hand_out(pool: &impl Timed, plan: &Plan, timers: &mut Timers) -> Option<Millis> {
+fn hand_out(pool: &impl Timed, plan: &Plan, timers: &mut ScriptTimers) -> Option<Millis> {
     timers.keep(|name| plan.registered.timers.iter().any(|t| t.name == name));
     let mut next: Option<Millis> = None;
     for timer in &plan.registered.timers {

@@ -43,7 +43,7 @@ enum Client {
 }
 
 #[derive(Default)]
-struct State {
+struct Watched {
     last: u64,
     clients: HashMap<u64, Client>,
     /// The clients that were turned away, in the order of the instants at which they are closed.
@@ -52,7 +52,7 @@ struct State {
     leaving: bool,
 }
 
-impl State {
+impl Watched {
     fn forget(&mut self, id: u64) -> Option<Client> {
         let client = self.clients.remove(&id)?;
         if let Client::TurnedAway(conn) = &client {
@@ -66,14 +66,14 @@ fn class(conn: &Conn) -> usize {
     usize::from(conn.kind != Kind::Own)
 }
 
-struct Shared {
+struct Attended {
     epoll: OwnedFd,
     wake: OwnedFd,
-    state: Mutex<State>,
+    state: Mutex<Watched>,
 }
 
-impl Shared {
-    fn lock(&self) -> MutexGuard<'_, State> {
+impl Attended {
+    fn lock(&self) -> MutexGuard<'_, Watched> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -95,13 +95,13 @@ impl Shared {
 
 /// The thread and what it watches.
 pub(super) struct Attendant {
-    shared: Arc<Shared>,
+    shared: Arc<Attended>,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
 impl Attendant {
     pub fn start() -> io::Result<Self> {
-        let shared = Arc::new(Shared {
+        let shared = Arc::new(Attended {
             epoll: epoll::create(CreateFlags::CLOEXEC)?,
             wake: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
             state: Mutex::default(),
@@ -153,7 +153,7 @@ impl Drop for Attendant {
 
 /// A client that is watched.
 pub struct Watch {
-    shared: Arc<Shared>,
+    shared: Arc<Attended>,
     conn: Arc<Conn>,
     id: u64,
 }
@@ -167,7 +167,7 @@ impl Drop for Watch {
 }
 
 /// The thread. It waits for clients, for the wake, or until the next one is let go.
-fn attend(shared: &Shared) {
+fn attend(shared: &Attended) {
     let mut events: Vec<Event> = Vec::with_capacity(64);
     loop {
         let until = {
@@ -198,7 +198,7 @@ fn attend(shared: &Shared) {
     }
 }
 
-fn see_to(shared: &Shared, id: u64, flags: EventFlags) {
+fn see_to(shared: &Attended, id: u64, flags: EventFlags) {
     let mut state = shared.lock();
     match state.clients.get(&id) {
         Some(Client::Stream(alarm)) => {
@@ -216,7 +216,7 @@ fn see_to(shared: &Shared, id: u64, flags: EventFlags) {
 }
 
 /// Closes the clients whose time is over.
-fn let_go(shared: &Shared, now: Instant) {
+fn let_go(shared: &Attended, now: Instant) {
     let mut state = shared.lock();
     while let Some((at, id)) = state.until.front().copied()
         && (at <= now || !state.clients.contains_key(&id))

@@ -90,7 +90,7 @@ fn in_body(e: io::Error) -> Trouble {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum State {
+enum ChunkState {
     /// In a chunk's size, after so many digits.
     Size(u8),
     Extension,
@@ -109,7 +109,7 @@ enum State {
 /// Decodes a chunked body from pieces of any size.
 #[derive(Debug)]
 pub(super) struct Chunked {
-    state: State,
+    state: ChunkState,
     size: u64,
     left: u64,
     cap: u64,
@@ -118,24 +118,24 @@ pub(super) struct Chunked {
 
 impl Chunked {
     pub(super) fn new(cap: u64) -> Self {
-        Self { state: State::Size(0), size: 0, left: cap, cap, trimmings: TRIMMINGS }
+        Self { state: ChunkState::Size(0), size: 0, left: cap, cap, trimmings: TRIMMINGS }
     }
 
     pub(super) fn is_done(&self) -> bool {
-        self.state == State::Done
+        self.state == ChunkState::Done
     }
 
     /// Takes what it can of `input`, appends the data in it to `body` and returns how many bytes it took: all, unless
     /// the body ends within.
     pub(super) fn push(&mut self, input: &[u8], body: &mut Vec<u8>) -> Result<usize, Refusal> {
         let mut at = 0;
-        while at < input.len() && self.state != State::Done {
-            if let State::Data(left) = self.state {
+        while at < input.len() && self.state != ChunkState::Done {
+            if let ChunkState::Data(left) = self.state {
                 let here = usize::try_from(left).unwrap_or(usize::MAX).min(input.len() - at);
                 body.extend_from_slice(&input[at..at + here]);
                 at += here;
                 let left = left - here as u64;
-                self.state = if left == 0 { State::DataCr } else { State::Data(left) };
+                self.state = if left == 0 { ChunkState::DataCr } else { ChunkState::Data(left) };
             } else {
                 self.state = self.step(input[at])?;
                 at += 1;
@@ -144,41 +144,41 @@ impl Chunked {
         Ok(at)
     }
 
-    fn step(&mut self, byte: u8) -> Result<State, Refusal> {
+    fn step(&mut self, byte: u8) -> Result<ChunkState, Refusal> {
         let bad = || Refusal::bad("body: malformed chunk");
         Ok(match (self.state, byte) {
-            (State::Size(digits), b'0'..=b'9' | b'a'..=b'f' | b'A'..=b'F') if digits < SIZE_DIGITS => {
+            (ChunkState::Size(digits), b'0'..=b'9' | b'a'..=b'f' | b'A'..=b'F') if digits < SIZE_DIGITS => {
                 let value = char::from(byte).to_digit(16).ok_or_else(bad)?;
                 self.size = self.size << 4 | u64::from(value);
-                State::Size(digits + 1)
+                ChunkState::Size(digits + 1)
             }
-            (State::Size(1..), b'\r') | (State::Extension, b'\r') => State::SizeLf,
-            (State::Size(1..), b';') => self.trim(State::Extension)?,
-            (State::Extension, b'\t' | b' '..=b'~' | 0x80..) => self.trim(State::Extension)?,
-            (State::SizeLf, b'\n') => self.begin_chunk()?,
-            (State::DataCr, b'\r') => State::DataLf,
-            (State::DataLf, b'\n') => State::Size(0),
-            (State::Trailer, b'\r') => State::EndLf,
+            (ChunkState::Size(1..), b'\r') | (ChunkState::Extension, b'\r') => ChunkState::SizeLf,
+            (ChunkState::Size(1..), b';') => self.trim(ChunkState::Extension)?,
+            (ChunkState::Extension, b'\t' | b' '..=b'~' | 0x80..) => self.trim(ChunkState::Extension)?,
+            (ChunkState::SizeLf, b'\n') => self.begin_chunk()?,
+            (ChunkState::DataCr, b'\r') => ChunkState::DataLf,
+            (ChunkState::DataLf, b'\n') => ChunkState::Size(0),
+            (ChunkState::Trailer, b'\r') => ChunkState::EndLf,
             // A line that begins with a space would continue the line before it, which is forbidden.
-            (State::Trailer, b'!'..=b'~') => self.trim(State::TrailerField)?,
-            (State::TrailerField, b'\r') => State::TrailerLf,
-            (State::TrailerField, b'\t' | b' '..=b'~' | 0x80..) => self.trim(State::TrailerField)?,
-            (State::TrailerLf, b'\n') => State::Trailer,
-            (State::EndLf, b'\n') => State::Done,
+            (ChunkState::Trailer, b'!'..=b'~') => self.trim(ChunkState::TrailerField)?,
+            (ChunkState::TrailerField, b'\r') => ChunkState::TrailerLf,
+            (ChunkState::TrailerField, b'\t' | b' '..=b'~' | 0x80..) => self.trim(ChunkState::TrailerField)?,
+            (ChunkState::TrailerLf, b'\n') => ChunkState::Trailer,
+            (ChunkState::EndLf, b'\n') => ChunkState::Done,
             _ => return Err(bad()),
         })
     }
 
-    fn begin_chunk(&mut self) -> Result<State, Refusal> {
+    fn begin_chunk(&mut self) -> Result<ChunkState, Refusal> {
         let size = std::mem::take(&mut self.size);
         if size == 0 {
-            return Ok(State::Trailer);
+            return Ok(ChunkState::Trailer);
         }
         self.left = self.left.checked_sub(size).ok_or_else(|| too_large(self.cap))?;
-        Ok(State::Data(size))
+        Ok(ChunkState::Data(size))
     }
 
-    fn trim(&mut self, next: State) -> Result<State, Refusal> {
+    fn trim(&mut self, next: ChunkState) -> Result<ChunkState, Refusal> {
         self.trimmings = self
             .trimmings
             .checked_sub(1)

@@ -28,7 +28,7 @@ const TCP_SEND_BUFFER: usize = 256 * 1024;
 const LINGER_BYTES: usize = 8 << 20;
 
 #[derive(Debug)]
-enum Kind {
+enum Transport {
     Unix(UnixStream),
     Tcp(TcpStream),
 }
@@ -36,28 +36,28 @@ enum Kind {
 /// A connected stream. One thread reads and writes; any thread may shut it down.
 #[derive(Debug)]
 pub(super) struct Socket {
-    kind: Kind,
+    kind: Transport,
     /// The read timeout in force, in nanoseconds; 0 before the first.
     timeout: AtomicU64,
 }
 
 impl From<UnixStream> for Socket {
     fn from(stream: UnixStream) -> Self {
-        Self { kind: Kind::Unix(stream), timeout: AtomicU64::new(0) }
+        Self { kind: Transport::Unix(stream), timeout: AtomicU64::new(0) }
     }
 }
 
 impl From<TcpStream> for Socket {
     fn from(stream: TcpStream) -> Self {
-        Self { kind: Kind::Tcp(stream), timeout: AtomicU64::new(0) }
+        Self { kind: Transport::Tcp(stream), timeout: AtomicU64::new(0) }
     }
 }
 
 impl AsFd for Socket {
     fn as_fd(&self) -> BorrowedFd<'_> {
         match &self.kind {
-            Kind::Unix(s) => s.as_fd(),
-            Kind::Tcp(s) => s.as_fd(),
+            Transport::Unix(s) => s.as_fd(),
+            Transport::Tcp(s) => s.as_fd(),
         }
     }
 }
@@ -74,13 +74,13 @@ impl Socket {
     /// The connection is already gone.
     pub(super) fn prepare(&self, listener: usize) -> io::Result<Peer> {
         match &self.kind {
-            Kind::Unix(s) => {
+            Transport::Unix(s) => {
                 let cred = crate::sys::peer_cred(s)?;
                 // Older kernels do not tell the other groups.
                 let groups = crate::sys::peer_groups(s).unwrap_or_default();
                 Ok(Peer::Unix { uid: cred.uid, gid: cred.gid, groups, pid: cred.pid, listener, note: OnceLock::new() })
             }
-            Kind::Tcp(s) => {
+            Transport::Tcp(s) => {
                 s.set_nodelay(true)?;
                 rustix::net::sockopt::set_socket_send_buffer_size(s, TCP_SEND_BUFFER)?;
                 Ok(Peer::Tcp(s.peer_addr()?))
@@ -98,15 +98,15 @@ impl Socket {
         }
         self.timeout.store(u64::try_from(timeout.as_nanos()).unwrap_or(u64::MAX), Ordering::Relaxed);
         match &self.kind {
-            Kind::Unix(s) => s.set_read_timeout(Some(timeout)),
-            Kind::Tcp(s) => s.set_read_timeout(Some(timeout)),
+            Transport::Unix(s) => s.set_read_timeout(Some(timeout)),
+            Transport::Tcp(s) => s.set_read_timeout(Some(timeout)),
         }
     }
 
     fn read_once(&self, buf: &mut [u8]) -> io::Result<usize> {
         match &self.kind {
-            Kind::Unix(s) => (&mut &*s).read(buf),
-            Kind::Tcp(s) => (&mut &*s).read(buf),
+            Transport::Unix(s) => (&mut &*s).read(buf),
+            Transport::Tcp(s) => (&mut &*s).read(buf),
         }
     }
 
@@ -196,8 +196,8 @@ impl Socket {
     /// error.
     pub(super) fn shutdown(&self, how: Shutdown) {
         let _ = match &self.kind {
-            Kind::Unix(s) => s.shutdown(how),
-            Kind::Tcp(s) => s.shutdown(how),
+            Transport::Unix(s) => s.shutdown(how),
+            Transport::Tcp(s) => s.shutdown(how),
         };
     }
 

@@ -17,11 +17,11 @@ pub const NAP: Duration = Duration::from_secs(30);
 /// What a look at a timer says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Look {
-    /// Its newest run is not known: find it, and say so with [`Timers::learn`].
+    /// Its newest run is not known: find it, and say so with [`ScriptTimers::learn`].
     Unknown,
     /// The run on record lies in the future: it begins anew with this due time, which is to be noted.
     Restart(Millis),
-    /// It runs now, for this due time; [`Timers::ended`] says when that is over.
+    /// It runs now, for this due time; [`ScriptTimers::ended`] says when that is over.
     Run(Millis),
     /// A run of it is not over.
     Busy,
@@ -30,18 +30,18 @@ pub enum Look {
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Entry {
+struct ScriptTimer {
     ran: Millis,
     busy: bool,
 }
 
 /// The timers, by name.
 #[derive(Debug, Default)]
-pub struct Timers {
-    by: BTreeMap<String, Entry>,
+pub struct ScriptTimers {
+    by: BTreeMap<String, ScriptTimer>,
 }
 
-impl Timers {
+impl ScriptTimers {
     /// Looks at a timer whose newest due time is `newest` and whose next one is `next`.
     pub fn look(&mut self, name: &str, newest: Millis, next: Millis) -> Look {
         let Some(entry) = self.by.get_mut(name) else { return Look::Unknown };
@@ -55,13 +55,13 @@ impl Timers {
         if newest <= entry.ran {
             return Look::Rest;
         }
-        *entry = Entry { ran: newest, busy: true };
+        *entry = ScriptTimer { ran: newest, busy: true };
         Look::Run(newest)
     }
 
     /// The newest run of a timer.
     pub fn learn(&mut self, name: &str, ran: Millis) {
-        self.by.insert(name.to_owned(), Entry { ran, busy: false });
+        self.by.insert(name.to_owned(), ScriptTimer { ran, busy: false });
     }
 
     /// A run of a timer is over, however.
@@ -88,14 +88,14 @@ mod tests {
     use super::*;
 
     /// Looks at a timer of every 10 at an instant.
-    fn at(timers: &mut Timers, now: Millis) -> Look {
+    fn at(timers: &mut ScriptTimers, now: Millis) -> Look {
         let newest = now - now.rem_euclid(10_000);
         timers.look("t", newest, newest + 10_000)
     }
 
     #[test]
     fn a_run_is_never_begun_beside_another_and_a_backlog_is_one_run() {
-        let mut timers = Timers::default();
+        let mut timers = ScriptTimers::default();
         assert_eq!(at(&mut timers, 15_000), Look::Unknown);
         timers.learn("t", 10_000);
         assert_eq!(at(&mut timers, 19_999), Look::Rest);
@@ -112,7 +112,7 @@ mod tests {
 
     #[test]
     fn a_run_in_the_future_is_not_believed_but_a_clock_may_be_set_back_a_little() {
-        let mut timers = Timers::default();
+        let mut timers = ScriptTimers::default();
         timers.learn("t", 2_000_000_000);
         assert_eq!(at(&mut timers, 100_000), Look::Restart(100_000));
         assert_eq!(at(&mut timers, 109_999), Look::Rest, "it begins with the present");
@@ -129,7 +129,7 @@ mod tests {
 
     #[test]
     fn what_is_gone_is_forgotten_once_it_does_not_run() {
-        let mut timers = Timers::default();
+        let mut timers = ScriptTimers::default();
         timers.learn("t", 0);
         assert_eq!(at(&mut timers, 10_000), Look::Run(10_000));
         timers.keep(|_| false);

@@ -72,7 +72,7 @@ pub enum Close {
 
 /// What is known when a worker looks for what is to be done.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Facts {
+pub struct AtRest {
     /// A stop wants it gone at once.
     pub killed: bool,
     /// It is to close.
@@ -111,7 +111,7 @@ pub enum Act {
 /// What a worker at rest does. A turn that was begun for it goes before a close, unless its session gave way; a close goes
 /// before everything else.
 #[must_use]
-pub const fn look(f: &Facts) -> Act {
+pub const fn look(f: &AtRest) -> Act {
     if f.killed {
         return Act::Close(match f.close {
             Some(close) => close,
@@ -130,7 +130,7 @@ pub const fn look(f: &Facts) -> Act {
     }
 }
 
-const fn start_or(f: &Facts, act: Act) -> Act {
+const fn start_or(f: &AtRest, act: Act) -> Act {
     if f.agent_ready { act } else { Act::Start }
 }
 
@@ -317,7 +317,7 @@ pub enum Ending {
 
 /// What became of a turn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verdict {
+pub enum Judged {
     /// It has this outcome, without an error.
     Ended(Outcome),
     /// It failed: its answer was too long.
@@ -333,15 +333,15 @@ pub enum Verdict {
 /// What became of a turn, and so who says why. An answer that was too long is none; a whole one counts, whatever was wanted
 /// meanwhile; else what was wanted says more than what the agent made of it.
 #[must_use]
-pub const fn verdict(answer: Ending, too_large: bool, timed_out: bool, why: Option<Why>) -> Verdict {
+pub const fn verdict(answer: Ending, too_large: bool, timed_out: bool, why: Option<Why>) -> Judged {
     match (answer, why) {
-        _ if too_large => Verdict::TooLarge,
-        (Ending::Completed, _) => Verdict::Ended(Outcome::Completed),
-        _ if timed_out => Verdict::TimedOut,
-        (_, Some(Why::Stop)) => Verdict::Ended(Outcome::Interrupted),
-        (_, Some(Why::Cancelled | Why::Retired)) => Verdict::Ended(Outcome::Cancelled),
-        (Ending::Failed, None) => Verdict::AgentFailed,
-        (Ending::Cancelled, None) => Verdict::AgentCancelled,
+        _ if too_large => Judged::TooLarge,
+        (Ending::Completed, _) => Judged::Ended(Outcome::Completed),
+        _ if timed_out => Judged::TimedOut,
+        (_, Some(Why::Stop)) => Judged::Ended(Outcome::Interrupted),
+        (_, Some(Why::Cancelled | Why::Retired)) => Judged::Ended(Outcome::Cancelled),
+        (Ending::Failed, None) => Judged::AgentFailed,
+        (Ending::Cancelled, None) => Judged::AgentCancelled,
     }
 }
 
@@ -374,10 +374,10 @@ mod tests {
 
     const CLOSES: [Option<Close>; 4] = [None, Some(Close::Park), Some(Close::Stop), Some(Close::Retire)];
 
-    fn all_facts() -> impl Iterator<Item = Facts> {
+    fn all_facts() -> impl Iterator<Item = AtRest> {
         (0..128_u32).flat_map(|bits| {
             let bit = move |n: u32| bits >> n & 1 == 1;
-            CLOSES.into_iter().map(move |close| Facts {
+            CLOSES.into_iter().map(move |close| AtRest {
                 killed: bit(0),
                 close,
                 begun: bit(1),
@@ -419,22 +419,22 @@ mod tests {
 
     #[test]
     fn looks() {
-        let none = Facts::default();
-        let ready = Facts { agent_ready: true, ..none };
+        let none = AtRest::default();
+        let ready = AtRest { agent_ready: true, ..none };
         for (facts, act) in [
             (none, Act::Rest),
-            (Facts { work: true, ..none }, Act::Start),
-            (Facts { work: true, ..ready }, Act::Begin),
-            (Facts { work: true, backing_off: true, ..ready }, Act::Rest),
-            (Facts { agent_speaks: true, work: true, ..ready }, Act::BeginOwn),
-            (Facts { begun: true, ..none }, Act::Start),
-            (Facts { begun: true, backing_off: true, work: true, ..ready }, Act::Run),
-            (Facts { begun: true, close: Some(Close::Park), ..ready }, Act::Run),
-            (Facts { begun: true, close: Some(Close::Retire), ..ready }, Act::Close(Close::Retire)),
-            (Facts { reserved: true, close: Some(Close::Stop), ..ready }, Act::Rest),
-            (Facts { work: true, close: Some(Close::Stop), ..ready }, Act::Close(Close::Stop)),
-            (Facts { killed: true, begun: true, ..ready }, Act::Close(Close::Stop)),
-            (Facts { killed: true, close: Some(Close::Park), ..ready }, Act::Close(Close::Park)),
+            (AtRest { work: true, ..none }, Act::Start),
+            (AtRest { work: true, ..ready }, Act::Begin),
+            (AtRest { work: true, backing_off: true, ..ready }, Act::Rest),
+            (AtRest { agent_speaks: true, work: true, ..ready }, Act::BeginOwn),
+            (AtRest { begun: true, ..none }, Act::Start),
+            (AtRest { begun: true, backing_off: true, work: true, ..ready }, Act::Run),
+            (AtRest { begun: true, close: Some(Close::Park), ..ready }, Act::Run),
+            (AtRest { begun: true, close: Some(Close::Retire), ..ready }, Act::Close(Close::Retire)),
+            (AtRest { reserved: true, close: Some(Close::Stop), ..ready }, Act::Rest),
+            (AtRest { work: true, close: Some(Close::Stop), ..ready }, Act::Close(Close::Stop)),
+            (AtRest { killed: true, begun: true, ..ready }, Act::Close(Close::Stop)),
+            (AtRest { killed: true, close: Some(Close::Park), ..ready }, Act::Close(Close::Park)),
         ] {
             assert_eq!(look(&facts), act, "{facts:?}");
         }
@@ -539,7 +539,7 @@ mod tests {
     #[test]
     fn verdicts() {
         use Ending::{Cancelled, Completed, Failed};
-        use Verdict::{AgentCancelled, AgentFailed, Ended, TimedOut, TooLarge};
+        use Judged::{AgentCancelled, AgentFailed, Ended, TimedOut, TooLarge};
         let whys = [None, Some(Why::Cancelled), Some(Why::Stop), Some(Why::Retired)];
         for answer in [Completed, Failed, Cancelled] {
             for timed_out in [false, true] {

@@ -76,6 +76,6 @@ const fn of_refusal(refusal: Refusal) -> &'static str {
         Refusal::IdReused => "id_reused",
         Refusal::QueueFull => "queue_full",
         Refusal::Overloaded => "overloaded",
-        Refusal::Closed | Refusal::Apart => "stopping",
+        Refusal::Closed | Refusal::OnProbation => "stopping",
     }
 }

@@ -295,7 +295,7 @@ impl Tx<'_> {
             continues: None,
             first: s.turns == 0,
             turns: s.turns,
-            alone: false,
+            on_probation: false,
         };
         let accepted = Accepted {
             sid: s.sid,

@@ -138,8 +138,8 @@ impl Store {
     ///
     /// # Errors
     /// The store fails.
-    pub fn clear_solo(&self, sid: i64) -> Result<(), Error> {
-        self.write("clear_solo", move |tx| {
+    pub fn end_probation(&self, sid: i64) -> Result<(), Error> {
+        self.write("end_probation", move |tx| {
             tx.tell("UPDATE boots SET solo=NULL WHERE bid=?1 AND solo=?2", params![tx.bid, sid])?;
             Ok(())
         })

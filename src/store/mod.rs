@@ -165,7 +165,7 @@ pub enum Refusal {
     TooLarge,
     /// The session would run on probation, one death short of suspension, and another one does so now.
     #[error("waiting: a session on probation is running alone")]
-    Apart,
+    OnProbation,
     /// The session's rows cannot be used.
     #[error("the session's rows cannot be used; see the daemon's log")]
     Damaged,

@@ -32,7 +32,7 @@ pub struct Acted {
     /// Sessions in which something may run now.
     pub wake: Vec<i64>,
     /// An interrupted turn is to be continued without a message.
-    pub asked: bool,
+    pub auto_continue: bool,
 }
 
 /// A session in which something waits to run.
@@ -136,7 +136,7 @@ impl Store {
                 _ if s.mark_reason.is_some() && tx.open_activation_of(s.sid)?.is_none() => {
                     tx.tell("UPDATE sessions SET marked_at=?2 WHERE sid=?1", params![s.sid, tx.now])?;
                     acted.wake.push(s.sid);
-                    acted.asked = true;
+                    acted.auto_continue = true;
                 }
                 _ => {}
             }

@@ -116,7 +116,7 @@ impl Rig {
         self.store.open_activation(sid, "agent".into(), "/w".into()).unwrap().epoch
     }
 
-    pub fn wish(&self, sid: i64, epoch: i64) -> Begin {
+    pub fn next_turn(&self, sid: i64, epoch: i64) -> Begin {
         Begin {
             fresh_id: uuid::Uuid::now_v7().to_string(),
             sid,
@@ -124,14 +124,14 @@ impl Rig {
             on_interrupt: OnInterrupt::Resume,
             resume: Resume::Auto,
             policy: POLICY,
-            asked: false,
+            auto_continue: false,
             context: None,
-            alone_at: 2,
+            probation_at: 2,
         }
     }
 
     pub fn begin(&self, sid: i64, epoch: i64) -> Begun {
-        self.store.begin_turn(self.wish(sid, epoch)).unwrap().unwrap()
+        self.store.begin_turn(self.next_turn(sid, epoch)).unwrap().unwrap()
     }
 
     /// A message under a key, in a turn that runs.

@@ -46,13 +46,13 @@ pub struct Begin {
     /// The resume window.
     pub policy: Policy,
     /// A boot or an operator wants an interrupted turn to go on by itself.
-    pub asked: bool,
+    pub auto_continue: bool,
     /// What hooks put before the prompt.
     pub context: Option<String>,
     /// The id of a continuation that has a turn of its own; chosen beforehand, so that `before_turn` handlers can be told.
     pub fresh_id: String,
     /// From this count of unclean deaths on, a session runs on probation; 0: never.
-    pub alone_at: i64,
+    pub probation_at: i64,
 }
 
 /// The turn that a turn goes on with.
@@ -80,7 +80,7 @@ pub struct Begun {
     /// Turns that the transcript holds already.
     pub turns: i64,
     /// The session is on probation: one death short of suspension, it runs alone for a while.
-    pub alone: bool,
+    pub on_probation: bool,
 }
 
 /// An interrupted turn that its agent may have forgotten.
@@ -152,7 +152,7 @@ impl Store {
     ///
     /// # Errors
     /// [`Refusal::Closed`] while turns do not start, [`Refusal::Stale`] when the activation is not current,
-    /// [`Refusal::Apart`] while another session that is one death short of suspension runs alone.
+    /// [`Refusal::OnProbation`] while another session that is one death short of suspension runs alone.
     pub fn begin_turn(&self, begin: Begin) -> Result<Option<Begun>, Error> {
         self.write("begin_turn", move |tx| tx.begin(&begin))
     }
@@ -345,15 +345,15 @@ impl Tx<'_> {
             cut = None;
         }
         let plan = match cut {
-            Some(_) => continuation(b.on_interrupt, queued.is_some(), b.asked),
+            Some(_) => continuation(b.on_interrupt, queued.is_some(), b.auto_continue),
             None => Continuation::Wait,
         };
         if queued.is_none() && matches!(plan, Continuation::Carried | Continuation::Wait) {
             return Ok(None);
         }
-        let alone = b.alone_at > 0 && s.unclean >= b.alone_at;
-        if alone && self.another_is_alone(s.sid)? {
-            return Err(Refusal::Apart.into());
+        let alone = b.probation_at > 0 && s.unclean >= b.probation_at;
+        if alone && self.another_is_on_probation(s.sid)? {
+            return Err(Refusal::OnProbation.into());
         }
         let QueuedTurn { tid, id: turn_id, messages } = match (plan, queued) {
             (Continuation::Note | Continuation::Rerun, _) => {
@@ -415,11 +415,11 @@ impl Tx<'_> {
             }
         };
         let (turn, prompt) = (TurnRef { sid, epoch, tid }, String::new());
-        Ok(Begun { turn, turn_id, prompt, continues: None, first: turns == 0, turns, alone: false })
+        Ok(Begun { turn, turn_id, prompt, continues: None, first: turns == 0, turns, on_probation: false })
     }
 
     /// Whether another session is on probation now.
-    fn another_is_alone(&self, sid: i64) -> Result<bool, Error> {
+    fn another_is_on_probation(&self, sid: i64) -> Result<bool, Error> {
         Ok(self.exists("SELECT 1 FROM boots WHERE bid=?1 AND solo<>?2", params![self.bid, sid])?)
     }
 
@@ -466,7 +466,7 @@ impl Tx<'_> {
         self.user_entries(s, tid)?;
         let prompt = self.messages_of(tid)?.join("\n\n");
         let turn = TurnRef { sid: b.sid, epoch: b.epoch, tid };
-        Ok(Begun { turn, turn_id, prompt, continues: None, first: s.turns == 0, turns: s.turns, alone: false })
+        Ok(Begun { turn, turn_id, prompt, continues: None, first: s.turns == 0, turns: s.turns, on_probation: false })
     }
 
     /// Reads what a worker needs of a turn that has begun, and reads it again if that commit was in doubt. Also returns
@@ -477,14 +477,14 @@ impl Tx<'_> {
                 Ok((r.get::<String>(0)?, r.get::<Option<i64>>(1)?, r.get::<bool>(2)?))
             })?
             .ok_or(Refusal::NotFound)?;
-        let alone = self.exists("SELECT 1 FROM boots WHERE bid=?1 AND solo=?2", params![self.bid, s.sid])?;
+        let on_probation = self.exists("SELECT 1 FROM boots WHERE bid=?1 AND solo=?2", params![self.bid, s.sid])?;
         let own = self.messages_of(tid)?.join("\n\n");
         let (prompt, continues, note, lost) = match cut {
             None => (own, None, None, false),
             Some(cut) => self.take_up(s, cut, resumed, &own)?,
         };
         let turn = TurnRef { sid: b.sid, epoch: b.epoch, tid };
-        Ok((Begun { turn, turn_id, prompt, continues, first: s.turns == 0, turns: s.turns, alone }, note, lost))
+        Ok((Begun { turn, turn_id, prompt, continues, first: s.turns == 0, turns: s.turns, on_probation }, note, lost))
     }
 
     /// The prompt of a turn that continues the turn `cut`, the note in it, and whether messages had to be left out.

@@ -21,7 +21,7 @@ use super::{Agent, Answer, Continuity, Failure, Host, Interrupt, Progress, Promp
 use crate::config;
 use client::{CallError, Client, Event};
 use running::{End, Running};
-use session::{Capabilities, Trouble, Wish};
+use session::{Capabilities, SessionRequest, Trouble};
 
 mod client;
 mod running;
@@ -133,8 +133,8 @@ impl Acp {
         let cwd = host.identity().cwd.to_string_lossy().into_owned();
         let known = known.filter(|_| self.reopen_failures < REOPEN_FAILURES);
         let unclean = known.is_some() && self.unclean.unwrap_or_else(|| host.left_unclean());
-        let wish = Wish { cwd: &cwd, known, had_turns, unclean, history: self.history };
-        match session::open(client, host, can, wish, until) {
+        let request = SessionRequest { cwd: &cwd, known, had_turns, unclean, history: self.history };
+        match session::open(client, host, can, request, until) {
             Ok(opened) => {
                 self.reopen_failures = 0;
                 Ok((can, opened))

@@ -60,7 +60,7 @@ impl Capabilities {
 
 /// What is wanted of the agent.
 #[derive(Clone, Copy, Debug)]
-pub struct Wish<'a> {
+pub struct SessionRequest<'a> {
     /// The working directory.
     pub cwd: &'a str,
     /// The agent's session of an earlier activation, unless it is known to be lost.
@@ -126,17 +126,17 @@ pub fn open(
     client: &mut Client,
     host: &mut dyn Host,
     can: Capabilities,
-    wish: Wish<'_>,
+    request: SessionRequest<'_>,
     until: Instant,
 ) -> Result<Opened, Trouble> {
-    if let Some(known) = wish.known {
-        let reopened = reopen(client, host, can, (known, wish), until);
+    if let Some(known) = request.known {
+        let reopened = reopen(client, host, can, (known, request), until);
         if let Some(opened) = reopened.map_err(|failure| Trouble { failure, reopening: true })? {
             return Ok(opened);
         }
     }
-    let id = create(client, host, wish.cwd, until).map_err(|failure| Trouble { failure, reopening: false })?;
-    let continuity = if wish.had_turns { Continuity::Lost } else { Continuity::New };
+    let id = create(client, host, request.cwd, until).map_err(|failure| Trouble { failure, reopening: false })?;
+    let continuity = if request.had_turns { Continuity::Lost } else { Continuity::New };
     Ok(Opened { id, continuity, proven: true, lacks: None })
 }
 
@@ -171,28 +171,28 @@ fn reopen(
     client: &mut Client,
     host: &mut dyn Host,
     can: Capabilities,
-    (known, wish): (&str, Wish<'_>),
+    (known, request): (&str, SessionRequest<'_>),
     until: Instant,
 ) -> Result<Option<Opened>, Failure> {
-    let listed = if can.list { is_listed(client, host, (known, wish.cwd), until)? } else { None };
+    let listed = if can.list { is_listed(client, host, (known, request.cwd), until)? } else { None };
     let key = host.identity().key.clone();
     let kept = |proven, lacks| Some(Opened { id: known.to_string(), continuity: Continuity::Kept, proven, lacks });
     // A resume replays nothing that would prove it: it is not tried when the list says that the session is gone, nor after
     // an unclean end where a load can show what is left.
-    if can.resume && !(can.load && wish.unclean) && listed != Some(false) {
-        match ask(client, host, "session/resume", (known, wish.cwd), until)? {
+    if can.resume && !(can.load && request.unclean) && listed != Some(false) {
+        match ask(client, host, "session/resume", (known, request.cwd), until)? {
             Ok(_) => return Ok(kept(listed == Some(true), None)),
             Err(why) => log::info!("{key}: session/resume of {known}: {why}"),
         }
     }
     if can.load {
-        match ask(client, host, "session/load", (known, wish.cwd), until)? {
-            Ok(replay) if replay.pieces == 0 && wish.had_turns => {
+        match ask(client, host, "session/load", (known, request.cwd), until)? {
+            Ok(replay) if replay.pieces == 0 && request.had_turns => {
                 log::info!("{key}: session/load of {known}: nothing came back of what was said")
             }
             Ok(replay) if replay.pieces == 0 && listed != Some(true) => {}
             Ok(replay) => {
-                let entries = host.history(wish.history);
+                let entries = host.history(request.history);
                 let newest = entries.iter().rev().filter_map(|e| e.turn_id.as_deref());
                 let newest = newest.take(RECENT).find(|id| host.is_completed(id));
                 let missing = replay.missing(&entries, newest);

@@ -56,12 +56,12 @@ pub struct Openai {
 #[derive(serde::Serialize)]
 struct Body<'a> {
     model: &'a str,
-    messages: Vec<Message<'a>>,
+    messages: Vec<ChatMessage<'a>>,
     stream: bool,
 }
 
 #[derive(serde::Serialize)]
-struct Message<'a> {
+struct ChatMessage<'a> {
     role: &'static str,
     content: &'a str,
 }
@@ -88,10 +88,10 @@ impl Openai {
                 Role::System => "system",
                 Role::Tool => continue,
             };
-            messages.push(Message { role, content: &entry.text });
+            messages.push(ChatMessage { role, content: &entry.text });
         }
-        messages.extend(prompt.context.as_ref().map(|content| Message { role: "system", content }));
-        messages.push(Message { role: "user", content: &prompt.text });
+        messages.extend(prompt.context.as_ref().map(|content| ChatMessage { role: "system", content }));
+        messages.push(ChatMessage { role: "user", content: &prompt.text });
         let body = Body { model: &self.model, messages, stream: true };
         // Texts alone: they can always be written.
         serde_json::to_string(&body).unwrap_or_default()

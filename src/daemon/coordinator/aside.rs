@@ -98,7 +98,7 @@ impl Coordinator {
         let Some(sid) = self.ctx.registry.take_probation(since) else { return };
         let stood = self.aside("probation", None, move |ctx| {
             // Where that cannot be written its turn's end does it.
-            match ctx.store.clear_solo(sid) {
+            match ctx.store.end_probation(sid) {
                 Ok(()) => ctx.registry.end_probation(sid),
                 Err(e) => log::warn!("a session still counts as on probation: {e}"),
             }

@@ -31,7 +31,7 @@ fn live(registry: &Registry, ready: Option<i64>) -> Arc<Mailbox> {
 fn begun() -> Box<Begun> {
     let turn = TurnRef { sid: 7, epoch: 3, tid: 5 };
     let (turn_id, prompt) = ("t".into(), "p".into());
-    Box::new(Begun { turn, turn_id, prompt, continues: None, first: true, turns: 0, alone: false })
+    Box::new(Begun { turn, turn_id, prompt, continues: None, first: true, turns: 0, on_probation: false })
 }
 
 /// What the roster decides reaches the mailboxes and who is nudged.

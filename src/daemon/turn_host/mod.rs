@@ -224,10 +224,10 @@ impl TurnHost {
         }
         self.settled.clear();
         let mut running = self.running.take()?;
-        let unkept = running.outbox.finish();
+        let unconfirmed = running.outbox.finish();
         let why = self.interrupt.take().map(|i| i.1);
         self.mailbox.turn_flag(None, false);
-        Some((running, unkept, why))
+        Some((running, unconfirmed, why))
     }
 
     /// Whether a stop wants this worker gone at once.
@@ -409,7 +409,7 @@ impl Host for TurnHost {
         if let Some((interrupt, _)) = &self.interrupt {
             return Some(*interrupt);
         }
-        // Outside a turn (while it starts) a wish to close is one to stop starting.
+        // Outside a turn (while it starts) an order to close is one to stop starting.
         match (&self.running, self.close) {
             (None, Some(Close::Stop | Close::Retire)) => {
                 Some(Interrupt::Cancel(self.close_by.unwrap_or_else(|| self.ctx.now() + CANCEL)))

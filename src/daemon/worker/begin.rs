@@ -131,10 +131,10 @@ impl Session {
             on_interrupt: self.host.agent.on_interrupt,
             resume: config.sessions.resume,
             policy: self.ctx().policy(),
-            asked: self.host.auto_continue,
+            auto_continue: self.host.auto_continue,
             context: None,
             fresh_id: uuid::Uuid::now_v7().to_string(),
-            alone_at: match i64::from(config.sessions.stuck_threshold) {
+            probation_at: match i64::from(config.sessions.stuck_threshold) {
                 0 => 0,
                 threshold => (threshold - 1).max(1),
             },
@@ -169,7 +169,7 @@ impl Session {
                 Began::Nothing
             }
             Err(Error::Refused(Refusal::Closed)) => Began::Nothing,
-            Err(Error::Refused(Refusal::Apart)) => {
+            Err(Error::Refused(Refusal::OnProbation)) => {
                 self.host.work = true;
                 Began::Probation { new: self.ctx().registry.wait_for_probation(self.host.sid) }
             }

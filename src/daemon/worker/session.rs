@@ -10,7 +10,7 @@ use crate::agent::{self, Agent, Watch};
 use crate::daemon::context::Context;
 use crate::daemon::mailbox::Close;
 use crate::daemon::turn_host::TurnHost;
-use crate::model::worker::{Act, Facts, State, Then, look, park_at, pause, rests};
+use crate::model::worker::{Act, AtRest, State, Then, look, park_at, pause, rests};
 use crate::store::Begun;
 
 /// What a session does now, with what belongs to it.
@@ -192,7 +192,7 @@ impl Session {
             // Whoever was about to begin a turn may have done so since: it is looked for once more after that question.
             self.host.collect();
         }
-        let facts = Facts {
+        let facts = AtRest {
             killed: self.host.is_killed(),
             close: self.host.close,
             begun: self.host.begun.is_some(),

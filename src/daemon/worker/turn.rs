@@ -12,7 +12,7 @@ use crate::daemon::mailbox::Close;
 use crate::daemon::registry::Doing;
 use crate::daemon::turn_host::Running;
 use crate::model::event::{HookEvent, MarkReason, Outcome};
-use crate::model::worker::{Ending, Then, Verdict, Why, Written, finish_again, finished, mark, verdict};
+use crate::model::worker::{Ending, Judged, Then, Why, Written, finish_again, finished, mark, verdict};
 use crate::store::{Batch, Begun, Error};
 
 /// A turn that runs.
@@ -31,7 +31,7 @@ pub(super) struct Finish {
     since: Instant,
     own: bool,
     answer: String,
-    unkept: Vec<Batch>,
+    unconfirmed: Vec<Batch>,
     outcome: Outcome,
     error: Option<(String, String)>,
     mark: MarkReason,
@@ -45,7 +45,7 @@ impl Session {
         let (sid, since) = (self.host.sid, self.ctx().now());
         let doing = Doing::Running { turn_id: Some(begun.turn_id.clone()), since, tool: None };
         let _ = self.ctx().registry.set(sid, doing);
-        if begun.alone {
+        if begun.on_probation {
             self.ctx().registry.begin_probation(sid);
         }
         crate::log::about("turn_id", &begun.turn_id);
@@ -118,7 +118,7 @@ impl Session {
             self.back_off();
         }
         self.turns += 1;
-        let Some((running, unkept, why)) = self.host.end() else { return self.go(Stage::Closing(Close::Retire)) };
+        let Some((running, unconfirmed, why)) = self.host.end() else { return self.go(Stage::Closing(Close::Retire)) };
         let (outcome, error) = judge(answer, &running, why);
         match &error {
             Some((code, why)) => log::warn!(key = self.key(), turn_id = begun.turn_id; "turn {outcome}: {code}: {why}"),
@@ -132,7 +132,7 @@ impl Session {
         }
         let mark = mark(self.ctx().board().stop.map(|(reason, ..)| reason));
         let answer = running.answer;
-        self.finish(Box::new(Finish { begun, since, own, answer, unkept, outcome, error, mark, tried: false }))
+        self.finish(Box::new(Finish { begun, since, own, answer, unconfirmed, outcome, error, mark, tried: false }))
     }
 
     /// Writes the outcome, as often as it takes: a full disk delays it, a stop that gives this worker up ends it.
@@ -147,7 +147,7 @@ impl Session {
         let store = &self.host.ctx.store;
         let f = &*finish;
         let (outcome, error) = (f.outcome, f.error.clone());
-        let (written, more) = match store.finish_turn(f.begun.turn, f.unkept.clone(), outcome, error, f.mark) {
+        let (written, more) = match store.finish_turn(f.begun.turn, f.unconfirmed.clone(), outcome, error, f.mark) {
             Ok(ended) => {
                 self.ctx().tally.turn(ended.outcome);
                 self.notify_end(&f.begun, ended.outcome, &f.answer, f.since);
@@ -181,7 +181,7 @@ impl Session {
     fn over(&mut self, finish: &Finish, then: Then) -> Next {
         crate::log::about("turn_id", "");
         let sid = self.host.sid;
-        if finish.begun.alone {
+        if finish.begun.on_probation {
             self.ctx().registry.end_probation(sid);
         }
         // The registry hears of the end after the database: a drain that sees nothing running finds it committed.
@@ -207,13 +207,13 @@ fn judge(answer: &Answer, running: &Running, why: Option<Why>) -> (Outcome, Opti
         Answer::Cancelled => Ending::Cancelled,
     };
     match verdict(ending, running.too_large.is_some(), running.timed_out.is_some(), why) {
-        Verdict::Ended(outcome) => (outcome, None),
-        Verdict::TooLarge => failed("answer_too_large", running.too_large.clone().unwrap_or_default()),
-        Verdict::TimedOut => failed("timeout", running.timed_out.clone().unwrap_or_default()),
-        Verdict::AgentFailed => match answer {
+        Judged::Ended(outcome) => (outcome, None),
+        Judged::TooLarge => failed("answer_too_large", running.too_large.clone().unwrap_or_default()),
+        Judged::TimedOut => failed("timeout", running.timed_out.clone().unwrap_or_default()),
+        Judged::AgentFailed => match answer {
             Answer::Failed(failure) => failed(failure.code, failure.message.clone()),
             Answer::Completed { .. } | Answer::Cancelled => failed("agent_error", String::new()),
         },
-        Verdict::AgentCancelled => failed("agent_error", "the agent cancelled the turn by itself".to_owned()),
+        Judged::AgentCancelled => failed("agent_error", "the agent cancelled the turn by itself".to_owned()),
     }
 }

@@ -19,13 +19,13 @@ const TIMEOUT: Duration = Duration::from_secs(30);
 /// How often the pipes are read after the exit: a process that left the group may go on writing.
 const LAST_READS: usize = 8;
 
-struct Wanted {
+struct CommandArgs {
     argv: Vec<std::ffi::OsString>,
     stdin: Vec<u8>,
     timeout: Duration,
 }
 
-fn wanted(args: &Args, left: Option<Duration>) -> Result<Wanted, Fault> {
+fn wanted(args: &Args, left: Option<Duration>) -> Result<CommandArgs, Fault> {
     use std::os::unix::ffi::OsStringExt;
     let Some(options) = args.options(0, &["argv", "stdin", "timeout"])? else {
         return Err(Fault::text("a table expected: exec{argv=, stdin=, timeout=}"));
@@ -57,7 +57,7 @@ fn wanted(args: &Args, left: Option<Duration>) -> Result<Wanted, Fault> {
         Value::Nil => TIMEOUT,
         v => duration(&v, "timeout")?,
     };
-    Ok(Wanted { argv, stdin, timeout: left.map_or(timeout, |left| left.min(timeout)) })
+    Ok(CommandArgs { argv, stdin, timeout: left.map_or(timeout, |left| left.min(timeout)) })
 }
 
 /// The output of a program.
@@ -77,7 +77,7 @@ impl Output {
 }
 
 /// Runs a program to its end; however that comes, its whole group is killed and it is reaped.
-fn run(wanted: &Wanted, kick: Option<&Kick>) -> Result<(ExitStatus, Output), String> {
+fn run(wanted: &CommandArgs, kick: Option<&Kick>) -> Result<(ExitStatus, Output), String> {
     let awake = Span::begin();
     let name = wanted.argv[0].to_string_lossy();
     let mut command = Command::new(&wanted.argv[0]);

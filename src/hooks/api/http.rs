@@ -48,12 +48,12 @@ fn client() -> ureq::Agent {
 }
 
 /// What a script asks for.
-struct Wanted {
+struct RequestArgs {
     request: Request<Vec<u8>>,
     timeout: Duration,
 }
 
-fn wanted(args: &Args, left: Option<Duration>) -> Result<Wanted, Fault> {
+fn wanted(args: &Args, left: Option<Duration>) -> Result<RequestArgs, Fault> {
     let Some(options) = args.options(0, &["url", "method", "headers", "body", "timeout"])? else {
         return Err(Fault::text("a table expected: request{url=, method=, headers=, body=, timeout=}"));
     };
@@ -91,7 +91,7 @@ fn wanted(args: &Args, left: Option<Duration>) -> Result<Wanted, Fault> {
         v => duration(&v, "timeout")?,
     };
     let request = request.body(body.unwrap_or_default()).map_err(|e| Fault::text(e.to_string()))?;
-    Ok(Wanted { request, timeout: left.map_or(timeout, |left| left.min(timeout)) })
+    Ok(RequestArgs { request, timeout: left.map_or(timeout, |left| left.min(timeout)) })
 }
 
 type Got = (u16, Vec<(String, Vec<u8>)>, Vec<u8>);
@@ -176,11 +176,11 @@ fn follow(client: &ureq::Agent, request: Request<Vec<u8>>, patience: Duration) -
 }
 
 /// Counts the thread of a request while it lives; rings when it ends.
-struct Alive(Arc<OwnedFd>);
+struct OpenRequest(Arc<OwnedFd>);
 
 static ALIVE: AtomicUsize = AtomicUsize::new(0);
 
-impl Alive {
+impl OpenRequest {
     fn begin(bell: &Arc<OwnedFd>) -> Result<Self, String> {
         let alive = ALIVE.fetch_add(1, Ordering::AcqRel);
         let this = Self(Arc::clone(bell));
@@ -188,7 +188,7 @@ impl Alive {
     }
 }
 
-impl Drop for Alive {
+impl Drop for OpenRequest {
     fn drop(&mut self) {
         ALIVE.fetch_sub(1, Ordering::AcqRel);
         let _ = rustix::io::write(&*self.0, &1_u64.to_ne_bytes());
@@ -197,13 +197,13 @@ impl Drop for Alive {
 
 /// Makes a request and waits until it ends, its time is over, or a kick. A request that is left takes the client with
 /// it.
-fn fetch(kept: &Mutex<Option<ureq::Agent>>, wanted: Wanted, kick: Option<&Kick>) -> Result<Got, String> {
+fn fetch(kept: &Mutex<Option<ureq::Agent>>, wanted: RequestArgs, kick: Option<&Kick>) -> Result<Got, String> {
     let awake = Span::begin();
     let client = lock(kept).take().unwrap_or_else(client);
     let bell = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).map_err(|e| e.to_string())?);
-    let alive = Alive::begin(&bell)?;
+    let alive = OpenRequest::begin(&bell)?;
     let (tell, told) = bounded(1);
-    let (asked, Wanted { request, timeout }) = (client.clone(), wanted);
+    let (asked, RequestArgs { request, timeout }) = (client.clone(), wanted);
     let patience = timeout.min(TIMEOUT);
     let thread = thread::spawn_own("hook-http", thread::DEEP_STACK, move || {
         // Dropped last: when it rings, the answer is there.

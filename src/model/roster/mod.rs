@@ -107,7 +107,7 @@ pub enum Effect {
 
 /// A live session.
 #[derive(Clone, Debug)]
-struct Entry {
+struct LiveSession {
     key: String,
     agent: String,
     /// At rest it holds nothing that must be closed: no process, no state of an agent's.
@@ -154,7 +154,7 @@ pub struct Numbers {
 /// The roster. See the module.
 #[derive(Debug, Default)]
 pub struct Roster {
-    live: BTreeMap<i64, Entry>,
+    live: BTreeMap<i64, LiveSession>,
     /// The newest live session under each key.
     by_key: HashMap<String, i64>,
     waiting: WaitQueue,
@@ -232,7 +232,7 @@ impl Roster {
 
     /// The tool in which a turn is.
     pub fn set_tool(&mut self, sid: i64, now_in: Option<String>) {
-        if let Some(Entry { doing: Doing::Running { tool, .. }, .. }) = self.live.get_mut(&sid) {
+        if let Some(LiveSession { doing: Doing::Running { tool, .. }, .. }) = self.live.get_mut(&sid) {
             *tool = now_in;
         }
     }
@@ -247,7 +247,7 @@ impl Roster {
     /// An idle worker wants to park: allowed, and it is closing, unless work lies unread in its mailbox.
     #[must_use]
     pub fn may_park(&mut self, sid: i64, has_work: bool) -> bool {
-        let park = |entry: &mut Entry| {
+        let park = |entry: &mut LiveSession| {
             let may = entry.doing == Doing::Idle && !has_work;
             if may {
                 entry.doing = Doing::Closing;
@@ -282,7 +282,7 @@ impl Roster {
     pub fn close_all(&mut self, has_letters: impl Fn(i64) -> bool) -> Vec<Effect> {
         self.closed = true;
         self.waiting.clear();
-        let leaves = |(sid, e): &(&i64, &Entry)| e.light && e.doing == Doing::Idle && !has_letters(**sid);
+        let leaves = |(sid, e): &(&i64, &LiveSession)| e.light && e.doing == Doing::Idle && !has_letters(**sid);
         let leaving: Vec<i64> = self.live.iter().filter(leaves).map(|(sid, _)| *sid).collect();
         for sid in &leaving {
             if let Some(entry) = self.live.remove(sid) {
@@ -304,7 +304,7 @@ impl Roster {
     /// What still runs, oldest first.
     #[must_use]
     pub fn blocking(&self, now: Instant) -> Vec<Blocking> {
-        let running = |(sid, e): (&i64, &Entry)| match &e.doing {
+        let running = |(sid, e): (&i64, &LiveSession)| match &e.doing {
             Doing::Running { turn_id, since, tool } => Some(Blocking {
                 sid: *sid,
                 key: e.key.clone(),

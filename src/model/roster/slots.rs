@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{Doing, Effect, Entry, Kind, Roster, Waiting, WorkRequest};
+use super::{Doing, Effect, Kind, LiveSession, Roster, Waiting, WorkRequest};
 use crate::model::session::{Crowd, give_way};
 
 /// The live sessions of one agent, as far as they matter to those that wait. Kept by [`Roster::change`].
@@ -52,7 +52,7 @@ pub trait Routes {
 
 impl Roster {
     /// The one way to change an entry: what is counted of it changes with it.
-    pub(super) fn change<T>(&mut self, sid: i64, how: impl FnOnce(&mut Entry) -> T) -> Option<T> {
+    pub(super) fn change<T>(&mut self, sid: i64, how: impl FnOnce(&mut LiveSession) -> T) -> Option<T> {
         let entry = self.live.get_mut(&sid)?;
         let (was, used) = (entry.doing.kind(), entry.used);
         let result = how(entry);
@@ -68,7 +68,7 @@ impl Roster {
     }
 
     /// An entry was taken out.
-    pub(super) fn count_out(&mut self, entry: &Entry) {
+    pub(super) fn count_out(&mut self, entry: &LiveSession) {
         if let Some(slots) = self.by_agent.get_mut(&entry.agent) {
             slots.live -= 1;
             slots.count_out(entry.doing.kind(), entry.used);
@@ -192,7 +192,7 @@ impl Roster {
     fn insert(&mut self, request: &WorkRequest, agent: String, light: bool) {
         let used = self.next_use();
         self.by_agent.entry(agent.clone()).or_default().live += 1;
-        let entry = Entry {
+        let entry = LiveSession {
             key: request.key.clone(),
             agent,
             light,

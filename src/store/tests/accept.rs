@@ -59,7 +59,7 @@ fn an_id_is_known_over_resets_limits_stops_and_its_own_end() {
     rig.crash();
     assert!(again(&rig).over, "interrupted");
     let epoch = rig.open(first.sid);
-    let next = rig.store.begin_turn(Begin { asked: true, ..rig.wish(first.sid, epoch) }).unwrap().unwrap();
+    let next = rig.store.begin_turn(Begin { auto_continue: true, ..rig.next_turn(first.sid, epoch) }).unwrap().unwrap();
     assert_eq!(again(&rig).continued_by.as_ref(), Some(&next.turn_id));
     rig.finish(next.turn, Outcome::Completed);
     assert_eq!(again(&rig).turn_id, b.turn_id);

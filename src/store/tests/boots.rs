@@ -125,7 +125,7 @@ fn what_is_abandoned_time_and_again_is_suspended() {
     let a = rig.say(KEY, "hangs");
     for n in 1..=3 {
         let epoch = rig.open(a.sid);
-        rig.store.begin_turn(Begin { asked: true, ..rig.wish(a.sid, epoch) }).unwrap().unwrap();
+        rig.store.begin_turn(Begin { auto_continue: true, ..rig.next_turn(a.sid, epoch) }).unwrap().unwrap();
         rig.store.mark_running(note()).unwrap();
         rig.store.note_abandoned(vec![a.sid]).unwrap();
         let seen = rig.newest();
@@ -158,7 +158,7 @@ fn a_stop_that_was_cut_off_explains_the_death() {
     assert_eq!(r.recent_deaths, 0, "a stop that was cut off is no reason to slow down");
     // What the next boot finds is a mark from before now: a turn that fails does not clear it.
     let epoch = rig.open(a.sid);
-    let b = rig.store.begin_turn(Begin { asked: true, ..rig.wish(a.sid, epoch) }).unwrap().unwrap();
+    let b = rig.store.begin_turn(Begin { auto_continue: true, ..rig.next_turn(a.sid, epoch) }).unwrap().unwrap();
     assert!(b.prompt.contains("restarted"), "{}", b.prompt);
     rig.finish(b.turn, Outcome::Failed);
     assert_eq!(rig.mark(a.sid), "restart_timeout");
@@ -171,7 +171,12 @@ fn three_deaths_in_a_row_suspend_and_the_queue_moves() {
     let mut last = String::new();
     for death in 1..=3 {
         let epoch = rig.open(a.sid);
-        last = rig.store.begin_turn(Begin { asked: true, ..rig.wish(a.sid, epoch) }).unwrap().unwrap().turn_id;
+        last = rig
+            .store
+            .begin_turn(Begin { auto_continue: true, ..rig.next_turn(a.sid, epoch) })
+            .unwrap()
+            .unwrap()
+            .turn_id;
         if death == 3 {
             rig.say(KEY, "waits");
         }
@@ -200,11 +205,11 @@ fn a_completed_turn_clears_the_count_and_a_threshold_of_nought_counts_only() {
     let a = rig.say(KEY, "m");
     for _ in 0..2 {
         let epoch = rig.open(a.sid);
-        rig.store.begin_turn(Begin { asked: true, ..rig.wish(a.sid, epoch) }).unwrap().unwrap();
+        rig.store.begin_turn(Begin { auto_continue: true, ..rig.next_turn(a.sid, epoch) }).unwrap().unwrap();
         rig.crash();
     }
     let epoch = rig.open(a.sid);
-    let b = rig.store.begin_turn(Begin { asked: true, ..rig.wish(a.sid, epoch) }).unwrap().unwrap();
+    let b = rig.store.begin_turn(Begin { auto_continue: true, ..rig.next_turn(a.sid, epoch) }).unwrap().unwrap();
     assert_eq!(rig.unclean(a.sid), 2);
     rig.finish(b.turn, Outcome::Completed);
     assert_eq!(rig.unclean(a.sid), 0);
@@ -212,7 +217,7 @@ fn a_completed_turn_clears_the_count_and_a_threshold_of_nought_counts_only() {
     let a = rig.say(KEY, "m");
     for n in 1..5 {
         let epoch = rig.open(a.sid);
-        rig.store.begin_turn(Begin { asked: true, ..rig.wish(a.sid, epoch) }).unwrap().unwrap();
+        rig.store.begin_turn(Begin { auto_continue: true, ..rig.next_turn(a.sid, epoch) }).unwrap().unwrap();
         assert_eq!((rig.crash_at(0).suspended, rig.unclean(a.sid)), (0, n));
     }
 }
@@ -223,13 +228,13 @@ fn alone() -> (Rig, Accepted, Begun, Accepted) {
     let a = rig.say(KEY, "stuck");
     for _ in 0..2 {
         let epoch = rig.open(a.sid);
-        rig.store.begin_turn(Begin { asked: true, ..rig.wish(a.sid, epoch) }).unwrap().unwrap();
+        rig.store.begin_turn(Begin { auto_continue: true, ..rig.next_turn(a.sid, epoch) }).unwrap().unwrap();
         rig.crash();
     }
     let (n, _) = rig.running("local:n", "neighbour");
     let epoch = rig.open(a.sid);
-    let b = rig.store.begin_turn(Begin { asked: true, ..rig.wish(a.sid, epoch) }).unwrap().unwrap();
-    assert!(b.alone);
+    let b = rig.store.begin_turn(Begin { auto_continue: true, ..rig.next_turn(a.sid, epoch) }).unwrap().unwrap();
+    assert!(b.on_probation);
     (rig, a, b, n)
 }
 
@@ -247,9 +252,9 @@ fn once_it_stood_its_time_or_ended_a_death_is_everybodys() {
         if ended {
             rig.finish(b.turn, Outcome::Failed);
         } else {
-            rig.store.clear_solo(n.sid).unwrap();
+            rig.store.end_probation(n.sid).unwrap();
             assert!(rig.number("SELECT solo FROM boots ORDER BY bid DESC LIMIT 1") == a.sid, "only its own");
-            rig.store.clear_solo(a.sid).unwrap();
+            rig.store.end_probation(a.sid).unwrap();
         }
         rig.crash();
         assert_eq!(rig.unclean(n.sid), 1);
@@ -264,29 +269,29 @@ fn of_those_that_may_be_deadly_one_runs_at_a_time() {
     rig.crash();
     for sid in &sids {
         let epoch = rig.open(*sid);
-        rig.store.begin_turn(Begin { asked: true, ..rig.wish(*sid, epoch) }).unwrap().unwrap();
+        rig.store.begin_turn(Begin { auto_continue: true, ..rig.next_turn(*sid, epoch) }).unwrap().unwrap();
     }
     rig.crash();
     let (a, b) = (sids[0], sids[1]);
     let epochs = [rig.open(a), rig.open(b)];
-    let begin = |n: usize| rig.store.begin_turn(Begin { asked: true, ..rig.wish(sids[n], epochs[n]) });
+    let begin = |n: usize| rig.store.begin_turn(Begin { auto_continue: true, ..rig.next_turn(sids[n], epochs[n]) });
     let first = begin(0).unwrap().unwrap();
-    assert!(first.alone);
-    assert_eq!(refused(begin(1)), Refusal::Apart);
+    assert!(first.on_probation);
+    assert_eq!(refused(begin(1)), Refusal::OnProbation);
     assert_eq!(begin(0).unwrap().unwrap().turn, first.turn, "its own is given again");
     // A session that is not at risk runs beside it.
     let (n, beside) = rig.running("local:n", "m");
-    assert!(!beside.alone);
+    assert!(!beside.on_probation);
     rig.finish(first.turn, Outcome::Failed);
     let second = begin(1).unwrap().unwrap();
-    assert!(second.alone);
+    assert!(second.on_probation);
     // With nothing to do it waits for nobody, and holds nobody up.
     assert_eq!(begin(0).unwrap().map(|b| b.turn_id), None);
     let more = rig.say("local:a", "more");
     assert_eq!(more.sid, a);
-    assert_eq!(refused(begin(0)), Refusal::Apart, "a message waits like a continuation");
-    rig.store.clear_solo(b).unwrap();
-    assert!(begin(0).unwrap().unwrap().alone);
+    assert_eq!(refused(begin(0)), Refusal::OnProbation, "a message waits like a continuation");
+    rig.store.end_probation(b).unwrap();
+    assert!(begin(0).unwrap().unwrap().on_probation);
     rig.crash();
     assert_eq!(sids.iter().map(|s| rig.unclean(*s)).collect::<Vec<_>>(), [3, 2], "the one that ran alone");
     assert_eq!((rig.status(a).as_str(), rig.unclean(n.sid)), ("suspended", 0));
@@ -432,9 +437,9 @@ fn a_database_of_the_future_is_gone_on_with() {
     assert_eq!(going_on(&rig), 1);
     assert!(rig.store.clock_problem().unwrap().to_string().contains("has times ahead"));
     let epoch = rig.open(a.sid);
-    let mut wish = rig.wish(a.sid, epoch);
-    wish.asked = true;
-    let begun = rig.store.begin_turn(wish).unwrap().unwrap();
+    let mut next_turn = rig.next_turn(a.sid, epoch);
+    next_turn.auto_continue = true;
+    let begun = rig.store.begin_turn(next_turn).unwrap().unwrap();
     rig.finish(begun.turn, Outcome::Completed);
     assert_eq!(rig.mark(a.sid), "");
 }

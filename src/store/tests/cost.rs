@@ -117,7 +117,7 @@ fn a_day(rig: &mut Rig) {
     rig.finish(running.turn, Outcome::Cancelled);
     let b = rig.say(KEY, "waits again");
     assert!(store.peek_turn(b.sid).unwrap().is_some());
-    assert!(store.preview_turn(rig.wish(b.sid, epoch)).unwrap().is_some());
+    assert!(store.preview_turn(rig.next_turn(b.sid, epoch)).unwrap().is_some());
     store.fail_queued(b.sid, epoch, "code".into(), "text".into()).unwrap();
     // Parked, called again, retired.
     store.close_activation(a.sid, epoch, EndReason::Parked, ACTOR).unwrap();
@@ -132,8 +132,8 @@ fn a_day(rig: &mut Rig) {
     store.mark_running(note()).unwrap();
     store.refresh_marks(MarkReason::ShutdownTimeout).unwrap();
     rig.finish(b.turn, Outcome::Interrupted);
-    let wish = Begin { asked: true, ..rig.wish(a.sid, b.turn.epoch) };
-    let again = store.begin_turn(wish).unwrap().unwrap();
+    let next_turn = Begin { auto_continue: true, ..rig.next_turn(a.sid, b.turn.epoch) };
+    let again = store.begin_turn(next_turn).unwrap().unwrap();
     assert!(again.continues.is_some());
     rig.finish(again.turn, Outcome::Completed);
     store.worker_died(a.sid, false).unwrap();

@@ -325,7 +325,7 @@ fn a_message_does_not_wait_for_a_turn_that_is_gone() {
     let next = rig.say(BAD, "next");
     let epoch = rig.open(a.sid);
     spoil(&rig, "UPDATE sessions SET cut_turn=424242 WHERE sid={sid}", &a);
-    let begun = rig.store.begin_turn(rig.wish(a.sid, epoch)).unwrap().unwrap();
+    let begun = rig.store.begin_turn(rig.next_turn(a.sid, epoch)).unwrap().unwrap();
     assert_eq!((begun.turn_id, begun.prompt), (next.turn_id, "next".to_owned()));
 }
 

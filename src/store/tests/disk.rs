@@ -61,9 +61,9 @@ fn a_close_beside_a_reader_is_in_order_and_keeps_the_log() {
 fn a_group_without_room_is_run_one_by_one() {
     let (_dir, path) = file();
     let full = Arc::new(AtomicBool::new(true));
-    let strikes = full.clone();
+    let fails = full.clone();
     let faults: Faults =
-        Arc::new(move |name, step| name == "member" && step == Step::Room && strikes.swap(false, Ordering::SeqCst));
+        Arc::new(move |name, step| name == "member" && step == Step::Room && fails.swap(false, Ordering::SeqCst));
     let store = threaded(&path, Some(faults));
     let doubts = Arc::new(AtomicI64::new(0));
     let count = doubts.clone();
@@ -82,9 +82,9 @@ fn a_group_without_room_is_run_one_by_one() {
 fn a_disk_without_room_refuses_and_nothing_is_in_doubt() {
     let (_dir, path) = file();
     let full = Arc::new(AtomicBool::new(false));
-    let strikes = full.clone();
+    let fails = full.clone();
     let faults: Faults = Arc::new(move |name, step| {
-        matches!(name, "member" | "note_alive") && step == Step::Room && strikes.load(Ordering::SeqCst)
+        matches!(name, "member" | "note_alive") && step == Step::Room && fails.load(Ordering::SeqCst)
     });
     let store = threaded(&path, Some(faults));
     let doubts = Arc::new(AtomicI64::new(0));

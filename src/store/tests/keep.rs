@@ -286,7 +286,7 @@ fn a_session_whose_text_is_gone_is_forgotten_with_its_ids() {
     rig.begin(a.sid, epoch);
     rig.crash();
     let epoch = rig.open(a.sid);
-    let begun = rig.store.begin_turn(Begin { asked: true, ..rig.wish(a.sid, epoch) }).unwrap().unwrap();
+    let begun = rig.store.begin_turn(Begin { auto_continue: true, ..rig.next_turn(a.sid, epoch) }).unwrap().unwrap();
     assert!(begun.continues.is_some());
     rig.store
         .append(begun.turn, batch(1, (0..2500).map(|n| Item::Event(EventKind::Usage, json!({ "n": n }))).collect()))

@@ -98,7 +98,7 @@ fn everything_of_the_last_release_is_read_and_goes_on() {
             _ => rig.store.session(&Target::Key(key.into())).unwrap().sid,
         };
         let epoch = rig.open(sid);
-        let begun = rig.store.begin_turn(Begin { asked: true, ..rig.wish(sid, epoch) }).unwrap().unwrap();
+        let begun = rig.store.begin_turn(Begin { auto_continue: true, ..rig.next_turn(sid, epoch) }).unwrap().unwrap();
         assert!(begun.prompt.contains(tool), "{key}: {}", begun.prompt);
         // A tool is one entry, however often it is told of.
         for (n, status) in [(1, "pending"), (2, "completed")] {

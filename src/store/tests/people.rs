@@ -193,18 +193,21 @@ fn resume_in_every_other_state() {
     let (a, _) = rig.running(KEY, "m");
     let seen = rig.newest();
     let acted = rig.store.resume(key(), ACTOR).unwrap();
-    assert!(acted.wake.is_empty() && !acted.asked, "of a live one: nothing");
+    assert!(acted.wake.is_empty() && !acted.auto_continue, "of a live one: nothing");
     rig.crash();
     rig.pass(2 * HOUR);
     let acted = rig.store.resume(key(), ACTOR).unwrap();
-    assert_eq!((acted.wake.as_slice(), acted.asked, rig.marked_at(a.sid)), ([a.sid].as_slice(), true, T0 + 2 * HOUR));
+    assert_eq!(
+        (acted.wake.as_slice(), acted.auto_continue, rig.marked_at(a.sid)),
+        ([a.sid].as_slice(), true, T0 + 2 * HOUR)
+    );
     let epoch = rig.open(a.sid);
-    let b = rig.store.begin_turn(Begin { asked: true, ..rig.wish(a.sid, epoch) }).unwrap().unwrap();
+    let b = rig.store.begin_turn(Begin { auto_continue: true, ..rig.next_turn(a.sid, epoch) }).unwrap().unwrap();
     assert!(b.continues.is_some(), "of a parked marked one: continues now");
     rig.finish(b.turn, Outcome::Completed);
     rig.store.close_activation(a.sid, epoch, EndReason::Parked, Actor::Policy).unwrap();
     let acted = rig.store.resume(key(), ACTOR).unwrap();
-    assert!(acted.wake.is_empty() && !acted.asked, "of an unmarked one: nothing");
+    assert!(acted.wake.is_empty() && !acted.auto_continue, "of an unmarked one: nothing");
     rig.store.suspend(key(), "agent".into(), ACTOR).unwrap();
     let acted = rig.store.resume(Target::Id(a.session_id.clone()), ACTOR).unwrap();
     assert!(acted.wake.is_empty(), "with nothing that waits it is parked");

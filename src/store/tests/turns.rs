@@ -25,13 +25,13 @@ fn turns_begin_one_at_a_time_in_their_order() {
     assert_eq!(rig.store.peek_turn(a.sid).unwrap(), Some((a.turn_id.clone(), "a".into())));
     let epoch = rig.open(a.sid);
     let first = rig.begin(a.sid, epoch);
-    assert_eq!((&first.turn_id, first.first, first.turns, first.alone), (&a.turn_id, true, 0, false));
+    assert_eq!((&first.turn_id, first.first, first.turns, first.on_probation), (&a.turn_id, true, 0, false));
     assert_eq!(rig.begin(a.sid, epoch), first, "two cannot run");
     assert!(rig.finish(first.turn, Outcome::Completed).more);
     let second = rig.begin(a.sid, epoch);
     assert_eq!((&second.turn_id, second.first, second.turns), (&b.turn_id, false, 1));
     assert!(!rig.finish(second.turn, Outcome::Completed).more);
-    assert_eq!(rig.store.begin_turn(rig.wish(a.sid, epoch)).unwrap(), None);
+    assert_eq!(rig.store.begin_turn(rig.next_turn(a.sid, epoch)).unwrap(), None);
     assert_eq!(
         rig.events(KEY, 0),
         ["session_start:new", "turn_start", "turn_end:completed", "turn_start", "turn_end:completed"]
@@ -58,7 +58,7 @@ fn a_begin_whose_commit_was_in_doubt_gives_the_same_turn_again() {
             rig.say(KEY, "next");
         }
         let epoch = rig.open(a.sid);
-        let begin = || Begin { asked: true, on_interrupt: on, ..rig.wish(a.sid, epoch) };
+        let begin = || Begin { auto_continue: true, on_interrupt: on, ..rig.next_turn(a.sid, epoch) };
         let first = rig.store.begin_turn(begin()).unwrap().unwrap();
         let seen = rig.newest();
         assert_eq!(rig.store.begin_turn(begin()).unwrap().unwrap(), first);
@@ -77,12 +77,12 @@ fn no_turn_begins_behind_a_closed_door_or_for_a_stale_worker() {
     let epoch = rig.open(a.sid);
     for door in [Admission::Held, Admission::Stopping] {
         rig.store.set_admission(door);
-        assert_eq!(refused(rig.store.begin_turn(rig.wish(a.sid, epoch))), Refusal::Closed);
+        assert_eq!(refused(rig.store.begin_turn(rig.next_turn(a.sid, epoch))), Refusal::Closed);
     }
     rig.store.set_admission(Admission::Open);
-    assert_eq!(refused(rig.store.begin_turn(rig.wish(a.sid, epoch + 1))), Refusal::Stale);
+    assert_eq!(refused(rig.store.begin_turn(rig.next_turn(a.sid, epoch + 1))), Refusal::Stale);
     rig.store.close_activation(a.sid, epoch, EndReason::Parked, Actor::Policy).unwrap();
-    assert_eq!(refused(rig.store.begin_turn(rig.wish(a.sid, epoch))), Refusal::Stale);
+    assert_eq!(refused(rig.store.begin_turn(rig.next_turn(a.sid, epoch))), Refusal::Stale);
     assert_eq!(rig.state(&a.turn_id), "queued");
 }
 
@@ -161,7 +161,7 @@ fn hooks_context_is_kept_beside_the_prompt() {
     let rig = Rig::new();
     let a = rig.say(KEY, "m");
     let epoch = rig.open(a.sid);
-    let begin = Begin { context: Some("context".into()), ..rig.wish(a.sid, epoch) };
+    let begin = Begin { context: Some("context".into()), ..rig.next_turn(a.sid, epoch) };
     rig.store.begin_turn(begin).unwrap().unwrap();
     assert_eq!(rig.transcript(&a.session_id), ["system: context", "user: m"]);
 }
@@ -252,7 +252,7 @@ fn how_a_cut_turn_goes_on() {
         rig.crash();
         let epoch = rig.open(a.sid);
         let next = waits.then(|| rig.say(KEY, "next"));
-        let begin = || Begin { on_interrupt: on, asked, ..rig.wish(a.sid, epoch) };
+        let begin = || Begin { on_interrupt: on, auto_continue: asked, ..rig.next_turn(a.sid, epoch) };
         let begun = rig.store.begin_turn(begin()).unwrap();
         if want.is_empty() {
             assert_eq!(begun, None, "{name}");
@@ -291,7 +291,7 @@ fn when_a_cut_turn_does_not_go_on() {
     let (a, _) = rig.running(KEY, "m");
     rig.crash();
     let epoch = rig.open(a.sid);
-    let ask = |rig: &Rig| Begin { asked: true, ..rig.wish(a.sid, epoch) };
+    let ask = |rig: &Rig| Begin { auto_continue: true, ..rig.next_turn(a.sid, epoch) };
     assert_eq!(rig.store.begin_turn(Begin { resume: Resume::Never, ..ask(&rig) }).unwrap(), None);
     rig.pass(HOUR);
     assert_eq!(rig.store.begin_turn(ask(&rig)).unwrap(), None, "the mark expired");
@@ -316,7 +316,7 @@ fn a_chain_is_quoted_whole_and_completes_once() {
     assert_eq!(second.continues.as_ref().unwrap().turn_id, first.turn_id);
     rig.crash();
     let epoch = rig.open(a.sid);
-    let third = rig.store.begin_turn(Begin { asked: true, ..rig.wish(a.sid, epoch) }).unwrap().unwrap();
+    let third = rig.store.begin_turn(Begin { auto_continue: true, ..rig.next_turn(a.sid, epoch) }).unwrap().unwrap();
     assert!(
         third.prompt.contains("> first question") && third.prompt.contains("> second question"),
         "{}",
@@ -327,7 +327,7 @@ fn a_chain_is_quoted_whole_and_completes_once() {
     let states = [&first, &second, &third].map(|b| rig.state(&b.turn_id));
     assert_eq!(states, ["interrupted", "interrupted", "completed"]);
     assert_eq!((rig.mark(a.sid).as_str(), rig.unclean(a.sid)), ("", 0));
-    assert_eq!(rig.store.begin_turn(Begin { asked: true, ..rig.wish(a.sid, epoch) }).unwrap(), None);
+    assert_eq!(rig.store.begin_turn(Begin { auto_continue: true, ..rig.next_turn(a.sid, epoch) }).unwrap(), None);
 }
 
 #[test]
@@ -364,8 +364,13 @@ fn a_message_runs_again_after_any_number_of_interruptions() {
     let (a, _) = rig.running(KEY, "the question");
     let again = |rig: &Rig| {
         let epoch = rig.open(a.sid);
-        let wish = Begin { asked: true, on_interrupt: OnInterrupt::Rerun, alone_at: 0, ..rig.wish(a.sid, epoch) };
-        rig.store.begin_turn(wish).unwrap().unwrap()
+        let next_turn = Begin {
+            auto_continue: true,
+            on_interrupt: OnInterrupt::Rerun,
+            probation_at: 0,
+            ..rig.next_turn(a.sid, epoch)
+        };
+        rig.store.begin_turn(next_turn).unwrap().unwrap()
     };
     for n in 0..130 {
         rig.crash_at(0);
@@ -384,8 +389,8 @@ fn of_messages_that_are_too_much_the_newest_are_told_again_and_the_rest_is_said_
         let epoch = rig.open(a.sid);
         rig.say(KEY, &long(n));
         // Each goes on with the one before it, and has a message of its own.
-        let wish = Begin { on_interrupt: OnInterrupt::Resume, alone_at: 0, ..rig.wish(a.sid, epoch) };
-        let next = rig.store.begin_turn(wish).unwrap().unwrap();
+        let next_turn = Begin { on_interrupt: OnInterrupt::Resume, probation_at: 0, ..rig.next_turn(a.sid, epoch) };
+        let next = rig.store.begin_turn(next_turn).unwrap().unwrap();
         assert_eq!(next.continues.as_ref().unwrap().turn_id, begun.turn_id);
         begun = next;
     }

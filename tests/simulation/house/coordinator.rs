@@ -91,7 +91,7 @@ impl House {
             self.cancel_turn(*sid, *tid);
         }
         for sid in &acted.wake {
-            self.want(*sid, acted.asked);
+            self.want(*sid, acted.auto_continue);
         }
     }
 

@@ -131,7 +131,7 @@ impl House {
                 && since + ALONE_MS <= self.ms()
             {
                 self.daemon.alone = None;
-                if self.call(|s| s.clear_solo(sid)).is_ok() {
+                if self.call(|s| s.end_probation(sid)).is_ok() {
                     self.alone_over(sid);
                 }
             }

@@ -106,10 +106,10 @@ impl House {
             on_interrupt: c.on_interrupt,
             resume: c.resume,
             policy: self.policy(),
-            asked,
+            auto_continue: asked,
             context: None,
             fresh_id: uuid::Uuid::now_v7().to_string(),
-            alone_at: alone_at(c.threshold),
+            probation_at: alone_at(c.threshold),
         };
         match self.call(|s| s.begin_turn(begin)) {
             Ok(Some(begun)) => {
@@ -122,7 +122,7 @@ impl House {
                 true
             }
             Err(Out::Refused(Refusal::Closed)) => true,
-            Err(Out::Refused(Refusal::Apart)) => {
+            Err(Out::Refused(Refusal::OnProbation)) => {
                 w.work = self.daemon.apart.insert(sid);
                 true
             }
@@ -141,7 +141,7 @@ impl House {
 
     pub(super) fn begun(&mut self, w: &mut Worker, begun: Begun) {
         assert!(!begun.prompt.is_empty(), "an agent is asked something");
-        if begun.alone {
+        if begun.on_probation {
             self.daemon.alone = Some((w.sid, self.ms()));
         }
         self.prompts.insert(begun.turn_id.clone(), begun.prompt);
