@@ -1,7 +1,7 @@
 //! A transaction in progress: its statements, the sessions' rows that it reads, and the events and journal entries that
 //! it writes.
 
-#[cfg(debug_assertions)]
+#[cfg(any(debug_assertions, test))]
 use std::cell::RefCell;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
@@ -37,23 +37,23 @@ impl std::fmt::Debug for Tx<'_> {
 /// rise in the order of the commits, and a reader that has seen one has seen all below it. Kept in debug builds, in which
 /// [`Tx::emit`] checks it.
 #[derive(Default)]
-pub(super) struct Locked(#[cfg(debug_assertions)] RefCell<Vec<String>>);
+pub(super) struct Locked(#[cfg(any(debug_assertions, test))] RefCell<Vec<String>>);
 
 impl Locked {
-    #[cfg(debug_assertions)]
+    #[cfg(any(debug_assertions, test))]
     fn add(&self, sessions: &[SessionRow]) {
         sessions.iter().for_each(|s| self.add_key(&s.key));
     }
 
-    #[cfg(debug_assertions)]
+    #[cfg(any(debug_assertions, test))]
     pub(super) fn add_key(&self, key: &str) {
         self.0.borrow_mut().push(key.to_owned());
     }
 
-    #[cfg(not(debug_assertions))]
+    #[cfg(not(any(debug_assertions, test)))]
     const fn add(&self, _sessions: &[SessionRow]) {}
 
-    #[cfg(debug_assertions)]
+    #[cfg(any(debug_assertions, test))]
     fn has(&self, key: &str) -> bool {
         self.0.borrow().iter().any(|locked| locked == key)
     }
@@ -316,7 +316,7 @@ impl Tx<'_> {
         turn_id: Option<&str>,
         data: &Json,
     ) -> Result<i64, Error> {
-        #[cfg(debug_assertions)]
+        #[cfg(any(debug_assertions, test))]
         assert!(
             self.locked.has(key),
             "a number is drawn for an event of {key:?} before a row of its sessions is locked"
