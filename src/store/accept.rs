@@ -109,7 +109,10 @@ impl Store {
 
 /// How many messages wait in all, by the rows.
 pub(super) fn waiting(sql: Sql<'_>) -> Result<i64, SqlError> {
-    let sum = "SELECT CAST(coalesce(sum(messages), 0) AS BIGINT) FROM turns WHERE state='queued'";
+    // A damaged count counts for nothing: their sum must not overflow.
+    let sum =
+        "SELECT CAST(coalesce(sum(CASE WHEN messages BETWEEN 0 AND 1000000 THEN messages ELSE 0 END), 0) AS BIGINT)
+               FROM turns WHERE state='queued'";
     Ok(sql.row(sum, params![], |r| r.get(0))?.unwrap_or(0))
 }
 

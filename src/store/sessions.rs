@@ -270,7 +270,11 @@ impl Tx<'_> {
         if s.queued == 0 {
             return Ok(None);
         }
-        let new = self.new_session(&s.key, StartReason::Suspended, agent, Some(&s.id))?;
+        let new = match self.current(&s.key)? {
+            // It was no longer the key's current session.
+            Some(current) => current,
+            None => self.new_session(&s.key, StartReason::Suspended, agent, Some(&s.id))?,
+        };
         self.move_queue(s, &new)?;
         Ok(Some(new.sid))
     }

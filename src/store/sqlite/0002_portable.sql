@@ -8,10 +8,18 @@ DELETE FROM meta WHERE name = 'queued';
 
 -- What is looked for in a tool's entry stands in columns of its own.
 DROP INDEX entries_tools;
+-- SQLite looks at every row before it adds a column, so one spoilt row would hold up all sessions.
+UPDATE entries SET sid = coalesce(CAST(sid AS INTEGER), 0), tid = CAST(tid AS INTEGER),
+  role = coalesce(CAST(role AS TEXT), 'system'), text = CAST(text AS TEXT), mid = CAST(mid AS INTEGER),
+  detail = CAST(detail AS TEXT), at = coalesce(CAST(at AS INTEGER), 0)
+  WHERE typeof(sid) <> 'integer' OR typeof(tid) NOT IN ('integer', 'null') OR typeof(role) <> 'text'
+    OR typeof(text) NOT IN ('text', 'null') OR typeof(mid) NOT IN ('integer', 'null')
+    OR typeof(detail) NOT IN ('text', 'null') OR typeof(at) <> 'integer';
 ALTER TABLE entries ADD COLUMN tool_call_id TEXT;
 ALTER TABLE entries ADD COLUMN tool_status TEXT;
+-- Of turns that were completed nobody looks for them: their rows, and they may be large, stay as they are.
 UPDATE entries SET tool_call_id = json_extract(detail, '$.tool_call_id'), tool_status = json_extract(detail, '$.status')
-  WHERE role = 'tool' AND json_valid(detail);
+  WHERE role = 'tool' AND json_valid(detail) AND tid IN (SELECT tid FROM turns WHERE state <> 'completed');
 CREATE INDEX entries_tools ON entries(tid, tool_call_id) WHERE role = 'tool';
 
 -- A key has one open session. Should a file have more, the newest stays and the others can be resumed.

@@ -128,9 +128,10 @@ pub struct Exam {
 pub fn examine(path: &Path) -> Result<Exam, Error> {
     inspect(path)?;
     let conn = open_quietly(path)?;
+    let sound = conn.query_row("PRAGMA quick_check(1)", [], |r| r.get(0)).map_err(|e| Error::open(path, &e))?;
     let ask = || -> Result<Exam, SqlError> {
         Ok(Exam {
-            sound: conn.query_row("PRAGMA quick_check(1)", [], |r| r.get(0))?,
+            sound,
             schema: conn.query_row("PRAGMA user_version", [], |r| r.get(0))?,
             sessions: conn.query_row("SELECT count(*) FROM sessions WHERE hidden=0", [], |r| r.get(0))?,
             bytes: std::fs::metadata(path).map_or(0, |m| m.len()),

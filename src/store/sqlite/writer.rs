@@ -279,23 +279,34 @@ impl Writer {
                 self.drop_connection();
                 Err(e)
             }
-            Ok(()) => {
-                self.count_waiting();
-                Ok(())
-            }
+            Ok(()) => self.count_waiting(),
             begun => begun,
         }
     }
 
     /// Counts how many messages wait, once for a connection. The index has no more rows than wait.
-    fn count_waiting(&mut self) {
-        let Some(conn) = self.conn.as_ref().filter(|_| self.recount) else { return };
+    fn count_waiting(&mut self) -> Result<(), Error> {
+        let Some(conn) = self.conn.as_ref().filter(|_| self.recount) else { return Ok(()) };
         match waiting(sql(conn)) {
-            Ok(waiting) => self.shared.waiting.store(waiting, Ordering::SeqCst),
-            // The limit on it holds less than it should: no reason to accept nothing.
-            Err(e) => log::warn!("store: how many messages wait cannot be counted: {e}"),
+            Ok(waiting) => {
+                self.shared.waiting.store(waiting, Ordering::SeqCst);
+                self.recount = false;
+            }
+            Err(e) if conn.is_autocommit() => {
+                // SQLite has taken the transaction back: what followed would be committed statement by statement.
+                if !self.shared.env.memory {
+                    self.drop_connection();
+                }
+                return Err(e.into());
+            }
+            Err(e) => {
+                // The limit on it holds less than it should: no reason to accept nothing.
+                let e = Error::from(e);
+                self.recount = !e.lies_in_rows();
+                log::warn!("store: how many messages wait cannot be counted: {e}");
+            }
         }
-        self.recount = false;
+        Ok(())
     }
 
     /// Says which process holds the write lock.

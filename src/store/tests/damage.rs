@@ -10,7 +10,7 @@ const BAD: &str = "local:bad";
 const GOOD: &str = "local:good";
 
 /// What is done to the rows of one session. `{sid}` and `{id}` are its own; a text that is no UTF-8 is `{raw}`.
-const DAMAGE: &[(&str, &str)] = &[
+pub(super) const DAMAGE: &[(&str, &str)] = &[
     ("an id that is no text", "UPDATE sessions SET id=x'00ff' WHERE sid={sid}"),
     ("an id that is no UTF-8", "UPDATE sessions SET id={raw} WHERE sid={sid}"),
     ("a key that is no text", "UPDATE sessions SET key=x'00ff' WHERE sid={sid}"),
@@ -98,12 +98,17 @@ const DAMAGE: &[(&str, &str)] = &[
 /// Spoils rows as no transaction of ours could: past the types, the checks and the NOT NULLs of the schema, which stand
 /// again afterwards.
 fn spoil(rig: &Rig, sql: &str, bad: &Accepted) {
+    spoil_file(&rig.path, sql, bad.sid, &bad.session_id);
+}
+
+/// The same in a file that no store has open.
+pub(super) fn spoil_file(path: &std::path::Path, sql: &str, sid: i64, id: &str) {
     let sql = sql
-        .replace("{sid}", &bad.sid.to_string())
-        .replace("{id}", &bad.session_id)
-        .replace("{raw}", &format!("CAST(x'ff{:04x}' AS TEXT)", 0x4100 + bad.sid))
-        .replace("{jids}", &format!("jid IN (SELECT jid FROM journal WHERE sid={})", bad.sid));
-    let conn = Connection::open(&rig.path).unwrap();
+        .replace("{sid}", &sid.to_string())
+        .replace("{id}", id)
+        .replace("{raw}", &format!("CAST(x'ff{:04x}' AS TEXT)", 0x4100 + sid))
+        .replace("{jids}", &format!("jid IN (SELECT jid FROM journal WHERE sid={sid})"));
+    let conn = Connection::open(path).unwrap();
     conn.execute_batch(
         "CREATE TEMP TABLE kept AS SELECT name, sql FROM sqlite_schema WHERE type='table' AND sql LIKE '%STRICT';
          PRAGMA ignore_check_constraints=ON; PRAGMA writable_schema=ON;
