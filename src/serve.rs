@@ -12,7 +12,7 @@ use crate::agent::process;
 use crate::api::{self, Api};
 use crate::client::Client;
 use crate::config::{self, Config};
-use crate::daemon::{self, Daemon, StartError, files, limits, lock, notify, signals, state_dir, watchdog};
+use crate::daemon::{self, StartError, Wired, files, limits, lock, notify, signals, state_dir, watchdog};
 use crate::exit;
 use crate::hooks::{self, Hooks};
 use crate::http::{Limits, Server};
@@ -139,14 +139,17 @@ fn run(
     crate::proc::mark::declare(state_id, boot_id.clone());
     let host = ScriptHost::new(store.clone());
     let hooks = Hooks::start(scripts, host.clone(), &boot_id).map_err(internal)?;
-    // Before the boot is noted: a daemon that cannot be reached, because another one sits on its socket, had no boot.
-    let opened = socket::listen(&options.socket, options.config.http.as_ref(), token.is_some())?;
-    let Options { config, state_dir, no_resume, .. } = options;
-    let parts = daemon::Setup { config, store: store.clone(), hooks, boot_id, state_dir, no_resume, signals };
-    let daemon = Daemon::start(parts)?;
-    let ctx = daemon.context().clone();
-    let service = Arc::new(Service::new(ctx.clone(), daemon.delivery().clone()));
+    let Options { config, state_dir, no_resume, socket, .. } = options;
+    let http = config.http.clone();
+    let wired =
+        Wired::new(daemon::Setup { config, store: store.clone(), hooks, boot_id, state_dir, no_resume, signals });
+    let ctx = wired.context().clone();
+    let service = Arc::new(Service::new(ctx.clone(), wired.delivery().clone()));
+    // A timer that was missed while the daemon was down may run, and send, from here on.
     host.enter(&service);
+    // Before the boot is noted: a daemon that cannot be reached, because another one sits on its socket, had no boot.
+    let opened = socket::listen(&socket, http.as_ref(), token.is_some())?;
+    let daemon = wired.recover()?;
 
     let api = Arc::new(Api::new(service, token, &opened.listeners));
     let most = Limits::default().max_connections;

@@ -66,12 +66,13 @@ fn write(batch: &Batch, buf: &mut Vec<u8>) {
 /// `GET …/events`.
 pub fn stream(api: &Api, request: &Request, query: &Query, of: Option<Target>, out: Responder<'_>) -> io::Result<()> {
     let open = || -> Result<Feed, ApiError> {
-        let after = match request.head.header("last-event-id") {
-            Some(text) => Some(last_event_id(text)?),
-            None => query.number("after")?,
-        };
+        if let Some(Target::Id(id)) = &of {
+            api.service.key_of(id)?;
+        }
+        let (after, deltas) = (query.number("after")?, query.flag("deltas")?);
+        let after = request.head.header("last-event-id").map_or(Ok(after), |text| last_event_id(text).map(Some))?;
         // `follow=0`: what is kept, and no more.
-        let wanted = Wanted { after, deltas: query.flag("deltas")?, follow: query.get("follow") != Some("0") };
+        let wanted = Wanted { after, deltas, follow: query.get("follow") != Some("0") };
         Ok(api.service.follow(of, &wanted)?)
     };
     match open() {

@@ -46,7 +46,10 @@ fn read(api: &Api, request: &Request, to: Target) -> Result<Message, ApiError> {
     let bodies::Field::Text(text) = body.text else {
         return Err(ApiError::new(400, "invalid_text", "text: a text is needed"));
     };
-    Ok(api.service.message(to, text, body.id.optional("id")?)?)
+    let id = body.id.optional("id");
+    // What is wrong with the text is said first.
+    let message = api.service.message(to, text, id.as_ref().ok().cloned().flatten())?;
+    id.map(|_| message)
 }
 
 /// What `message` handlers are shown of the sender.

@@ -41,6 +41,13 @@ pub struct Letters {
     pub before_turn: Option<(u64, Verdict)>,
 }
 
+/// Keeps the verdict of the newest ask: that of an earlier ask, which ran out of its time, may come late.
+pub fn newer(kept: &mut Option<(u64, Verdict)>, come: Option<(u64, Verdict)>) {
+    if come.as_ref().map(|(n, _)| n) >= kept.as_ref().map(|(n, _)| n) {
+        *kept = come;
+    }
+}
+
 impl Letters {
     const fn any(&self) -> bool {
         self.work
@@ -68,7 +75,7 @@ impl Letters {
         self.close_by = later.close_by.or(self.close_by);
         self.permissions.extend(later.permissions);
         self.verdicts.extend(later.verdicts);
-        self.before_turn = later.before_turn.or(self.before_turn.take());
+        newer(&mut self.before_turn, later.before_turn);
     }
 
     fn raise(&mut self, interrupt: Interrupt, why: Why) {

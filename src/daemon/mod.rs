@@ -1,6 +1,6 @@
 //! The daemon: the threads that keep sessions, and the order in which they come and go.
 //!
-//! [`Daemon::start`] wires them over an open store and recovers what the last boot left; [`Daemon::run`] is the
+//! [`Wired`] puts them together over an open store and recovers what the last boot left; [`Daemon::run`] is the
 //! [`coordinator`]'s loop until the machine says leave. Who may come in, and how, is not known here: doors stand above
 //! [`crate::service`].
 
@@ -94,19 +94,31 @@ impl std::fmt::Debug for Daemon {
     }
 }
 
-impl Daemon {
-    /// Wires the threads, notes the boot, recovers what the last one left, and begins to look for leftover processes.
-    ///
-    /// # Errors
-    /// [`StartError`].
-    pub fn start(parts: Setup) -> Result<Self, StartError> {
-        let Setup { config, store, hooks, boot_id, state_dir, no_resume, signals } = parts;
-        let threshold = i64::from(config.sessions.stuck_threshold);
+/// A daemon whose parts know each other: messages can be sent, and are taken once the boot is noted.
+pub struct Wired {
+    ctx: Arc<Context>,
+    delivery: Delivery,
+    delivery_inbox: Receiver<delivery::Message>,
+    requests: Receiver<context::Request>,
+    signals: Receiver<signals::Signal>,
+    no_resume: bool,
+}
+
+impl std::fmt::Debug for Wired {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Wired").field("ctx", &self.ctx).finish_non_exhaustive()
+    }
+}
+
+impl Wired {
+    /// Puts the parts together.
+    #[must_use]
+    pub fn new(setup: Setup) -> Self {
+        let Setup { config, store, hooks, boot_id, state_dir, no_resume, signals } = setup;
         let hub = Arc::new(Hub::default());
         let (delivery, delivery_inbox) = Delivery::new();
         connect(&store, &hooks, &hub, &delivery);
-        let (requests, request_inbox) = crossbeam_channel::bounded(256);
-        let supervised = notify::is_supervised();
+        let (sender, requests) = crossbeam_channel::bounded(256);
         let ctx = Arc::new(Context::new(context::Parts {
             store,
             hub,
@@ -114,13 +126,36 @@ impl Daemon {
             hooks,
             runtime: Arc::new(runtime::Machine),
             agents: Arc::new(worker::make_agent),
-            boot_id: boot_id.clone(),
+            boot_id,
             state_dir,
-            supervised,
-            requests,
+            supervised: notify::is_supervised(),
+            requests: sender,
             config,
         }));
-        let recovered = recover(&ctx.store, BootInfo { boot_id, pid: std::process::id(), threshold }, no_resume)?;
+        Self { ctx, delivery, delivery_inbox, requests, signals, no_resume }
+    }
+
+    /// What its threads will share.
+    #[must_use]
+    pub const fn context(&self) -> &Arc<Context> {
+        &self.ctx
+    }
+
+    /// The journal's pump.
+    #[must_use]
+    pub const fn delivery(&self) -> &Delivery {
+        &self.delivery
+    }
+
+    /// Notes the boot, recovers what the last one left, and begins to look for leftover processes.
+    ///
+    /// # Errors
+    /// [`StartError`].
+    pub fn recover(self) -> Result<Daemon, StartError> {
+        let Self { ctx, delivery, delivery_inbox, requests, signals, no_resume } = self;
+        let threshold = i64::from(ctx.config().sessions.stuck_threshold);
+        let boot = BootInfo { boot_id: ctx.boot_id.clone(), pid: std::process::id(), threshold };
+        let recovered = recover(&ctx.store, boot, no_resume)?;
         crate::failpoint::hit("boot", "recovered");
         let (nudge, nudges) = crossbeam_channel::bounded(1);
         ctx.hub.set_nudge(nudge.clone());
@@ -134,22 +169,12 @@ impl Daemon {
         crate::failpoint::hit("boot", "swept");
         let (courier, me) = (ctx.clone(), delivery.clone());
         thread::spawn_own("delivery", thread::IO_STACK, move || delivery::run(courier, me, &delivery_inbox))?;
-        let inboxes = coordinator::Inboxes { signals, requests: request_inbox, nudges, doubts };
-        Ok(Self { ctx, delivery, inboxes, recovered })
+        let inboxes = coordinator::Inboxes { signals, requests, nudges, doubts };
+        Ok(Daemon { ctx, delivery, inboxes, recovered })
     }
+}
 
-    /// What its threads share.
-    #[must_use]
-    pub const fn context(&self) -> &Arc<Context> {
-        &self.ctx
-    }
-
-    /// The journal's pump.
-    #[must_use]
-    pub const fn delivery(&self) -> &Delivery {
-        &self.delivery
-    }
-
+impl Daemon {
     /// Says READY and runs until a stop is over.
     pub fn run(self) -> coordinator::Ending {
         let start_worker = Box::new(coordinator::start_worker);

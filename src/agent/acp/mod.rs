@@ -403,8 +403,8 @@ impl Agent for Acp {
     }
 
     fn watches(&self) -> Vec<Watch<'_>> {
-        // With something to tell, nothing more is read until that is told.
-        let live = self.live.as_ref().filter(|live| live.own.is_none());
+        // With something to tell, nothing more is read until that is told; in a turn it is told by that.
+        let live = self.live.as_ref().filter(|live| self.running.is_some() || live.own.is_none());
         live.map(|live| live.client.process.watches()).unwrap_or_default()
     }
 

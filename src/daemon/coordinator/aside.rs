@@ -54,7 +54,7 @@ impl Coordinator {
     /// As [`Self::aside`], for what a stop must not leave out: where no thread is to be had it is done here, within the time
     /// that it is given anyway.
     pub(super) fn aside_or_here(
-        &self,
+        &mut self,
         name: &str,
         lost: Event,
         body: impl FnOnce(&Arc<Context>) -> Event + Send + 'static,
@@ -65,7 +65,8 @@ impl Coordinator {
         if started.is_err()
             && let Some(body) = taken(&body)
         {
-            let _ = self.own.0.try_send(body(&self.ctx));
+            let outcome = body(&self.ctx);
+            self.here.push_back(outcome);
         }
     }
 
@@ -326,7 +327,17 @@ impl Coordinator {
             Some(Event::Refused(of, refused))
         };
         if self.aside("refuse", Some(Event::Refused(lost, Refused::Failed)), refuse).is_err() {
-            self.refused(request, Refused::Failed);
+            let _ = self.refusals.complete();
+            // Nor is there a thread for the others.
+            let others = std::mem::take(&mut self.to_refuse).into_iter().map(|(request, _)| request);
+            self.not_refused.extend(std::iter::once(request).chain(others));
+            self.refuse_later(retry_after(Retry::Refusal));
+        }
+    }
+
+    fn refuse_later(&mut self, pause: Duration) {
+        if !self.timers.is_set(Timer::Refuse) {
+            self.timers.set(Timer::Refuse, self.ctx.now() + pause);
         }
     }
 
@@ -338,7 +349,7 @@ impl Coordinator {
             Some(Duration::ZERO) => self.ctx.registry.want(request),
             Some(pause) => {
                 self.not_refused.push(request);
-                self.timers.set(Timer::Refuse, self.ctx.now() + pause);
+                self.refuse_later(pause);
             }
         }
         if !self.to_refuse.is_empty() {

@@ -16,7 +16,9 @@ pub(super) enum Step {
     Hooks(Instant),
     /// Delivery ends.
     Delivery(Instant),
-    /// The store is closed.
+    /// The report and the clean record are written.
+    Record(Instant),
+    /// The store is closed: the one step that a deadline may cut off.
     Store,
 }
 
@@ -49,36 +51,48 @@ impl Coordinator {
     pub(super) fn delivery_ended(&mut self) {
         let Some(Step::Delivery(until)) = self.closing else { return };
         self.timers.clear(Timer::DeliveryEnd);
-        self.closing = Some(Step::Store);
+        self.closing = Some(Step::Record(until));
         let now = self.machine.stop().is_some_and(|s| s.urgency == Urgency::Now);
         let clean = !self.machine.abandoned() && !self.hooks_abandoned && !now;
         let report = self.report.take();
-        self.aside_or_here("close", Event::Closed(false), move |ctx| {
-            Event::Closed(close_store(ctx, report, clean, until))
+        self.aside_or_here("record", Event::Recorded(false), move |ctx| {
+            Event::Recorded(record(ctx, report, clean, until))
         });
+    }
+
+    /// The report and the clean record are written, or could not be.
+    pub(super) fn recorded(&mut self, done: bool) {
+        let Some(Step::Record(until)) = self.closing else { return };
+        self.closing = Some(Step::Store);
+        self.released = done;
+        self.aside_or_here("close", Event::Closed(false), move |ctx| Event::Closed(close_store(ctx, until)));
     }
 }
 
-/// Writes the report and the clean record, and closes the store. Whether all of it was done.
-fn close_store(ctx: &Context, report: Option<Report>, clean: bool, until: Instant) -> bool {
+/// Writes the report and the clean record. Whether that was done.
+fn record(ctx: &Context, report: Option<Report>, clean: bool, until: Instant) -> bool {
     let report = report.map_or(serde_json::Value::Null, |mut report| {
         report.finish(clean);
         report.json(ctx, Some(ctx.now() + ctx.left(until) / 4))
     });
     ctx.set_report(report.clone());
-    let store = ctx.store.until(until);
-    let recorded = store.close_boot(clean, report, ctx.config().retention.reports);
+    let recorded = ctx.store.until(until).close_boot(clean, report, ctx.config().retention.reports);
     if let Err(e) = &recorded {
         log::error!("stop: the clean record could not be written: {e}");
     }
     crate::failpoint::hit("stop", "recorded");
+    recorded.is_ok()
+}
+
+/// Ends the streams and closes the store. Whether it is closed.
+fn close_store(ctx: &Context, until: Instant) -> bool {
     // Streams end with the last events; one whose client does not read has a quarter of the time.
     ctx.hub.close();
     ctx.hub.wait_left(ctx.now() + ctx.left(until) / 4);
-    let closed = store.close(until);
+    let closed = ctx.store.until(until).close(until);
     if let Err(e) = &closed {
         log::error!("stop: the store could not be closed: {e}");
     }
     crate::failpoint::hit("stop", "closed");
-    closed.is_ok() && recorded.is_ok()
+    closed.is_ok()
 }

@@ -101,7 +101,9 @@ pub enum Event {
     HooksClosed(Option<usize>),
     /// Delivery has noted whom it did not call, and ended.
     DeliveryEnded,
-    /// The clean record was written, and the store checkpointed and released; or one of them failed.
+    /// The report and the clean record were written, or could not be.
+    Recorded(bool),
+    /// The store was checkpointed and released, or could not be.
     Closed(bool),
 }
 
@@ -168,6 +170,10 @@ pub struct Coordinator {
     start_worker: StartWorker,
     /// Its own events: the outcomes of what is done aside.
     own: (Sender<Event>, Receiver<Event>),
+    /// Outcomes of what was done on this thread, for want of another.
+    here: VecDeque<Event>,
+    /// What the machine is to be told once its actions are performed.
+    later: VecDeque<lifecycle::Event>,
     report: Option<Report>,
     continuations: Continuations,
     timers: Timers<Timer>,
@@ -190,7 +196,7 @@ pub struct Coordinator {
     closing: Option<closing::Step>,
     leave: bool,
     hooks_abandoned: bool,
-    /// The clean record is written and the store closed: else the next boot has to see to it.
+    /// The clean record is written, and the store closed: else the next boot has to see to it.
     released: bool,
 }
 
@@ -209,6 +215,8 @@ impl Coordinator {
             delivery,
             start_worker,
             own: crossbeam_channel::bounded(4096),
+            here: VecDeque::new(),
+            later: VecDeque::new(),
             report: None,
             continuations: Continuations::default(),
             timers,
@@ -257,13 +265,24 @@ impl Coordinator {
     /// When [`Event::Due`] is to come if nothing else does.
     #[must_use]
     pub fn next_due(&self) -> Option<Instant> {
-        self.machine.alarm().into_iter().chain(self.timers.next()).min()
+        let alarm = self.machine.alarm().filter(|_| !self.must_wait());
+        alarm.into_iter().chain(self.timers.next()).min()
+    }
+
+    /// Whether the machine is not told that its time is up, nor what has ended: what it wants done is still being done, and
+    /// the time of what comes after that has not begun. Each of these steps is bounded by itself.
+    fn must_wait(&self) -> bool {
+        self.is_performing() || self.closing.is_some_and(|step| step != closing::Step::Store)
+    }
+
+    fn is_performing(&self) -> bool {
+        self.performing.is_in_progress() || !self.actions.is_empty()
     }
 
     /// Takes in what happened, with the outcomes that are there by now, and does what has become due or possible.
     pub fn handle(&mut self, event: Event) {
         self.take(event);
-        while let Ok(event) = self.own.1.try_recv() {
+        while let Some(event) = self.here.pop_front().or_else(|| self.own.1.try_recv().ok()) {
             self.take(event);
         }
         self.look();
@@ -324,7 +343,7 @@ impl Coordinator {
     /// Does what has become due or possible.
     fn look(&mut self) {
         let now = self.ctx.now();
-        if self.machine.alarm().is_some_and(|at| at <= now) {
+        if !self.must_wait() && self.machine.alarm().is_some_and(|at| at <= now) {
             self.step(lifecycle::Event::TimeUp);
         }
         for timer in self.timers.take_due(now) {
@@ -332,7 +351,8 @@ impl Coordinator {
         }
         match self.machine.phase() {
             Phase::Running => self.look_running(now),
-            Phase::Draining | Phase::Interrupting | Phase::Sweeping => self.look_stopping(),
+            Phase::Draining | Phase::Interrupting | Phase::Sweeping if !self.is_performing() => self.look_stopping(),
+            Phase::Draining | Phase::Interrupting | Phase::Sweeping => {}
             Phase::Starting | Phase::CallingHooks | Phase::Closing | Phase::Ended => {}
         }
     }
@@ -429,6 +449,7 @@ impl Coordinator {
             Event::Asked(request) => self.request(request),
             Event::Nudged | Event::Due => {}
             Event::CommitInDoubt => self.retry(Retry::Doubt, Timer::Doubt),
+            Event::Life(event) if self.is_performing() => self.later.push_back(event),
             Event::Life(event) => self.step(event),
             Event::Started => {
                 crate::failpoint::hit("boot", "started");
@@ -445,11 +466,17 @@ impl Coordinator {
             Event::Performed => {
                 let _ = self.performing.complete();
                 self.perform_next();
+                while !self.is_performing()
+                    && let Some(event) = self.later.pop_front()
+                {
+                    self.step(event);
+                }
             }
             Event::HooksClosed(given_up) => self.hooks_closed(given_up),
             Event::DeliveryEnded => self.delivery_ended(),
+            Event::Recorded(done) => self.recorded(done),
             Event::Closed(done) => {
-                self.released = done;
+                self.released &= done;
                 self.step(lifecycle::Event::StoreClosed);
             }
         }

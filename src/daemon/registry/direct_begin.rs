@@ -21,12 +21,13 @@ impl Reservation<'_> {
         self.over = true;
         let mut inner = self.registry.lock();
         let mailbox = if inner.roster.hand_over(self.sid) { inner.mailbox(self.sid) } else { None };
-        drop(inner);
-        match mailbox {
-            Some(mailbox) => mailbox.post(|l| l.begun = Some(begun)),
-            // Its worker went meanwhile; the next one is given the turn by the store.
-            None => self.registry.want(WorkRequest { sid: self.sid, key: self.key.clone(), auto_continue: false }),
+        if let Some(mailbox) = mailbox {
+            // Under the lock: a worker that is to close and sees no reservation any more finds the letter.
+            return mailbox.post(|l| l.begun = Some(begun));
         }
+        drop(inner);
+        // Its worker went meanwhile; the next one is given the turn by the store.
+        self.registry.want(WorkRequest { sid: self.sid, key: self.key.clone(), auto_continue: false });
     }
 }
 

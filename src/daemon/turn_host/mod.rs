@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use super::context::{CANCEL, Context};
 use super::hub::Preview;
-use super::mailbox::{Close, Letters, Mailbox, Why, Woken, rises};
+use super::mailbox::{Close, Letters, Mailbox, Why, Woken, newer, rises};
 use super::outbox::TurnOutbox;
 use crate::agent::{
     Entry, Host, Identity, Interrupt, PermissionOutcome, PermissionRequest, Said, ToolCall, Wake, Watch,
@@ -162,7 +162,7 @@ impl TurnHost {
         self.begun = letters.begun.or(self.begun.take());
         self.close = self.close.max(letters.close);
         self.close_by = letters.close_by.or(self.close_by);
-        self.before_turn = letters.before_turn.or(self.before_turn.take());
+        newer(&mut self.before_turn, letters.before_turn);
         let mut concerns = letters.close.is_some() || letters.close_by.is_some();
         if let Some((interrupt, why)) = letters.interrupt
             && rises(self.interrupt.map(|i| i.0), interrupt)

@@ -77,7 +77,8 @@ impl TurnHost {
         let choice = match verdict {
             Verdict::Pass(None) => {
                 self.open_to_client(&request);
-                return false;
+                // What is shown of it may have been too much for the answer.
+                return self.interrupt.is_some();
             }
             Verdict::Pass(Some(word)) => word,
             Verdict::Refuse(why) | Verdict::HookFailed(why) => {

@@ -8,6 +8,7 @@ use super::make::make_dir;
 use super::session::{Session, Stage};
 use super::{AGAIN, Input, Next, class};
 use crate::agent::{self, Continuity, Failure};
+use crate::daemon::mailbox::newer;
 use crate::daemon::registry::Doing;
 use crate::hooks::Verdict;
 use crate::model::event::HookEvent;
@@ -131,7 +132,8 @@ impl Session {
             on_interrupt: self.host.agent.on_interrupt,
             resume: config.sessions.resume,
             policy: self.ctx().policy(),
-            auto_continue: self.host.auto_continue,
+            // As with `work`: what comes from here on is for the next begin.
+            auto_continue: std::mem::take(&mut self.host.auto_continue),
             context: None,
             fresh_id: uuid::Uuid::now_v7().to_string(),
             probation_at: match i64::from(config.sessions.stuck_threshold) {
@@ -153,31 +155,34 @@ impl Session {
         let handlers = self.ctx().handlers.clone();
         // The hooks answer within their own timeouts, a lost thread included.
         let until = self.ctx().now() + handlers.patience().saturating_add(HOOKS_LATE);
-        handlers.ask(event, Box::new(move |verdict| mailbox.post(|l| l.before_turn = Some((ask, verdict)))));
+        handlers.ask(event, Box::new(move |verdict| mailbox.post(|l| newer(&mut l.before_turn, Some((ask, verdict))))));
         self.wait(Stage::Beginning(Beginning::Asked { begin: Box::new(begin), ask, until }), Some(until), false)
     }
 
     fn commit_begin(&mut self, mut begin: Begin, context: Option<String>) -> Next {
         begin.context.clone_from(&context);
+        let auto_continue = begin.auto_continue;
         let came = match self.ctx().store.begin_turn(begin) {
-            Ok(Some(begun)) => {
-                self.host.auto_continue = false;
-                return self.turn(begun, context, false);
-            }
-            Ok(None) => {
-                self.host.auto_continue = false;
+            Ok(Some(begun)) => return self.turn(begun, context, false),
+            Ok(None) => Began::Nothing,
+            Err(Error::Refused(Refusal::Closed)) => {
+                self.host.auto_continue |= auto_continue;
                 Began::Nothing
             }
-            Err(Error::Refused(Refusal::Closed)) => Began::Nothing,
             Err(Error::Refused(Refusal::OnProbation)) => {
                 self.host.work = true;
+                self.host.auto_continue |= auto_continue;
                 Began::Probation { new: self.ctx().registry.wait_for_probation(self.host.sid) }
             }
-            Err(Error::Refused(_)) => Began::Refused,
-            Err(e) if e.lies_in_rows() => self.damaged(&e),
+            Err(Error::Refused(_)) => {
+                self.host.auto_continue |= auto_continue;
+                Began::Refused
+            }
+            Err(e) if e.lies_in_rows() => self.damaged(&e, auto_continue),
             Err(e) => {
                 log::error!(key = self.key(); "the next turn cannot begin yet: {e}");
                 self.host.work = true;
+                self.host.auto_continue |= auto_continue;
                 Began::InDoubt
             }
         };
@@ -185,15 +190,17 @@ impl Session {
     }
 
     /// To try again would be in vain: the sender is told, and what waits behind it has its turn.
-    fn damaged(&mut self, e: &Error) -> Began {
+    fn damaged(&mut self, e: &Error, auto_continue: bool) -> Began {
         log::error!(key = self.key(); "the next turn cannot begin, it fails: {e}");
         let failed = self.fail_waiting("internal", format!("what was kept of the turn cannot be used: {e}"));
         match &failed {
-            Ok(more) => (self.host.work, self.host.auto_continue) = (*more, false),
-            Err(Error::Refused(_)) => {}
+            Ok(more) => self.host.work = *more,
+            Err(Error::Refused(_)) => self.host.auto_continue |= auto_continue,
             Err(e) => {
                 log::error!(key = self.key(); "nor can that be written: {e}");
-                self.start_after = Some(self.ctx().now() + DAMAGED);
+                self.host.work = true;
+                self.host.auto_continue |= auto_continue;
+                self.not_before(self.ctx().now() + DAMAGED);
             }
         }
         Began::Failed(written(&failed))
@@ -202,7 +209,6 @@ impl Session {
     /// Hooks do not let the turn begin.
     fn hooks_refused(&mut self, why: String) -> Began {
         // A continuation that is refused stays marked, and is asked for again by the next boot or an operator.
-        self.host.auto_continue = false;
         let failed = self.fail_waiting("hook_failed", why);
         match &failed {
             Ok(more) => self.host.work = *more,
@@ -210,7 +216,7 @@ impl Session {
             Err(e) => {
                 log::error!(key = self.key(); "the turn that a hook refused cannot be failed yet: {e}");
                 self.host.work = true;
-                self.start_after = Some(self.ctx().now() + AGAIN);
+                self.not_before(self.ctx().now() + AGAIN);
             }
         }
         Began::Failed(written(&failed))

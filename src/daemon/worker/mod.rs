@@ -222,8 +222,9 @@ pub fn run(ctx: &Arc<Context>, request: &WorkRequest, config: config::Agent, mai
 fn wait(mailbox: &Mailbox, watches: &mut [Watch<'_>], until: Option<Instant>) -> Woken {
     mailbox.wait(watches, until).unwrap_or_else(|e| {
         log::error!("cannot wait for the agent: {e}");
-        // Without descriptors it is no poll that could fail again.
-        mailbox.wait(&mut [], Some(Instant::now() + AGAIN)).unwrap_or(Woken::Timeout)
+        // Without descriptors it is no poll that could fail again. What is there of the agent is read all the same.
+        let woken = mailbox.wait(&mut [], Some(Instant::now() + AGAIN)).unwrap_or(Woken::Timeout);
+        if woken == Woken::Timeout && !watches.is_empty() { Woken::Ready } else { woken }
     })
 }
 

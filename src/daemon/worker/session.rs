@@ -53,6 +53,8 @@ pub struct Session {
     pub(super) failures: u32,
     /// The next start, or the next try of a begin, waits until then.
     pub(super) start_after: Option<Instant>,
+    /// That time had not come when it last looked, or was set since.
+    backing_off: bool,
     /// The turn in which the agent's process ended: the next prompt tells of it.
     pub(super) cut_short: Option<String>,
     /// No agent was started yet in this activation.
@@ -76,6 +78,7 @@ impl Session {
             turns,
             failures: 0,
             start_after: None,
+            backing_off: false,
             cut_short: None,
             fresh: true,
             own_work: None,
@@ -192,6 +195,7 @@ impl Session {
             // Whoever was about to begin a turn may have done so since: it is looked for once more after that question.
             self.host.collect();
         }
+        self.backing_off = self.start_after.is_some_and(|at| at > self.ctx().now());
         let facts = AtRest {
             killed: self.host.is_killed(),
             close: self.host.close,
@@ -199,7 +203,7 @@ impl Session {
             reserved,
             agent_speaks: self.agent.wants_turn(),
             work: self.host.work || self.host.auto_continue,
-            backing_off: self.start_after.is_some_and(|at| at > self.ctx().now()),
+            backing_off: self.backing_off,
             agent_ready: self.agent.is_ready(),
         };
         match look(&facts) {
@@ -240,7 +244,8 @@ impl Session {
         let sessions = &config.sessions;
         let park_at = park_at(self.idle_since, sessions.park_after, own_work, sessions.background_hold);
         let waits = self.host.work || self.host.auto_continue || self.agent.wants_turn();
-        let again = self.start_after.filter(|_| waits);
+        // One that has passed already when it looked holds nothing back: what does will say so with a letter.
+        let again = self.start_after.filter(|_| waits && self.backing_off);
         let until = [park_at, again].into_iter().flatten().min();
         self.wait(Stage::Idle(Idle::Resting { park_at }), until, true)
     }
@@ -248,6 +253,12 @@ impl Session {
     /// The agent failed: the next start waits, longer each time.
     pub(super) fn back_off(&mut self) {
         self.failures = self.failures.saturating_add(1);
-        self.start_after = Some(self.ctx().now() + pause(self.failures));
+        self.not_before(self.ctx().now() + pause(self.failures));
+    }
+
+    /// The next start or try has its time.
+    pub(super) const fn not_before(&mut self, at: Instant) {
+        self.start_after = Some(at);
+        self.backing_off = true;
     }
 }
