@@ -272,7 +272,7 @@ impl Actor {
     fn go_on(&mut self, host: &mut dyn Host) -> Progress {
         if let Some(interrupt) = host.interrupt() {
             let until = match interrupt {
-                Interrupt::Cancel(by) if self.deaf && by > host.now() => by,
+                Interrupt::Cancel(by) if self.deaf && !self.quiet() && by > host.now() => by,
                 Interrupt::Cancel(_) | Interrupt::Kill => {
                     self.asks = None;
                     self.ready = self.ready && matches!(interrupt, Interrupt::Cancel(_));

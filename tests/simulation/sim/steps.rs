@@ -175,6 +175,10 @@ impl Sim {
             eprintln!("  {event:?}");
         }
         let p = self.p();
+        if matches!(p.ctx.board().phase, "calling_hooks" | "closing") {
+            // Who follows reads what is there and returns: where there is no thread the coordinator waits for that.
+            p.reader = None;
+        }
         p.coordinator.handle(event);
         // What has passed is taken out of the table: else its loop would spin.
         for round in 0.. {
