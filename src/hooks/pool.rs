@@ -397,8 +397,6 @@ impl Pool {
 
     /// Starts all threads or none: a queue without a thread would hold its tasks for ever. No thread works before all are
     /// there; if one cannot be made, the others have ended when this returns.
-    /// Starts all threads or none: a queue without a thread would hold its tasks for ever. No thread works before all
-    /// are there.
     fn start_threads(self: &Arc<Self>, count: usize) -> io::Result<()> {
         let threads: Vec<_> = (0..count).map(|_| Arc::new(HookThread::new(self.tuning.bound))).collect();
         let all = count + 2;
