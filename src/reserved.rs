@@ -24,7 +24,7 @@ static RESERVED: Mutex<Reserved> = Mutex::new(Reserved { paths: Vec::new(), seen
 
 impl Reserved {
     /// Notes what stands under the names by now: SQLite makes some of the files later, and others anew.
-    fn look(&mut self) {
+    fn note_files(&mut self) {
         for path in &self.paths {
             if let Ok(meta) = std::fs::metadata(path) {
                 let identity = (meta.dev(), meta.ino());
@@ -43,13 +43,13 @@ pub fn keep(state_dir: &Path) {
     let mut reserved = RESERVED.lock().unwrap_or_else(PoisonError::into_inner);
     let names = ["ostler.db", "ostler.db-wal", "ostler.db-shm", "ostler.db-journal", "lock"];
     reserved.paths.extend(names.map(|name| state_dir.join(name)));
-    reserved.look();
+    reserved.note_files();
 }
 
 /// Whether a file is the daemon's own.
 #[must_use]
 pub fn is(file: &Metadata) -> bool {
     let mut reserved = RESERVED.lock().unwrap_or_else(PoisonError::into_inner);
-    reserved.look();
+    reserved.note_files();
     reserved.seen.contains(&(file.dev(), file.ino()))
 }

@@ -15,7 +15,7 @@ use mlua::{Function, Value};
 use super::{Agent, Answer, Continuity, Failure, Host, Progress, Prompt, Said, Started};
 use crate::config;
 use crate::hooks::api::{Call, session};
-use crate::hooks::sandbox::{Leave, Outcome, Sandbox, first_line, message, modules, require};
+use crate::hooks::sandbox::{Allowed, Outcome, Sandbox, first_line, message, modules, require};
 use crate::hooks::scripts;
 
 /// The lua agent.
@@ -77,8 +77,8 @@ impl Lua {
         }
         let start = |why: String| failed("agent_start", &file, &why);
         let text = scripts::read_script(&file).map_err(|e| Failure::new("agent_start", e.to_string()))?;
-        let leave = Leave { fs: Leave::of(&self.hooks).fs, agent: true, ..Leave::default() };
-        let sandbox = Sandbox::new(&self.hooks, leave, &self.version).map_err(|e| start(message(&e)))?;
+        let allowed = Allowed { fs: Allowed::of(&self.hooks).fs, agent: true, ..Allowed::default() };
+        let sandbox = Sandbox::new(&self.hooks, allowed, &self.version).map_err(|e| start(message(&e)))?;
         sandbox.context().deadline.stop_on(Some(host.interrupted_flag()));
         self.enter(&sandbox, host);
         let chunk = self.globals(&sandbox).and_then(|env| sandbox.compile(&self.handler, &text, env));

@@ -191,7 +191,7 @@ pub enum Said {
     Notice(String, String),
 }
 
-/// A choice that the agent offers when it asks for leave.
+/// A choice that the agent offers when it asks for permission.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct PermissionOption {
     /// The agent's own id, sent back as it came.
@@ -202,7 +202,7 @@ pub struct PermissionOption {
     pub kind: String,
 }
 
-/// The agent asks for leave.
+/// The agent asks for permission.
 #[derive(Clone, Debug, PartialEq)]
 pub struct PermissionRequest {
     /// Ours, unique within the activation; names the request in the API.
@@ -290,7 +290,7 @@ pub trait Host {
     /// The agent says something. Text is committed within 100 ms and before anything that follows it.
     fn said(&mut self, what: Said);
 
-    /// The agent asks for leave. `Some`: settled at once by policy. `None`: the answer comes as a letter.
+    /// The agent asks for permission. `Some`: settled at once by policy. `None`: the answer comes as a letter.
     fn permission(&mut self, request: PermissionRequest) -> Option<PermissionOutcome>;
 
     /// The agent took an open request back: nobody is asked any more.

@@ -6,7 +6,7 @@ use percent_encoding::percent_decode_str;
 
 use super::{Answer, Api, ApiError, events, hooks, messages, metrics, sessions, status};
 use crate::http::{Head, Request, Responder, Response};
-use crate::model::session::key_fault;
+use crate::model::session::key_error;
 use crate::store::Target;
 
 /// The query's parameters, decoded.
@@ -68,9 +68,9 @@ fn target(segment: &str) -> Result<Target, ApiError> {
     if let Ok(id) = uuid::Uuid::parse_str(&name) {
         return Ok(Target::Id(id.to_string()));
     }
-    match key_fault(&name) {
+    match key_error(&name) {
         None => Ok(Target::Key(name)),
-        Some(fault) => Err(ApiError::new(400, "invalid_key", format!("{name:?}: {fault}"))),
+        Some(error) => Err(ApiError::new(400, "invalid_key", format!("{name:?}: {error}"))),
     }
 }
 

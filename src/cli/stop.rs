@@ -97,16 +97,16 @@ fn verdict(gone: &Gone, word: &str, json: bool, ui: &mut Ui) -> Done {
 fn bring_down(client: &Client, reason: StopReason, urgency: Urgency, ui: &mut Ui) -> Result<Gone, Failure> {
     let fail = |e: &ClientError| Failure::api(if reason == StopReason::Restart { "restart" } else { "stop" }, e);
     let before = client.status(STATUS).map_err(|e| fail(&e))?;
-    let mut look = Look::at(client, &before);
+    let mut watch = BootWatch::at(client, &before);
     let since = Instant::now();
     let body = json!({ "reason": reason.as_str(), "urgency": urgency.as_str() });
     client.post("/v1/stop", Some(&body)).map_err(|e| fail(&e))?;
-    let report = wait_for_report(client, &look.boot);
+    let report = wait_for_report(client, &watch.boot);
     let mut progress = Progress::new(ui);
     let mut limit: Option<Instant> = None;
     let mut said = urgency.as_str().to_owned();
     loop {
-        match look.next(LOOK) {
+        match watch.next(LOOK) {
             Step::Gone => break,
             Step::Silent => {}
             Step::Status(status) => {
@@ -126,7 +126,7 @@ fn bring_down(client: &Client, reason: StopReason, urgency: Urgency, ui: &mut Ui
     let took = since.elapsed();
     // The answer was sent before the exit: it is here by now, or will never come.
     let report = report.and_then(|r| r.recv_timeout(Duration::from_secs(1)).ok());
-    Ok(Gone { boot: look.boot, supervised: before["supervised"] == true, since, took, report, urgency: said })
+    Ok(Gone { boot: watch.boot, supervised: before["supervised"] == true, since, took, report, urgency: said })
 }
 
 /// The report is asked for while the daemon still answers: `wait=1` holds the answer back until it is complete.
@@ -169,15 +169,15 @@ fn next_boot(client: &Client, old: &str) -> Result<String, Failure> {
 /// `status --watch`: for people a moving line, else a line of JSON for each change.
 pub fn watch(client: &Client, json: bool, ui: &mut Ui) -> Done {
     let first = client.status(STATUS).map_err(|e| Failure::api("status", &e))?;
-    let mut look = Look::at(client, &first);
+    let mut watch = BootWatch::at(client, &first);
     if json {
-        watch_json(&mut look, first, ui)?;
+        watch_json(&mut watch, first, ui)?;
         return Ok(0);
     }
     let mut progress = Progress::new(ui);
     progress.show(&first, ui);
     loop {
-        match look.next(LOOK) {
+        match watch.next(LOOK) {
             Step::Gone => break,
             Step::Silent => {}
             Step::Status(status) => progress.show(&status, ui),
@@ -188,13 +188,13 @@ pub fn watch(client: &Client, json: bool, ui: &mut Ui) -> Done {
     Ok(0)
 }
 
-fn watch_json(look: &mut Look<'_>, first: Value, ui: &mut Ui) -> Result<(), Failure> {
+fn watch_json(watch: &mut BootWatch<'_>, first: Value, ui: &mut Ui) -> Result<(), Failure> {
     let mut last = first;
     ui.json_line(&last)?;
     loop {
         // Flushed, because the reader must not wait until a buffer is full.
         ui.out.flush()?;
-        match look.next(CHANGE) {
+        match watch.next(CHANGE) {
             Step::Gone => return Ok(()),
             Step::Silent => {}
             Step::Status(status) if status == last => {}
@@ -215,14 +215,14 @@ enum Step {
 }
 
 /// Watches one boot until it is gone.
-struct Look<'a> {
+struct BootWatch<'a> {
     client: &'a Client,
     boot: String,
     /// Of the process, if it is on this machine.
     process: Option<OwnedFd>,
 }
 
-impl<'a> Look<'a> {
+impl<'a> BootWatch<'a> {
     fn at(client: &'a Client, status: &Value) -> Self {
         Self { client, boot: text(status, "/boot_id"), process: process(client, status) }
     }

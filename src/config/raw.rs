@@ -67,7 +67,7 @@ struct RawHooks {
     timeout: Duration,
     #[serde(deserialize_with = "size")]
     memory: u64,
-    allow: Vec<Leave>,
+    allow: Vec<Allow>,
     fs_roots: Vec<PathBuf>,
     attempts: u32,
     #[serde(deserialize_with = "json_table")]
@@ -77,7 +77,7 @@ struct RawHooks {
 /// What scripts may be allowed.
 #[derive(Deserialize, PartialEq)]
 #[serde(rename_all = "lowercase")]
-enum Leave {
+enum Allow {
     Exec,
     Http,
     Fs,
@@ -154,9 +154,9 @@ pub fn build(raw: Raw, file: Option<&Path>) -> (Config, BTreeMap<String, RawAgen
         threads: raw.hooks.threads,
         timeout: raw.hooks.timeout,
         memory: raw.hooks.memory,
-        allow_exec: raw.hooks.allow.contains(&Leave::Exec),
-        allow_http: raw.hooks.allow.contains(&Leave::Http),
-        allow_fs: raw.hooks.allow.contains(&Leave::Fs),
+        allow_exec: raw.hooks.allow.contains(&Allow::Exec),
+        allow_http: raw.hooks.allow.contains(&Allow::Http),
+        allow_fs: raw.hooks.allow.contains(&Allow::Fs),
         fs_roots: raw.hooks.fs_roots,
         attempts: raw.hooks.attempts,
         config: raw.hooks.config,

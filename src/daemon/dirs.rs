@@ -6,23 +6,23 @@ use std::path::{Path, PathBuf};
 use super::context::Context;
 use crate::config::paths::process_env;
 use crate::model::names::{self, Whose};
-use crate::store::Leaving;
+use crate::store::DeletedFiles;
 
 /// One try. `true`: some are still to go.
 pub fn step(ctx: &Context) -> bool {
-    let leaving = match ctx.store.leaving() {
-        Ok(leaving) => leaving,
+    let sessions = match ctx.store.files_to_remove() {
+        Ok(sessions) => sessions,
         Err(e) => {
             log::warn!("which files of deleted sessions are to go cannot be read: {e}");
             return true;
         }
     };
     let mut left = false;
-    for one in leaving {
+    for one in sessions {
         // Its agent may still write; whatever a dead boot left of it is being ended first.
         if !one.settled || ctx.registry.is_held(one.sid) || !remove(ctx, &one) {
             left = true;
-        } else if let Err(e) = ctx.store.has_left(one.sid) {
+        } else if let Err(e) = ctx.store.files_removed(one.sid) {
             log::warn!(key = one.key; "that a deleted session's files are gone could not be noted: {e}");
             left = true;
         }
@@ -31,7 +31,7 @@ pub fn step(ctx: &Context) -> bool {
 }
 
 /// Removes what is the session's own. `false`: it could not be, and is tried again.
-fn remove(ctx: &Context, one: &Leaving) -> bool {
+fn remove(ctx: &Context, one: &DeletedFiles) -> bool {
     let config = ctx.config();
     let (template, home) = (&config.route(&one.key).cwd, process_env("HOME"));
     let whose = Whose { key: &one.key, id: &one.session_id };

@@ -12,7 +12,7 @@ use crossbeam_channel::{Receiver, Sender, TryRecvError};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::inotify;
 
-use super::lock::{Lock, Look};
+use super::lock::{Lock, LockState};
 use crate::store::Store;
 use crate::thread;
 
@@ -33,22 +33,22 @@ pub fn watch(dir: &Path, mut lock: Lock, store: Store) -> std::io::Result<Guard>
     let thread = thread::spawn_own("files", thread::IO_STACK, move || {
         let mut lost = String::new();
         while ended.try_recv() == Err(TryRecvError::Empty) {
-            match lock.look() {
-                Look::Ours => lost.clear(),
-                Look::Remade => {
+            match lock.check() {
+                LockState::Ours => lost.clear(),
+                LockState::Remade => {
                     lost.clear();
                     log::warn!(
                         "{}: the lock was removed or replaced while the daemon runs; it is made anew",
                         dir.display()
                     );
                 }
-                Look::Lost(why) if why != lost => {
+                LockState::Lost(why) if why != lost => {
                     log::error!("{}/lock: it was removed or replaced, and cannot be made anew: {why}", dir.display());
                     lost = why;
                 }
-                Look::Lost(_) => {}
+                LockState::Lost(_) => {}
             }
-            store.look();
+            store.check_files();
             wait(told.as_ref(), &woken);
         }
         drop(lock);

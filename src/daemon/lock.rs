@@ -27,7 +27,7 @@ pub struct Lock {
 
 /// What became of the file meanwhile.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Look {
+pub enum LockState {
     /// It is ours.
     Ours,
     /// It had been removed or replaced, and is made anew.
@@ -109,14 +109,14 @@ impl Lock {
     }
 
     /// Looks whether the file under the lock's name is still the one that is locked, and makes it anew where it is not.
-    pub fn look(&mut self) -> Look {
-        let lost = |e: io::Error| Look::Lost(e.to_string());
+    pub fn check(&mut self) -> LockState {
+        let lost = |e: io::Error| LockState::Lost(e.to_string());
         let ours = match self.file.metadata() {
             Ok(meta) => (meta.dev(), meta.ino()),
             Err(e) => return lost(e),
         };
         match std::fs::metadata(&self.path) {
-            Ok(meta) if (meta.dev(), meta.ino()) == ours => return Look::Ours,
+            Ok(meta) if (meta.dev(), meta.ino()) == ours => return LockState::Ours,
             Ok(_) => {}
             Err(e) if e.kind() == io::ErrorKind::NotFound => {}
             Err(e) => return lost(e),
@@ -128,7 +128,7 @@ impl Lock {
         match file.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
-                return Look::Lost(format!("another ostler{} owns it", pid_text(read_pid(&mut file))));
+                return LockState::Lost(format!("another ostler{} owns it", pid_text(read_pid(&mut file))));
             }
             Err(TryLockError::Error(e)) => return lost(e),
         }
@@ -136,7 +136,7 @@ impl Lock {
             return lost(e);
         }
         self.file = file;
-        Look::Remade
+        LockState::Remade
     }
 
     /// Takes the lock from a live owner: asks it to stop, waits, then forces it. A process that does not hold the lock is
@@ -282,18 +282,18 @@ mod tests {
         let dir = tempfile::tempdir().expect("a directory");
         let path = dir.path().join("lock");
         let mut first = Lock::take(dir.path()).expect("the lock");
-        assert_eq!(first.look(), Look::Ours);
+        assert_eq!(first.check(), LockState::Ours);
         std::fs::remove_file(&path).expect("removed");
         assert!(matches!(Lock::take(dir.path()), Err(Held::Owned { .. })), "before it was noticed");
-        assert_eq!(first.look(), Look::Remade);
+        assert_eq!(first.check(), LockState::Remade);
         assert_eq!(holder(dir.path()), i32::try_from(std::process::id()).ok());
         // Somebody who does not know of the directory's lock.
         std::fs::remove_file(&path).expect("removed");
         let other = open(&path).expect("another file");
         other.try_lock().expect("locked");
-        assert!(matches!(first.look(), Look::Lost(_)));
+        assert!(matches!(first.check(), LockState::Lost(_)));
         drop(other);
-        assert_eq!(first.look(), Look::Remade);
+        assert_eq!(first.check(), LockState::Remade);
         drop(first);
         Lock::take(dir.path()).expect("free");
     }

@@ -54,7 +54,7 @@ fn check_one(file: &Path, config: &config::Hooks) -> Result<Vec<Problem>, script
     let mut once = config.clone();
     once.threads = 1;
     drop(scripts::load_sources(sources, &once, env!("CARGO_PKG_VERSION"))?);
-    let warnings = globals::look(&text, &name, config).unwrap_or_default();
+    let warnings = globals::undefined_names(&text, &name, config).unwrap_or_default();
     let mut problems: Vec<Problem> = warnings.into_iter().map(|(line, message)| problem(Some(line), message)).collect();
     // A script in the hooks directory is checked as the daemon checks it, with its directory.
     let real = |dir: Option<&Path>| dir.and_then(|dir| dir.canonicalize().ok());

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use mlua::Value;
 
-use super::sandbox::{Leave, Sandbox};
+use super::sandbox::{Allowed, Sandbox};
 use crate::config;
 
 const GET_TAB_UP: u32 = 11;
@@ -28,8 +28,8 @@ struct Uses {
 ///
 /// # Errors
 /// The script does not compile.
-pub(crate) fn look(text: &str, name: &str, config: &config::Hooks) -> mlua::Result<Vec<(usize, String)>> {
-    let sandbox = Sandbox::new(config, Leave::of(config), "")?;
+pub(crate) fn undefined_names(text: &str, name: &str, config: &config::Hooks) -> mlua::Result<Vec<(usize, String)>> {
+    let sandbox = Sandbox::new(config, Allowed::of(config), "")?;
     let (env, _) = sandbox.globals().make(sandbox.lua())?;
     let mut known = BTreeSet::from(["require".to_owned()]);
     for pair in env.pairs::<Value, Value>() {

@@ -375,7 +375,7 @@ mod tests {
 
     use super::*;
     use crate::config;
-    use crate::hooks::sandbox::{Leave, Sandbox};
+    use crate::hooks::sandbox::{Allowed, Sandbox};
 
     fn sandboxed() -> (Sandbox, Table) {
         let hooks = config::Hooks {
@@ -390,7 +390,7 @@ mod tests {
             attempts: 1,
             config: serde_json::Value::Null,
         };
-        let sandbox = Sandbox::new(&hooks, Leave::default(), "").unwrap();
+        let sandbox = Sandbox::new(&hooks, Allowed::default(), "").unwrap();
         let (env, _) = sandbox.globals().make(sandbox.lua()).unwrap();
         (sandbox, env)
     }

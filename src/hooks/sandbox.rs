@@ -25,7 +25,7 @@ const LEAST: usize = 1024 * 1024;
 
 /// What a script may use beyond pure Lua.
 #[derive(Clone, Debug, Default)]
-pub struct Leave {
+pub struct Allowed {
     /// `ostler.exec`.
     pub exec: bool,
     /// `ostler.http`.
@@ -36,7 +36,7 @@ pub struct Leave {
     pub agent: bool,
 }
 
-impl Leave {
+impl Allowed {
     /// What the configuration gives.
     #[must_use]
     pub fn of(hooks: &config::Hooks) -> Self {
@@ -66,7 +66,7 @@ pub struct Globals {
     context: Arc<Context>,
     environment: Function,
     guard: Function,
-    leave: Arc<Leave>,
+    allowed: Arc<Allowed>,
     config: Arc<serde_json::Value>,
     version: Arc<str>,
 }
@@ -96,13 +96,13 @@ impl Globals {
         ostler.set("json", json::table(lua, guard)?)?;
         ostler.set("version", &*self.version)?;
         ostler.set("config", json::to_lua(lua, &self.config, json::Null::Absent)?)?;
-        if self.leave.http {
+        if self.allowed.http {
             ostler.set("http", api::http::table(lua, guard, &self.context)?)?;
         }
-        if self.leave.exec {
+        if self.allowed.exec {
             ostler.set("exec", api::exec::constructor(lua, guard, &self.context)?)?;
         }
-        if let Some(roots) = &self.leave.fs {
+        if let Some(roots) = &self.allowed.fs {
             env.set("io", api::fs::table(lua, guard, &self.context, roots)?)?;
         }
         ostler.set_metatable(Some(self.strict(lua)?))?;
@@ -114,7 +114,7 @@ impl Globals {
     /// Makes `ostler.jsn` an error with its line instead of a nil that fails elsewhere.
     fn strict(&self, lua: &Lua) -> mlua::Result<Table> {
         let meta = lua.create_table()?;
-        let agent = self.leave.agent;
+        let agent = self.allowed.agent;
         meta.set(
             "__index",
             api::function(lua, &self.guard, "", move |_, args| -> Result<Value, _> {
@@ -122,7 +122,7 @@ impl Globals {
                     Value::String(name) => name.to_string_lossy(),
                     other => other.type_name().to_owned(),
                 };
-                Err(api::Fault::Text(match name.as_str() {
+                Err(api::ScriptError::Text(match name.as_str() {
                     "http" | "exec" if agent => {
                         format!("ostler.{name}: not available in an agent: agents must not block")
                     }
@@ -149,7 +149,7 @@ impl Sandbox {
     ///
     /// # Errors
     /// The memory limit is too small for Lua itself.
-    pub fn new(hooks: &config::Hooks, leave: Leave, version: &str) -> mlua::Result<Self> {
+    pub fn new(hooks: &config::Hooks, allowed: Allowed, version: &str) -> mlua::Result<Self> {
         let libraries = StdLib::STRING | StdLib::TABLE | StdLib::MATH | StdLib::UTF8 | StdLib::COROUTINE | StdLib::OS;
         let lua = Lua::new_with(libraries, LuaOptions::default())?;
         let memory = usize::try_from(hooks.memory).unwrap_or(usize::MAX).max(LEAST);
@@ -169,7 +169,7 @@ impl Sandbox {
             context,
             environment,
             guard,
-            leave: Arc::new(leave),
+            allowed: Arc::new(allowed),
             config: Arc::new(hooks.config.clone()),
             version: version.into(),
         };
@@ -285,12 +285,14 @@ pub fn require(
     let open = api::raw_function(lua, "require", move |lua, args| {
         let name = args.text(0, "module")?;
         let Some((file, text)) = find(&name) else {
-            return Err(api::Fault::Text(format!("module '{name}' not found: no such file in lib below the hooks")));
+            return Err(api::ScriptError::Text(format!(
+                "module '{name}' not found: no such file in lib below the hooks"
+            )));
         };
         let chunk = lua.load(&*text).set_name(format!("@{file}")).set_mode(ChunkMode::Text);
         match chunk.set_environment(globals(lua)?).into_function() {
             Ok(function) => Ok(function),
-            Err(e) => Err(api::Fault::Text(first_line(&message(&e)).to_owned())),
+            Err(e) => Err(api::ScriptError::Text(first_line(&message(&e)).to_owned())),
         }
     })?;
     lua.load(REQUIRE).set_name(PRELUDE).call((open, guard, modules))

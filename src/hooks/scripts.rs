@@ -13,8 +13,8 @@ use std::time::{Duration, Instant};
 use mlua::{Function, Lua, Table, Value};
 
 use super::api::every::Schedule;
-use super::api::{self, Args, Call, Fault, duration, function, line_of, text, wrong};
-use super::sandbox::{Globals, Leave, Outcome, Sandbox, first_line, message, modules, require};
+use super::api::{self, Args, Call, ScriptError, duration, function, line_of, text, wrong};
+use super::sandbox::{Allowed, Globals, Outcome, Sandbox, first_line, message, modules, require};
 use super::{HandlerId, lock};
 use crate::config;
 use crate::model::event::HookEvent;
@@ -238,7 +238,7 @@ pub(crate) fn build(
 ) -> Result<(State, Registered), LoadError> {
     let dir = settings.dir.clone().unwrap_or_default();
     let lua_failed = |e: &mlua::Error| LoadError::new(&dir, format!("hooks.memory: {}", first_line(&message(e))));
-    let sandbox = Sandbox::new(settings, Leave::of(settings), version).map_err(|e| lua_failed(&e))?;
+    let sandbox = Sandbox::new(settings, Allowed::of(settings), version).map_err(|e| lua_failed(&e))?;
     let registry = Arc::new(Mutex::new(Registry::default()));
     let loading = modules(sandbox.lua()).map_err(|e| lua_failed(&e))?;
     let maker = Maker {
@@ -320,9 +320,9 @@ fn run_script(sandbox: &Sandbox, maker: &Maker, path: &Path, name: &str, source:
     }
 }
 
-fn while_loading(registry: &Registry) -> Result<(), Fault> {
+fn while_loading(registry: &Registry) -> Result<(), ScriptError> {
     if registry.closed {
-        return Err(Fault::text("only while the script loads, not in a handler"));
+        return Err(ScriptError::text("only while the script loads, not in a handler"));
     }
     Ok(())
 }
@@ -331,7 +331,7 @@ fn line_here(lua: &Lua, script: &str) -> usize {
     line_of(lua, |source| source == script).map_or(0, |(_, line)| line)
 }
 
-fn function_at(args: &Args, at: usize) -> Result<Function, Fault> {
+fn function_at(args: &Args, at: usize) -> Result<Function, ScriptError> {
     match args.value(at) {
         Value::Function(f) => Ok(f),
         other => Err(wrong("handler", "a function", &other)),
@@ -339,42 +339,42 @@ fn function_at(args: &Args, at: usize) -> Result<Function, Fault> {
 }
 
 /// The option `name`, if it is given.
-fn option(options: Option<&Table>, name: &str) -> Result<Option<Value>, Fault> {
+fn option(options: Option<&Table>, name: &str) -> Result<Option<Value>, ScriptError> {
     let value = options.map(|o| o.raw_get::<Value>(name)).transpose()?;
     Ok(value.filter(|v| !v.is_nil()))
 }
 
-fn name_option(options: Option<&Table>) -> Result<Option<String>, Fault> {
+fn name_option(options: Option<&Table>) -> Result<Option<String>, ScriptError> {
     let Some(value) = option(options, "name")? else { return Ok(None) };
     let name = text(&value, "name")?;
     if name.is_empty() || name.len() > 64 || name.chars().any(char::is_control) {
-        return Err(Fault::text("name: 1 to 64 bytes without control characters expected"));
+        return Err(ScriptError::text("name: 1 to 64 bytes without control characters expected"));
     }
     Ok(Some(name))
 }
 
-fn timeout_option(options: Option<&Table>, default: Duration) -> Result<Duration, Fault> {
+fn timeout_option(options: Option<&Table>, default: Duration) -> Result<Duration, ScriptError> {
     let Some(value) = option(options, "timeout")? else { return Ok(default) };
     let timeout = duration(&value, "timeout")?;
     if timeout > LONGEST {
-        return Err(Fault::text("timeout: the longest is 1h"));
+        return Err(ScriptError::text("timeout: the longest is 1h"));
     }
     Ok(timeout)
 }
 
 /// `ostler.on(event, function, { timeout, priority, name, on_error })`.
-fn on(lua: &Lua, registry: &Mutex<Registry>, args: &Args, default: Duration) -> Result<(), Fault> {
+fn on(lua: &Lua, registry: &Mutex<Registry>, args: &Args, default: Duration) -> Result<(), ScriptError> {
     let mut registry = lock(registry);
     while_loading(&registry)?;
     let said = args.text(0, "event")?;
     let Some(event) = HookEvent::parse(&said) else {
         let known: Vec<_> = HookEvent::ALL.iter().map(|e| e.as_str()).collect();
-        return Err(Fault::text(format!("unknown event '{said}' (known: {})", known.join(", "))));
+        return Err(ScriptError::text(format!("unknown event '{said}' (known: {})", known.join(", "))));
     };
     let handler = function_at(args, 1)?;
     let options = args.options(2, &["timeout", "priority", "name", "on_error"])?;
     if args.more_than(3) {
-        return Err(Fault::text("three arguments expected: an event, a function and options"));
+        return Err(ScriptError::text("three arguments expected: an event, a function and options"));
     }
     let options = options.as_ref();
     let priority = match option(options, "priority")? {
@@ -384,14 +384,14 @@ fn on(lua: &Lua, registry: &Mutex<Registry>, args: &Args, default: Duration) -> 
     let refuse = match option(options, "on_error")? {
         None => false,
         Some(_) if !event.is_synchronous() => {
-            return Err(Fault::text(format!(
+            return Err(ScriptError::text(format!(
                 "on_error: '{event}' is not synchronous: only message, before_turn and permission are"
             )));
         }
         Some(value) => match text(&value, "on_error")?.as_str() {
             "pass" => false,
             "refuse" => true,
-            other => return Err(Fault::text(format!("on_error: 'pass' or 'refuse' expected, got '{other}'"))),
+            other => return Err(ScriptError::text(format!("on_error: 'pass' or 'refuse' expected, got '{other}'"))),
         },
     };
     let timeout = timeout_option(options, default)?;
@@ -400,7 +400,7 @@ fn on(lua: &Lua, registry: &Mutex<Registry>, args: &Args, default: Duration) -> 
     let name = name_option(options)?.unwrap_or_else(|| ordinal.to_string());
     let id = HandlerId { event, script: registry.script.clone(), name };
     if let Some((other, _)) = registry.handlers.iter().find(|(h, _)| h.id == id) {
-        return Err(Fault::text(format!(
+        return Err(ScriptError::text(format!(
             "a handler named '{}' for '{event}' is registered in line {}",
             id.name, other.line
         )));
@@ -411,15 +411,15 @@ fn on(lua: &Lua, registry: &Mutex<Registry>, args: &Args, default: Duration) -> 
 }
 
 /// `ostler.every(when, function, { name, timeout })`.
-fn every(lua: &Lua, registry: &Mutex<Registry>, args: &Args, default: Duration) -> Result<(), Fault> {
+fn every(lua: &Lua, registry: &Mutex<Registry>, args: &Args, default: Duration) -> Result<(), ScriptError> {
     let mut registry = lock(registry);
     while_loading(&registry)?;
     let when = args.text(0, "when")?;
-    let schedule = Schedule::parse(&when).map_err(|why| Fault::text(format!("when: '{when}': {why}")))?;
+    let schedule = Schedule::parse(&when).map_err(|why| ScriptError::text(format!("when: '{when}': {why}")))?;
     let run = function_at(args, 1)?;
     let options = args.options(2, &["name", "timeout"])?;
     if args.more_than(3) {
-        return Err(Fault::text("three arguments expected: when, a function and options"));
+        return Err(ScriptError::text("three arguments expected: when, a function and options"));
     }
     let timeout = timeout_option(options.as_ref(), default)?;
     let script = registry.script.clone();
@@ -427,7 +427,7 @@ fn every(lua: &Lua, registry: &Mutex<Registry>, args: &Args, default: Duration) 
     let short = name_option(options.as_ref())?.unwrap_or_else(|| nth.to_string());
     let name = format!("{script}:{short}");
     if let Some((other, _)) = registry.timers.iter().find(|(t, _)| t.name == name) {
-        return Err(Fault::text(format!("a timer named '{short}' is registered in line {}", other.line)));
+        return Err(ScriptError::text(format!("a timer named '{short}' is registered in line {}", other.line)));
     }
     let line = line_here(lua, &script);
     registry.timers.push((Timer { name, script, short, line, schedule, timeout }, run));

@@ -5,9 +5,9 @@ use mlua::{MultiValue, Table, Value};
 use serde_json::Value as Json;
 
 use super::Event;
-use super::api::{self, Fault};
+use super::api::{self, ScriptError};
 use crate::model::event::HookEvent;
-use crate::model::session::text_fault;
+use crate::model::session::text_error;
 
 /// What a synchronous handler wants.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,25 +39,25 @@ pub(crate) fn read(event: &Event, values: &MultiValue) -> Result<Opinion, String
         // Nothing is made of it: a handler may end in `return ostler.kv.set(…)`.
         _ => Ok(Opinion::None),
     };
-    read.map_err(|fault| match fault {
-        Fault::Text(why) => format!("returned something that makes no sense for '{}': {why}", event.kind),
-        Fault::Lua(e) => e.to_string(),
+    read.map_err(|error| match error {
+        ScriptError::Text(why) => format!("returned something that makes no sense for '{}': {why}", event.kind),
+        ScriptError::Lua(e) => e.to_string(),
     })
 }
 
-fn fields(value: &Value, known: &[&str]) -> Result<Table, Fault> {
+fn fields(value: &Value, known: &[&str]) -> Result<Table, ScriptError> {
     let Value::Table(table) = value else { return Err(api::wrong("result", "a table or nil", value)) };
     for pair in table.pairs::<Value, Value>() {
         let (key, _) = pair?;
         let name = api::text(&key, "field")?;
         if !known.contains(&name.as_str()) {
-            return Err(Fault::text(format!("unknown field '{name}' (known: {})", known.join(", "))));
+            return Err(ScriptError::text(format!("unknown field '{name}' (known: {})", known.join(", "))));
         }
     }
     Ok(table.clone())
 }
 
-fn field(table: &Table, name: &str) -> Result<Option<String>, Fault> {
+fn field(table: &Table, name: &str) -> Result<Option<String>, ScriptError> {
     match table.raw_get::<Value>(name)? {
         Value::Nil => Ok(None),
         value => api::text(&value, name).map(Some),
@@ -65,25 +65,25 @@ fn field(table: &Table, name: &str) -> Result<Option<String>, Fault> {
 }
 
 /// What a sender may not send, a handler may not make of it.
-fn whole(text: String, name: &str) -> Result<String, Fault> {
-    match text_fault(&text) {
+fn whole(text: String, name: &str) -> Result<String, ScriptError> {
+    match text_error(&text) {
         None => Ok(text),
-        Some(fault) => Err(Fault::text(format!("{name}: {fault}"))),
+        Some(error) => Err(ScriptError::text(format!("{name}: {error}"))),
     }
 }
 
-fn message(value: &Value) -> Result<Opinion, Fault> {
+fn message(value: &Value) -> Result<Opinion, ScriptError> {
     let table = fields(value, &["text", "refuse"])?;
     match (field(&table, "text")?, field(&table, "refuse")?) {
         (None, None) => Ok(Opinion::None),
-        (Some(text), None) if text.trim().is_empty() => Err(Fault::text("text: is empty")),
+        (Some(text), None) if text.trim().is_empty() => Err(ScriptError::text("text: is empty")),
         (Some(text), None) => whole(text, "text").map(Opinion::Rewrite),
         (None, Some(why)) => Ok(Opinion::Refuse(why)),
-        (Some(_), Some(_)) => Err(Fault::text("either text or refuse")),
+        (Some(_), Some(_)) => Err(ScriptError::text("either text or refuse")),
     }
 }
 
-fn before_turn(value: &Value) -> Result<Opinion, Fault> {
+fn before_turn(value: &Value) -> Result<Opinion, ScriptError> {
     let table = fields(value, &["context"])?;
     Ok(match field(&table, "context")? {
         Some(context) if !context.is_empty() => Opinion::Context(whole(context, "context")?),
@@ -91,7 +91,7 @@ fn before_turn(value: &Value) -> Result<Opinion, Fault> {
     })
 }
 
-fn permission(event: &Event, value: &Value) -> Result<Opinion, Fault> {
+fn permission(event: &Event, value: &Value) -> Result<Opinion, ScriptError> {
     let choice = api::text(value, "result")?;
     if choice == "allow" || choice == "deny" {
         return Ok(Opinion::Choose(choice));
@@ -105,5 +105,5 @@ fn permission(event: &Event, value: &Value) -> Result<Opinion, Fault> {
     if offered.contains(&choice.as_str()) {
         return Ok(Opinion::Choose(choice));
     }
-    Err(Fault::text(format!("'{choice}' is no option (offered: {}; or allow, deny)", offered.join(", "))))
+    Err(ScriptError::text(format!("'{choice}' is no option (offered: {}; or allow, deny)", offered.join(", "))))
 }

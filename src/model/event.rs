@@ -236,7 +236,7 @@ string_enum! {
         TurnStart = "turn_start",
         /// A turn ended.
         TurnEnd = "turn_end",
-        /// An agent asks for leave (synchronous).
+        /// An agent asks for permission (synchronous).
         Permission = "permission",
         /// An activation closed (journalled).
         SessionEnd = "session_end",

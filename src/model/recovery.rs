@@ -19,8 +19,8 @@ pub struct Death {
     pub stop: Option<StopReason>,
     /// Its last sign of life.
     pub last_life: Millis,
-    /// A session was being resumed alone: the death counts against it only.
-    pub solo: bool,
+    /// A session was on probation: the death counts against that session only.
+    pub on_probation: bool,
 }
 
 /// A session that was live at the death.
@@ -30,8 +30,8 @@ pub struct Left {
     pub running: bool,
     /// A cancel of that turn had been asked for.
     pub cancelled: bool,
-    /// It was the one that was being resumed alone.
-    pub solo: bool,
+    /// It was the session on probation.
+    pub on_probation: bool,
     /// The stop that was cut off had given its worker up.
     pub abandoned: bool,
     /// Unclean deaths in a row before this one.
@@ -64,11 +64,11 @@ pub fn judge(death: &Death, left: &Left, threshold: i64) -> Verdict {
     };
     let turn = left.running.then_some(if left.cancelled { Outcome::Cancelled } else { Outcome::Interrupted });
     let interrupted = turn == Some(Outcome::Interrupted);
-    // A stop explains the death of all but those that would not end; a session that is resumed alone takes the blame alone.
+    // A stop explains the death of all but those that would not end; a session on probation takes the blame alone.
     let blamed = left.running
         && match death.stop {
             Some(_) => left.abandoned,
-            None => !death.solo || left.solo,
+            None => !death.on_probation || left.on_probation,
         };
     let unclean = left.unclean.saturating_add(i64::from(blamed));
     Verdict {
@@ -93,8 +93,8 @@ mod tests {
     use super::*;
 
     const LIFE: Millis = 42;
-    const CRASH: Death = Death { stop: None, last_life: LIFE, solo: false };
-    const IDLE: Left = Left { running: false, cancelled: false, solo: false, abandoned: false, unclean: 0 };
+    const CRASH: Death = Death { stop: None, last_life: LIFE, on_probation: false };
+    const IDLE: Left = Left { running: false, cancelled: false, on_probation: false, abandoned: false, unclean: 0 };
     const RUNNING: Left = Left { running: true, ..IDLE };
 
     #[test]
@@ -129,15 +129,15 @@ mod tests {
                 crash(Some(Outcome::Cancelled), None, 1, false),
             ),
             (
-                "neighbour of one alone",
-                Death { solo: true, ..CRASH },
+                "neighbour of a session on probation",
+                Death { on_probation: true, ..CRASH },
                 Left { unclean: 1, ..RUNNING },
                 crash(cut, mark, 1, false),
             ),
             (
-                "the one alone",
-                Death { solo: true, ..CRASH },
-                Left { solo: true, unclean: 2, ..RUNNING },
+                "the session on probation",
+                Death { on_probation: true, ..CRASH },
+                Left { on_probation: true, unclean: 2, ..RUNNING },
                 crash(cut, mark, 3, true),
             ),
             (
@@ -148,7 +148,7 @@ mod tests {
             ),
             (
                 "given up by a stop that was cut off",
-                Death { stop: Some(StopReason::Shutdown), solo: true, ..CRASH },
+                Death { stop: Some(StopReason::Shutdown), on_probation: true, ..CRASH },
                 Left { abandoned: true, unclean: 1, ..RUNNING },
                 stop(StopReason::Shutdown, cut, Some((MarkReason::ShutdownTimeout, LIFE)), 2),
             ),

@@ -17,7 +17,7 @@ pub const ID_BYTES: usize = 128;
 /// What is wrong with a key, or `None`: `channel:conversation[:thread]`, 3 to 200 bytes of UTF-8 without control
 /// characters, with a colon that has something on both sides.
 #[must_use]
-pub fn key_fault(key: &str) -> Option<&'static str> {
+pub fn key_error(key: &str) -> Option<&'static str> {
     if !KEY_BYTES.contains(&key.len()) {
         return Some("a key has 3 to 200 bytes");
     }
@@ -36,7 +36,7 @@ pub fn key_fault(key: &str) -> Option<&'static str> {
 
 /// What is wrong with an idempotency id, or `None`.
 #[must_use]
-pub fn id_fault(id: &str) -> Option<&'static str> {
+pub fn id_error(id: &str) -> Option<&'static str> {
     if id.is_empty() || id.len() > ID_BYTES {
         Some("an id has 1 to 128 bytes")
     } else if id.chars().any(char::is_control) {
@@ -51,7 +51,7 @@ pub const TEXT_BYTES: usize = 4 * 1024 * 1024;
 
 /// What is wrong with a message's text, or `None`.
 #[must_use]
-pub fn text_fault(text: &str) -> Option<&'static str> {
+pub fn text_error(text: &str) -> Option<&'static str> {
     if text.trim().is_empty() {
         Some("is empty")
     } else if text.contains('\0') {
@@ -283,22 +283,22 @@ mod tests {
     #[test]
     fn keys() {
         for good in ["a:b", "local:alice", "telegram:1:2", "x:ü/ ?%", &format!("a:{}", "k".repeat(198))] {
-            assert_eq!(key_fault(good), None, "{good}");
+            assert_eq!(key_error(good), None, "{good}");
         }
         for bad in
             ["", "a:", ":b", "ab", "abc", "ab:", ":ab", ":", "a:\u{7}", "a:b\n", &format!("a:{}", "k".repeat(199))]
         {
-            assert!(key_fault(bad).is_some(), "{bad:?}");
+            assert!(key_error(bad).is_some(), "{bad:?}");
         }
-        assert!(id_fault("").is_some() && id_fault(&"x".repeat(129)).is_some());
-        assert!(id_fault("a\nb").is_some() && id_fault("a\u{85}").is_some() && id_fault("ä b").is_none());
-        assert!(id_fault("x").is_none() && id_fault(&"x".repeat(128)).is_none());
+        assert!(id_error("").is_some() && id_error(&"x".repeat(129)).is_some());
+        assert!(id_error("a\nb").is_some() && id_error("a\u{85}").is_some() && id_error("ä b").is_none());
+        assert!(id_error("x").is_none() && id_error(&"x".repeat(128)).is_none());
     }
 
     #[test]
     fn texts() {
         let longest = "x".repeat(4 << 20);
-        for (text, fault) in [
+        for (text, error) in [
             ("", Some("is empty")),
             (" \n\t", Some("is empty")),
             ("a\0b", Some("has a NUL")),
@@ -306,7 +306,7 @@ mod tests {
             (&longest, None),
             ("a", None),
         ] {
-            assert_eq!(text_fault(text), fault, "{} bytes", text.len());
+            assert_eq!(text_error(text), error, "{} bytes", text.len());
         }
     }
 

@@ -12,7 +12,7 @@ use crate::daemon::registry::WorkRequest;
 use crate::daemon::{self, hook_events};
 use crate::hooks::Verdict;
 use crate::model::event::HookEvent;
-use crate::model::session::{id_fault, key_fault, text_fault};
+use crate::model::session::{id_error, key_error, text_error};
 use crate::store::{Accept, Accepted, Admission, Error, Target};
 
 /// A message that is fit to be accepted.
@@ -43,18 +43,18 @@ impl Service {
     /// # Errors
     /// A [`Fault`] that names what is wrong with it.
     pub fn message(&self, to: Target, text: String, id: Option<String>) -> Result<Message, Fault> {
-        if let Some(fault) = text_fault(&text) {
-            return Err(Fault::Text(format!("the text {fault}")));
+        if let Some(error) = text_error(&text) {
+            return Err(Fault::Text(format!("the text {error}")));
         }
-        if let Some(fault) = id.as_deref().and_then(id_fault) {
-            return Err(Fault::Parameter(format!("id: {fault}")));
+        if let Some(error) = id.as_deref().and_then(id_error) {
+            return Err(Fault::Parameter(format!("id: {error}")));
         }
         let (key, session_id) = match to {
             Target::Key(key) => (key, None),
             Target::Id(id) => (self.ctx.store.key_of(&id)?, Some(id)),
         };
-        if let Some(fault) = key_fault(&key) {
-            return Err(Fault::Key(format!("{key:?}: {fault}")));
+        if let Some(error) = key_error(&key) {
+            return Err(Fault::Key(format!("{key:?}: {error}")));
         }
         Ok(Message { key, text, id, session_id })
     }

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use super::{Fault, Service};
 use crate::daemon::registry::Answered;
 use crate::model::event::Actor;
-use crate::model::session::key_fault;
+use crate::model::session::key_error;
 use crate::store::{Acted, Error, Page, Refusal, SessionFilter, SessionView, Target, TranscriptEntry};
 
 /// What a listing can be narrowed to.
@@ -21,9 +21,9 @@ impl Service {
             return Err(Fault::Parameter(format!("state={state:?}: one of {}", STATES.join(", "))));
         }
         if let Some(key) = &filter.key
-            && let Some(fault) = key_fault(key)
+            && let Some(error) = key_error(key)
         {
-            return Err(Fault::Key(format!("{key:?}: {fault}")));
+            return Err(Fault::Key(format!("{key:?}: {error}")));
         }
         let page = self.ctx.store.sessions(filter)?;
         Ok(Page { items: page.items.into_iter().map(|s| self.whole(s)).collect(), next: page.next })

@@ -93,8 +93,8 @@ impl Store {
                 params![info.boot_id, info.pid, env!("CARGO_PKG_VERSION"), tx.now],
             )?;
             let mut r = Recovered { deaths: deaths.len() as i64, ..Recovered::default() };
-            for (bid, death, solo) in &deaths {
-                tx.recover(*bid, death, *solo, info.threshold, &mut r)?;
+            for (bid, death, probation) in &deaths {
+                tx.recover(*bid, death, *probation, info.threshold, &mut r)?;
                 let ended = tx.in_savepoint(|tx| {
                     Ok(tx.run(
                         "UPDATE boots SET ended_at=coalesce(ended_at, ?2), clean=0, solo=NULL WHERE bid=?1",
@@ -215,7 +215,7 @@ impl Store {
                     "SELECT sid FROM activations WHERE closed_at IS NULL AND sid>?1 ORDER BY sid LIMIT ?2",
                     params![after, BATCH],
                 )?;
-                let now = Death { stop: Some(reason), last_life: tx.now, solo: false };
+                let now = Death { stop: Some(reason), last_life: tx.now, on_probation: false };
                 let mut batch = 0;
                 for sid in &open {
                     batch += i64::from(tx.settle_session(*sid, &now, None, threshold)?.is_some());
@@ -298,12 +298,12 @@ impl Tx<'_> {
         let newest = self.newest_commit()?.unwrap_or(0);
         Ok(boots
             .into_iter()
-            .map(|(bid, alive, stop, solo)| {
+            .map(|(bid, alive, stop, probation)| {
                 // Not limited to the present time: if the clock is behind, the age would stay wrong once the clock is
                 // right.
                 let last_life = alive.max(newest);
                 let stop = stop.as_deref().and_then(StopReason::parse);
-                (bid, Death { stop, last_life, solo: solo.is_some() }, solo)
+                (bid, Death { stop, last_life, on_probation: probation.is_some() }, probation)
             })
             .collect())
     }
@@ -330,14 +330,14 @@ impl Tx<'_> {
         &mut self,
         bid: i64,
         death: &Death,
-        solo: Option<i64>,
+        probation: Option<i64>,
         threshold: i64,
         r: &mut Recovered,
     ) -> Result<(), Error> {
         let left =
             self.sids("SELECT sid FROM activations WHERE closed_at IS NULL AND bid=?1 ORDER BY sid", params![bid])?;
         for sid in left {
-            if let Some(verdict) = self.settle_session(sid, death, solo, threshold)? {
+            if let Some(verdict) = self.settle_session(sid, death, probation, threshold)? {
                 r.count(&verdict);
             }
         }
@@ -353,7 +353,7 @@ impl Tx<'_> {
                AND NOT EXISTS (SELECT 1 FROM activations a WHERE a.sid=t.sid AND a.closed_at IS NULL)",
             params![self.bid],
         )?;
-        let death = newest.unwrap_or(Death { stop: None, last_life: self.now, solo: false });
+        let death = newest.unwrap_or(Death { stop: None, last_life: self.now, on_probation: false });
         for sid in left {
             log::warn!("recovery: session row {sid} was left live by a boot of which nothing is known");
             if let Some(verdict) = self.settle_session(sid, &death, None, threshold)? {
@@ -369,12 +369,12 @@ impl Tx<'_> {
         &mut self,
         sid: i64,
         death: &Death,
-        solo: Option<i64>,
+        probation: Option<i64>,
         threshold: i64,
     ) -> Result<Option<Verdict>, Error> {
         let what = if death.stop.is_some() { "stop" } else { "recovery" };
         self.for_one(what, sid, |tx| match tx.session_any(sid)? {
-            Some(s) => tx.settle_left(s, death, solo, threshold),
+            Some(s) => tx.settle_left(s, death, probation, threshold),
             None => tx.settle_nobody(sid, death),
         })
     }
@@ -382,7 +382,7 @@ impl Tx<'_> {
     /// Ends an activation or a turn whose session is gone. Nobody is notified.
     fn settle_nobody(&mut self, sid: i64, death: &Death) -> Result<Verdict, Error> {
         log::warn!("recovery: session row {sid} is missing; what was left of it is closed");
-        let left = Left { running: false, cancelled: false, solo: false, abandoned: false, unclean: 0 };
+        let left = Left { running: false, cancelled: false, on_probation: false, abandoned: false, unclean: 0 };
         let verdict = judge(death, &left, 0);
         self.tell(
             "UPDATE turns SET state='interrupted', ended_at=?2 WHERE sid=?1 AND state='running'",
@@ -400,7 +400,7 @@ impl Tx<'_> {
         &mut self,
         s: SessionRow,
         death: &Death,
-        solo: Option<i64>,
+        probation: Option<i64>,
         threshold: i64,
     ) -> Result<Verdict, Error> {
         let cancel = self.row("SELECT cancel FROM turns WHERE sid=?1 AND state='running'", params![s.sid], |row| {
@@ -414,7 +414,7 @@ impl Tx<'_> {
         let facts = Left {
             running: cancel.is_some(),
             cancelled: matches!(cancel, Some(Some(_))),
-            solo: solo == Some(s.sid),
+            on_probation: probation == Some(s.sid),
             abandoned,
             unclean: s.unclean,
         };

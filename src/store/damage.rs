@@ -24,14 +24,14 @@ pub struct Damaged {
 }
 
 /// What is looked at: a statement whose first column is the session's row, and what is wrong with a row of it, if anything.
-type Look = (&'static str, String, fn(&Row<'_>) -> Result<Option<String>, SqlError>);
+type Check = (&'static str, String, fn(&Row<'_>) -> Result<Option<String>, SqlError>);
 
 /// Looks for what cannot be used of sessions that are not over.
 pub(super) fn find(sql: Sql<'_>) -> Result<Vec<Damaged>, SqlError> {
     let mut found: Vec<(i64, String)> = Vec::new();
-    for (what, statement, look) in looks() {
+    for (what, statement, check) in checks() {
         let looked = sql.each(&statement, params![], |r| {
-            let wrong = look(r).unwrap_or_else(|e| Some(e.to_string()));
+            let wrong = check(r).unwrap_or_else(|e| Some(e.to_string()));
             let sid = r.number(0).unwrap_or(0);
             if let Some(why) = wrong
                 && found.len() < LISTED
@@ -61,7 +61,7 @@ pub(super) fn find(sql: Sql<'_>) -> Result<Vec<Damaged>, SqlError> {
         .collect())
 }
 
-fn looks() -> Vec<Look> {
+fn checks() -> Vec<Check> {
     vec![
         ("session", format!("SELECT {SESSION_COLUMNS}, mark_boot, purged, ended_at, end_reason FROM sessions"), |r| {
             let s = SessionRow::read(r)?;

@@ -15,7 +15,7 @@ const BEHIND: &str = "files;";
 
 /// A deleted session whose directories are to be removed.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Leaving {
+pub struct DeletedFiles {
     /// Its row.
     pub sid: i64,
     /// Its id.
@@ -60,15 +60,15 @@ impl Store {
     ///
     /// # Errors
     /// The store fails.
-    pub fn leaving(&self) -> Result<Vec<Leaving>, Error> {
+    pub fn files_to_remove(&self) -> Result<Vec<DeletedFiles>, Error> {
         self.read(|sql| {
             let names: Vec<String> =
                 sql.rows("SELECT name FROM meta WHERE name>?1 AND name<?2", params![REQUEST, BEHIND], |r| r.get(0))?;
             let sids = names.iter().filter_map(|name| name[REQUEST.len()..].parse::<i64>().ok());
-            let mut leaving = Vec::new();
+            let mut found = Vec::new();
             for sid in sids {
-                match leaving_in(sql, sid) {
-                    Ok(found) => leaving.push(found),
+                match deleted_files(sql, sid) {
+                    Ok(files) => found.push(files),
                     // A damaged row is not read in part: with half a key, another session's directory would look like
                     // its own.
                     Err(e) if e.lies_in_rows() => {
@@ -77,7 +77,7 @@ impl Store {
                     Err(e) => return Err(e),
                 }
             }
-            Ok(leaving)
+            Ok(found)
         })
     }
 
@@ -85,16 +85,16 @@ impl Store {
     ///
     /// # Errors
     /// The store fails.
-    pub fn works_there(&self, leaving: &Leaving, dir: &str) -> Result<Option<String>, Error> {
-        self.read(|sql| sql.row(USER, params![leaving.key, leaving.sid, dir], |r| r.get(0)))
+    pub fn works_there(&self, files: &DeletedFiles, dir: &str) -> Result<Option<String>, Error> {
+        self.read(|sql| sql.row(USER, params![files.key, files.sid, dir], |r| r.get(0)))
     }
 
     /// A deleted session's directories are removed, or stay for good.
     ///
     /// # Errors
     /// The store fails.
-    pub fn has_left(&self, sid: i64) -> Result<(), Error> {
-        self.write("has_left", move |tx| {
+    pub fn files_removed(&self, sid: i64) -> Result<(), Error> {
+        self.write("files_removed", move |tx| {
             tx.tell("DELETE FROM meta WHERE name=?1", params![format!("{REQUEST}{sid}")])?;
             Ok(())
         })
@@ -102,7 +102,7 @@ impl Store {
 }
 
 /// Reads a deleted session whose directories are still to be removed.
-fn leaving_in(sql: Sql<'_>, sid: i64) -> Result<Leaving, SqlError> {
+fn deleted_files(sql: Sql<'_>, sid: i64) -> Result<DeletedFiles, SqlError> {
     let found = sql.row(
         "SELECT id, key, NOT EXISTS (SELECT 1 FROM activations a WHERE a.sid=s.sid AND a.closed_at IS NULL)
            AND NOT EXISTS (SELECT 1 FROM journal j JOIN deliveries d ON d.jid=j.jid
@@ -114,7 +114,7 @@ fn leaving_in(sql: Sql<'_>, sid: i64) -> Result<Leaving, SqlError> {
     // A session of which nothing is known any more has no directories either.
     let (session_id, key, settled) = found.unwrap_or((String::new(), String::new(), true));
     let dirs = sql.rows(DIRS, params![sid], |r| r.get(0))?;
-    Ok(Leaving { sid, session_id, key, settled, dirs })
+    Ok(DeletedFiles { sid, session_id, key, settled, dirs })
 }
 
 impl Tx<'_> {

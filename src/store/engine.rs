@@ -77,13 +77,13 @@ impl Engine {
         }
     }
 
-    /// Looks whether the database is still the one that was opened.
+    /// Checks that the database is still the file that was opened.
     ///
     /// # Errors
     /// It is not.
-    pub(super) fn look(&self) -> Result<(), Error> {
+    pub(super) fn check_files(&self) -> Result<(), Error> {
         match self {
-            Self::Sqlite(engine) => engine.look(),
+            Self::Sqlite(engine) => engine.check_files(),
         }
     }
 

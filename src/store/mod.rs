@@ -48,7 +48,7 @@ pub use accept::{Accept, Accepted, Limits};
 pub use activations::{Opened, OpenedSession};
 pub use boots::{BootInfo, Recovered, StopNote, StopOutcome};
 pub use damage::Damaged;
-pub use dirs::Leaving;
+pub use dirs::DeletedFiles;
 pub use env::{Env, Faults, Step};
 pub use journal::{FailedEvent, JournalCounts, Owed, Settled, Tally};
 pub use outbox::{Batch, Outbox};
@@ -398,8 +398,8 @@ impl Store {
 
     /// Checks that the database's files are still those that were opened. If not, the trouble is logged and shown at
     /// once, and not only with the next message.
-    pub fn look(&self) {
-        if let Err(e) = self.engine.look() {
+    pub fn check_files(&self) {
+        if let Err(e) = self.engine.check_files() {
             self.shared.condition.failed(&not_kept(&e).to_string());
         }
     }

@@ -47,7 +47,7 @@
 //!   refuse             stops with `refusal`             stop REASON       stops with that reason
 //!   error TEXT         fails the prompt with -32603     bye               answers, then exits with status 0
 //!   forget             forgets the session after this turn
-//!   late-ask           asks for leave after the turn's end; says `late: OUTCOME OPTION`
+//!   late-ask           asks for permission after the turn's end; says `late: OUTCOME OPTION`
 //!   late TEXT          says TEXT after the turn's end   foreign TEXT      says TEXT under another session's id
 //!   signal PATH        opens and closes PATH (a FIFO) for writing after the turn's end, `late` words included
 //!   recall             says how many prompts of this session came before: `prompts before: N`

@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use crate::daemon::{Daemon, Events};
 
-/// Leave to write files below the test's directory.
+/// Allows scripts to write files below the test's directory.
 pub const FS: &str = "[hooks]\nallow = [\"fs\"]\nfs_roots = [\"@DIR@\"]\n";
 
 /// Writes down each journalled event at its delivery, before anything else is done with it.

@@ -339,7 +339,7 @@ fn a_turn_that_takes_too_long() {
     }
 }
 
-/// Waiting for leave does not count against a turn's time.
+/// Waiting for a permission does not count against a turn's time.
 #[test]
 fn a_permission_is_no_part_of_the_time() {
     let mut d = Daemon::new().config(&fake(&[], "turn_timeout = \"400ms\"\npermission_timeout = \"800ms\"")).start();

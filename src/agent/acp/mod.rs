@@ -80,7 +80,7 @@ struct Live {
 }
 
 impl Live {
-    /// Whether the agent works by itself: it says something in its session, or asks for leave.
+    /// Whether the agent works by itself: it says something in its session, or asks for permission.
     fn is_own_work(&self, event: &Event) -> bool {
         match event {
             Event::Request(_, method, _) => method == "session/request_permission",

@@ -123,7 +123,7 @@ impl Turn {
         self.write(host, None);
     }
 
-    /// The agent asks for leave under its id. `Some`: what to answer at once.
+    /// The agent asks for permission under its id. `Some`: what to answer at once.
     pub fn ask(&mut self, host: &mut dyn Host, id: Id, params: Raw<'_>) -> Option<(Id, Value)> {
         let [options, call] = params.fields(["options", "toolCall"]);
         let options = read_options(options);

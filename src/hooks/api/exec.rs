@@ -6,7 +6,7 @@ use std::process::{Command, ExitStatus};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Args, Context, Fault, duration, function, wrong};
+use super::{Args, Context, ScriptError, duration, function, wrong};
 use crate::awake::Span;
 use crate::hooks::kick::Kick;
 use crate::proc::{NoChild, PipedChild};
@@ -25,13 +25,13 @@ struct CommandArgs {
     timeout: Duration,
 }
 
-fn wanted(args: &Args, left: Option<Duration>) -> Result<CommandArgs, Fault> {
+fn wanted(args: &Args, left: Option<Duration>) -> Result<CommandArgs, ScriptError> {
     use std::os::unix::ffi::OsStringExt;
     let Some(options) = args.options(0, &["argv", "stdin", "timeout"])? else {
-        return Err(Fault::text("a table expected: exec{argv=, stdin=, timeout=}"));
+        return Err(ScriptError::text("a table expected: exec{argv=, stdin=, timeout=}"));
     };
     let Value::Table(list) = options.raw_get::<Value>("argv")? else {
-        return Err(Fault::text("argv: a list of strings expected"));
+        return Err(ScriptError::text("argv: a list of strings expected"));
     };
     let mut argv = Vec::new();
     for i in 1..=list.raw_len() {
@@ -41,12 +41,12 @@ fn wanted(args: &Args, left: Option<Duration>) -> Result<CommandArgs, Fault> {
             other => return Err(wrong(&format!("argv[{i}]"), "a string", &other)),
         };
         if bytes.contains(&0) {
-            return Err(Fault::text(format!("argv[{i}]: contains a NUL byte")));
+            return Err(ScriptError::text(format!("argv[{i}]: contains a NUL byte")));
         }
         argv.push(std::ffi::OsString::from_vec(bytes));
     }
     if argv.is_empty() {
-        return Err(Fault::text("argv: is empty"));
+        return Err(ScriptError::text("argv: is empty"));
     }
     let stdin = match options.raw_get::<Value>("stdin")? {
         Value::Nil => Vec::new(),

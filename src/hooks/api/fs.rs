@@ -12,7 +12,7 @@ use mlua::{Function, Lua, MultiValue, Table, UserData, UserDataMethods, Value};
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
-use super::{Args, Context, Fault, function, wrong};
+use super::{Args, Context, ScriptError, function, wrong};
 use crate::hooks::lock;
 use crate::reserved;
 
@@ -96,9 +96,9 @@ impl Open {
         Self { file: Mutex::new(Some(BufReader::new(file))), most }
     }
 
-    fn with<T>(&self, f: impl FnOnce(&mut BufReader<File>) -> Result<T, Fault>) -> Result<T, Fault> {
+    fn with<T>(&self, f: impl FnOnce(&mut BufReader<File>) -> Result<T, ScriptError>) -> Result<T, ScriptError> {
         let mut file = lock(&self.file);
-        f(file.as_mut().ok_or_else(|| Fault::text("attempt to use a closed file"))?)
+        f(file.as_mut().ok_or_else(|| ScriptError::text("attempt to use a closed file"))?)
     }
 
     fn close(&self) {
@@ -110,7 +110,7 @@ impl Open {
     }
 
     /// Reads by one format; `None` at the end of the file.
-    fn read(&self, lua: &Lua, format: &Value) -> Result<Option<Value>, Fault> {
+    fn read(&self, lua: &Lua, format: &Value) -> Result<Option<Value>, ScriptError> {
         let bytes = self.with(|file| match format {
             Value::Integer(n) => {
                 let want = usize::try_from(*n).unwrap_or(0).min(self.most);
@@ -129,9 +129,9 @@ impl Open {
                 }
                 kind @ (b"l" | b"L") => self.line(file, kind == b"l"),
                 b"n" => number(file).map(Some).map_err(failed),
-                _ => Err(Fault::text("bad format: a, l, L, n or a count expected")),
+                _ => Err(ScriptError::text("bad format: a, l, L, n or a count expected")),
             },
-            _ => Err(Fault::text("bad format: a, l, L, n or a count expected")),
+            _ => Err(ScriptError::text("bad format: a, l, L, n or a count expected")),
         })?;
         let Some(bytes) = bytes else { return Ok(None) };
         let text = Value::String(lua.create_string(bytes)?);
@@ -145,7 +145,7 @@ impl Open {
         Ok(lua.coerce_number(text)?.map(Value::Number))
     }
 
-    fn line(&self, file: &mut BufReader<File>, cut: bool) -> Result<Option<Vec<u8>>, Fault> {
+    fn line(&self, file: &mut BufReader<File>, cut: bool) -> Result<Option<Vec<u8>>, ScriptError> {
         let mut bytes = Vec::new();
         file.take(self.most as u64 + 1).read_until(b'\n', &mut bytes).map_err(failed)?;
         if bytes.len() > self.most {
@@ -160,11 +160,11 @@ impl Open {
         Ok(Some(bytes))
     }
 
-    fn too_much(&self, what: &str) -> Fault {
-        Fault::text(format!("{what} is longer than {} bytes, half of hooks.memory", self.most))
+    fn too_much(&self, what: &str) -> ScriptError {
+        ScriptError::text(format!("{what} is longer than {} bytes, half of hooks.memory", self.most))
     }
 
-    fn write(&self, lua: &Lua, args: &Args) -> Result<io::Result<()>, Fault> {
+    fn write(&self, lua: &Lua, args: &Args) -> Result<io::Result<()>, ScriptError> {
         for at in 1..args.len() {
             let value = args.value(at);
             let text = match value {
@@ -186,7 +186,7 @@ impl Open {
         self.with(|_| Ok(Ok(())))
     }
 
-    fn seek(&self, args: &Args) -> Result<io::Result<u64>, Fault> {
+    fn seek(&self, args: &Args) -> Result<io::Result<u64>, ScriptError> {
         let whence = if args.value(1).is_nil() { "cur".to_owned() } else { args.text(1, "whence")? };
         let offset = args.integer(2, "offset")?.unwrap_or(0);
         let to = match whence.as_str() {
@@ -196,12 +196,12 @@ impl Open {
             },
             "cur" => SeekFrom::Current(offset),
             "end" => SeekFrom::End(offset),
-            _ => return Err(Fault::text("whence: set, cur or end expected")),
+            _ => return Err(ScriptError::text("whence: set, cur or end expected")),
         };
         self.with(|file| Ok(file.seek(to)))
     }
 
-    fn read_all(&self, lua: &Lua, formats: &[Value]) -> Result<MultiValue, Fault> {
+    fn read_all(&self, lua: &Lua, formats: &[Value]) -> Result<MultiValue, ScriptError> {
         let line = [Value::String(lua.create_string("l")?)];
         let mut out = MultiValue::new();
         for format in if formats.is_empty() { &line[..] } else { formats } {
@@ -233,8 +233,8 @@ fn number(file: &mut BufReader<File>) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-fn failed(e: io::Error) -> Fault {
-    Fault::text(e.to_string())
+fn failed(e: io::Error) -> ScriptError {
+    ScriptError::text(e.to_string())
 }
 
 /// An open file, as scripts hold it.
@@ -259,18 +259,18 @@ impl UserData for Handle {
 }
 
 /// The file that a method is called on.
-fn this(args: &Args) -> Result<Arc<Open>, Fault> {
+fn this(args: &Args) -> Result<Arc<Open>, ScriptError> {
     match args.value(0) {
         Value::UserData(file) => match file.borrow::<Handle>() {
             Ok(handle) => Ok(Arc::clone(&handle.0)),
-            Err(_) => Err(Fault::text("a file expected")),
+            Err(_) => Err(ScriptError::text("a file expected")),
         },
         other => Err(wrong("file", "a file (called with a colon)", &other)),
     }
 }
 
 /// A value, or nil and why.
-fn or_why(lua: &Lua, done: io::Result<Value>) -> Result<MultiValue, Fault> {
+fn or_why(lua: &Lua, done: io::Result<Value>) -> Result<MultiValue, ScriptError> {
     Ok(match done {
         Ok(value) => MultiValue::from_iter([value]),
         Err(e) => MultiValue::from_iter([Value::Nil, Value::String(lua.create_string(e.to_string())?)]),
@@ -349,7 +349,7 @@ pub fn table(lua: &Lua, guard: &Function, context: &Arc<Context>, roots: &[PathB
     io.set(
         "lines",
         function(lua, guard, "io.lines", move |lua, args: Args| {
-            let file = Open::new(open(&args.text(0, "path")?, "r", &allowed).map_err(Fault::Text)?, most);
+            let file = Open::new(open(&args.text(0, "path")?, "r", &allowed).map_err(ScriptError::Text)?, most);
             let formats = formats(&args);
             Ok(function(lua, &g, "io.lines", move |lua, _| {
                 if !file.is_open() {

@@ -17,7 +17,7 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use ureq::http::{HeaderMap, Method, Request, Uri};
 use ureq::tls::{RootCerts, TlsConfig};
 
-use super::{Args, Context, Fault, duration, function, text, wrong};
+use super::{Args, Context, ScriptError, duration, function, text, wrong};
 use crate::awake::Span;
 use crate::hooks::kick::Kick;
 use crate::hooks::lock;
@@ -53,13 +53,13 @@ struct RequestArgs {
     timeout: Duration,
 }
 
-fn wanted(args: &Args, left: Option<Duration>) -> Result<RequestArgs, Fault> {
+fn wanted(args: &Args, left: Option<Duration>) -> Result<RequestArgs, ScriptError> {
     let Some(options) = args.options(0, &["url", "method", "headers", "body", "timeout"])? else {
-        return Err(Fault::text("a table expected: request{url=, method=, headers=, body=, timeout=}"));
+        return Err(ScriptError::text("a table expected: request{url=, method=, headers=, body=, timeout=}"));
     };
     let url = text(&options.raw_get::<Value>("url")?, "url")?;
     if !url.starts_with("http://") && !url.starts_with("https://") {
-        return Err(Fault::text(format!("url: '{url}': http:// or https:// expected")));
+        return Err(ScriptError::text(format!("url: '{url}': http:// or https:// expected")));
     }
     let body = match options.raw_get::<Value>("body")? {
         Value::Nil => None,
@@ -90,7 +90,7 @@ fn wanted(args: &Args, left: Option<Duration>) -> Result<RequestArgs, Fault> {
         Value::Nil => TIMEOUT,
         v => duration(&v, "timeout")?,
     };
-    let request = request.body(body.unwrap_or_default()).map_err(|e| Fault::text(e.to_string()))?;
+    let request = request.body(body.unwrap_or_default()).map_err(|e| ScriptError::text(e.to_string()))?;
     Ok(RequestArgs { request, timeout: left.map_or(timeout, |left| left.min(timeout)) })
 }
 

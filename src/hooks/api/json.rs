@@ -11,7 +11,7 @@ use mlua::{Function, Lua, LuaSerdeExt, Table, Value};
 use serde::de::{self, DeserializeSeed, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Number, Value as Json};
 
-use super::{Fault, function, wrong};
+use super::{ScriptError, function, wrong};
 use crate::hooks::deadline::Deadline;
 
 /// How deep tables may nest.
@@ -64,15 +64,15 @@ pub fn to_lua(lua: &Lua, json: &Json, null: Null) -> mlua::Result<Value> {
 }
 
 /// Lua values from JSON text. They are made while the text is read, so that the state's memory limit covers them.
-fn decode(lua: &Lua, text: &[u8]) -> Result<Value, Fault> {
+fn decode(lua: &Lua, text: &[u8]) -> Result<Value, ScriptError> {
     let deadline = lua.app_data_ref::<Arc<Deadline>>().map(|d| Arc::clone(&d));
     let decoder = Decoder { lua, deadline, values: Cell::new(0), failed: RefCell::new(None) };
     let mut json = serde_json::Deserializer::from_slice(text);
     let value = decoder.deserialize(&mut json).and_then(|value| json.end().map(|()| value));
     match (value, decoder.failed.take()) {
-        (_, Some(e)) => Err(Fault::Lua(e)),
+        (_, Some(e)) => Err(ScriptError::Lua(e)),
         (Ok(value), None) => Ok(value),
-        (Err(e), None) => Err(Fault::text(e.to_string())),
+        (Err(e), None) => Err(ScriptError::text(e.to_string())),
     }
 }
 
@@ -167,7 +167,7 @@ impl<'de> Visitor<'de> for &Decoder<'_> {
 ///
 /// # Errors
 /// It has no JSON form (a function, NaN, bytes that are not UTF-8, a mixed table), refers to itself, or is too large.
-pub fn from_lua(lua: &Lua, value: &Value) -> Result<Json, Fault> {
+pub fn from_lua(lua: &Lua, value: &Value) -> Result<Json, ScriptError> {
     let array = lua.array_metatable();
     let deadline = lua.app_data_ref::<Arc<Deadline>>().map(|d| Arc::clone(&d));
     Encoder { array: array.to_pointer(), deadline, path: Vec::new(), values: 0, bytes: 0 }.value(value)
@@ -182,13 +182,13 @@ struct Encoder {
 }
 
 impl Encoder {
-    fn value(&mut self, value: &Value) -> Result<Json, Fault> {
+    fn value(&mut self, value: &Value) -> Result<Json, ScriptError> {
         self.values += 1;
         if self.values > VALUES || self.bytes > BYTES {
-            return Err(Fault::text(format!("more than {VALUES} values or {BYTES} bytes")));
+            return Err(ScriptError::text(format!("more than {VALUES} values or {BYTES} bytes")));
         }
         if self.values.is_multiple_of(1024) && self.deadline.as_ref().is_some_and(|d| d.past()) {
-            return Err(Fault::text("timeout"));
+            return Err(ScriptError::text("timeout"));
         }
         match value {
             Value::Nil => Ok(Json::Null),
@@ -197,27 +197,27 @@ impl Encoder {
             Value::Integer(n) => Ok(Json::from(*n)),
             Value::Number(n) => match Number::from_f64(*n) {
                 Some(n) => Ok(Json::Number(n)),
-                None => Err(Fault::text(format!("{n} has no JSON form"))),
+                None => Err(ScriptError::text(format!("{n} has no JSON form"))),
             },
             Value::String(s) => {
                 self.bytes += s.as_bytes().len();
                 match s.to_str() {
                     Ok(text) => Ok(Json::String(text.to_owned())),
-                    Err(_) => Err(Fault::text("a string that is not UTF-8 has no JSON form")),
+                    Err(_) => Err(ScriptError::text("a string that is not UTF-8 has no JSON form")),
                 }
             }
             Value::Table(t) => self.table(t),
-            other => Err(Fault::text(format!("a {} has no JSON form", other.type_name()))),
+            other => Err(ScriptError::text(format!("a {} has no JSON form", other.type_name()))),
         }
     }
 
-    fn table(&mut self, table: &Table) -> Result<Json, Fault> {
+    fn table(&mut self, table: &Table) -> Result<Json, ScriptError> {
         let at = table.to_pointer();
         if self.path.contains(&at) {
-            return Err(Fault::text("a table that contains itself has no JSON form"));
+            return Err(ScriptError::text("a table that contains itself has no JSON form"));
         }
         if self.path.len() >= DEPTH {
-            return Err(Fault::text(format!("tables nested deeper than {DEPTH}")));
+            return Err(ScriptError::text(format!("tables nested deeper than {DEPTH}")));
         }
         self.path.push(at);
         let length = table.raw_len();
@@ -227,7 +227,7 @@ impl Encoder {
         json
     }
 
-    fn array(&mut self, table: &Table, length: usize) -> Result<Json, Fault> {
+    fn array(&mut self, table: &Table, length: usize) -> Result<Json, ScriptError> {
         let mut items = Vec::new();
         for i in 1..=length {
             items.push(self.value(&table.raw_get::<Value>(i)?)?);
@@ -235,24 +235,24 @@ impl Encoder {
         for pair in table.pairs::<Value, Value>() {
             let (key, _) = pair?;
             if !matches!(key, Value::Integer(i) if usize::try_from(i).is_ok_and(|i| i >= 1 && i <= length)) {
-                return Err(Fault::text("a table with both a sequence and other keys has no JSON form"));
+                return Err(ScriptError::text("a table with both a sequence and other keys has no JSON form"));
             }
         }
         Ok(Json::Array(items))
     }
 
-    fn object(&mut self, table: &Table) -> Result<Json, Fault> {
+    fn object(&mut self, table: &Table) -> Result<Json, ScriptError> {
         let mut fields = Map::new();
         for pair in table.pairs::<Value, Value>() {
             let (key, value) = pair?;
             let name = match &key {
                 Value::String(s) => {
                     self.bytes += s.as_bytes().len();
-                    s.to_str().map_err(|_| Fault::text("a key that is not UTF-8 has no JSON form"))?.to_owned()
+                    s.to_str().map_err(|_| ScriptError::text("a key that is not UTF-8 has no JSON form"))?.to_owned()
                 }
                 other => return Err(wrong("key", "a string", other)),
             };
-            let field = self.value(&value).map_err(|fault| within(&name, fault))?;
+            let field = self.value(&value).map_err(|error| within(&name, error))?;
             fields.insert(name, field);
         }
         fields.sort_keys();
@@ -261,9 +261,9 @@ impl Encoder {
 }
 
 /// Names the field of an error, the innermost only.
-fn within(name: &str, fault: Fault) -> Fault {
-    match fault {
-        Fault::Text(why) if !why.starts_with("field ") => Fault::Text(format!("field '{name}': {why}")),
+fn within(name: &str, error: ScriptError) -> ScriptError {
+    match error {
+        ScriptError::Text(why) if !why.starts_with("field ") => ScriptError::Text(format!("field '{name}': {why}")),
         other => other,
     }
 }
@@ -279,7 +279,7 @@ pub fn table(lua: &Lua, guard: &Function) -> mlua::Result<Table> {
         "encode",
         function(lua, guard, "json.encode", |lua, args| {
             let json = from_lua(lua, &args.value(0))?;
-            serde_json::to_string(&json).map_err(|e| Fault::text(e.to_string()))
+            serde_json::to_string(&json).map_err(|e| ScriptError::text(e.to_string()))
         })?,
     )?;
     json.set(
@@ -287,7 +287,7 @@ pub fn table(lua: &Lua, guard: &Function) -> mlua::Result<Table> {
         function(lua, guard, "json.decode", |lua, args| {
             let text = args.bytes(lua, 0, "text")?;
             if text.as_bytes().len() > BYTES {
-                return Err(Fault::text(format!("more than {BYTES} bytes")));
+                return Err(ScriptError::text(format!("more than {BYTES} bytes")));
             }
             decode(lua, &text.as_bytes())
         })?,
@@ -304,7 +304,7 @@ pub fn table(lua: &Lua, guard: &Function) -> mlua::Result<Table> {
                 t.set_metatable(Some(lua.array_metatable()))?;
                 Ok(t)
             }
-            Value::Table(_) => Err(Fault::text("the table has a metatable already")),
+            Value::Table(_) => Err(ScriptError::text("the table has a metatable already")),
             other => Err(wrong("array", "a table", &other)),
         })?,
     )?;

@@ -5,22 +5,22 @@ use std::sync::Arc;
 use mlua::{Function, Lua, Table, Value};
 
 use super::json::{Null, from_lua, to_lua};
-use super::{Context, Fault, duration, function};
+use super::{Context, ScriptError, duration, function};
 
 /// The longest key, in bytes.
 const KEY: usize = 512;
 /// The largest value, as JSON text in bytes.
 const VALUE: usize = 64 * 1024;
 
-fn key(args: &super::Args) -> Result<String, Fault> {
+fn key(args: &super::Args) -> Result<String, ScriptError> {
     let key = args.text(0, "key")?;
     if key.is_empty() || key.len() > KEY {
-        return Err(Fault::text(format!("key: 1 to {KEY} bytes expected, got {}", key.len())));
+        return Err(ScriptError::text(format!("key: 1 to {KEY} bytes expected, got {}", key.len())));
     }
     Ok(key)
 }
 
-fn ttl(options: Option<&Table>) -> Result<Option<std::time::Duration>, Fault> {
+fn ttl(options: Option<&Table>) -> Result<Option<std::time::Duration>, ScriptError> {
     match options.map(|o| o.raw_get::<Value>("ttl")).transpose()? {
         None | Some(Value::Nil) => Ok(None),
         Some(v) => duration(&v, "ttl").map(Some),
@@ -47,12 +47,12 @@ pub fn table(lua: &Lua, guard: &Function, context: &Arc<Context>) -> mlua::Resul
         function(lua, guard, "kv.set", move |lua, args| {
             let key = key(&args)?;
             let value = match args.value(1) {
-                Value::Nil => return Err(Fault::text("value: nil cannot be kept; use ostler.kv.delete")),
+                Value::Nil => return Err(ScriptError::text("value: nil cannot be kept; use ostler.kv.delete")),
                 value => from_lua(lua, &value)?,
             };
             let size = value.to_string().len();
             if size > VALUE {
-                return Err(Fault::text(format!("'{key}': {size} bytes of JSON, {VALUE} are allowed")));
+                return Err(ScriptError::text(format!("'{key}': {size} bytes of JSON, {VALUE} are allowed")));
             }
             let options = args.options(2, &["ttl", "only_if"])?;
             let only_if = match options.as_ref().map(|o| o.raw_get::<Value>("only_if")).transpose()? {

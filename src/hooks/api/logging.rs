@@ -7,7 +7,7 @@ use mlua::{Function, Lua, MultiValue, Table, Value};
 use serde_json::Value as Json;
 
 use super::json::from_lua;
-use super::{Context, Fault, function, line_of};
+use super::{Context, ScriptError, function, line_of};
 use crate::hooks::lock;
 
 /// The longest text that is logged, in bytes.
@@ -115,9 +115,9 @@ pub fn table(lua: &Lua, guard: &Function, context: &Arc<Context>) -> mlua::Resul
                     for pair in t.pairs::<Value, Value>().take(FIELDS) {
                         let (key, value) = pair?;
                         let key = super::text(&key, "field")?;
-                        let value = from_lua(lua, &value).unwrap_or_else(|fault| match fault {
-                            Fault::Text(_) => Json::from(value.to_string().unwrap_or_default()),
-                            Fault::Lua(e) => Json::from(e.to_string()),
+                        let value = from_lua(lua, &value).unwrap_or_else(|error| match error {
+                            ScriptError::Text(_) => Json::from(value.to_string().unwrap_or_default()),
+                            ScriptError::Lua(e) => Json::from(e.to_string()),
                         });
                         let value = short(value);
                         fields.retain(|(name, _)| *name != key);

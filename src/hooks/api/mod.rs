@@ -65,20 +65,20 @@ impl Context {
     ///
     /// # Errors
     /// A script is loading, or is only being checked.
-    pub fn host(&self) -> Result<&Arc<dyn HookHost>, Fault> {
+    pub fn host(&self) -> Result<&Arc<dyn HookHost>, ScriptError> {
         if lock(&self.call).loading {
-            return Err(Fault::text("not while a script loads: call it in a handler"));
+            return Err(ScriptError::text("not while a script loads: call it in a handler"));
         }
-        self.host.get().ok_or_else(|| Fault::text("there is no daemon here"))
+        self.host.get().ok_or_else(|| ScriptError::text("there is no daemon here"))
     }
 
     /// Refuses functions that reach outside while a script loads, because each state loads it.
     ///
     /// # Errors
     /// A script is loading.
-    pub fn outside(&self) -> Result<(), Fault> {
+    pub fn outside(&self) -> Result<(), ScriptError> {
         if lock(&self.call).loading {
-            return Err(Fault::text("not while a script loads: call it in a handler"));
+            return Err(ScriptError::text("not while a script loads: call it in a handler"));
         }
         Ok(())
     }
@@ -86,27 +86,27 @@ impl Context {
 
 /// Why an API function did not do what it was asked.
 #[derive(Debug)]
-pub enum Fault {
+pub enum ScriptError {
     /// For the script: raised as a string, with its line and the function's name before it.
     Text(String),
     /// An error of Lua itself (memory).
     Lua(mlua::Error),
 }
 
-impl Fault {
+impl ScriptError {
     /// A text for the script.
     pub fn text(why: impl Into<String>) -> Self {
         Self::Text(why.into())
     }
 }
 
-impl From<mlua::Error> for Fault {
+impl From<mlua::Error> for ScriptError {
     fn from(e: mlua::Error) -> Self {
         Self::Lua(e)
     }
 }
 
-impl From<String> for Fault {
+impl From<String> for ScriptError {
     fn from(e: String) -> Self {
         Self::Text(e)
     }
@@ -126,11 +126,11 @@ impl Args {
     ///
     /// # Errors
     /// It is something else.
-    pub fn bytes(&self, lua: &Lua, at: usize, name: &str) -> Result<LuaString, Fault> {
+    pub fn bytes(&self, lua: &Lua, at: usize, name: &str) -> Result<LuaString, ScriptError> {
         match self.value(at) {
             Value::String(s) => Ok(s),
             v @ (Value::Integer(_) | Value::Number(_)) => {
-                lua.coerce_string(v)?.ok_or_else(|| Fault::text(format!("{name}: a number without a text")))
+                lua.coerce_string(v)?.ok_or_else(|| ScriptError::text(format!("{name}: a number without a text")))
             }
             other => Err(wrong(name, "a string", &other)),
         }
@@ -140,7 +140,7 @@ impl Args {
     ///
     /// # Errors
     /// It is something else.
-    pub fn text(&self, at: usize, name: &str) -> Result<String, Fault> {
+    pub fn text(&self, at: usize, name: &str) -> Result<String, ScriptError> {
         text(&self.value(at), name)
     }
 
@@ -148,7 +148,7 @@ impl Args {
     ///
     /// # Errors
     /// It is something else.
-    pub fn integer(&self, at: usize, name: &str) -> Result<Option<i64>, Fault> {
+    pub fn integer(&self, at: usize, name: &str) -> Result<Option<i64>, ScriptError> {
         match self.value(at) {
             Value::Nil => Ok(None),
             value => integer(&value, name).map(Some),
@@ -159,18 +159,21 @@ impl Args {
     ///
     /// # Errors
     /// It is something else, or has an option that is not in `known`.
-    pub fn options(&self, at: usize, known: &[&str]) -> Result<Option<Table>, Fault> {
+    pub fn options(&self, at: usize, known: &[&str]) -> Result<Option<Table>, ScriptError> {
         match self.value(at) {
             Value::Nil => Ok(None),
             Value::Table(t) => {
                 for pair in t.pairs::<Value, Value>() {
                     let (key, _) = pair?;
                     let Value::String(name) = &key else {
-                        return Err(Fault::text(format!("options: names expected, got a {}", key.type_name())));
+                        return Err(ScriptError::text(format!("options: names expected, got a {}", key.type_name())));
                     };
                     if !known.iter().any(|k| name.as_bytes() == k.as_bytes()) {
                         let name = name.to_string_lossy();
-                        return Err(Fault::text(format!("unknown option '{name}' (known: {})", known.join(", "))));
+                        return Err(ScriptError::text(format!(
+                            "unknown option '{name}' (known: {})",
+                            known.join(", ")
+                        )));
                     }
                 }
                 Ok(Some(t))
@@ -194,19 +197,19 @@ impl Args {
 }
 
 /// `name: expected, got`.
-pub fn wrong(name: &str, expected: &str, got: &Value) -> Fault {
-    Fault::text(format!("{name}: {expected} expected, got {}", got.type_name()))
+pub fn wrong(name: &str, expected: &str, got: &Value) -> ScriptError {
+    ScriptError::text(format!("{name}: {expected} expected, got {}", got.type_name()))
 }
 
 /// A string of UTF-8.
 ///
 /// # Errors
 /// It is something else.
-pub fn text(value: &Value, name: &str) -> Result<String, Fault> {
+pub fn text(value: &Value, name: &str) -> Result<String, ScriptError> {
     match value {
         Value::String(s) => match s.to_str() {
             Ok(t) => Ok(t.to_owned()),
-            Err(_) => Err(Fault::text(format!("{name}: is not UTF-8"))),
+            Err(_) => Err(ScriptError::text(format!("{name}: is not UTF-8"))),
         },
         other => Err(wrong(name, "a string", other)),
     }
@@ -217,7 +220,7 @@ pub fn text(value: &Value, name: &str) -> Result<String, Fault> {
 /// # Errors
 /// It is something else.
 #[allow(clippy::cast_possible_truncation, clippy::cast_precision_loss)]
-pub fn integer(value: &Value, name: &str) -> Result<i64, Fault> {
+pub fn integer(value: &Value, name: &str) -> Result<i64, ScriptError> {
     match value {
         Value::Integer(n) => Ok(*n),
         Value::Number(n) if n.fract() == 0.0 && n.abs() < 9.0e15 => Ok(*n as i64),
@@ -229,9 +232,9 @@ pub fn integer(value: &Value, name: &str) -> Result<i64, Fault> {
 ///
 /// # Errors
 /// It is something else, or not above zero.
-pub fn duration(value: &Value, name: &str) -> Result<std::time::Duration, Fault> {
+pub fn duration(value: &Value, name: &str) -> Result<std::time::Duration, ScriptError> {
     let said = text(value, name)?;
-    every::parse_duration(&said).map_err(|why| Fault::text(format!("{name}: '{said}': {why}")))
+    every::parse_duration(&said).map_err(|why| ScriptError::text(format!("{name}: '{said}': {why}")))
 }
 
 /// Makes a Rust function that a script may call: it answers values, or raises a string with the script's line.
@@ -242,7 +245,7 @@ pub fn function<R: IntoLuaMulti>(
     lua: &Lua,
     guard: &Function,
     name: &'static str,
-    body: impl Fn(&Lua, Args) -> Result<R, Fault> + Send + 'static,
+    body: impl Fn(&Lua, Args) -> Result<R, ScriptError> + Send + 'static,
 ) -> mlua::Result<Function> {
     guard.call(raw_function(lua, name, body)?)
 }
@@ -254,7 +257,7 @@ pub fn function<R: IntoLuaMulti>(
 pub fn raw_function<R: IntoLuaMulti>(
     lua: &Lua,
     name: &'static str,
-    body: impl Fn(&Lua, Args) -> Result<R, Fault> + Send + 'static,
+    body: impl Fn(&Lua, Args) -> Result<R, ScriptError> + Send + 'static,
 ) -> mlua::Result<Function> {
     lua.create_function(move |lua, args: MultiValue| match body(lua, Args(args)) {
         Ok(values) => {
@@ -262,11 +265,11 @@ pub fn raw_function<R: IntoLuaMulti>(
             all.push_front(Value::Boolean(true));
             Ok(all)
         }
-        Err(Fault::Text(why)) => {
+        Err(ScriptError::Text(why)) => {
             let why = if name.is_empty() { why } else { format!("{name}: {why}") };
             (false, format!("{}{why}", locate(lua))).into_lua_multi(lua)
         }
-        Err(Fault::Lua(e)) => Err(e),
+        Err(ScriptError::Lua(e)) => Err(e),
     })
 }
 

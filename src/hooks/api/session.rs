@@ -6,7 +6,7 @@ use mlua::{Function, Lua, Table, Value};
 use uuid::Uuid;
 
 use super::json::{Null, to_lua};
-use super::{Args, Context, Fault, function, integer};
+use super::{Args, Context, ScriptError, function, integer};
 use crate::hooks::lock;
 use crate::model::event::Entry;
 
@@ -16,9 +16,9 @@ const LIMIT: i64 = 1000;
 const MOST: i64 = 10_000;
 
 /// `after` and `limit` of a transcript call.
-fn bounds(args: &Args, at: usize) -> Result<(i64, usize), Fault> {
+fn bounds(args: &Args, at: usize) -> Result<(i64, usize), ScriptError> {
     let options = args.options(at, &["after", "limit"])?;
-    let field = |name: &str| -> Result<Option<i64>, Fault> {
+    let field = |name: &str| -> Result<Option<i64>, ScriptError> {
         match options.as_ref().map(|o| o.raw_get::<Value>(name)).transpose()? {
             None | Some(Value::Nil) => Ok(None),
             Some(v) => integer(&v, name).map(Some),
@@ -26,7 +26,7 @@ fn bounds(args: &Args, at: usize) -> Result<(i64, usize), Fault> {
     };
     let limit = field("limit")?.unwrap_or(LIMIT);
     if !(1..=MOST).contains(&limit) {
-        return Err(Fault::text(format!("limit: 1 to {MOST} expected, got {limit}")));
+        return Err(ScriptError::text(format!("limit: 1 to {MOST} expected, got {limit}")));
     }
     Ok((field("after")?.unwrap_or(0), usize::try_from(limit).unwrap_or(0)))
 }
@@ -118,7 +118,7 @@ pub fn constructor(lua: &Lua, guard: &Function, context: &Arc<Context>) -> mlua:
                 let (after, limit) = bounds(&args, 1)?;
                 let Some(info) = x.host()?.session_info(&k)? else { return Ok(lua.create_table()?) };
                 let Some(id) = info.get("id").and_then(|id| id.as_str()) else {
-                    return Err(Fault::text("the session has no id"));
+                    return Err(ScriptError::text("the session has no id"));
                 };
                 Ok(entries(lua, &x.host()?.transcript(id, after, limit, None)?)?)
             })?,

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use mlua::{Lua, LuaString, MultiValue, Table, Value};
 
-use super::{Args, Context, Fault, locate, raw_function};
+use super::{Args, Context, ScriptError, locate, raw_function};
 use crate::hooks::pattern::{Capture, Matcher, is_plain};
 
 /// The table of functions that the prelude is given.
@@ -44,15 +44,15 @@ fn int(n: usize) -> Value {
     Value::Integer(i64::try_from(n).unwrap_or(i64::MAX))
 }
 
-fn capture(lua: &Lua, subject: &[u8], capture: Capture) -> Result<Value, Fault> {
+fn capture(lua: &Lua, subject: &[u8], capture: Capture) -> Result<Value, ScriptError> {
     Ok(match capture {
-        Capture::Unfinished => return Err(Fault::text("unfinished capture")),
+        Capture::Unfinished => return Err(ScriptError::text("unfinished capture")),
         Capture::Position(at) => int(at + 1),
         Capture::Span(a, b) => Value::String(lua.create_string(&subject[a..b])?),
     })
 }
 
-fn find(lua: &Lua, context: &Context, args: &Args, positions: bool) -> Result<MultiValue, Fault> {
+fn find(lua: &Lua, context: &Context, args: &Args, positions: bool) -> Result<MultiValue, ScriptError> {
     let (subject, pattern) = (args.bytes(lua, 0, "string")?, args.bytes(lua, 1, "pattern")?);
     let from = offset(args.integer(2, "init")?, subject.as_bytes().len());
     let plain = !matches!(args.value(3), Value::Nil | Value::Boolean(false));
@@ -93,7 +93,7 @@ fn unanchored(pattern: &[u8]) -> (bool, &[u8]) {
 /// the previous match ended (both from 1), whether `^` is an anchor, and whether only the first capture is needed (a
 /// table's key: the others may be unfinished, as in Lua). Answers where the match begins, where the next may begin, and
 /// the captures.
-fn step(lua: &Lua, context: &Context, args: &Args) -> Result<MultiValue, Fault> {
+fn step(lua: &Lua, context: &Context, args: &Args) -> Result<MultiValue, ScriptError> {
     let (subject, pattern) = (args.bytes(lua, 0, "string")?, args.bytes(lua, 1, "pattern")?);
     let from = offset(args.integer(2, "init")?, subject.as_bytes().len());
     let last = args.integer(3, "last")?.and_then(|n| usize::try_from(n - 1).ok());
@@ -112,7 +112,7 @@ fn step(lua: &Lua, context: &Context, args: &Args) -> Result<MultiValue, Fault> 
 }
 
 /// `gsub` with a replacement text.
-fn gsub(lua: &Lua, context: &Context, args: &Args) -> Result<(LuaString, i64), Fault> {
+fn gsub(lua: &Lua, context: &Context, args: &Args) -> Result<(LuaString, i64), ScriptError> {
     let subject = args.bytes(lua, 0, "string")?;
     let (pattern, by) = (args.bytes(lua, 1, "pattern")?, args.bytes(lua, 2, "replacement")?);
     let most = args.integer(3, "n")?;
@@ -146,14 +146,14 @@ fn expand(
     found: &crate::hooks::pattern::Match,
     by: &[u8],
     context: &Context,
-) -> Result<(), Fault> {
+) -> Result<(), ScriptError> {
     let values = found.values();
     let mut rest = by;
     let mut steps = 0_u32;
     while let Some(at) = memchr::memchr(b'%', rest) {
         steps += 1;
         if steps.is_multiple_of(4096) && context.deadline.past() {
-            return Err(Fault::text("timeout"));
+            return Err(ScriptError::text("timeout"));
         }
         out.extend_from_slice(&rest[..at]);
         match rest.get(at + 1) {
@@ -162,22 +162,22 @@ fn expand(
             Some(digit) if digit.is_ascii_digit() => match values.get(usize::from(digit - b'1')) {
                 Some(Capture::Position(p)) => out.extend_from_slice((p + 1).to_string().as_bytes()),
                 Some(Capture::Span(a, b)) => out.extend_from_slice(&subject[*a..*b]),
-                Some(Capture::Unfinished) => return Err(Fault::text("unfinished capture")),
+                Some(Capture::Unfinished) => return Err(ScriptError::text("unfinished capture")),
                 None => {
                     let n = char::from(*digit);
-                    return Err(Fault::text(format!("invalid capture index %{n} in replacement string")));
+                    return Err(ScriptError::text(format!("invalid capture index %{n} in replacement string")));
                 }
             },
-            _ => return Err(Fault::text("invalid use of '%' in replacement string")),
+            _ => return Err(ScriptError::text("invalid use of '%' in replacement string")),
         }
         if out.len() > context.memory {
-            return Err(Fault::Lua(mlua::Error::MemoryError("not enough memory".to_owned())));
+            return Err(ScriptError::Lua(mlua::Error::MemoryError("not enough memory".to_owned())));
         }
         rest = &rest[at + 2..];
     }
     out.extend_from_slice(rest);
     if out.len() > context.memory {
-        return Err(Fault::Lua(mlua::Error::MemoryError("not enough memory".to_owned())));
+        return Err(ScriptError::Lua(mlua::Error::MemoryError("not enough memory".to_owned())));
     }
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! What scripts reach with leave: files below the roots, programs, HTTP.
+//! What scripts reach if they are allowed to: files below the roots, programs, HTTP.
 
 use std::io::{Read, Write};
 use std::net::TcpListener;
@@ -6,7 +6,7 @@ use std::net::TcpListener;
 use super::*;
 use crate::thread;
 
-/// Runs a body as a handler with every leave, files below `roots`; panics with what it says when it fails.
+/// Runs a body as a handler with everything allowed, files below `roots`; panics with what it says when it fails.
 fn run(roots: &[&Path], body: &str) {
     let script = format!("ostler.on('session_end', function(ev)\n{body}\nend, {{ timeout = '20s' }})");
     let (hooks, _) = hooks_with(&[("a.lua", &script)], SHORT, |settings| {

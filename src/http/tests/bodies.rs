@@ -179,7 +179,7 @@ fn leave_to_send_is_given_after_the_gate_and_the_cap() {
     c.send("ok");
     assert_eq!(c.answer().text(), "POST /e - ok");
     c.send("POST /e HTTP/1.1\r\nHost: h\r\nExpect: 100-continue\r\nContent-Length: 2\r\n\r\nok");
-    assert_eq!(c.answer().status, 200, "whoever has begun needs no leave");
+    assert_eq!(c.answer().status, 200, "whoever has begun needs no permission");
     for (path, status) in [("/closed", 401), ("/small", 413)] {
         let mut c = f.unix();
         c.send(format!("POST {path} HTTP/1.1\r\nHost: h\r\nExpect: 100-continue\r\nContent-Length: 20\r\n\r\n"));

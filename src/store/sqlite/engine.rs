@@ -125,11 +125,11 @@ impl Sqlite {
         }
     }
 
-    /// Looks whether the files are still those that were opened.
+    /// Checks that the files are still those that were opened.
     ///
     /// # Errors
     /// They are not.
-    pub(in crate::store) fn look(&self) -> Result<(), Error> {
+    pub(in crate::store) fn check_files(&self) -> Result<(), Error> {
         files::intact(self.files.as_deref())
     }
 
@@ -138,7 +138,7 @@ impl Sqlite {
     /// # Errors
     /// The copy cannot be written, or is not sound.
     pub(in crate::store) fn backup(&self, from: &Path, to: &Path) -> Result<(), Error> {
-        self.look()?;
+        self.check_files()?;
         backup::to_file(from, to)
     }
 }

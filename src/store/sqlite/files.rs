@@ -39,7 +39,7 @@ fn identity(path: &Path) -> Result<Option<(Identity, u64)>, String> {
 /// # Errors
 /// They are not: what happened to them.
 pub(super) fn intact(files: Option<&Files>) -> Result<(), Error> {
-    files.map_or(Ok(()), |files| files.look().map_err(Error::Unavailable))
+    files.map_or(Ok(()), |files| files.check().map_err(Error::Unavailable))
 }
 
 impl Files {
@@ -63,7 +63,7 @@ impl Files {
     }
 
     /// Checks the files. An error says what happened to which file.
-    pub(super) fn look(&self) -> Result<(), String> {
+    pub(super) fn check(&self) -> Result<(), String> {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(file) = known.file else { return Ok(()) };
         let path = self.path.display();

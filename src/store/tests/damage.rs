@@ -343,6 +343,6 @@ fn files_of_others_are_known_beside_a_session_whose_rows_are_broken() {
         rig.store.delete_with_files(Target::Id(id.session_id.clone()), false, Actor::Operator).unwrap();
     }
     spoil(&rig, "UPDATE activations SET cwd=x'ff' WHERE sid={sid}", &bad);
-    let leaving = rig.store.leaving().unwrap();
-    assert_eq!(leaving.iter().map(|l| l.sid).collect::<Vec<_>>(), [good.sid]);
+    let found = rig.store.files_to_remove().unwrap();
+    assert_eq!(found.iter().map(|l| l.sid).collect::<Vec<_>>(), [good.sid]);
 }

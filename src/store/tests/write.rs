@@ -303,7 +303,7 @@ fn a_close_checkpoints_and_refuses_what_comes_later() {
     group(&store, vec![Box::new(well)]);
     store.close(Instant::now() + Duration::from_secs(10)).unwrap();
     // The log is gone with the last connection, which is no loss to whoever looks after the files.
-    store.look();
+    store.check_files();
     assert_eq!(store.shared.condition.trouble(), None);
     assert!(matches!(store.write("late", |_| Ok(())), Err(Error::Unavailable(_))));
     assert!(matches!(store.counts(), Err(Error::Unavailable(_))));
