@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::{Agent, Answer, Continuity, Failure, Host, Progress, Prompt, Said, Started};
+use super::{Agent, Answer, Host, Progress, Prompt, Said};
 
 /// The echo agent.
 #[derive(Debug)]
@@ -26,14 +26,6 @@ fn answer(host: &mut dyn Host, text: &str) -> Progress {
 }
 
 impl Agent for Echo {
-    fn start(&mut self, _: &mut dyn Host, _: Option<&str>, _: bool, _: Instant) -> Result<Started, Failure> {
-        Ok(Started { agent_session: None, continuity: Continuity::Stateless })
-    }
-
-    fn is_ready(&self) -> bool {
-        true
-    }
-
     fn begin(&mut self, host: &mut dyn Host, prompt: &Prompt) -> Progress {
         if self.delay.is_zero() {
             return answer(host, &prompt.text);
@@ -52,9 +44,5 @@ impl Agent for Echo {
             }
             Some(_) | None => Progress::Done(Answer::Cancelled),
         }
-    }
-
-    fn close(&mut self, _: &mut dyn Host, _: Instant) -> Vec<String> {
-        Vec::new()
     }
 }

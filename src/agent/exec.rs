@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::process::{Launch, Process, Rung};
 use super::text::Utf8;
-use super::{Agent, Answer, Continuity, Failure, Host, Interrupt, Progress, Prompt, Said, Started, Watch};
+use super::{Agent, Answer, Failure, Host, Interrupt, Progress, Prompt, Said, Watch, say};
 use crate::config;
 
 /// How long the output may stay open after the command has exited: something that it started still holds it.
@@ -65,14 +65,6 @@ impl Exec {
 }
 
 impl Agent for Exec {
-    fn start(&mut self, _: &mut dyn Host, _: Option<&str>, _: bool, _: Instant) -> Result<Started, Failure> {
-        Ok(Started { agent_session: None, continuity: Continuity::Stateless })
-    }
-
-    fn is_ready(&self) -> bool {
-        true
-    }
-
     fn begin(&mut self, host: &mut dyn Host, prompt: &Prompt) -> Progress {
         if host.interrupt().is_some() {
             return Progress::Done(Answer::Cancelled);
@@ -119,10 +111,6 @@ impl Agent for Exec {
     fn watches(&self) -> Vec<Watch<'_>> {
         self.running.as_ref().map(|running| running.process.watches()).unwrap_or_default()
     }
-
-    fn close(&mut self, _: &mut dyn Host, _: Instant) -> Vec<String> {
-        Vec::new()
-    }
 }
 
 impl RunningCommand {
@@ -131,28 +119,22 @@ impl RunningCommand {
     fn read(&mut self, host: &mut dyn Host) -> Option<Option<Instant>> {
         let mut out = Vec::new();
         self.process.take_in(&mut out);
-        say(host, self.text.push(&out));
+        say(host, Said::Text(self.text.push(&out)));
         if self.process.has_exited() {
             let now = host.now();
             let until = *self.linger.get_or_insert(now + LINGER);
             if !self.process.has_output() || now >= until {
-                say(host, self.text.finish());
+                say(host, Said::Text(self.text.finish()));
                 return None;
             }
         }
         if let Some(interrupt) = host.interrupt() {
-            say(host, self.text.finish());
+            say(host, Said::Text(self.text.finish()));
             self.interrupted = Some(interrupt);
             return None;
         }
         // What it wrote before it exited is read without a pause.
         let more = self.process.has_exited() && !self.process.is_drained();
         Some(if more { Some(host.now()) } else { self.linger })
-    }
-}
-
-fn say(host: &mut dyn Host, text: String) {
-    if !text.is_empty() {
-        host.said(Said::Text(text));
     }
 }

@@ -1,8 +1,8 @@
 //! JSON as programs write it, read without building a tree.
 //!
-//! Owns the tolerance: half a surrogate pair, bytes that are no text, `NaN`, numbers beyond all bounds, control
-//! characters and any nesting cost at most the character or number that is wrong. A value stays text until somebody
-//! asks for a field of it, so what nobody asks for costs nothing beyond its own bytes. It must not know what the values
+//! Owns the tolerance: a lone half of a surrogate pair, bytes that are not UTF-8, `NaN`, numbers out of range, control
+//! characters and deep nesting cost at most the character or number that is wrong. A value stays text until a caller
+//! asks for one of its fields, so an unused value costs nothing beyond its own bytes. It must not know what the values
 //! mean.
 
 use std::borrow::Cow;
@@ -13,27 +13,27 @@ use serde_json::value::RawValue;
 
 use super::text;
 
-/// One JSON value, as it was written.
+/// One JSON value, as its sender wrote it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Raw<'a>(&'a str);
 
 impl<'a> Raw<'a> {
-    /// What is not there.
+    /// The value of a missing field.
     pub const NULL: Self = Raw("null");
 
-    /// A value that was read before.
+    /// The text of a value that was read before.
     #[must_use]
     pub const fn of(text: &'a str) -> Self {
         Self(text)
     }
 
-    /// As it was written.
+    /// The text of the value.
     #[must_use]
     pub const fn text(self) -> &'a str {
         self.0
     }
 
-    /// Whether it is `null`, or not there.
+    /// Whether it is `null` or missing.
     #[must_use]
     pub fn is_null(self) -> bool {
         self.0 == "null"
@@ -57,14 +57,14 @@ impl<'a> Raw<'a> {
         self.0.starts_with('[')
     }
 
-    /// Fields of an object, in one pass over it; [`Raw::NULL`] for each that it has not. Of a name that stands there twice
-    /// the last counts.
+    /// Fields of an object, in one pass over it; [`Raw::NULL`] for each missing field. If a name occurs twice, the last
+    /// value counts.
     #[must_use]
     pub fn fields<const N: usize>(self, names: [&str; N]) -> [Self; N] {
         let mut found = [Self::NULL; N];
         if self.is_object() {
             let pick = Pick { names: &names, found: &mut found };
-            // It was read as a value before: it can be no other.
+            // The text was read as a value before, so it parses.
             let _ = serde_json::Deserializer::from_str(self.0).deserialize_map(pick);
         }
         found
@@ -76,7 +76,7 @@ impl<'a> Raw<'a> {
         self.fields([name])[0]
     }
 
-    /// The bytes of a string, a lone half of a surrogate pair in WTF-8; `None` for what is no string.
+    /// The bytes of a string, with a lone half of a surrogate pair in WTF-8; `None` if the value is not a string.
     #[must_use]
     pub fn bytes(self) -> Option<Vec<u8>> {
         if !self.0.starts_with('"') {
@@ -85,7 +85,7 @@ impl<'a> Raw<'a> {
         serde_json::Deserializer::from_str(self.0).deserialize_bytes(Bytes).ok()
     }
 
-    /// A string, with what is no text in it replaced.
+    /// A string, with bytes that are not UTF-8 replaced.
     #[must_use]
     pub fn string(self) -> Option<String> {
         let bytes = self.bytes()?;
@@ -128,8 +128,8 @@ impl<'a> Raw<'a> {
         items
     }
 
-    /// The value built, if it is of at most `limit` bytes; else (or if it is too deep to be built) an object that says so:
-    /// `truncated`, its size in `bytes`, and how it begins in `head`.
+    /// The value as a tree, if its text has at most `limit` bytes. A longer value, or one nested too deep for a tree,
+    /// becomes an object with `truncated` set, the size in `bytes` and the beginning in `head`.
     #[must_use]
     pub fn value(self, limit: usize) -> Value {
         if self.0.len() <= limit {
@@ -139,19 +139,19 @@ impl<'a> Raw<'a> {
                 return value;
             }
         }
-        // As a text in JSON it may become twice as long.
+        // Escapes may double its length.
         let head = cut(self.0, (limit / 2).saturating_sub(32));
         serde_json::json!({ "truncated": true, "bytes": self.0.len(), "head": head })
     }
 }
 
-/// At most so many bytes of a text, cut at a character.
+/// At most `limit` bytes of a text, cut between two characters.
 fn cut(text: &str, limit: usize) -> &str {
     let end = (0..=limit.min(text.len())).rev().find(|n| text.is_char_boundary(*n)).unwrap_or(0);
     &text[..end]
 }
 
-/// The value at the beginning of a text, and how many bytes of the text it took. `None`: there is none, or it does not end.
+/// The value at the beginning of a text, and its length in bytes. `None`: there is no value, or it is cut off.
 #[must_use]
 pub fn value_at(text: &str) -> Option<(Cow<'_, str>, usize)> {
     let mut stream = serde_json::Deserializer::from_str(text).into_iter::<&RawValue>();
@@ -163,13 +163,13 @@ pub fn value_at(text: &str) -> Option<(Cow<'_, str>, usize)> {
     valid.then_some((Cow::Owned(mended), used))
 }
 
-/// Bytes as text, as far as they are text.
+/// Bytes as text, with everything that is not UTF-8 replaced.
 #[must_use]
 pub fn text_of(bytes: &[u8]) -> Cow<'_, str> {
     std::str::from_utf8(bytes).map_or_else(|_| Cow::Owned(text::lossy(bytes)), Cow::Borrowed)
 }
 
-/// The fields of an object that may be broken: as far as can be told, the values of these names at its top.
+/// The top-level fields of an object that may be broken, as far as they can be recognised.
 #[must_use]
 pub fn outline<const N: usize>(text: &str, names: [&str; N]) -> [Option<String>; N] {
     let mut found = [const { None }; N];
@@ -206,7 +206,7 @@ pub fn outline<const N: usize>(text: &str, names: [&str; N]) -> [Option<String>;
     found
 }
 
-/// Where the string that begins here ends.
+/// Where the string that begins at `at` ends.
 fn string_end(text: &str, at: usize) -> usize {
     let bytes = text.as_bytes();
     let mut i = at + 1;
@@ -220,7 +220,7 @@ fn string_end(text: &str, at: usize) -> usize {
     text.len()
 }
 
-/// Where the word that begins here ends: it is at least one character long.
+/// Where the word that begins at `at` ends. A word has at least one character.
 fn word_end(text: &str, at: usize) -> usize {
     let rest = &text[at..];
     let first = rest.chars().next().map_or(1, char::len_utf8);
@@ -228,9 +228,9 @@ fn word_end(text: &str, at: usize) -> usize {
     at + end.map_or(rest.len(), |n| first + n)
 }
 
-/// The value that a text begins with, made right, and how many bytes it took: control characters in strings, escapes that
-/// there are none of, `NaN` and its like. With `strict` also what only a tree cannot hold: lone halves of surrogate pairs
-/// and numbers beyond all bounds. `None`: it does not end, or is beyond that.
+/// The value at the beginning of a text, repaired, and its length in the text in bytes. Repairs control characters in
+/// strings, unknown escapes, `NaN` and the like; with `strict` also lone halves of surrogate pairs and numbers out of
+/// range, which a tree cannot hold. `None`: the value is cut off or cannot be repaired.
 fn mend(text: &str, strict: bool) -> Option<(String, usize)> {
     let bytes = text.as_bytes();
     let mut mended = String::with_capacity(text.len());
@@ -333,7 +333,7 @@ fn mend_string(string: &str, strict: bool, mended: &mut String) -> Option<()> {
     Some(())
 }
 
-/// The code unit of an escape (`\u` and four digits) that a text begins with.
+/// The code unit of the escape (`\u` and four digits) at the beginning of a text.
 fn unit(text: &str) -> Option<u32> {
     let digits = text.strip_prefix("\\u")?.get(..4)?;
     if digits.bytes().all(|b| b.is_ascii_hexdigit()) { u32::from_str_radix(digits, 16).ok() } else { None }
@@ -453,7 +453,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_strict_costs_itself_alone() {
+    fn an_error_costs_only_the_wrong_character_or_number() {
         for (text, built) in [
             (r#"{"a":NaN,"b":-Infinity,"c":1e999}"#, json!({ "a": null, "b": null, "c": null })),
             (r#"{"a":"x\ud83dy","b":"\ude00"}"#, json!({ "a": "x\u{fffd}y", "b": "\u{fffd}" })),
@@ -471,7 +471,7 @@ mod tests {
     }
 
     #[test]
-    fn nesting_has_no_limit_and_what_is_too_deep_to_build_says_so() {
+    fn nesting_has_no_limit_and_a_value_too_deep_for_a_tree_says_so() {
         let deep = format!("{{\"id\":3,\"x\":{}{}}}", "[".repeat(5000), "]".repeat(5000));
         let value = read(&deep);
         assert_eq!(Raw::of(&value).get("id").whole(), Some(3));
@@ -522,7 +522,7 @@ mod tests {
         }
 
         #[test]
-        fn what_is_right_stays_as_it_is(keys in prop::collection::vec(".{0,6}", 0..5), text in ".{0,20}") {
+        fn a_correct_value_is_not_changed(keys in prop::collection::vec(".{0,6}", 0..5), text in ".{0,20}") {
             let value: Value = keys.iter().map(|k| (k.clone(), json!([text, { "k": 1.5 }]))).collect::<serde_json::Map<_, _>>().into();
             let written = value.to_string();
             prop_assert_eq!(Raw::of(&read(&written)).value(10_000), value.clone());

@@ -1,10 +1,10 @@
-//! `lua`: a function of the operator's, on the worker's own thread.
+//! `lua`: an operator's Lua function, on the worker's own thread.
 //!
-//! Owns one sandboxed state, borrowed from the hooks, and nothing outside of it: no process, no socket. The function
-//! has no deadline of its own; the turn's and the host's interrupt stop it, whatever it does, and what is left of the
-//! state is thrown away. The thread needs [`crate::thread::DEEP_STACK`]: Lua nests C calls 200 deep.
+//! Owns one sandbox of the hooks, and nothing outside of it: no process, no socket. The function has no deadline of its
+//! own. The turn's deadline and the host's interrupt stop it, and a stopped state is discarded. The thread needs
+//! [`crate::thread::DEEP_STACK`]: Lua nests C calls 200 deep.
 //!
-//! What it waits for: nothing. It runs, and the count hook looks at the host's flag and the turn's deadline.
+//! It waits for nothing. While it runs, Lua's count hook checks the host's flag and the turn's deadline.
 
 use std::cell::RefCell;
 use std::path::{Component, Path, PathBuf};
@@ -51,7 +51,7 @@ impl Lua {
         }
     }
 
-    /// Where the function is: below `agents`, by no way round.
+    /// The function's file: below `agents`, without `..`.
     fn file(&self) -> Result<PathBuf, Failure> {
         let handler = Path::new(&self.handler);
         let Some(dir) = &self.hooks.dir else {
@@ -67,7 +67,7 @@ impl Lua {
         Ok(dir.join("agents").join(handler))
     }
 
-    /// Makes the state and gets the function out of the file.
+    /// Makes the state and takes the function from the file.
     fn build(&self, host: &dyn Host, until: Option<Instant>) -> Result<State, Failure> {
         let file = self.file()?;
         for dir in
@@ -113,7 +113,7 @@ impl Lua {
         sandbox.begin(Call { label: format!("agent {}", self.name), key, ..Call::default() });
     }
 
-    /// Calls the function; what it returned, unless it was stopped.
+    /// Calls the function and returns its outcome.
     fn answer(&self, state: &State, host: &mut dyn Host, prompt: &Prompt) -> mlua::Result<Outcome> {
         let lua = state.sandbox.lua();
         let text = match &prompt.context {
@@ -153,7 +153,7 @@ impl Lua {
             }
         }
         let Some(state) = &self.state else { return Answer::Cancelled };
-        // Another turn may have another flag.
+        // Each turn may have a flag of its own.
         state.sandbox.context().deadline.stop_on(Some(host.interrupted_flag()));
         self.enter(&state.sandbox, host);
         let outcome = self.answer(state, host, prompt).unwrap_or_else(|e| Outcome::Raised(message(&e)));
@@ -164,7 +164,7 @@ impl Lua {
         match outcome {
             Outcome::Stopped(_) => {
                 if host.interrupt().is_none() {
-                    // Stopped by the turn's deadline: the host notices it when it is asked to wait.
+                    // The turn's deadline stopped it; the host sees this in its next wait.
                     host.wait(&mut [], Some(Instant::now()));
                 }
                 Answer::Cancelled
@@ -269,7 +269,7 @@ mod tests {
         }
     }
 
-    /// An agent with these files below the hooks directory, and its bench.
+    /// An agent with these files below the hooks directory, and its host.
     fn agent(handler: &str, files: &[(&str, &str)]) -> (tempfile::TempDir, Lua, Bench) {
         let dir = tempfile::tempdir().unwrap();
         for (name, text) in files {

@@ -191,6 +191,13 @@ pub enum Said {
     Notice(String, String),
 }
 
+/// Passes on what an agent says, unless it is an empty text or thought.
+pub fn say(host: &mut dyn Host, said: Said) {
+    if !matches!(&said, Said::Text(text) | Said::Thought(text) if text.is_empty()) {
+        host.said(said);
+    }
+}
+
 /// A choice that the agent offers when it asks for permission.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct PermissionOption {
@@ -321,21 +328,26 @@ pub use crate::model::event::Entry;
 
 /// Whatever answers messages. Called by one thread at a time.
 pub trait Agent: Send {
-    /// Makes it ready for prompts; called before the first one and again after it died. `agent_session` is the id that an
-    /// earlier activation was given; `had_turns` whether the transcript has a turn that the agent should know of.
+    /// Makes the agent ready for prompts; called before the first prompt and again after the agent died. `agent_session` is
+    /// the agent's own session id of an earlier activation; `had_turns`: the transcript has a turn that the agent should
+    /// remember. A stateless agent without a process has nothing to do here.
     ///
     /// # Errors
-    /// It cannot be started, did not speak its protocol, or an interrupt came. Nothing is left running then.
+    /// The agent cannot be started, did not speak its protocol, or an interrupt came. Nothing is left running then.
     fn start(
         &mut self,
-        host: &mut dyn Host,
-        agent_session: Option<&str>,
-        had_turns: bool,
-        until: Instant,
-    ) -> Result<Started, Failure>;
+        _host: &mut dyn Host,
+        _agent_session: Option<&str>,
+        _had_turns: bool,
+        _until: Instant,
+    ) -> Result<Started, Failure> {
+        Ok(Started { agent_session: None, continuity: Continuity::Stateless })
+    }
 
-    /// Whether a `start` is needed before the next prompt.
-    fn is_ready(&self) -> bool;
+    /// Whether the next prompt needs no `start` before it.
+    fn is_ready(&self) -> bool {
+        true
+    }
 
     /// Begins a turn with a prompt, and takes it as far as it goes without waiting.
     fn begin(&mut self, host: &mut dyn Host, prompt: &Prompt) -> Progress;
@@ -374,5 +386,7 @@ pub trait Agent: Send {
     /// Ends it, with everything it started: protocol, end of input, SIGTERM, SIGKILL, stray descendants; each step
     /// skipped when nothing is left, all of it over by the instant. Never fails: what could not be ended is returned, a
     /// line for each (pid and name).
-    fn close(&mut self, host: &mut dyn Host, until: Instant) -> Vec<String>;
+    fn close(&mut self, _host: &mut dyn Host, _until: Instant) -> Vec<String> {
+        Vec::new()
+    }
 }

@@ -376,7 +376,7 @@ impl Driven<'_> {
             }
             _ => {
                 if !self.it.turn.spoke {
-                    let text = "the agent ended its turn without a word";
+                    let text = "the agent sent an empty answer";
                     host.said(Said::Notice("empty_answer".into(), text.into()));
                 }
                 End::Over(Answer::Completed { stop_reason })

@@ -1,8 +1,8 @@
-//! The handshake, and which of the agent's sessions we get.
+//! The handshake, and the choice of the agent's session.
 //!
-//! Owns the order of attempts (resume, load, new) and the doubt in each of them: agents report success for sessions that
-//! they do not know, or go on under another id. Believed is what `session/list` names and what a load replays. It must
-//! not know turns.
+//! Owns the order of attempts (resume, load, new) and the check of each: agents report success for sessions that they
+//! do not know, or go on under another id. Only `session/list` and the replay of a load count as proof. It must not
+//! know turns.
 
 use std::time::{Duration, Instant};
 
@@ -16,23 +16,23 @@ use crate::model::event::Role;
 
 /// The method that asks for a new session.
 pub const NEW: &str = "session/new";
-/// The version that is spoken here.
+/// The version of the protocol that ostler speaks.
 const VERSION: u64 = 1;
-/// ACP's code for an agent that wants somebody to log in.
+/// ACP's error code: the agent requires a login.
 pub const AUTH_REQUIRED: i64 = -32000;
-/// ACP's code for a session (or another resource) that the agent does not know.
+/// ACP's error code: the agent does not know the session (or another resource).
 const NOT_FOUND: i64 = -32002;
-/// Pages of `session/list` that are read before it is taken for endless.
+/// The most pages of `session/list` that are read; a longer list counts as endless.
 const PAGES: usize = 50;
-/// Values of an answer's `_meta` that are looked at.
+/// The most values of an answer's `_meta` that are checked.
 const PLACES: usize = 100;
-/// The most of a replay's messages that is remembered, the newest.
+/// How much of a replay's newest messages is remembered, in bytes.
 const REPLAY_KEPT: usize = 1024 * 1024;
-/// Entries among which the turn that was completed last is looked for.
+/// The most entries that are searched for the last completed turn.
 const RECENT: usize = 20;
-/// Sessions of one page of `session/list` that are looked at.
+/// The most sessions of one page of `session/list` that are checked.
 const LISTED: usize = 100_000;
-/// For all of `session/list`.
+/// The longest time for all pages of `session/list`.
 const LIST_TIME: Duration = Duration::from_secs(15);
 
 /// What an agent can do.
@@ -51,54 +51,54 @@ pub struct Capabilities {
 impl Capabilities {
     fn read(result: Raw<'_>) -> Self {
         let [load, session] = result.get("agentCapabilities").fields(["loadSession", "sessionCapabilities"]);
-        // An object means yes, however empty; so does `true`, which some write instead.
+        // An object means yes, even an empty one; so does `true`, which some agents write instead.
         let [resume, list, close] =
             session.fields(["resume", "list", "close"]).map(|value| value.is_object() || value.is_true());
         Self { load: load.is_true(), resume, list, close }
     }
 }
 
-/// What is wanted of the agent.
+/// The session to ask the agent for.
 #[derive(Clone, Copy, Debug)]
 pub struct SessionRequest<'a> {
     /// The working directory.
     pub cwd: &'a str,
-    /// The agent's session of an earlier activation, unless it is known to be lost.
+    /// The agent's session of an earlier activation; `None` if it is lost.
     pub known: Option<&'a str>,
     /// Whether there is anything that the agent should remember.
     pub had_turns: bool,
-    /// Its last process had no time to write anything down.
+    /// Its last process may have ended before it saved the session.
     pub unclean: bool,
-    /// How much of the transcript it is given where it lacks some.
+    /// How much of the transcript the agent is given if its memory has a gap, in bytes.
     pub history: u64,
 }
 
-/// The session that was got.
+/// The session that the agent opened.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Opened {
     /// The agent's id for it.
     pub id: String,
-    /// How it was come by.
+    /// Whether it is new, kept or lost.
     pub continuity: Continuity,
-    /// Whether there is more than the agent's word for it.
+    /// Whether there is proof of it beyond the agent's answer.
     pub proven: bool,
-    /// What was said and is not in what it remembers, as context for it.
+    /// The part of the conversation that is missing in the agent's memory, as context for it.
     pub lacks: Option<String>,
 }
 
-/// Why no session was got.
+/// Why the agent opened no session.
 #[derive(Debug)]
 pub struct Trouble {
     /// For the sender.
     pub failure: Failure,
-    /// Whether it was in reopening the session of an earlier activation.
+    /// Whether it failed while it reopened the session of an earlier activation.
     pub reopening: bool,
 }
 
-/// Greets the agent.
+/// Sends `initialize` to the agent.
 ///
 /// # Errors
-/// It speaks another version, wants a login, died, or did not answer in time.
+/// The agent speaks another version, requires a login, died, or did not answer in time.
 pub fn initialize(client: &mut Client, host: &mut dyn Host, until: Instant) -> Result<Capabilities, Failure> {
     let params = json!({
         "protocolVersion": VERSION,
@@ -121,7 +121,7 @@ pub fn initialize(client: &mut Client, host: &mut dyn Host, until: Instant) -> R
 /// Gets a session: the known one if the agent can go on with it, else a new one.
 ///
 /// # Errors
-/// The agent wants a login, died, did not answer in time, or gives no new session either.
+/// The agent requires a login, died, did not answer in time, or opens no new session either.
 pub fn open(
     client: &mut Client,
     host: &mut dyn Host,
@@ -150,7 +150,7 @@ fn create(client: &mut Client, host: &mut dyn Host, cwd: &str, until: Instant) -
     new_id(&result)
 }
 
-/// What is sent with [`NEW`].
+/// The parameters of [`NEW`].
 pub fn new_params(cwd: &str) -> serde_json::Value {
     json!({ "cwd": cwd, "mcpServers": [] })
 }
@@ -166,7 +166,7 @@ pub fn new_id(result: &str) -> Result<String, Failure> {
     }
 }
 
-/// Tries what the agent offers to go on with a known session; `None`: it is lost.
+/// Tries each of the agent's methods to go on with a known session. `None`: it is lost.
 fn reopen(
     client: &mut Client,
     host: &mut dyn Host,
@@ -177,8 +177,8 @@ fn reopen(
     let listed = if can.list { is_listed(client, host, (known, request.cwd), until)? } else { None };
     let key = host.identity().key.clone();
     let kept = |proven, lacks| Some(Opened { id: known.to_string(), continuity: Continuity::Kept, proven, lacks });
-    // A resume replays nothing that would prove it: it is not tried when the list says that the session is gone, nor after
-    // an unclean end where a load can show what is left.
+    // A resume replays nothing, so it gives no proof. It is not tried if the session is not in the list, nor after an
+    // unclean end if a load can show what is left.
     if can.resume && !(can.load && request.unclean) && listed != Some(false) {
         match ask(client, host, "session/resume", (known, request.cwd), until)? {
             Ok(_) => return Ok(kept(listed == Some(true), None)),
@@ -188,7 +188,7 @@ fn reopen(
     if can.load {
         match ask(client, host, "session/load", (known, request.cwd), until)? {
             Ok(replay) if replay.pieces == 0 && request.had_turns => {
-                log::info!("{key}: session/load of {known}: nothing came back of what was said")
+                log::info!("{key}: session/load of {known}: the replay is empty")
             }
             Ok(replay) if replay.pieces == 0 && listed != Some(true) => {}
             Ok(replay) => {
@@ -204,7 +204,7 @@ fn reopen(
     Ok(None)
 }
 
-/// One attempt: what was replayed of the conversation, or why the session is not to be had.
+/// One attempt: the replay of the conversation, or why the agent did not open the session.
 fn ask(
     client: &mut Client,
     host: &mut dyn Host,
@@ -234,7 +234,7 @@ fn ask(
     })
 }
 
-/// What an agent replayed of a conversation: how many pieces, and what the user had said.
+/// An agent's replay of a conversation: the number of pieces, and the user's messages.
 #[derive(Debug, Default)]
 pub struct Replay {
     pieces: u64,
@@ -256,9 +256,9 @@ impl Replay {
         }
     }
 
-    /// What is missing in it, if the turn that was completed last (`newest`) is: all after the newest message of a user that
-    /// it has. Agents put other text around a message, and break lines in other places: it is looked for without them. An
-    /// agent that replays nothing of users cannot be judged.
+    /// The entries that are missing in the replay, if the last completed turn (`newest`) is: all entries after the
+    /// newest user message in it. Agents add text around a message and break lines in other places, so messages are
+    /// compared without white space. A replay without user messages cannot be judged.
     fn missing<'e>(&self, entries: &'e [Entry], newest: Option<&str>) -> Option<&'e [Entry]> {
         let has = |entry: &Entry| entry.role == Role::User && self.users.contains(&squeezed(&entry.text));
         let newest = newest?;
@@ -278,7 +278,7 @@ fn squeezed(text: &str) -> String {
     text.chars().filter(|c| !c.is_whitespace()).collect()
 }
 
-/// Whether an update is a piece of a conversation, rather than of the agent's state.
+/// Whether an update belongs to the conversation, not to the agent's state.
 fn is_conversation(update: Raw<'_>) -> bool {
     matches!(
         update.get("sessionUpdate").string().as_deref(),
@@ -293,12 +293,12 @@ fn is_conversation(update: Raw<'_>) -> bool {
     )
 }
 
-/// Whether an update is something that the agent says or does, rather than its state or what a user said.
+/// Whether an update shows what the agent says or does, not its state and not a user's message.
 pub fn is_own_words(update: Raw<'_>) -> bool {
     is_conversation(update) && update.get("sessionUpdate").string().as_deref() != Some("user_message_chunk")
 }
 
-/// Another session's id in an answer, where agents have been seen to put one.
+/// Another session's id in an answer, in any of the places that agents use.
 fn other_id(result: Raw<'_>, known: &str) -> Option<String> {
     let meta = result.get("_meta");
     let places = [result, meta].into_iter().chain(meta.values(PLACES));
@@ -306,8 +306,8 @@ fn other_id(result: Raw<'_>, known: &str) -> Option<String> {
     ids.filter_map(Raw::string).find(|id| id != known)
 }
 
-/// Whether the agent's list has the session: asked for this directory first, then for all, because paths are spelt in
-/// many ways. `None`: it cannot be told.
+/// Whether the agent's list has the session. The first request asks for this directory, the second for all: one
+/// directory can have several paths. `None`: unknown.
 fn is_listed(
     client: &mut Client,
     host: &mut dyn Host,
@@ -349,7 +349,7 @@ pub fn is_unknown_session(error: &RpcError) -> bool {
     error.code == NOT_FOUND || (matches!(error.code, -32602 | -32603) && text.contains("session") && says_so)
 }
 
-/// A call's error, for people.
+/// A call's error as text for people.
 pub fn explain(client: &mut Client, host: &mut dyn Host, method: &str, error: CallError) -> Failure {
     let why = match error {
         CallError::Refused(e) if e.code == AUTH_REQUIRED => {
@@ -371,7 +371,7 @@ pub fn explain(client: &mut Client, host: &mut dyn Host, method: &str, error: Ca
     Failure::new("agent_start", why)
 }
 
-/// What an agent lacks of what was said, as context for it.
+/// The missing part of the conversation, as context for the agent.
 fn missing_text(entries: &[Entry]) -> String {
     let mut text = String::from("A part of this conversation is not in your memory. It was, oldest first:\n");
     list(&mut text, entries);
@@ -386,7 +386,7 @@ fn list(text: &mut String, entries: &[Entry]) {
     }
 }
 
-/// What was said before, as context for an agent that does not remember it; `None` when nothing was.
+/// The conversation so far, as context for an agent without memory of it. `None`: there is none.
 pub fn history_text(entries: &[Entry]) -> Option<String> {
     let mut text = String::from(
         "This conversation began earlier, and your own memory of it was lost. What was said before, oldest first:\n",
@@ -401,7 +401,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn capabilities_are_objects_however_empty() {
+    fn capabilities_are_objects_even_empty_ones() {
         let result = json!({ "agentCapabilities": { "loadSession": true,
             "sessionCapabilities": { "list": {}, "resume": null, "close": { "x": 1 } } } });
         let expected = Capabilities { load: true, resume: false, list: true, close: true };
@@ -410,7 +410,7 @@ mod tests {
     }
 
     #[test]
-    fn another_id_is_found_wherever_agents_put_it() {
+    fn another_id_is_found_in_each_of_its_places() {
         for result in [
             json!({ "sessionId": "b" }),
             json!({ "_meta": { "sessionId": "b" } }),
@@ -424,7 +424,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_replay_lacks_begins_after_the_last_message_that_it_has() {
+    fn the_missing_part_begins_after_the_last_message_in_the_replay() {
         let mut replay = Replay::default();
         for text in ["<context/>\nmy horse\nis called ", "Juno", "second"] {
             let update = json!({ "sessionUpdate": "user_message_chunk", "content": { "type": "text", "text": text } });
@@ -448,17 +448,21 @@ mod tests {
             entry(7, "d", Role::User, "it died here"),
         ];
         let seqs = |newest| replay.missing(&entries, newest).map(|m| m.iter().map(|e| e.seq).collect::<Vec<_>>());
-        assert_eq!(seqs(Some("b")), None, "the newest that was completed is there");
+        assert_eq!(seqs(Some("b")), None, "the last completed turn is there");
         assert_eq!(seqs(Some("c")), Some(vec![5, 6, 7]));
         assert_eq!(seqs(None), None);
-        assert_eq!(seqs(Some("x")), None, "it is not within what is given");
-        assert_eq!(Replay::default().missing(&entries, Some("c")), None, "one that replays no users cannot be judged");
+        assert_eq!(seqs(Some("x")), None, "it is not among the entries");
+        assert_eq!(
+            Replay::default().missing(&entries, Some("c")),
+            None,
+            "a replay without user messages cannot be judged"
+        );
         let text = missing_text(&entries[4..]);
         assert!(text.contains("user: third") && text.contains("agent: three"), "{text}");
     }
 
     #[test]
-    fn unknown_sessions_are_told_by_code_and_by_text() {
+    fn unknown_sessions_are_recognised_by_code_and_by_text() {
         let error = |code, text: &str| RpcError { code, text: text.to_string() };
         assert!(is_unknown_session(&error(-32002, "Resource not found")));
         assert!(is_unknown_session(&error(-32603, "Internal error: Session 12 not found")));

@@ -1,6 +1,6 @@
-//! One turn as it is told: updates become what the agent says, and open permissions are kept until they are settled.
+//! One turn: translates the agent's updates for the host, and keeps open permissions until they are settled.
 //!
-//! Owns what is known of the turn so far, bounded; it must not know processes or sessions.
+//! Owns the bounded state of the turn so far; it must not know processes or sessions.
 
 use std::collections::HashMap;
 
@@ -9,46 +9,46 @@ use serde_json::{Map, Value, json};
 use super::wire::{Id, shorten};
 use crate::agent::json::Raw;
 use crate::agent::text::Utf8;
-use crate::agent::{Host, PermissionOption, PermissionOutcome, PermissionRequest, Said, ToolCall, one_line};
+use crate::agent::{Host, PermissionOption, PermissionOutcome, PermissionRequest, Said, ToolCall, one_line, say};
 
-/// The most of each of a tool call's four raw fields that is kept: 64 KiB together.
+/// How much of each of a tool call's four raw fields is kept, in bytes: 64 KiB together.
 const FIELD_LIMIT: usize = 16 * 1024;
-/// Items of a tool call's `content` that are kept when not all of it is.
+/// The most items that are kept of a tool call's `content` when it is cut.
 const CONTENT_ITEMS: usize = 32;
-/// The most of one line for people.
+/// The longest line of text for people, in bytes.
 const LINE_LIMIT: usize = 1024;
-/// Tool calls of one turn that are remembered for its permissions.
+/// The most tool calls of one turn that are remembered for its permissions.
 const TOOLS_KEPT: usize = 1024;
-/// What may be remembered of them.
+/// The most bytes that are remembered of their details.
 const DETAILS_KEPT: usize = 4 * 1024 * 1024;
-/// Permissions that may be open at once, and choices of one.
+/// The most permissions open at once, and the most options of each.
 const OPEN_LIMIT: usize = 64;
-/// Entries of a plan.
+/// The most entries of a plan.
 const PLAN_LIMIT: usize = 200;
-/// The most of a usage's numbers.
+/// The longest value in a `usage` update, in bytes.
 const USAGE_LIMIT: usize = 4096;
 
-/// What is known of the running turn.
+/// The state of the running turn.
 #[derive(Debug, Default)]
 pub struct Turn {
     /// Whether the agent said anything at all.
     pub spoke: bool,
-    /// Whether a permission was settled: an agent may end its turn because of the answer.
+    /// Whether a permission was settled: the answer may have made the agent end its turn.
     pub settled: bool,
     tools: HashMap<String, ToolCall>,
     details: usize,
     open: Vec<(String, Id)>,
-    /// The text and the thoughts, whose characters may be cut in two.
+    /// Decoders of the text and the thoughts: a character may be split between two updates.
     text: Utf8,
     thought: Utf8,
-    /// The message that the text belongs to, and whether a line was left unfinished by it.
+    /// The message that the text belongs to, and how many newlines its text ends with.
     message: Option<String>,
     newlines: usize,
     wrote: bool,
 }
 
 impl Turn {
-    /// Takes in the `update` of a `session/update`. Kinds that nobody knows are passed over.
+    /// Handles the `update` of a `session/update`. Unknown kinds are ignored.
     pub fn update(&mut self, host: &mut dyn Host, update: Raw<'_>) {
         let [kind, content, message, entries] = update.fields(["sessionUpdate", "content", "messageId", "entries"]);
         let kind = kind.string().unwrap_or_default();
@@ -82,7 +82,7 @@ impl Turn {
         host.said(said);
     }
 
-    /// A piece of the answer. Where another message begins, so does a paragraph.
+    /// Passes on a piece of the answer. Another message begins a new paragraph.
     fn speak(&mut self, host: &mut dyn Host, content: Raw<'_>, message: Raw<'_>) {
         let bytes = content_bytes(content);
         if bytes.is_empty() {
@@ -102,7 +102,7 @@ impl Turn {
         self.write(host, Some(&bytes));
     }
 
-    /// Says text; `None`: there is no more to what was begun.
+    /// Passes text on. `None`: the text so far is complete, and a split character at its end is given up.
     fn write(&mut self, host: &mut dyn Host, bytes: Option<&[u8]>) {
         let text = match bytes {
             Some(bytes) => self.text.push(bytes),
@@ -117,32 +117,32 @@ impl Turn {
         say(host, Said::Text(text));
     }
 
-    /// Says what was begun and goes on no more.
+    /// Passes on what is left of split characters, before something else than text follows.
     pub fn flush(&mut self, host: &mut dyn Host) {
         say(host, Said::Thought(self.thought.finish()));
         self.write(host, None);
     }
 
-    /// The agent asks for permission under its id. `Some`: what to answer at once.
+    /// The agent asks for permission under its id. `Some`: the answer to send at once.
     pub fn ask(&mut self, host: &mut dyn Host, id: Id, params: Raw<'_>) -> Option<(Id, Value)> {
         let [options, call] = params.fields(["options", "toolCall"]);
         let options = read_options(options);
         let tool = read_tool(call, true);
         let (Some(tool), false) = (tool, options.is_empty() || self.open.len() >= OPEN_LIMIT) else {
-            let text = "a permission request without a tool call or choices, or one too many; it was withdrawn";
+            let text = "a permission request without a tool call or options, or one too many; it was withdrawn";
             log::warn!("{}: {text}", host.identity().key);
             host.said(Said::Notice("permission_unreadable".into(), format!("the agent sent {text}")));
             return Some((id, outcome(&PermissionOutcome::Cancelled)));
         };
         self.spoke = true;
         self.flush(host);
-        // The call that it is about may never have been announced, or be announced under another id.
+        // The agent may have announced the tool call under another id, or not at all.
         if !self.tools.contains_key(&tool.id) {
             host.said(Said::Tool(tool.clone()));
         }
         self.merge(tool.clone());
         let tool = self.tools.get(&tool.id).cloned().unwrap_or(tool);
-        // Never the same again: an answer to one that is gone must not meet another one.
+        // Unique, so that a late answer to a withdrawn request cannot settle another request.
         let request_id = uuid::Uuid::now_v7().to_string();
         match host.permission(PermissionRequest { request_id: request_id.clone(), tool, options }) {
             Some(settled) => {
@@ -161,14 +161,14 @@ impl Turn {
         !self.open.is_empty()
     }
 
-    /// A permission was settled: what to answer; `None` when it is not open (any more).
+    /// A permission was settled: the answer to send. `None`: it is not open (any more).
     pub fn settle(&mut self, request_id: &str, settled: &PermissionOutcome) -> Option<(Id, Value)> {
         let at = self.open.iter().position(|(open, _)| open == request_id)?;
         self.settled = true;
         Some((self.open.swap_remove(at).1, outcome(settled)))
     }
 
-    /// The agent takes a request back: what to answer to it. The host hears of it.
+    /// The agent withdraws a request: tells the host, and returns the answer to send.
     pub fn withdraw(&mut self, host: &mut dyn Host, id: &Id) -> Option<(Id, Value)> {
         let at = self.open.iter().position(|(_, open)| open == id)?;
         let (request_id, id) = self.open.swap_remove(at);
@@ -176,17 +176,17 @@ impl Turn {
         Some((id, outcome(&PermissionOutcome::Cancelled)))
     }
 
-    /// What to answer to all that are open when the turn ends.
+    /// The turn ends: the answers to all open requests.
     pub fn withdraw_all(&mut self) -> Vec<(Id, Value)> {
         self.open.drain(..).map(|(_, id)| (id, outcome(&PermissionOutcome::Cancelled))).collect()
     }
 
-    /// Remembers what is new of a call; what it does not name stays as it was.
+    /// Remembers the given fields of a tool call; its other fields stay as they are.
     fn merge(&mut self, tool: ToolCall) {
         let size = tool.detail.as_ref().map_or(0, |d| d.to_string().len());
         let known = self.tools.contains_key(&tool.id);
         if (self.tools.len() >= TOOLS_KEPT && !known) || self.details + size > DETAILS_KEPT {
-            // The call itself is the one that a permission will be about: it is kept.
+            // This call is kept: the next permission is likely to concern it.
             let kept = self.tools.remove(&tool.id);
             self.details = 0;
             self.tools.clear();
@@ -200,19 +200,13 @@ impl Turn {
     }
 }
 
-/// The words of an update that is told outside of its own turn; what is no text is named by its title.
+/// The text of an update outside of its own turn; a tool call is shown by its title.
 pub fn words(update: Raw<'_>) -> String {
     let [kind, content, title] = update.fields(["sessionUpdate", "content", "title"]);
     match kind.string().unwrap_or_default().as_str() {
         "agent_message_chunk" => crate::agent::text::lossy(&content_bytes(content)),
         "tool_call" => format!("[{}]", one_line(&title.string().unwrap_or_default(), LINE_LIMIT)),
         _ => String::new(),
-    }
-}
-
-fn say(host: &mut dyn Host, said: Said) {
-    if !matches!(&said, Said::Text(text) | Said::Thought(text) if text.is_empty()) {
-        host.said(said);
     }
 }
 
@@ -224,7 +218,7 @@ pub fn outcome(settled: &PermissionOutcome) -> Value {
     }
 }
 
-/// The text of a content block, as bytes of which a character may be cut in two; what is no text is named.
+/// The text of a content block in bytes, whose last character may be incomplete; of other content its kind and name.
 fn content_bytes(content: Raw<'_>) -> Vec<u8> {
     let [kind, text, mime, uri, resource] = content.fields(["type", "text", "mimeType", "uri", "resource"]);
     let name = |field: Raw<'_>| shorten(&field.string().unwrap_or_else(|| "unknown".to_string()), LINE_LIMIT);
@@ -257,8 +251,8 @@ fn read_tool(call: Raw<'_>, whole: bool) -> Option<ToolCall> {
     })
 }
 
-/// The raw fields that were given, each within a limit of its own: none is cut because another is large. One that does not
-/// fit says so: `truncated`.
+/// The raw fields that were given, each with a limit of its own, so a large field does not cut the others. A cut field
+/// has `truncated` set.
 fn bounded_detail(call: Raw<'_>) -> Option<Value> {
     const NAMES: [&str; 4] = ["rawInput", "rawOutput", "content", "locations"];
     let mut detail = Map::new();
@@ -272,7 +266,7 @@ fn bounded_detail(call: Raw<'_>) -> Option<Value> {
     (!detail.is_empty()).then_some(Value::Object(detail))
 }
 
-/// A tool call's `content`, texts and diffs; of one that does not fit the beginning of each of them.
+/// A tool call's `content`: texts and diffs. If it is too long, the beginning of each item.
 fn bounded_content(content: Raw<'_>) -> Value {
     if content.text().len() <= FIELD_LIMIT || !content.is_array() {
         return content.value(FIELD_LIMIT);
@@ -341,7 +335,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_text_is_named() {
+    fn content_without_text_is_named() {
         for (content, text) in [
             (json!({ "type": "text", "text": "hi" }), "hi"),
             (json!({ "type": "image", "mimeType": "image/png", "data": "AAAA" }), "[image image/png]"),
@@ -374,16 +368,12 @@ mod tests {
         assert_eq!(tool.title.as_deref(), Some("a b [2J"), "one line");
         let many: Vec<Value> = (0..5000).map(|n| json!({ "path": format!("/{n}") })).collect();
         let cut = read_tool(Raw::of(&json!({ "toolCallId": "t", "locations": many }).to_string()), true).unwrap();
-        assert_eq!(
-            cut.detail.unwrap()["locations"]["truncated"],
-            true,
-            "a script that looks for it sees that it is cut"
-        );
+        assert_eq!(cut.detail.unwrap()["locations"]["truncated"], true, "a script can see that it is cut");
         assert_eq!(super::read_tool(Raw::of(r#"{"title":"no id"}"#), true), None);
     }
 
     #[test]
-    fn an_update_leaves_what_it_does_not_name() {
+    fn an_update_keeps_the_fields_that_it_does_not_name() {
         let mut turn = Turn::default();
         turn.merge(
             tool(&json!({ "toolCallId": "t", "title": "T", "kind": "read", "rawInput": 1, "locations": [] }), true)

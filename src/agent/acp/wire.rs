@@ -1,32 +1,32 @@
-//! The wire: JSON-RPC 2.0, a message a line, and what an agent may do to it.
+//! The wire format: JSON-RPC 2.0, one message per line.
 //!
-//! Owns the shape of a message; it must not know a method. Tolerant in what it takes: several messages on a line, text
-//! before one, a batch; an id is sent back as it came, fields that nobody asked for do not matter. What cannot be read
-//! is named, with as much as can be told of what it was: see [`Lost`].
+//! Owns the shape of a message; it must not know a method. It tolerates several messages on a line, text before a
+//! message and batches, ignores unknown fields and returns an id as the agent wrote it. An unreadable message becomes
+//! a [`Lost`], with everything that can be recognised in it.
 
 use serde_json::{Value, json};
 
 use crate::agent::json::{self, Raw};
 
-/// How much of a line that is no message is shown.
+/// How much of a line without a message is shown, in bytes.
 const JUNK_SHOWN: usize = 200;
-/// The code of an error that says no more than that a request was cancelled.
+/// The error code of a cancelled request.
 pub const REQUEST_CANCELLED: i64 = -32800;
-/// The code of an error that says that a request could not be read.
+/// The error code of an unreadable request.
 pub const PARSE_ERROR: i64 = -32700;
-/// Messages of one batch that are read.
+/// The most messages that are read from one line.
 const BATCH_LIMIT: usize = 1000;
-/// How much of the end of a line that is not read is looked at.
+/// How much of the end of an unread line is searched for an id, in bytes.
 const ENDS: usize = 4096;
-/// Places on one line at which a message is looked for.
+/// The most places on one line where a message is looked for.
 const TRIES: usize = 16;
 
-/// An error that an agent answers with.
+/// An agent's error response.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RpcError {
     /// JSON-RPC's or ACP's code.
     pub code: i64,
-    /// The message, and the text in `data` if there is one: agents put what matters there.
+    /// The message, and the text in `data` if there is one: agents often put the cause there.
     pub text: String,
 }
 
@@ -55,45 +55,45 @@ impl std::fmt::Display for RpcError {
 pub struct Id(String);
 
 impl Id {
-    /// The id that a value is; `None` for `null`.
+    /// The id in this value; `None` for `null`.
     pub fn read(raw: Raw<'_>) -> Option<Self> {
         (!raw.is_null()).then(|| Self(raw.text().to_string()))
     }
 }
 
-/// A message that was on a line and could not be read.
+/// An unreadable message.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Lost {
-    /// The id that it had, as far as that can be told.
+    /// Its id, if that can be recognised.
     pub id: Option<Id>,
-    /// Whether it named a method: it was no answer.
+    /// Whether it named a method, so it was not an answer.
     pub method: bool,
-    /// The line was longer than what is read.
+    /// The line was over the limit.
     pub too_long: bool,
     /// The line, for people.
     pub what: String,
 }
 
 impl Lost {
-    /// What can be told of a line of which this is left. `None`: it was no message.
+    /// What can be recognised in the remains of a line. `None`: it was no message.
     fn read(text: &str, what: String) -> Option<Self> {
         let [id, method] = json::outline(text, ["id", "method"]);
-        // Some write the id last.
+        // Some agents write the id last.
         let id = id.or_else(|| last_id(text)).filter(|id| id != "null").map(Id);
         let method = method.is_some();
         let is_message = id.is_some() || method || text.contains("\"jsonrpc\"");
         is_message.then_some(Self { id, method, too_long: false, what })
     }
 
-    /// What can be told of a line that was too long to be kept, from its ends.
+    /// What can be recognised in the beginning and the end of a line that was too long to keep.
     pub fn too_long(bytes: usize, ends: &[u8]) -> Self {
-        let what = format!("a line of {bytes} bytes, more than is read");
+        let what = format!("a line of {bytes} bytes, over the limit");
         let text = json::text_of(ends);
         let left = Self::read(&text, what.clone()).unwrap_or(Self { id: None, method: true, too_long: true, what });
         Self { too_long: true, ..left }
     }
 
-    /// Whether it may have been a request: somebody waits for an answer then.
+    /// Whether it may have been a request, whose sender waits for an answer.
     pub fn is_request(&self) -> bool {
         match &self.id {
             Some(_) => self.method || self.answers().is_none(),
@@ -101,13 +101,13 @@ impl Lost {
         }
     }
 
-    /// The number of our request that it answered.
+    /// The number of our request, if it was an answer.
     pub fn answers(&self) -> Option<u64> {
         self.id.as_ref().filter(|_| !self.method).and_then(|id| Raw::of(&id.0).whole())
     }
 }
 
-/// The value of an `"id"` that ends a line.
+/// The value of an `"id"` at the end of a line.
 fn last_id(text: &str) -> Option<String> {
     let rest = text[text.rfind("\"id\"")? + 4..].trim_start().strip_prefix(':')?;
     let value = rest.trim().strip_suffix('}')?.trim();
@@ -116,23 +116,23 @@ fn last_id(text: &str) -> Option<String> {
     .then(|| value.to_string())
 }
 
-/// A message from an agent. What it brings is kept as it was written.
+/// A message from an agent. Parameters and results stay as the agent wrote them.
 #[derive(Debug, PartialEq)]
 pub enum Message {
-    /// It wants an answer under this id.
+    /// A request: id, method, parameters.
     Request(Id, String, String),
-    /// It tells something.
+    /// A notification: method, parameters.
     Notification(String, String),
-    /// It answers what we asked under this number.
+    /// The answer to our request of this number.
     Response(u64, Result<String, RpcError>),
-    /// It was a message, and cannot be read.
+    /// An unreadable message.
     Lost(Lost),
-    /// What is no message (a banner, a stray print), and how it begins.
+    /// The beginning of a text that is no message (a banner, a stray print).
     Junk(String),
 }
 
 impl Message {
-    /// Reads one line, whatever is on it. Never fails: what is no message is [`Message::Junk`].
+    /// Reads one line. It never fails: text that is no message becomes [`Message::Junk`].
     pub fn read(line: &[u8]) -> Vec<Self> {
         let text = json::text_of(line);
         let mut messages = Vec::new();
@@ -149,7 +149,7 @@ impl Message {
             tries += 1;
             let value = if rest.starts_with(['{', '[']) { json::value_at(rest) } else { None };
             let used = match value {
-                // In the middle of something else only what calls itself a message is one.
+                // After other text, only an object with a `jsonrpc` field counts as a message.
                 Some((value, used)) if at_start || found || !Raw::of(&value).get("jsonrpc").is_null() => {
                     found = true;
                     Self::take(Raw::of(&value), &mut messages);
@@ -166,7 +166,7 @@ impl Message {
             rest = rest[used..].trim_start_matches(is_blank);
         }
         if !found && !strays.is_empty() {
-            let what = format!("a line that cannot be read: {}", shown(&text));
+            let what = format!("an unreadable line: {}", shown(&text));
             messages.push(Lost::read(&text, what).map_or_else(|| Self::Junk(shown(&text)), Self::Lost));
         } else {
             messages.extend(strays.into_iter().map(|stray| Self::Junk(shown(stray))));
@@ -174,7 +174,7 @@ impl Message {
         messages
     }
 
-    /// What a value on a line is: a message, or several.
+    /// Reads a value on a line: a message, or a batch.
     fn take(value: Raw<'_>, messages: &mut Vec<Self>) {
         let mut batch = value.items(BATCH_LIMIT + 1);
         if batch.iter().any(|item| item.is_object()) {
@@ -189,7 +189,7 @@ impl Message {
         }
     }
 
-    /// What is left of a line with more messages than are read.
+    /// The rest of a line with more messages than are read.
     fn too_many(rest: &str) -> Self {
         let ends = (rest.len().saturating_sub(ENDS)..rest.len()).find(|n| rest.is_char_boundary(*n)).unwrap_or(0);
         let what = format!("a line of more than {BATCH_LIMIT} messages");
@@ -238,7 +238,7 @@ pub fn response(id: &Id, result: &Value) -> Vec<u8> {
     format!("{{\"jsonrpc\":\"2.0\",\"id\":{},\"result\":{result}}}\n", id.0).into_bytes()
 }
 
-/// An answer that refuses, as a line; without an id where the request's cannot be told.
+/// An error response as a line; its id is `null` if the request's id is unknown.
 pub fn refusal(id: Option<&Id>, code: i64, message: &str) -> Vec<u8> {
     let (id, error) = (id.map_or("null", |id| &id.0), json!({ "code": code, "message": message }));
     format!("{{\"jsonrpc\":\"2.0\",\"id\":{id},\"error\":{error}}}\n").into_bytes()
@@ -250,7 +250,7 @@ fn line(message: &Value) -> Vec<u8> {
     bytes
 }
 
-/// At most so many bytes of a text, cut at a character, with a mark where it was cut.
+/// At most `limit` bytes of a text, cut between two characters, with a mark at the cut.
 pub fn shorten(text: &str, limit: usize) -> String {
     if text.len() <= limit {
         return text.to_string();
@@ -289,7 +289,7 @@ mod tests {
     }
 
     #[test]
-    fn ids_of_every_kind_come_back_as_they_were() {
+    fn ids_of_every_kind_come_back_unchanged() {
         for id in ["0", "\"8a1f\"", "1.5", "\"\\ud83d\""] {
             let line = format!(r#"{{"jsonrpc":"2.0","id":{id},"method":"fs/read_text_file","params":{{}}}}"#);
             let Message::Request(id_read, method, _) = one(&line) else { panic!("{line}") };
@@ -301,7 +301,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_is_known_by_its_number_however_that_is_written() {
+    fn an_answer_is_matched_by_its_number_in_every_notation() {
         for id in ["3", "3.0", "\"3\""] {
             assert_eq!(one(&format!("{{\"id\":{id},\"result\":7}}")), Message::Response(3, Ok("7".into())), "{id}");
         }
@@ -318,9 +318,9 @@ mod tests {
         assert_eq!(Message::read("\u{feff}".as_bytes()), []);
     }
 
-    /// The strictest reader would lose each of them.
+    /// A strict reader would lose each of them.
     #[test]
-    fn a_message_is_found_however_it_is_wrapped() {
+    fn a_message_is_found_among_other_text() {
         let plain = r#"{"jsonrpc":"2.0","id":3,"result":{"stopReason":"end_turn"}}"#;
         let answer = || Message::Response(3, Ok(r#"{"stopReason":"end_turn"}"#.into()));
         let read = |line: String| Message::read(line.as_bytes());
@@ -348,7 +348,7 @@ mod tests {
         assert!(matches!(&read(deep)[..], [Message::Response(3, Ok(_))]));
     }
 
-    /// However many are on a line: what is read is bounded, and the rest is told with the answer that it may have had.
+    /// The number of messages that are read is bounded, and the rest is reported with the id of the answer in it.
     #[test]
     fn a_line_of_very_many_messages_is_bounded() {
         let end = r#"{"jsonrpc":"2.0","id":3,"result":{"stopReason":"end_turn"}}"#;
@@ -362,7 +362,7 @@ mod tests {
     }
 
     #[test]
-    fn a_message_that_cannot_be_read_is_told_by_what_is_left_of_it() {
+    fn an_unreadable_message_is_recognised_by_what_is_left_of_it() {
         let lost = |line: &str| match one(line) {
             Message::Lost(lost) => lost,
             other => panic!("{line}: {other:?}"),
@@ -371,18 +371,18 @@ mod tests {
         assert_eq!((request.id.clone(), request.method, request.answers()), (id("\"p\""), true, None));
         let answer = lost(r#"{"jsonrpc":"2.0","id":3,"result":{"stopReason":"end_tu"#);
         assert_eq!((answer.id.clone(), answer.answers()), (id("3"), Some(3)));
-        assert!(answer.what.contains("cannot be read: {\\\"jsonrpc"), "{}", answer.what);
+        assert!(answer.what.contains("unreadable line: {\\\"jsonrpc"), "{}", answer.what);
         let last = lost(r#"{"result":{"a":garbage here,"stopReason":"end_turn"},"jsonrpc":"2.0","id":3}"#);
         assert_eq!(last.answers(), Some(3));
         let update = lost(r#"{"jsonrpc":"2.0","method":"session/update","params":{"x":"#);
         assert_eq!((update.id, update.method), (None, true));
         assert_eq!(Lost::too_long(99, br#"{"jsonrpc":"2.0","id":3,"result":{"x":"yyyy"}}"#).answers(), Some(3));
         let nothing = Lost::too_long(99, b"xxxxxx");
-        assert_eq!((nothing.id, nothing.what.as_str()), (None, "a line of 99 bytes, more than is read"));
+        assert_eq!((nothing.id, nothing.what.as_str()), (None, "a line of 99 bytes, over the limit"));
     }
 
     #[test]
-    fn an_error_names_what_the_agent_hid_in_its_data() {
+    fn an_error_names_the_cause_in_its_data() {
         let read = |line: &str| match one(line) {
             Message::Response(_, Err(e)) => e.to_string(),
             other => panic!("{other:?}"),

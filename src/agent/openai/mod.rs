@@ -1,12 +1,12 @@
 //! `openai`: an endpoint that speaks OpenAI's chat completions, streamed.
 //!
-//! Owns the connection and the thread that reads it, for one turn. The conversation is given to it whole each time, from
-//! the transcript. It must not know the store.
+//! Owns the connection and its reader thread, for one turn. Each request carries the whole conversation, from the
+//! transcript. It must not know the store.
 //!
-//! A blocking read cannot be interrupted by a letter, so it runs on a thread of its own, which passes pieces through a
-//! bounded channel and rings a bell (an eventfd) that the worker waits for with everything else. On an interrupt the
-//! connection is shut down under the reader, which ends it. Only looking up a name and connecting cannot be cut short:
-//! such a reader is left to end by itself, within [`CONNECT_TIME`], and can say nothing to anybody.
+//! A letter cannot interrupt a blocking read. So a reader thread does the reads, passes pieces through a bounded
+//! channel and rings a bell (an eventfd); the worker waits for the bell together with everything else. An interrupt
+//! shuts the connection down, and that ends the read. Only the name look-up and the connect cannot be cut short: the
+//! worker does not wait for such a reader, which ends within [`CONNECT_TIME`] and has no channel to report to.
 
 use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
@@ -22,7 +22,7 @@ use ureq::tls::{RootCerts, TlsConfig};
 
 use super::json::{self, Raw};
 use super::text::Utf8;
-use super::{Agent, Answer, Continuity, Failure, Host, Interrupt, Progress, Prompt, Said, Started, Watch};
+use super::{Agent, Answer, Failure, Host, Interrupt, Progress, Prompt, Said, Watch, say};
 use crate::config;
 use crate::config::login::{scrub, without_login};
 use crate::model::event::Role;
@@ -30,17 +30,17 @@ use sse::{Piece, Stream};
 
 mod sse;
 
-/// For a connection.
+/// The longest time to connect.
 const CONNECT_TIME: Duration = Duration::from_secs(30);
-/// For a reader whose connection was shut down.
+/// How long to wait for the reader's end after its connection was shut down.
 const JOIN_TIME: Duration = Duration::from_secs(2);
-/// How long nothing is passed on before it is looked again whether the host has room.
+/// How long to wait before asking the host again whether it has room.
 const FULL: Duration = Duration::from_secs(1);
-/// Pieces that wait for the worker.
+/// The capacity of the channel to the worker, in pieces.
 const PIECES: usize = 64;
-/// The longest answer that is read in one piece, from an endpoint that does not stream.
+/// The longest answer of an endpoint that does not stream, in bytes.
 const WHOLE: usize = 32 * 1024 * 1024;
-/// How much of an error's body is told.
+/// How much of an error's body is shown, in bytes.
 const ERROR_SHOWN: usize = 1000;
 
 /// The agent.
@@ -52,7 +52,7 @@ pub struct Openai {
     history: u64,
 }
 
-/// What an endpoint is asked.
+/// The body of a request.
 #[derive(serde::Serialize)]
 struct Body<'a> {
     model: &'a str,
@@ -67,7 +67,7 @@ struct ChatMessage<'a> {
 }
 
 impl Openai {
-    /// Asks the endpoint of this configuration, whose `api_key_file` was looked up already.
+    /// The agent of this configuration. The path of `api_key_file` is already resolved.
     #[must_use]
     pub fn new(config: &config::Agent) -> Self {
         Self {
@@ -93,11 +93,11 @@ impl Openai {
         messages.extend(prompt.context.as_ref().map(|content| ChatMessage { role: "system", content }));
         messages.push(ChatMessage { role: "user", content: &prompt.text });
         let body = Body { model: &self.model, messages, stream: true };
-        // Texts alone: they can always be written.
+        // It has strings only, which can always be serialized.
         serde_json::to_string(&body).unwrap_or_default()
     }
 
-    /// The connections of one turn. An address of this machine is never asked for through a proxy.
+    /// The HTTP client of one turn. It uses no proxy for addresses of this machine.
     fn connections(&self) -> ureq::Agent {
         let authority = self.url.split("://").nth(1).and_then(|rest| rest.split('/').next()).unwrap_or_default();
         let here = ["localhost", "127.", "[::1]"].iter().any(|name| authority.starts_with(name));
@@ -114,7 +114,7 @@ impl Openai {
         config.build().new_agent()
     }
 
-    /// Asks, and passes on the whole answer.
+    /// Sends the request and passes the whole answer on.
     fn answer(&self, host: &mut dyn Host, prompt: &Prompt) -> Answer {
         let failed = |why: String| Answer::Failed(Failure::new("agent_error", why));
         if host.interrupt().is_some() {
@@ -129,10 +129,10 @@ impl Openai {
             Request { connections: connections.clone(), url: self.url.clone(), key, body: self.body(host, prompt) };
         let reader = match Reader::spawn(request) {
             Ok(reader) => reader,
-            Err(e) => return failed(format!("{}: no thread to ask it with: {e}", without_login(&self.url))),
+            Err(e) => return failed(format!("{}: cannot start a thread: {e}", without_login(&self.url))),
         };
         let end = take_answer(host, &reader);
-        // Whatever the reader still waits for is not wanted any more.
+        // Nothing that the reader may still wait for is needed.
         connections.shutdown();
         let by = Instant::now() + JOIN_TIME;
         match end {
@@ -149,24 +149,12 @@ impl Openai {
 }
 
 impl Agent for Openai {
-    fn start(&mut self, _: &mut dyn Host, _: Option<&str>, _: bool, _: Instant) -> Result<Started, Failure> {
-        Ok(Started { agent_session: None, continuity: Continuity::Stateless })
-    }
-
-    fn is_ready(&self) -> bool {
-        true
-    }
-
     fn begin(&mut self, host: &mut dyn Host, prompt: &Prompt) -> Progress {
         Progress::Done(self.answer(host, prompt))
     }
-
-    fn close(&mut self, _: &mut dyn Host, _: Instant) -> Vec<String> {
-        Vec::new()
-    }
 }
 
-/// Passes on what the reader brings, to the end of the answer or an interrupt.
+/// Passes the reader's pieces on until the answer ends or an interrupt comes.
 fn take_answer(host: &mut dyn Host, reader: &Reader) -> Result<Answer, Interrupt> {
     let (mut spoke, mut finish) = (false, None);
     let (mut text, mut thought) = (Utf8::default(), Utf8::default());
@@ -180,7 +168,7 @@ fn take_answer(host: &mut dyn Host, reader: &Reader) -> Result<Answer, Interrupt
             host.wait(&mut [], Some(host.now() + FULL));
             continue;
         }
-        // However fast the endpoint is, the host's letters are looked at now and then.
+        // A fast endpoint must not keep the host from its letters.
         in_a_row += 1;
         if in_a_row % PIECES == 0 {
             reader.wait(host, Some(Instant::now()));
@@ -197,7 +185,7 @@ fn take_answer(host: &mut dyn Host, reader: &Reader) -> Result<Answer, Interrupt
             }
             Ok(Brought::Piece(Piece::Unreadable(head, chunk))) => {
                 unreadable += u32::from(chunk);
-                log::warn!("{}: the endpoint sent what cannot be read: {head}", host.identity().key);
+                log::warn!("{}: cannot read a chunk from the endpoint: {head}", host.identity().key);
             }
             Ok(Brought::Piece(Piece::Usage(usage))) => host.said(Said::Usage(usage)),
             Ok(Brought::Piece(Piece::Finish(reason))) => finish = Some(reason),
@@ -205,18 +193,18 @@ fn take_answer(host: &mut dyn Host, reader: &Reader) -> Result<Answer, Interrupt
             Ok(Brought::Piece(Piece::Done) | Brought::End) => {
                 say(host, Said::Text(text.finish()));
                 if unreadable > 0 && spoke {
-                    let why = format!("{unreadable} pieces of the answer could not be read and are missing in it");
+                    let why = format!("{unreadable} pieces of the answer could not be read and are missing");
                     host.said(Said::Notice("answer_damaged".into(), why));
                 }
                 return match finish.as_deref() {
                     Some("content_filter") if !spoke => {
                         Ok(Answer::Failed(Failure::new("agent_refused", "the endpoint filtered the answer")))
                     }
-                    _ if !spoke && unreadable > 0 => failed("nothing of the answer could be read".to_string()),
+                    _ if !spoke && unreadable > 0 => failed("no piece of the answer could be read".to_string()),
                     None if !spoke => failed("the endpoint ended the answer before it began".to_string()),
                     _ => {
                         if !spoke {
-                            let text = "the endpoint ended its answer without a word";
+                            let text = "the endpoint sent an empty answer";
                             host.said(Said::Notice("empty_answer".into(), text.into()));
                         }
                         Ok(Answer::Completed { stop_reason: finish })
@@ -227,42 +215,36 @@ fn take_answer(host: &mut dyn Host, reader: &Reader) -> Result<Answer, Interrupt
                 return Ok(Answer::Completed { stop_reason: finish });
             }
             Ok(Brought::CutOff) => {
-                return failed("the endpoint closed the connection in the middle of the answer".into());
+                return failed("the endpoint closed the connection before the answer ended".into());
             }
             Err(TryRecvError::Empty) => reader.wait(host, None),
-            Err(TryRecvError::Disconnected) => return failed("the thread that asked it has died".to_string()),
+            Err(TryRecvError::Disconnected) => return failed("the reader thread has died".to_string()),
         }
     }
 }
 
-fn say(host: &mut dyn Host, said: Said) {
-    if !matches!(&said, Said::Text(text) | Said::Thought(text) if text.is_empty()) {
-        host.said(said);
-    }
-}
-
-/// The key's file, read for each turn so that it can be changed.
+/// Reads the key's file. Each turn reads it again, so an operator can change the key without a reload.
 fn read_key(path: &Path) -> Result<String, String> {
     let failed = |e: std::io::Error| format!("api_key_file {}: {e}", path.display());
-    // A pipe that nobody writes to would hold the turn for ever.
+    // Reading a pipe without a writer would block the turn for ever.
     if !std::fs::metadata(path).map_err(failed)?.is_file() {
         return Err(format!("api_key_file {}: it is not a file", path.display()));
     }
     config::bounded::secret(path).map_err(failed)
 }
 
-/// What the reader brings.
+/// What the reader passes to the worker.
 enum Brought {
     Piece(Piece),
     /// A whole answer was read.
     End,
     /// The stream ended without its end mark.
     CutOff,
-    /// There is no answer.
+    /// There is no answer: why.
     Failed(String),
 }
 
-/// A request on its way to the reader's thread.
+/// A request for the reader thread.
 struct Request {
     connections: ureq::Agent,
     url: String,
@@ -270,14 +252,14 @@ struct Request {
     body: String,
 }
 
-/// The thread that asks and reads, seen from the worker.
+/// The worker's handle to the reader thread.
 struct Reader {
     pieces: Receiver<Brought>,
     bell: Arc<Bell>,
     thread: JoinHandle<()>,
 }
 
-/// Tells the worker that something was brought, or that the thread is done.
+/// Wakes the worker: a piece is in the channel, or the thread is done.
 struct Bell {
     fd: OwnedFd,
     done: AtomicBool,
@@ -285,12 +267,12 @@ struct Bell {
 
 impl Bell {
     fn ring(&self) {
-        // It can only fail when it has been rung 2^64 times unheard.
+        // The write fails only if the counter overflows, at 2^64 rings.
         let _ = rustix::io::write(&self.fd, &1_u64.to_ne_bytes());
     }
 }
 
-/// Rings for the last time when the thread ends, however it ends.
+/// Rings for the last time when the thread ends, also by a panic.
 struct Last(Arc<Bell>);
 
 impl Drop for Last {
@@ -307,7 +289,7 @@ impl Reader {
         let (sender, pieces) = bounded(PIECES);
         let last = Last(Arc::clone(&bell));
         let thread = crate::thread::spawn("openai", crate::thread::DEEP_STACK, move || {
-            // Dropped after the sender: who hears the last ring finds everything in the channel.
+            // Dropped after the sender, so at the last ring the channel holds everything.
             let last = last;
             let line = Messenger { sender, bell: Arc::clone(&last.0) };
             let end = ask(&request, &line).unwrap_or_else(|why| {
@@ -318,19 +300,19 @@ impl Reader {
         Ok(Self { pieces, bell, thread })
     }
 
-    /// Waits for the bell, the host or the instant.
+    /// Waits for the bell, the host or the deadline.
     fn wait(&self, host: &mut dyn Host, until: Option<Instant>) {
         let mut watches = [Watch { fd: self.bell.fd.as_fd(), read: true, write: false, ready: false }];
         host.wait(&mut watches, until);
         let mut count = [0; 8];
-        // Nothing to read means that it was not rung.
+        // If the bell was not rung, there is nothing to read.
         let _ = rustix::io::read(&self.bell.fd, &mut count);
     }
 
-    /// Waits for the thread's end; one that still connects is left to itself.
+    /// Waits for the thread's end, until `until`. A thread that still connects then is left to end by itself.
     fn join(self, host: &mut dyn Host, until: Instant) {
         let Self { pieces, bell, thread } = self;
-        // With nobody to take them, pieces end the reader instead of blocking it.
+        // Without a receiver the next piece ends the reader instead of blocking it.
         drop(pieces);
         let rest = Self { pieces: crossbeam_channel::never(), bell, thread };
         while !rest.bell.done.load(Ordering::Acquire) && Instant::now() < until {
@@ -349,7 +331,7 @@ struct Messenger {
 }
 
 impl Messenger {
-    /// False: nobody wants it any more.
+    /// `false`: the worker does not need it any more.
     fn bring(&self, what: Brought) -> bool {
         let taken = self.sender.send(what).is_ok();
         self.bell.ring();
@@ -357,7 +339,7 @@ impl Messenger {
     }
 }
 
-/// Asks and reads to the end, on the reader's thread.
+/// Sends the request and reads the answer to its end, on the reader thread.
 fn ask(request: &Request, line: &Messenger) -> Result<Brought, String> {
     let mut call = request.connections.post(&request.url).header("content-type", "application/json");
     call = call.header("accept", "text/event-stream, application/json");
@@ -388,8 +370,8 @@ fn read_body(body: &mut dyn Read, line: &Messenger) -> std::io::Result<Brought> 
             Ok(0) => break,
             Ok(n) => n,
             Err(e) if e.kind() == std::io::ErrorKind::Interrupted => continue,
-            // Where nothing says how long the body is, a lost connection shows as an error or as an end: both are judged
-            // by whether the answer was finished.
+            // If no header gives the body's length, a lost connection shows as an error or as an end. In both cases the
+            // caller checks whether the answer was finished.
             Err(e) if e.kind() == std::io::ErrorKind::UnexpectedEof => break,
             Err(e) => return Err(e),
         };
@@ -398,7 +380,7 @@ fn read_body(body: &mut dyn Read, line: &Messenger) -> std::io::Result<Brought> 
         if let Some(whole) = whole.as_mut() {
             whole.extend_from_slice(bytes);
             if whole.len() > WHOLE {
-                return Err(std::io::Error::other("the answer is longer than is read"));
+                return Err(std::io::Error::other("the answer is too long"));
             }
         } else if begins == Some(&b'{') && stream.is_untouched() {
             whole = Some(bytes.to_vec());
@@ -415,7 +397,7 @@ fn read_body(body: &mut dyn Read, line: &Messenger) -> std::io::Result<Brought> 
         Some(whole) => {
             let text = json::text_of(whole);
             let value = json::value_at(text.trim_start());
-            let (value, _) = value.ok_or_else(|| std::io::Error::other("the answer is no JSON"))?;
+            let (value, _) = value.ok_or_else(|| std::io::Error::other("the answer is not JSON"))?;
             sse::read_chunk(Raw::of(&value))
         }
         None => stream.finish(),

@@ -1,6 +1,6 @@
-//! What an OpenAI-compatible endpoint streams: server-sent events, each with a JSON chunk.
+//! The stream of an OpenAI-compatible endpoint: server-sent events, each with a JSON chunk.
 //!
-//! Owns the reading of chunks, pure: bytes in, pieces out. It must not know the connection.
+//! Owns the parsing of chunks, without I/O: bytes in, pieces out. It must not know the connection.
 
 use serde_json::Value;
 
@@ -8,32 +8,32 @@ use crate::agent::json::{self, Raw};
 use crate::agent::one_line;
 use crate::sse::Reader;
 
-/// The longest event of a stream.
+/// The longest event of a stream, in bytes.
 const EVENT_LIMIT: usize = 4 * 1024 * 1024;
 
-/// How much of an error's text is told.
+/// How much of an error's text is shown, in bytes.
 const ERROR_SHOWN: usize = 2000;
-/// The longest reason for an end.
+/// How much of a finish reason is shown, in bytes.
 const REASON_SHOWN: usize = 100;
-/// How much of a chunk that cannot be read is shown.
+/// How much of an unreadable chunk is shown, in characters.
 const SHOWN: usize = 200;
-/// The most of a usage's numbers.
+/// The largest `usage` object that is kept, in bytes.
 const USAGE_LIMIT: usize = 16 * 1024;
 
 /// A piece of the answer.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Piece {
-    /// Text of the answer, of which a character may be cut in two.
+    /// Text of the answer. A character may be split between two pieces.
     Text(Vec<u8>),
     /// Reasoning.
     Thought(Vec<u8>),
-    /// Tokens.
+    /// The tokens used.
     Usage(Value),
     /// Why the model stopped.
     Finish(String),
-    /// The endpoint failed in the middle.
+    /// The endpoint failed during the answer.
     Error(String),
-    /// A chunk that cannot be read, and how it begins; whether it was meant as one.
+    /// Data that is not a readable chunk: its beginning, and whether it looks like a chunk.
     Unreadable(String, bool),
     /// The stream's own end mark.
     Done,
@@ -47,24 +47,24 @@ pub struct Stream {
 }
 
 impl Stream {
-    /// At its beginning.
+    /// The reader at the beginning of a stream.
     pub const fn new() -> Self {
         Self { reader: Reader::new(EVENT_LIMIT), touched: false }
     }
 
-    /// Whether nothing but white space came so far.
+    /// Whether only white space has come so far.
     pub const fn is_untouched(&self) -> bool {
         !self.touched
     }
 
-    /// Takes in bytes and returns the pieces that they complete.
+    /// Reads bytes and returns the pieces that they complete.
     pub fn push(&mut self, bytes: &[u8]) -> Vec<Piece> {
         self.touched |= !bytes.trim_ascii().is_empty();
         self.reader.feed(bytes);
         self.pieces()
     }
 
-    /// The pieces of an event that the end of the stream cut short of its blank line.
+    /// The pieces of the last event, if the stream ended without its blank line.
     pub fn finish(&mut self) -> Vec<Piece> {
         self.reader.finish();
         self.pieces()
@@ -93,7 +93,7 @@ fn read_data(data: &str) -> Vec<Piece> {
         "[DONE]" => vec![Piece::Done],
         data => match json::value_at(data) {
             Some((chunk, _)) if chunk.starts_with('{') => read_chunk(Raw::of(&chunk)),
-            // A proxy's keep-alive or the like, unless it begins as a chunk does.
+            // A proxy's keep-alive or the like, unless it begins like a chunk.
             _ => {
                 let head: String = data.chars().take(SHOWN).collect();
                 vec![Piece::Unreadable(head.escape_debug().to_string(), data.starts_with('{'))]
@@ -102,7 +102,7 @@ fn read_data(data: &str) -> Vec<Piece> {
     }
 }
 
-/// The pieces of one chunk, or of a whole answer that was not streamed.
+/// The pieces of one chunk, or of a whole answer that the endpoint did not stream.
 pub fn read_chunk(chunk: Raw<'_>) -> Vec<Piece> {
     if let Some(error) = error_text(chunk) {
         return vec![Piece::Error(error)];
@@ -122,7 +122,7 @@ pub fn read_chunk(chunk: Raw<'_>) -> Vec<Piece> {
     pieces
 }
 
-/// The text of an error object, as endpoints write it.
+/// The text of an error object, in any of the forms that endpoints use.
 pub fn error_text(body: Raw<'_>) -> Option<String> {
     let error = Some(body.get("error")).filter(|e| !e.is_null())?;
     let text = error.get("message").string().or_else(|| error.string());
@@ -135,7 +135,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn pieces_do_not_depend_on_how_the_stream_is_cut() {
+    fn pieces_do_not_depend_on_where_the_stream_is_cut() {
         let stream = concat!(
             ": hello\n\n",
             "data: {\"choices\":[{\"delta\":{\"role\":\"assistant\",\"content\":\"\"}}]}\r\n\r\n",
