@@ -1,6 +1,7 @@
 //! `exec`: a command once a turn. The message is its input, its output the answer, its exit the end.
 //!
-//! Owns nothing between turns, and in a turn the command's process and the bytes of a character that is not whole yet. It must not know what the command does: a non-zero exit is a failed turn, and that is all.
+//! Owns nothing between turns, and in a turn the command's process and the bytes of a character that is not whole yet.
+//! It must not know what the command does: a non-zero exit is a failed turn, and that is all.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -114,8 +115,8 @@ impl Agent for Exec {
 }
 
 impl RunningCommand {
-    /// Passes on what is there of the output. `None`: the command is over and its output is read, or the host wants it to
-    /// end; else until when there may be nothing to do.
+    /// Passes on what is there of the output. `None`: the command is over and its output is read, or the host wants it
+    /// to end; else until when there may be nothing to do.
     fn read(&mut self, host: &mut dyn Host) -> Option<Option<Instant>> {
         let mut out = Vec::new();
         self.process.take_in(&mut out);

@@ -4,13 +4,15 @@
 //! process and its pipes, a socket) and nothing durable: the transcript, the queue, the marks and every deadline of a
 //! turn belong to the worker, which lends itself as a [`Host`]. An agent must not know the store, the hooks or the API.
 //!
-//! A turn is a value, not a place on the stack: [`Agent::begin`] (or [`Agent::listen`]) starts it, [`Agent::input`] takes it a
-//! step further whenever a descriptor is ready, a letter came or an instant passed, and [`Agent::end`] clears up. Between two
-//! calls all that is known of the turn (process, pipes, unread bytes, open requests) is in the agent, so that a worker can put
-//! it down there and take it up again. `openai` and `lua` live in this process and run a turn to its end in `begin`.
+//! A turn is a value, not a place on the stack: [`Agent::begin`] (or [`Agent::listen`]) starts it, [`Agent::input`]
+//! takes it a step further whenever a descriptor is ready, a letter came or an instant passed, and [`Agent::end`]
+//! clears up. Between two calls all that is known of the turn (process, pipes, unread bytes, open requests) is in the
+//! agent, so that a worker can put it down there and take it up again. `openai` and `lua` live in this process and run
+//! a turn to its end in `begin`.
 //!
-//! The one rule of blocking: what does wait (a start, an end, a close, those two) waits in [`Host::wait`] or on something that
-//! the host can wake through [`Host::waker`]; so a cancel, a kill and a permission's answer always reach it.
+//! The one rule of blocking: what does wait (a start, an end, a close, those two) waits in [`Host::wait`] or on
+//! something that the host can wake through [`Host::waker`]; so a cancel, a kill and a permission's answer always reach
+//! it.
 
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::PathBuf;
@@ -89,8 +91,8 @@ impl std::fmt::Display for Failure {
 /// How far a turn has come.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Progress {
-    /// It goes on: [`Agent::input`] is to be called when one of [`Agent::watches`] is ready, a letter came, or the instant has
-    /// passed.
+    /// It goes on: [`Agent::input`] is to be called when one of [`Agent::watches`] is ready, a letter came, or the
+    /// instant has passed.
     Pending {
         /// The agent's own next instant, if it has one. The turn's deadlines are the host's.
         until: Option<Instant>,
@@ -288,8 +290,8 @@ pub trait Host {
     /// A descriptor that becomes readable when a letter comes, for code that must poll by itself.
     fn waker(&self) -> std::io::Result<Arc<OwnedFd>>;
 
-    /// Whether the agent may say more: else the store takes nothing now, and it is to wait in [`Host::wait`] before it reads on.
-    /// A worker sees to that for an agent whose turn goes step by step.
+    /// Whether the agent may say more: else the store takes nothing now, and it is to wait in [`Host::wait`] before it
+    /// reads on. A worker sees to that for an agent whose turn goes step by step.
     fn has_room(&self) -> bool {
         true
     }
@@ -328,9 +330,9 @@ pub use crate::model::event::Entry;
 
 /// Whatever answers messages. Called by one thread at a time.
 pub trait Agent: Send {
-    /// Makes the agent ready for prompts; called before the first prompt and again after the agent died. `agent_session` is
-    /// the agent's own session id of an earlier activation; `had_turns`: the transcript has a turn that the agent should
-    /// remember. A stateless agent without a process has nothing to do here.
+    /// Makes the agent ready for prompts; called before the first prompt and again after the agent died.
+    /// `agent_session` is the agent's own session id of an earlier activation; `had_turns`: the transcript has a turn
+    /// that the agent should remember. A stateless agent without a process has nothing to do here.
     ///
     /// # Errors
     /// The agent cannot be started, did not speak its protocol, or an interrupt came. Nothing is left running then.
@@ -352,22 +354,24 @@ pub trait Agent: Send {
     /// Begins a turn with a prompt, and takes it as far as it goes without waiting.
     fn begin(&mut self, host: &mut dyn Host, prompt: &Prompt) -> Progress;
 
-    /// Begins a turn that the agent itself has begun ([`Agent::wants_turn`]); it is over when the agent has said nothing for a
-    /// while.
+    /// Begins a turn that the agent itself has begun ([`Agent::wants_turn`]); it is over when the agent has said
+    /// nothing for a while.
     fn listen(&mut self, _host: &mut dyn Host) -> Progress {
         Progress::Done(Answer::Completed { stop_reason: None })
     }
 
-    /// Takes the turn further: looks at what is there to be read, at [`Host::interrupt`], at [`Host::permission_answers`] and at
-    /// the time. Does not wait. Once an interrupt is in force the turn is over in bounded time.
+    /// Takes the turn further: looks at what is there to be read, at [`Host::interrupt`], at
+    /// [`Host::permission_answers`] and at the time. Does not wait. Once an interrupt is in force the turn is over in
+    /// bounded time.
     ///
-    /// Only called while a turn is [`Progress::Pending`]; an agent that runs to its end in [`Agent::begin`] never gets here.
+    /// Only called while a turn is [`Progress::Pending`]; an agent that runs to its end in [`Agent::begin`] never gets
+    /// here.
     fn input(&mut self, _host: &mut dyn Host) -> Progress {
         Progress::Done(Answer::Cancelled)
     }
 
-    /// The turn is over, and its answer is known: ends what it left behind (a command's processes; an agent's process that is of
-    /// no more use). Waits in [`Host::wait`], for a few seconds at most.
+    /// The turn is over, and its answer is known: ends what it left behind (a command's processes; an agent's process
+    /// that is of no more use). Waits in [`Host::wait`], for a few seconds at most.
     fn end(&mut self, _host: &mut dyn Host) {}
 
     /// Descriptors to watch. When one is ready, [`Agent::input`] is called in a turn and [`Agent::idle`] between turns.
@@ -378,7 +382,8 @@ pub trait Agent: Send {
     /// Takes in what came between turns (late updates, end of file). Must not block.
     fn idle(&mut self, _host: &mut dyn Host) {}
 
-    /// Whether it has begun to say or ask something between turns: [`Agent::listen`] is to be called, in a turn of its own.
+    /// Whether it has begun to say or ask something between turns: [`Agent::listen`] is to be called, in a turn of its
+    /// own.
     fn wants_turn(&self) -> bool {
         false
     }

@@ -1,4 +1,5 @@
-//! The service manager: READY, RELOADING, STOPPING, STATUS, EXTEND_TIMEOUT_USEC, WATCHDOG. Nothing happens without one.
+//! Messages to the service manager: READY, RELOADING, STOPPING, STATUS, EXTEND_TIMEOUT_USEC, WATCHDOG. Without a
+//! service manager nothing is sent.
 
 use std::time::{Duration, Instant};
 
@@ -11,11 +12,11 @@ use crate::thread;
 
 fn send(states: &[NotifyState<'_>]) {
     if let Err(e) = sd_notify::notify(states) {
-        log::debug!("the service manager cannot be told: {e}");
+        log::debug!("cannot notify the service manager: {e}");
     }
 }
 
-/// Messages are accepted.
+/// The daemon accepts messages.
 pub fn ready() {
     send(&[NotifyState::Ready, NotifyState::Status("running")]);
 }
@@ -24,13 +25,14 @@ pub fn ready() {
 pub fn reloading() {
     match NotifyState::monotonic_usec_now() {
         Ok(now) => send(&[NotifyState::Reloading, now]),
-        Err(e) => log::debug!("the service manager cannot be told: {e}"),
+        Err(e) => log::debug!("cannot notify the service manager: {e}"),
     }
 }
 
-/// A stop begins, and needs at most this long: asked for at once, so that a shorter timeout of the unit does not cut it off.
+/// A stop begins and needs at most `within`. The time is asked for at once, so a shorter timeout of the unit does not
+/// cut the stop off.
 pub fn stopping(within: Duration) {
-    // Written out, since the library's number ends at 71 minutes.
+    // Written by hand: the library's `u32` of microseconds ends at 71 minutes.
     let extend = format!("EXTEND_TIMEOUT_USEC={}", within.as_micros());
     send(&[NotifyState::Stopping, NotifyState::Custom(&extend)]);
 }
@@ -40,21 +42,20 @@ pub fn status(text: &str) {
     send(&[NotifyState::Status(text)]);
 }
 
-/// Whether somebody starts us again after we leave with 75: a service manager that says so by its notify socket.
+/// Whether a service manager starts the daemon again after exit code 75.
 #[must_use]
 pub fn is_supervised() -> bool {
     std::env::var_os("NOTIFY_SOCKET").is_some() || std::env::var_os("INVOCATION_ID").is_some()
 }
 
-/// How the manager's watchdog is fed, of the period in which it must be: the pause between two rounds, how long the
-/// coordinator and the store have for their answers in one, and what the store has at least when the coordinator took all
-/// of that.
+/// The timing of the watchdog, from the period of the service manager: the pause between two rounds, the time for both
+/// answers of a round, and the least time for the store's answer if the coordinator's took all of that.
 fn pace(period: Duration) -> (Duration, Duration, Duration) {
     (period / 3, period / 3, period / 12)
 }
 
-/// Feeds the service manager's watchdog, if it has one: a timer asks, and only answers of the coordinator and the store
-/// feed it. The thread ends when the guard that is returned is dropped.
+/// Feeds the service manager's watchdog, if it has one: only if the coordinator and the store both answer in time. The
+/// thread ends when the returned guard is dropped.
 pub fn watchdog(coordinator: Sender<Request>, store: Store) -> Option<Sender<()>> {
     let (every, patience, least) = pace(sd_notify::watchdog_enabled()?);
     let (guard, ended): (Sender<()>, Receiver<()>) = crossbeam_channel::bounded(1);
@@ -65,14 +66,16 @@ pub fn watchdog(coordinator: Sender<Request>, store: Store) -> Option<Sender<()>
             let (answer, answered) = crossbeam_channel::bounded(1);
             let coordinator_lives = coordinator.send_deadline(Request::Ping(answer), until).is_ok()
                 && answered.recv_deadline(until).is_ok();
-            // A stalled disk is shown, not cured by a kill.
+            // A stalled disk does not count as dead: a kill would not help.
             let store_lives = store.is_alive(until.saturating_duration_since(Instant::now()).max(least));
             if coordinator_lives && store_lives {
                 send(&[NotifyState::Watchdog]);
                 pause = every;
             } else {
-                log::error!("watchdog: coordinator {coordinator_lives}, store {store_lives}: not fed");
-                // Asked again soon: it may yet answer in time.
+                let state = |lives| if lives { "answers" } else { "does not answer" };
+                let (coordinator, store) = (state(coordinator_lives), state(store_lives));
+                log::error!("watchdog not fed: the coordinator {coordinator}, the store {store}");
+                // Asked again soon: they may still answer in time.
                 pause = least;
             }
         }
@@ -80,7 +83,7 @@ pub fn watchdog(coordinator: Sender<Request>, store: Store) -> Option<Sender<()>
     match thread::spawn_own("watchdog", thread::IO_STACK, body) {
         Ok(_) => Some(guard),
         Err(e) => {
-            log::error!("no thread to feed the service manager's watchdog: {e}");
+            log::error!("cannot start a thread to feed the service manager's watchdog: {e}");
             None
         }
     }
@@ -91,7 +94,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_watchdog_is_fed_within_its_period_however_late_the_answers_are() {
+    fn the_watchdog_is_fed_within_its_period_even_if_answers_are_late() {
         for period in [Duration::from_millis(200), Duration::from_secs(30), Duration::from_secs(3600)] {
             let (pause, patience, least) = pace(period);
             assert!(pause + patience + least <= period * 3 / 4, "{period:?}");

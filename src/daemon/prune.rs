@@ -1,14 +1,14 @@
-//! Retention, step by step, and how it is told: each step removes a little; what all of them removed is one line of the log.
+//! Retention in steps: each step removes a limited number of rows, and one log line sums up a round of steps.
 
 use super::context::Context;
 use crate::store::Pruned;
 
-/// What the steps of a round have removed so far.
+/// What the steps of this round have removed so far.
 #[derive(Debug, Default)]
 pub struct Round(Pruned);
 
 impl Round {
-    /// Takes in a step. False: the round is over, and was told.
+    /// Adds a step. `false`: the round is over and logged.
     pub fn went_on(&mut self, step: Option<Pruned>) -> bool {
         let step = step.unwrap_or_default();
         self.0 += step;
@@ -35,10 +35,10 @@ impl Round {
     }
 }
 
-/// One step. `None`: the store could not do it now.
+/// One step. `None`: the store failed.
 pub fn step(ctx: &Context) -> Option<Pruned> {
     ctx.store
         .prune(ctx.config().retention.clone())
-        .inspect_err(|e| log::warn!("retention: nothing can be removed now: {e}"))
+        .inspect_err(|e| log::warn!("retention: cannot remove anything now: {e}"))
         .ok()
 }

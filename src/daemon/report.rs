@@ -1,4 +1,4 @@
-//! The stop report: each phase's planned and real time, each session's outcome.
+//! The stop report: the planned and the real time of each phase, and the outcome of each session.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -9,10 +9,10 @@ use super::context::Context;
 use crate::clock::{self, Millis};
 use crate::model::lifecycle::{Phase, Stop, plan};
 
-/// How many sessions are listed, those with a turn first.
+/// The most sessions that are listed; sessions with a turn come first.
 const LISTED: usize = 1000;
 
-/// A report in the making.
+/// The report of a stop, while the stop goes on.
 #[derive(Debug)]
 pub struct Report {
     stop: Stop,
@@ -20,7 +20,7 @@ pub struct Report {
     phases: Vec<(Phase, Instant, Option<Duration>)>,
     live: Vec<(i64, Option<String>)>,
     tools: HashMap<i64, Option<String>>,
-    given_up: Vec<(i64, String)>,
+    abandoned: Vec<(i64, String)>,
     clean: Option<bool>,
 }
 
@@ -38,7 +38,7 @@ impl Report {
             phases: vec![(phase, ctx.now(), None)],
             live,
             tools: blocking.into_iter().map(|b| (b.sid, b.tool)).collect(),
-            given_up: Vec::new(),
+            abandoned: Vec::new(),
             clean: None,
         }
     }
@@ -51,30 +51,31 @@ impl Report {
         self.phases.push((phase, now, None));
     }
 
-    /// Workers were given up.
-    pub fn abandoned(&mut self, given_up: Vec<(i64, String)>) {
-        self.given_up.extend(given_up);
+    /// The stop abandons workers.
+    pub fn abandon(&mut self, workers: Vec<(i64, String)>) {
+        self.abandoned.extend(workers);
     }
 
-    /// Whom this stop gave up.
+    /// The sessions whose workers this stop has abandoned.
     #[must_use]
-    pub fn given_up(&self) -> Vec<i64> {
-        self.given_up.iter().map(|(sid, _)| *sid).collect()
+    pub fn abandoned(&self) -> Vec<i64> {
+        self.abandoned.iter().map(|(sid, _)| *sid).collect()
     }
 
-    /// The end.
+    /// The stop is over.
     pub fn finish(&mut self, clean: bool) {
         self.clean = Some(clean);
     }
 
-    /// As the API shows it. `whole`: with the sessions, read from the store by the instant.
+    /// The report as the API shows it. With `whole` it lists the sessions, which are read from the store until that
+    /// instant.
     #[must_use]
     pub fn json(&self, ctx: &Context, whole: Option<Instant>) -> Value {
         let budget = ctx.config().shutdown;
         let now = ctx.now();
         let newest = self.phases.last().map(|p| p.0);
         let mut phases: Vec<Value> = Vec::new();
-        // Every phase up to the newest, those too that the stop had no need of.
+        // Every phase up to the newest, also phases that the stop skipped.
         for (phase, planned) in plan(&budget) {
             let spent = self.phases.iter().filter(|p| p.0 == phase);
             let took: Duration =
@@ -95,13 +96,13 @@ impl Report {
 
     fn sessions(&self, ctx: &Context, until: Instant) -> Vec<Value> {
         let outcomes = ctx.store.until(until).stop_outcomes(&self.live).unwrap_or_else(|e| {
-            log::error!("stop: the outcomes cannot be read for the report: {e}");
+            log::error!("stop: cannot read the sessions' outcomes for the report: {e}");
             Vec::new()
         });
         outcomes
             .into_iter()
             .map(|s| {
-                let abandoned = self.given_up.iter().any(|(sid, _)| *sid == s.sid);
+                let abandoned = self.abandoned.iter().any(|(sid, _)| *sid == s.sid);
                 let outcome = match s.turn.as_deref() {
                     _ if abandoned => "abandoned",
                     Some("interrupted") => "interrupted",

@@ -1,4 +1,4 @@
-//! Signals: one thread that translates them, and the way out that needs nothing of the process.
+//! Signals: one thread that translates them, and an exit that depends on nothing in the process.
 
 use std::io;
 
@@ -8,21 +8,21 @@ use signal_hook::iterator::Signals;
 
 use crate::thread;
 
-/// What a signal asks for.
+/// The meaning of a signal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Signal {
-    /// SIGTERM, SIGINT: stop; a further one, harder.
+    /// SIGTERM, SIGINT: stop. Each further signal raises the urgency.
     Stop,
-    /// SIGUSR1: stop, to be started again.
+    /// SIGUSR1: restart.
     Restart,
-    /// SIGHUP: read configuration and hooks anew.
+    /// SIGHUP: reload configuration and hooks.
     Reload,
 }
 
-/// Starts to listen. From here on no signal is lost: those before the daemon is ready wait in the channel.
+/// Starts to listen. From here on no signal is lost: signals before the daemon is ready wait in the channel.
 ///
 /// # Errors
-/// The signals cannot be taken over.
+/// The handlers or the thread cannot be set up.
 pub fn listen(reap: impl Fn() + Send + 'static) -> io::Result<Receiver<Signal>> {
     let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP, SIGUSR1, SIGCHLD])?;
     let (send, receive): (Sender<Signal>, _) = crossbeam_channel::bounded(64);
@@ -37,14 +37,14 @@ pub fn listen(reap: impl Fn() + Send + 'static) -> io::Result<Receiver<Signal>> 
                     continue;
                 }
             };
-            // Full: sixty-four wait already, and urgency knows three steps.
+            // A full channel already holds 64 signals, and urgency has only three steps.
             let _ = send.try_send(meaning);
         }
     })?;
     Ok(receive)
 }
 
-/// Leaves at once: no destructors, no exit handlers, no locks.
-pub fn leave(code: u8) -> ! {
+/// Exits at once: no destructors, no exit handlers, no locks.
+pub fn exit(code: u8) -> ! {
     signal_hook::low_level::exit(i32::from(code))
 }

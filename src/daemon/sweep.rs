@@ -1,7 +1,7 @@
-//! Looking for what the agents of earlier boots left running, and ending it before their sessions go on.
+//! Finds processes that agents of earlier boots left running, and ends them before their sessions go on.
 //!
-//! On a thread of its own: messages are accepted meanwhile, but no session starts until it is known whose processes are
-//! there, and those sessions wait for the end of theirs.
+//! It runs on a thread of its own while messages are accepted. No session starts before the search is over; then only
+//! the sessions with a leftover process wait, until that process has ended.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -11,30 +11,30 @@ use crate::agent::process::{self, Claim, Leftover};
 use crate::proc::mark;
 use crate::thread;
 
-/// How long one try to end them takes at most.
+/// The longest time of one round of ending them.
 const ROUND: Duration = Duration::from_secs(10);
 
-/// The pause after the store could not say whose a process is.
+/// The pause before the store is asked again for a process's session.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// Starts looking.
+/// Starts the search.
 pub fn start(ctx: &Arc<Context>) {
     ctx.registry.search_leftovers();
     let sweeper = ctx.clone();
     if let Err(e) = thread::spawn_own("sweep", thread::IO_STACK, move || sweep(&sweeper)) {
-        log::warn!("no thread to look for earlier agents, so everybody waits for it: {e}");
+        log::warn!("cannot start a thread to search for processes of earlier agents, so the start waits for it: {e}");
         sweep(ctx);
     }
 }
 
-/// While this lives sessions may be waiting for the search. Should it end too early by a fault of ours, nobody waits for
-/// ever: an old process beside a new one is the lesser harm.
+/// Sessions may wait for the search as long as this value lives. If the search panics, no session waits for ever: an
+/// old process beside a new one does less harm.
 struct Search<'h>(&'h Context);
 
 impl Drop for Search<'_> {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            log::error!("the search for what earlier agents left running failed; sessions start without it");
+            log::error!("the search for processes of earlier agents failed; sessions start without it");
             self.0.registry.unblock_all();
         }
     }
@@ -50,7 +50,7 @@ fn sweep(ctx: &Context) {
         found,
         |id| ctx.store.sid_of(id),
         || {
-            // Nobody wakes this thread: it is a pause.
+            // Nobody wakes this thread, so this is a pause.
             std::thread::park_timeout(PAUSE);
             !stops()
         },
@@ -61,7 +61,7 @@ fn sweep(ctx: &Context) {
     if left.is_empty() {
         return;
     }
-    log::warn!("{} processes of earlier agents are still there; they are ended first", left.len());
+    log::warn!("{} processes of earlier agents still run; they are ended before their sessions start", left.len());
     for round in 0u32.. {
         let all: Vec<Leftover> = left.iter().map(|(_, l)| l.clone()).collect();
         let stuck = process::end_leftovers(&all, Instant::now() + ROUND);
@@ -85,16 +85,17 @@ fn sweep(ctx: &Context) {
         }
         if round == 0 {
             for (_, l) in &left {
-                log::error!(session_id = l.session_id.as_deref().unwrap_or_default(); "process {} ({}) cannot be ended; its session waits", l.pid, l.name);
+                log::error!(session_id = l.session_id.as_deref().unwrap_or_default();
+                    "{l} cannot be ended; its session waits");
             }
         }
     }
 }
 
-/// Those that are ours, with their sessions' rows; one whose session was purged holds up nobody. One of an older version,
-/// which does not say to which state directory it belongs, is ours if its session is known. Where the store cannot say whose
-/// a process is it is asked again, for as long as `wait` says: to take the process for a stranger's would let its session
-/// run beside it.
+/// The processes that belong to this state directory, with the rows of their sessions. A process without a session row
+/// blocks no session. A process of an older version does not name its state directory; it is ours if the store knows
+/// its session. If the store fails it is asked again, as long as `wait` returns true: without the answer a session
+/// could start beside its old process.
 fn ours<E: std::fmt::Display>(
     found: Vec<Leftover>,
     sid_of: impl Fn(&str) -> Result<Option<i64>, E>,
@@ -110,10 +111,11 @@ fn ours<E: std::fmt::Display>(
                 Err(e) => {
                     if !told {
                         told = true;
-                        log::error!(session_id = id; "whose {leftover} is cannot be said, no session starts before: {e}");
+                        log::error!(session_id = id;
+                            "cannot find the session of {leftover}, no session starts before: {e}");
                     }
                     if !wait() {
-                        // A stop: no session starts any more.
+                        // The daemon stops, so no session starts any more.
                         return ours;
                     }
                 }

@@ -182,7 +182,8 @@ impl Client {
         }
     }
 
-    /// The last line that it wrote, for whoever sent a message; all that is kept of its stderr goes to the operator's log.
+    /// The last line that it wrote, for whoever sent a message; all that is kept of its stderr goes to the operator's
+    /// log.
     pub fn last_line(&self, host: &dyn Host, how: &str) -> String {
         let tail = self.process.stderr_tail();
         if !tail.is_empty() {

@@ -1,14 +1,14 @@
 //! `acp`: a program that speaks the Agent Client Protocol (version 1) on its stdin and stdout.
 //!
-//! Owns the process, the agent's session and the turn's protocol. It must not know the store or the API. Everything runs
-//! on the worker's thread, which waits for the pipes, the exit and its letters together.
+//! Owns the process, the agent's session and the turn's protocol. It must not know the store or the API. Everything
+//! runs on the worker's thread, which waits for the pipes, the exit and its letters together.
 //!
 //! Reading order: [`wire`] is lines and JSON-RPC, [`client`] a connection, [`session`] the handshake and the doubt in
 //! it, [`turn`] what is said, [`running`] a turn between two lines. This file is the agent: start, begin, idle, close.
 //!
-//! A prompt ends in one of four ways: the agent answers it; it dies; a cancel is answered (by a result or an error alike:
-//! agents do both); or a cancel is not, and the process is ended. Only in the first and third does the agent live on, and
-//! in the third not after an error, if it can reopen the session: see `Driven::cancelled` in [`running`].
+//! A prompt ends in one of four ways: the agent answers it; it dies; a cancel is answered (by a result or an error
+//! alike: agents do both); or a cancel is not, and the process is ended. Only in the first and third does the agent
+//! live on, and in the third not after an error, if it can reopen the session: see `Driven::cancelled` in [`running`].
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};

@@ -1,6 +1,7 @@
 //! A turn on its way: all that is known of it between two lines, and what the next line makes of it.
 //!
-//! Owns the stage in which the turn is and its instants; it never waits. It must not know how a process is started or ended.
+//! Owns the stage in which the turn is and its instants; it never waits. It must not know how a process is started or
+//! ended.
 
 use std::time::{Duration, Instant};
 
@@ -386,7 +387,8 @@ impl Driven<'_> {
 
     /// An agent whose own handling of a cancel failed may take the turn for running for ever, and then answers each
     /// later prompt with "Queued for the next turn", as if that were the answer (hermes-agent 0.19 does). So it is not
-    /// trusted any more, and reopens the session in a new process; unless it could not, and would lose the conversation.
+    /// trusted any more, and reopens the session in a new process; unless it could not, and would lose the
+    /// conversation.
     fn cancelled(&self, host: &dyn Host, error: Option<wire::RpcError>) -> End {
         let can_reopen = self.live.can.load || self.live.can.resume;
         match error.filter(|e| e.code != wire::REQUEST_CANCELLED) {

@@ -30,15 +30,15 @@ impl Coordinator {
         self.closing = Some(Step::Hooks(until));
         self.released = false;
         self.aside_or_here("close", Event::HooksClosed(None), move |ctx| {
-            let given_up = ctx.handlers.close(ctx.now() + ctx.left(until) / 4);
-            Event::HooksClosed(Some(given_up))
+            let abandoned = ctx.handlers.close(ctx.now() + ctx.left(until) / 4);
+            Event::HooksClosed(Some(abandoned))
         });
     }
 
     /// What was only queued for a handler is known by now: it was answered before the threads ended.
-    pub(super) fn hooks_closed(&mut self, given_up: Option<usize>) {
+    pub(super) fn hooks_closed(&mut self, abandoned: Option<usize>) {
         let Some(Step::Hooks(until)) = self.closing else { return };
-        self.hooks_abandoned = given_up != Some(0);
+        self.hooks_abandoned = abandoned != Some(0);
         self.closing = Some(Step::Delivery(until));
         self.timers.set(Timer::DeliveryEnd, self.ctx.now() + self.ctx.left(until) / 4);
         let own = self.own.0.clone();

@@ -472,7 +472,7 @@ impl Coordinator {
                     self.step(event);
                 }
             }
-            Event::HooksClosed(given_up) => self.hooks_closed(given_up),
+            Event::HooksClosed(abandoned) => self.hooks_closed(abandoned),
             Event::DeliveryEnded => self.delivery_ended(),
             Event::Recorded(done) => self.recorded(done),
             Event::Closed(done) => {

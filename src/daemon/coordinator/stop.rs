@@ -69,17 +69,17 @@ impl Coordinator {
             Action::Interrupt(until) => ctx.registry.interrupt_running(Interrupt::Cancel(until)),
             Action::Kill => ctx.registry.hurry(self.ctx.now(), true),
             Action::Abandon => {
-                let given_up = ctx.registry.abandon();
-                if !given_up.is_empty() {
-                    let keys: Vec<&str> = given_up.iter().take(20).map(|(_, key)| key.as_str()).collect();
-                    log::error!("stop: {} workers were abandoned: {}", given_up.len(), keys.join(" "));
+                let abandoned = ctx.registry.abandon();
+                if !abandoned.is_empty() {
+                    let keys: Vec<&str> = abandoned.iter().take(20).map(|(_, key)| key.as_str()).collect();
+                    log::error!("stop: {} workers were abandoned: {}", abandoned.len(), keys.join(" "));
                 }
                 if let Some(report) = &mut self.report {
-                    report.abandoned(given_up);
+                    report.abandon(abandoned);
                 }
             }
             Action::NoteAbandoned => {
-                let sids = self.report.as_ref().map_or_else(Vec::new, Report::given_up);
+                let sids = self.report.as_ref().map_or_else(Vec::new, Report::abandoned);
                 self.perform_aside("abandoned", ctx.config().shutdown.close / 4, move |store| {
                     if let Err(e) = store.note_abandoned(sids) {
                         log::error!("stop: the abandoned sessions could not be noted: {e}");

@@ -294,11 +294,11 @@ impl Roster {
 
     /// Gives up the workers that have not come: their sessions' rows and keys.
     pub fn abandon(&mut self) -> Vec<(i64, String)> {
-        let given_up = std::mem::take(&mut self.live).into_iter().map(|(sid, entry)| (sid, entry.key)).collect();
+        let abandoned = std::mem::take(&mut self.live).into_iter().map(|(sid, entry)| (sid, entry.key)).collect();
         self.by_key.clear();
         self.by_agent.clear();
         self.running = 0;
-        given_up
+        abandoned
     }
 
     /// What still runs, oldest first.
