@@ -8,19 +8,13 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use ostler::clock::Millis;
 use ostler::config;
-use ostler::hooks::{Event, HandlerId, HookHost, Hooks, load, sample};
-use ostler::model::event::{Entry, HookEvent};
+use ostler::hooks::trial::TrialHost;
+use ostler::hooks::{Event, HandlerId, Hooks, load, sample};
+use ostler::model::event::HookEvent;
 use serde_json::Value;
 
-const SCRIPT: &str = r#"
-local turns = 0
-ostler.on("session_end", function(ev)
-  turns = turns + ev.turns
-  return ev.key .. ev.reason
-end)
-"#;
+const SCRIPT: &str = include_str!("ends.lua");
 
 /// The same work without ostler.
 const BARE: &str = r#"
@@ -30,39 +24,6 @@ return function(ev)
   return ev.key .. ev.reason
 end
 "#;
-
-/// A host of which nothing is asked.
-struct Empty;
-
-impl HookHost for Empty {
-    fn transcript(&self, _: &str, _: i64, _: usize, _: Option<i64>) -> Result<Vec<Entry>, String> {
-        Ok(Vec::new())
-    }
-    fn kv_get(&self, _: &str) -> Result<Option<Value>, String> {
-        Ok(None)
-    }
-    fn kv_set(&self, _: &str, _: Option<Value>, _: Option<Duration>, _: Option<Option<Value>>) -> Result<bool, String> {
-        Ok(true)
-    }
-    fn kv_incr(&self, _: &str, by: i64, _: Option<Duration>) -> Result<i64, String> {
-        Ok(by)
-    }
-    fn send(&self, _: &str, _: &str, _: Option<&str>) -> Result<Value, String> {
-        Ok(Value::Null)
-    }
-    fn session_info(&self, _: &str) -> Result<Option<Value>, String> {
-        Ok(None)
-    }
-    fn timer_claim(&self, _: &str, _: Millis) -> Result<bool, String> {
-        Ok(true)
-    }
-    fn timer_restart(&self, _: &str, _: Millis) -> Result<(), String> {
-        Ok(())
-    }
-    fn timer_last(&self, _: &str) -> Result<Option<Millis>, String> {
-        Ok(None)
-    }
-}
 
 /// What is measured how often.
 struct Scale {
@@ -191,7 +152,8 @@ fn main() {
         began.elapsed().as_secs_f64() * 1e3
     });
 
-    let hooks = Hooks::start(load(&settings(dir.path(), 2), "bench").unwrap(), Arc::new(Empty), "boot").unwrap();
+    let hooks =
+        Hooks::start(load(&settings(dir.path(), 2), "bench").unwrap(), Arc::new(TrialHost::default()), "boot").unwrap();
     let handler = hooks.handlers(HookEvent::SessionEnd)[0].clone();
     let call = medians(scale.runs, || one_call(&hooks, &handler, scale.calls));
     let mut plain = bare();

@@ -11,13 +11,7 @@ use rustix::process::{Pid, Signal, kill_process};
 pub const TEXT: &str = "how many horses are in the stable tonight, and which of them still want water?";
 
 /// A handler that every end of a session is owed to.
-pub const ENDS: &str = r#"
-local turns = 0
-ostler.on("session_end", function(ev)
-  turns = turns + ev.turns
-  return ev.key .. ev.reason
-end)
-"#;
+pub const ENDS: &str = include_str!("../ends.lua");
 
 /// Room for everything, and one agent.
 pub fn config(agent: &str) -> String {

@@ -120,3 +120,10 @@ pub fn at(socket: &Path, args: &[&str]) -> Ran {
     let socket = socket.to_str().unwrap();
     ostler(&[args, &["--socket", socket]].concat())
 }
+
+/// Writes a file and returns its path.
+pub fn file_in(dir: &std::path::Path, name: &str, text: &str) -> String {
+    let path = dir.join(name);
+    std::fs::write(&path, text).unwrap();
+    path.to_str().unwrap().to_owned()
+}

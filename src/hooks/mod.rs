@@ -104,6 +104,9 @@ pub enum Verdict {
     HookFailed(String),
 }
 
+/// When `kv_set` sets: `None` = always; `Some(None)` = only if absent; `Some(Some(v))` = only if equal.
+pub type OnlyIf = Option<Option<Value>>;
+
 /// What scripts may ask of the daemon, which implements it over the store. Called on hook threads. Errors are texts for
 /// the script.
 pub trait HookHost: Send + Sync {
@@ -125,18 +128,11 @@ pub trait HookHost: Send + Sync {
     /// A text for the script.
     fn kv_get(&self, key: &str) -> Result<Option<Value>, String>;
 
-    /// Keeps a value, or removes it (`None`). `only_if`: `None` = always; `Some(None)` = only if absent;
-    /// `Some(Some(v))` = only if equal. `Ok(false)`: the condition did not hold.
+    /// Keeps a value, or removes it (`None`). `Ok(false)`: the condition did not hold.
     ///
     /// # Errors
     /// A text for the script.
-    fn kv_set(
-        &self,
-        key: &str,
-        value: Option<Value>,
-        ttl: Option<Duration>,
-        only_if: Option<Option<Value>>,
-    ) -> Result<bool, String>;
+    fn kv_set(&self, key: &str, value: Option<Value>, ttl: Option<Duration>, only_if: OnlyIf) -> Result<bool, String>;
 
     /// Adds to an integer (0 when absent) and gives the sum.
     ///

@@ -17,7 +17,7 @@ use super::sample::SESSION;
 use super::scripts::{LoadError, Plan, State, load_sources};
 use super::stats::{REST, Stats};
 use super::task::{self, Shared, Task};
-use super::{Delivered, Event, HookHost, Verdict, check, lock, sample_with};
+use super::{Delivered, Event, HookHost, OnlyIf, Verdict, check, lock, sample_with};
 use crate::clock::{self, Millis};
 use crate::config;
 use crate::model::event::{Entry, HookEvent, Role};
@@ -81,13 +81,7 @@ impl HookHost for TrialHost {
         Ok(kv.get(key).filter(|(_, until)| alive(*until, Instant::now())).map(|(value, _)| value.clone()))
     }
 
-    fn kv_set(
-        &self,
-        key: &str,
-        value: Option<Value>,
-        ttl: Option<Duration>,
-        only_if: Option<Option<Value>>,
-    ) -> Result<bool, String> {
+    fn kv_set(&self, key: &str, value: Option<Value>, ttl: Option<Duration>, only_if: OnlyIf) -> Result<bool, String> {
         let now = Instant::now();
         let mut kv = lock(&self.kv);
         let there = kv.get(key).filter(|(_, until)| alive(*until, now)).map(|(value, _)| value);

@@ -229,20 +229,10 @@ impl Lifecycle {
             (Phase::Draining, Event::TimeUp) => self.interrupt(now),
 
             (Phase::Interrupting, Event::TurnsEnded | Event::WorkersGone) => self.sweep(now),
-            (Phase::Interrupting, Event::TimeUp) => {
-                self.abandoned = true;
-                let mut actions = vec![Action::Kill, Action::Abandon, Action::NoteAbandoned];
-                actions.extend(self.sweep(now));
-                actions
-            }
+            (Phase::Interrupting, Event::TimeUp) => [self.abandon(), self.sweep(now)].concat(),
 
             (Phase::Sweeping, Event::WorkersGone) => self.call_hooks(now),
-            (Phase::Sweeping, Event::TimeUp) => {
-                self.abandoned = true;
-                let mut actions = vec![Action::Kill, Action::Abandon, Action::NoteAbandoned];
-                actions.extend(self.call_hooks(now));
-                actions
-            }
+            (Phase::Sweeping, Event::TimeUp) => [self.abandon(), self.call_hooks(now)].concat(),
 
             (Phase::CallingHooks, Event::ShutdownHooksEnded) => self.deliver_ends(now),
             (Phase::CallingHooks, Event::EndsDelivered) => self.call_stopped(now),
@@ -340,6 +330,12 @@ impl Lifecycle {
         self.alarm = Some(until);
         // The workers get nine tenths, so that one that ends at its own deadline is still joined.
         vec![Action::RefreshMarks, Action::Interrupt(now + self.budget.interrupt * 9 / 10)]
+    }
+
+    /// The workers that are left are abandoned.
+    fn abandon(&mut self) -> Vec<Action> {
+        self.abandoned = true;
+        vec![Action::Kill, Action::Abandon, Action::NoteAbandoned]
     }
 
     fn sweep(&mut self, now: Instant) -> Vec<Action> {

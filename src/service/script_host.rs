@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::intake::Origin;
 use super::{Fault, Service};
 use crate::clock::Millis;
-use crate::hooks::HookHost;
+use crate::hooks::{HookHost, OnlyIf};
 use crate::model::event::Entry;
 use crate::store::{Error, Refusal, Store, Target};
 
@@ -61,13 +61,7 @@ impl HookHost for ScriptHost {
         self.store.kv_get(key).map_err(text)
     }
 
-    fn kv_set(
-        &self,
-        key: &str,
-        value: Option<Value>,
-        ttl: Option<Duration>,
-        only_if: Option<Option<Value>>,
-    ) -> Result<bool, String> {
+    fn kv_set(&self, key: &str, value: Option<Value>, ttl: Option<Duration>, only_if: OnlyIf) -> Result<bool, String> {
         self.store.kv_set(key.to_owned(), value, ttl, only_if).map_err(text)
     }
 

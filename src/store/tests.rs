@@ -238,17 +238,21 @@ fn told(e: &EventRow) -> String {
     format!("{}:{what}", e.kind)
 }
 
-pub(super) fn open(path: &std::path::Path, now: &Arc<AtomicI64>) -> Store {
+/// The environment of a store that commits on the caller's thread, at the time of `now`.
+pub(super) fn env(now: &Arc<AtomicI64>) -> Env {
     let clock = now.clone();
-    let env = Env {
+    Env {
         clock: Arc::new(move || clock.load(Ordering::SeqCst)),
         durable: false,
         inline: true,
         memory: false,
         readers: 1,
         ..Env::default()
-    };
-    let store = Store::open_in(path, env).unwrap();
+    }
+}
+
+pub(super) fn open(path: &std::path::Path, now: &Arc<AtomicI64>) -> Store {
+    let store = Store::open_in(path, env(now)).unwrap();
     store.set_owed(Arc::new(|event| {
         if event.is_journalled() {
             vec![HandlerId { event, script: "10-audit.lua".into(), name: "1".into() }]

@@ -83,10 +83,7 @@ fn a_crash_is_as_old_as_its_last_sign_of_life() {
     let config = fake(&[], "") + "[sessions]\nresume_window = \"1h\"\n";
     let mut d = boot_ready(Daemon::new().config(&config), "");
     assert_eq!(d.send("local:done", "say done"), "done");
-    let gate = d.gate("gate");
-    let mut events = d.events("local:a");
-    let turn = d.post("local:a", &format!("say begun; wait-file {}", gate.path.display()));
-    events.until("text");
+    let (_gate, events, turn) = d.waiting("local:a", "");
     let death = events.seen.last().unwrap().text("at").to_owned();
     d.kill9();
     let mut d = boot_ready(d, &format!("clock.wall=set:{}", 3 * 3_600_000));

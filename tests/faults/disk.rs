@@ -14,10 +14,7 @@ use crate::rig::{boot_ready, settled};
 fn a_stop_beside_a_reader() {
     let config = fake(&[], "") + "[shutdown]\ndrain = \"100ms\"\nclose = \"4s\"\ndeadline = \"40s\"\n";
     let mut d = boot_ready(Daemon::new().config(&config).env("RUST_LOG", "debug"), "");
-    let mut gate = d.gate("gate");
-    let mut events = d.events("local:a");
-    let turn = d.post("local:a", &format!("say begun; wait-file {}", gate.path.display()));
-    events.until("text");
+    let (mut gate, _events, turn) = d.waiting("local:a", "");
     let other = rusqlite::Connection::open(d.path("state/ostler.db")).unwrap();
     other.execute_batch("BEGIN").unwrap();
     other.query_row("SELECT count(*) FROM sessions", [], |r| r.get::<_, i64>(0)).unwrap();

@@ -43,10 +43,7 @@ fn a_worker_that_panics() {
     for point in ["prompt.before@local:a", "prompt.answered@local:a"] {
         let config = fake(&[], "") + FS;
         let mut d = boot_ready(Daemon::new().config(&config).hook("note.lua", NOTE), &format!("{point}=panic:2"));
-        let mut gate = d.gate("gate");
-        let mut events = d.events("local:a");
-        let first = d.post("local:a", &format!("say begun; wait-file {}", gate.path.display()));
-        events.until("text");
+        let (mut gate, mut events, first) = d.waiting("local:a", "");
         let (fails, waits) = (d.post("local:a", "say two"), d.post("local:a", "say three"));
         gate.open();
         let id = |t: &Value| t["turn_id"].as_str().unwrap().to_owned();
@@ -88,10 +85,7 @@ fn a_slow_store() {
     let mut d = boot_ready(Daemon::new().config(&(fake(&[], "") + SHORT)), slow);
     let want: String = (0..30).map(|n| format!("{n} ")).collect();
     assert_eq!(d.send("local:a", "stream 30 5"), want.trim_end_matches('\0'));
-    let gate = d.gate("gate");
-    let mut events = d.events("local:b");
-    d.post("local:b", &format!("say begun; wait-file {}", gate.path.display()));
-    events.until("text");
+    let (_gate, _events, _) = d.waiting("local:b", "");
     assert_eq!(d.stop(), 0);
     assert_eq!(d.sql::<i64>("SELECT count(*) FROM turns WHERE state='interrupted'"), 1);
 }
@@ -111,10 +105,7 @@ pub fn not_ready(d: &Daemon) -> String {
 fn a_busy_store() {
     let short = SHORT.replace("deadline = \"30s\"", "deadline = \"20s\"");
     let mut d = boot_ready(Daemon::new().config(&(fake(&[], "") + &short)), "");
-    let mut gate = d.gate("gate");
-    let mut events = d.events("local:a");
-    let turn = d.post("local:a", &format!("say begun; wait-file {}; say done", gate.path.display()));
-    events.until("text");
+    let (mut gate, mut events, turn) = d.waiting("local:a", "; say done");
     let other = rusqlite::Connection::open(d.path("state/ostler.db")).unwrap();
     other.execute_batch("BEGIN IMMEDIATE").unwrap();
     let e = d.try_post("local:b", "say hello", Some("hello")).unwrap_err();
@@ -151,10 +142,7 @@ fn a_busy_store() {
 fn marks_that_cannot_be_written() {
     let config = fake(&[], "") + &SHORT.replace("close = \"3s\"", "close = \"300ms\"");
     let mut d = boot_ready(Daemon::new().config(&config), "mark_running.before=stall:2000");
-    let mut gate = d.gate("gate");
-    let mut events = d.events("local:a");
-    let turn = d.post("local:a", &format!("say begun; wait-file {}", gate.path.display()));
-    events.until("text");
+    let (mut gate, _events, turn) = d.waiting("local:a", "");
     d.sigterm();
     // What it could not write in time makes it no stop in order.
     let code = d.ended().code().unwrap();
@@ -259,10 +247,7 @@ fn a_full_disk() {
 fn two_signals_at_once() {
     let config = fake(&[], "") + FS + &SHORT.replace("100ms", "20s");
     let mut d = boot_ready(Daemon::new().config(&config).hook("note.lua", NOTE), "");
-    let gate = d.gate("gate");
-    let mut events = d.events("local:a");
-    d.post("local:a", &format!("say begun; wait-file {}", gate.path.display()));
-    events.until("text");
+    let (_gate, _events, _) = d.waiting("local:a", "");
     let since = Instant::now();
     d.signal(Signal::TERM);
     d.signal(Signal::INT);
@@ -285,10 +270,7 @@ fn the_deadline_passes() {
         let config = fake(&[], "")
             + "[shutdown]\ndrain = \"100ms\"\ninterrupt = \"500ms\"\nhooks = \"500ms\"\nclose = \"400ms\"\ndeadline = \"2500ms\"\n";
         let mut d = boot_ready(Daemon::new().config(&config), &format!("{stall}=stall:25000"));
-        let mut gate = d.gate("gate");
-        let mut events = d.events("local:a");
-        let turn = d.post("local:a", &format!("say begun; wait-file {}", gate.path.display()));
-        events.until("text");
+        let (mut gate, _events, turn) = d.waiting("local:a", "");
         let since = Instant::now();
         d.sigterm();
         let status = d.ended();

@@ -225,10 +225,7 @@ fn a_late_delivery_reads_what_stood_at_the_event() {
 fn a_stop_tells_what_was_said_by_then() {
     let config = format!("[shutdown]\ndrain = \"0s\"\n{}", fake(&[], ""));
     let mut d = Daemon::new().config(&config).hook("10-record.lua", RECORD).start();
-    let gate = d.gate("gate");
-    let mut events = d.events("local:a");
-    d.post("local:a", &format!("say begun; wait-file {}", gate.path.display()));
-    events.until("text");
+    let (_gate, _events, _) = d.waiting("local:a", "");
     assert_eq!(d.stop(), 0);
     let end = wait_record(&d, 0, "session_end");
     let said: Vec<&str> = end["said"].as_array().unwrap().iter().map(|s| s.as_str().unwrap()).collect();
@@ -315,10 +312,7 @@ fn what_handlers_do_is_counted() {
 #[test]
 fn a_turn_that_somebody_else_ends_is_told() {
     let mut d = Daemon::new().config(&fake(&[], "")).hook("10-record.lua", RECORD).start();
-    let gate = d.gate("gate");
-    let mut events = d.events("local:a");
-    d.post("local:a", &format!("say begun; wait-file {}", gate.path.display()));
-    events.until("text");
+    let (_gate, _events, _) = d.waiting("local:a", "");
     d.act("local:a", "reset");
     let end = wait_record(&d, 0, "turn_end");
     assert_eq!((&end["outcome"], &end["text"]), (&json!("cancelled"), &json!("begun")));

@@ -53,10 +53,7 @@ fn a_reload_under_a_reload_is_another_one() {
 fn a_reload_that_a_stop_overtakes_changes_nothing() {
     let told = |word: &str| format!("ostler.on('stopped', function() ostler.log.info('STOPPED {word}') end)\n");
     let mut d = Daemon::new().config(&fake(&[], "")).hook("a.lua", &told("old")).start();
-    let mut gate = d.gate("gate");
-    let mut events = d.events("local:a");
-    let running = d.post("local:a", &format!("say begun; wait-file {}", gate.path.display()));
-    events.until("text");
+    let (mut gate, mut events, running) = d.waiting("local:a", "");
     let pipe = pipe_as_config(&d);
     d.write_hook("a.lua", &told("new"));
     let mut late = std::thread::scope(|scope| {

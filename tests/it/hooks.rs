@@ -313,10 +313,7 @@ fn a_reload_swaps_all() {
         1
     );
     // A turn that runs over a reload goes on.
-    let mut gate = d.gate("gate");
-    let mut events = d.events("local:b");
-    let running = d.post("local:b", &format!("say begun; wait-file {}; say done", gate.path.display()));
-    events.until("text");
+    let (mut gate, mut events, running) = d.waiting("local:b", "; say done");
     let report = d.client().post("/v1/reload", None).unwrap();
     assert_eq!((&report["changed"], report["needs_restart"].is_null()), (&json!([]), false), "{report}");
     d.post("local:b", "say queued");

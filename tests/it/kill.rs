@@ -87,10 +87,7 @@ fn agents_of_a_dead_boot_are_ended_first() {
 fn a_stuck_session_is_suspended() {
     let config = fake(&[], "") + "[agent.echo]\nkind = \"echo\"\n[[route]]\nmatch = \"echo:*\"\nagent = \"echo\"\n";
     let mut d = Daemon::new().config(&config).start();
-    let gate = d.gate("gate");
-    let mut events = d.events("local:a");
-    let first = d.post("local:a", &format!("say begun; wait-file {}", gate.path.display()));
-    events.until("text");
+    let (gate, _events, first) = d.waiting("local:a", "");
     d.kill9();
     for round in 0..2 {
         d.write_config(&fake(&["--never-init"], ""));
@@ -216,10 +213,7 @@ fn thirty_deaths_under_load() {
 #[test]
 fn a_death_in_a_stop() {
     let mut d = Daemon::new().config(&fake(&[], "")).start();
-    let gate = d.gate("gate");
-    let mut events = d.events("local:a");
-    let running = d.post("local:a", &format!("say begun; wait-file {}", gate.path.display()));
-    events.until("text");
+    let (_gate, _events, running) = d.waiting("local:a", "");
     d.send("local:idle", "say x");
     d.sigterm();
     d.log.find(0, "marked", |l| l.contains("are marked"));

@@ -63,10 +63,7 @@ fn what_the_service_manager_is_told() {
     let mut d = Daemon::new().config(&fake(&[], "")).start();
     d.notes.find(0, "a status", |l| l.starts_with("STATUS="));
     assert_eq!(d.notes.all(), ["READY=1", "STATUS=running"]);
-    let mut gate = d.gate("gate");
-    let mut events = d.events("local:a");
-    d.post("local:a", &format!("say begun; wait-file {}", gate.path.display()));
-    events.until("text");
+    let (mut gate, _events, _) = d.waiting("local:a", "");
     let from = d.notes.count();
     d.sigterm();
     d.notes.find(from, "what blocks", |l| l.starts_with("STATUS=") && l.contains("local:a"));
@@ -92,10 +89,7 @@ fn the_watchdog_is_fed() {
         }
     };
     fed(&d);
-    let mut gate = d.gate("gate");
-    let mut events = d.events("local:a");
-    d.post("local:a", &format!("say begun; wait-file {}", gate.path.display()));
-    events.until("text");
+    let (mut gate, _events, _) = d.waiting("local:a", "");
     d.sigterm();
     d.notes.find(0, "STOPPING=1", |l| l == "STOPPING=1");
     fed(&d);
@@ -156,10 +150,7 @@ fn replace_kills_no_stranger() {
 #[test]
 fn a_second_replace_waits_for_the_drain_of_the_first() {
     let mut d = Daemon::new().config(&fake(&[], "")).start();
-    let mut gate = d.gate("gate");
-    let mut events = d.events("local:a");
-    let running = d.post("local:a", &format!("say begun; wait-file {}; say done", gate.path.display()));
-    events.until("text");
+    let (mut gate, mut events, running) = d.waiting("local:a", "; say done");
     let log = std::sync::Arc::new(Lines::default());
     let replace = || {
         let mut command = d.serve_command();

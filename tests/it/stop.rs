@@ -11,10 +11,7 @@ use crate::daemon::{Daemon, Events, Gate, fake};
 /// A daemon whose key `local:a` is in a turn that waits for the gate.
 fn in_a_turn(config: &str) -> (Daemon, Gate, Events, Value) {
     let d = Daemon::new().config(&format!("{config}\n{}", fake(&[], "env = { FAKE_AGENT_STATE = \"@DIR@\" }"))).start();
-    let gate = d.gate("gate");
-    let mut events = d.events("local:a");
-    let running = d.post("local:a", &format!("say begun; wait-file {}; say done", gate.path.display()));
-    events.until("text");
+    let (gate, events, running) = d.waiting("local:a", "; say done");
     (d, gate, events, running)
 }
 

@@ -23,10 +23,7 @@ fn a_drain_takes_what_it_needs() {
     for drain in ["0s", "40s"] {
         let config = format!("[shutdown]\ndrain = \"{drain}\"\ninterrupt = \"5s\"\nhooks = \"5s\"\n{}", fake(&[], ""));
         let mut d = Daemon::new().config(&config).start();
-        let mut gate = d.gate("gate");
-        let mut events = d.events("local:a");
-        let turn = d.post("local:a", &format!("say begun; wait-file {}", gate.path.display()));
-        events.until("text");
+        let (mut gate, mut events, turn) = d.waiting("local:a", "");
         let since = Instant::now();
         d.sigterm();
         if drain != "0s" {

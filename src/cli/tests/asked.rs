@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::cli::testing::{at, ostler, ostler_typed, ostler_wide};
+use crate::cli::testing::{at, file_in, ostler, ostler_typed, ostler_wide};
 use crate::client::testing::{Answer, Fake, event, refusal};
 
 #[test]
@@ -179,11 +179,7 @@ fn a_transcript_is_followed() {
 #[test]
 fn json_is_for_every_command_and_every_error() {
     let dir = tempfile::tempdir().unwrap();
-    let file = |name: &str, text: &str| {
-        let path = dir.path().join(name);
-        std::fs::write(&path, text).unwrap();
-        path.to_str().unwrap().to_owned()
-    };
+    let file = |name: &str, text: &str| file_in(dir.path(), name, text);
     let (good, bad) = (file("good.lua", ""), file("bad.lua", "bad"));
     let (empty, wrong) = (file("empty.toml", "[agent.unused]"), file("wrong.toml", "[sessions]\nmax_live = 0"));
     let _fake = Fake::start(&dir.path().join("s"), |r| match r.line().as_str() {

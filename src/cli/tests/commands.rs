@@ -7,7 +7,7 @@ use clap::{CommandFactory as _, Parser as _};
 use serde_json::{Value, json};
 
 use crate::cli::args::Cli;
-use crate::cli::testing::{Ran, at, ostler, ostler_typed};
+use crate::cli::testing::{Ran, at, file_in, ostler, ostler_typed};
 use crate::cli::{parse, reach_with};
 use crate::client::testing::{Answer, Fake, Request, event, refusal};
 
@@ -544,11 +544,7 @@ fn reports_and_hooks_are_listed() {
 #[test]
 fn scripts_and_configurations_are_checked_without_a_daemon() {
     let dir = tempfile::tempdir().unwrap();
-    let file = |name: &str, text: &str| {
-        let path = dir.path().join(name);
-        std::fs::write(&path, text).unwrap();
-        path.to_str().unwrap().to_owned()
-    };
+    let file = |name: &str, text: &str| file_in(dir.path(), name, text);
     let (good, bad) = (file("good.lua", ""), file("bad.lua", "bad"));
     let config = file("ostler.toml", "\n[sessions]\nmax_live = 0");
     let empty = file("empty.toml", "[agent.unused]");
@@ -571,11 +567,7 @@ fn scripts_and_configurations_are_checked_without_a_daemon() {
 #[test]
 fn an_event_is_fired_with_fields_of_ones_own_and_at_a_script_without_a_daemon() {
     let dir = tempfile::tempdir().unwrap();
-    let file = |name: &str, text: &str| {
-        let path = dir.path().join(name);
-        std::fs::write(&path, text).unwrap();
-        path.to_str().unwrap().to_owned()
-    };
+    let file = |name: &str, text: &str| file_in(dir.path(), name, text);
     let (fields, list, broken) = (file("f.json", r#"{"text": "hi"}"#), file("l.json", "[1]"), file("b.json", "{"));
     let (empty, script) = (file("empty.toml", ""), file("a.lua", ""));
     let fake = Fake::start(&dir.path().join("s"), |_| Answer::Json(200, json!({ "handlers": [] })));

@@ -73,13 +73,7 @@ impl HookHost for MemoryHost {
         Ok(lock(&self.kv).get(key).cloned())
     }
 
-    fn kv_set(
-        &self,
-        key: &str,
-        value: Option<Value>,
-        _: Option<Duration>,
-        only_if: Option<Option<Value>>,
-    ) -> Result<bool, String> {
+    fn kv_set(&self, key: &str, value: Option<Value>, _: Option<Duration>, only_if: OnlyIf) -> Result<bool, String> {
         if key == "note" {
             self.notes.send(value.unwrap().as_str().unwrap().to_owned()).unwrap();
             return Ok(true);

@@ -301,15 +301,7 @@ fn of_those_that_may_be_deadly_one_runs_at_a_time() {
 fn a_death_inside_recovery_changes_nothing() {
     let mut rig = Rig::new();
     let (a, _) = rig.running(KEY, "m");
-    let clock = rig.now.clone();
-    let env = Env {
-        clock: Arc::new(move || clock.load(Ordering::SeqCst)),
-        durable: false,
-        inline: true,
-        memory: false,
-        readers: 1,
-        faults: Some(Arc::new(|name, step| (name, step) == ("open_boot", Step::Commit))),
-    };
+    let env = Env { faults: Some(Arc::new(|name, step| (name, step) == ("open_boot", Step::Commit))), ..env(&rig.now) };
     rig.store = Store::open_in(&rig.path, env).unwrap();
     let info = BootInfo { boot_id: "doomed".into(), pid: 1, threshold: 3 };
     assert!(matches!(rig.store.open_boot(info), Err(Error::Unavailable(_))));

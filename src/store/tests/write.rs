@@ -240,16 +240,11 @@ fn a_doubt_is_told_and_what_it_did_is_found() {
     let (gone, _) = rig.running("local:gone", "m");
     let (cut, turn) = rig.running("local:cut", "m");
     let (well, _) = rig.running("local:well", "m");
-    let clock = rig.now.clone();
     let doubtful = Arc::new(AtomicBool::new(false));
     let fails = doubtful.clone();
     let env = Env {
-        clock: Arc::new(move || clock.load(Ordering::SeqCst)),
-        durable: false,
-        inline: true,
-        memory: false,
-        readers: 1,
         faults: Some(Arc::new(move |_, step| step == Step::Committed && fails.load(Ordering::SeqCst))),
+        ..env(&rig.now)
     };
     rig.store = Store::open_in(&rig.path, env).unwrap();
     let told = Arc::new(AtomicI64::new(0));

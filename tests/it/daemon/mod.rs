@@ -334,6 +334,15 @@ impl Daemon {
         self.try_post(key, text, None).unwrap()
     }
 
+    /// A turn of the fake agent that has said "begun" and waits for the gate; then it does `then` (such as `; say done`).
+    #[track_caller]
+    pub fn waiting(&self, key: &str, then: &str) -> (Gate, Events, Value) {
+        let (gate, mut events) = (self.gate("gate"), self.events(key));
+        let turn = self.post(key, &format!("say begun; wait-file {}{then}", gate.path.display()));
+        events.until("text");
+        (gate, events, turn)
+    }
+
     #[track_caller]
     pub fn post_id(&self, key: &str, text: &str, id: &str) -> Value {
         self.try_post(key, text, Some(id)).unwrap()
