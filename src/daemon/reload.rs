@@ -1,7 +1,7 @@
-//! A reload: new configuration and a whole new set of scripts are built beside the old, and swapped at once or not at all.
+//! A reload: builds a new configuration and a whole new set of scripts beside the old ones, and swaps both or neither.
 //!
-//! Building them takes as long as it takes and happens aside; the coordinator puts them in force, where it knows whether a
-//! stop has begun meanwhile.
+//! The build may take long and runs on a thread of its own. The coordinator puts the result in force, because it knows
+//! whether a stop has begun meanwhile.
 
 use std::sync::Arc;
 
@@ -9,7 +9,7 @@ use super::context::{Context, Reloaded};
 use crate::config::Config;
 use crate::{config, hooks};
 
-/// What was read anew, and is not in force yet.
+/// A new configuration and new scripts that are not in force yet.
 pub struct Prepared {
     config: Config,
     scripts: hooks::Scripts,
@@ -21,7 +21,7 @@ impl std::fmt::Debug for Prepared {
     }
 }
 
-/// Reads everything anew, and changes nothing.
+/// Reads configuration and scripts, and changes nothing.
 ///
 /// # Errors
 /// The configuration or a script is wrong: which line of which file.
@@ -32,7 +32,7 @@ pub fn prepare(ctx: &Context) -> Result<Prepared, String> {
 
 fn read(ctx: &Context) -> Result<Prepared, String> {
     let old = ctx.config();
-    // Where there was no file at the start there may be one by now; the one that was read then is never passed over.
+    // Without a file at the start a file may exist by now; a file that was read at the start must still be there.
     let file = old.file.clone().or_else(|| config::find_file(None, &config::paths::process_env));
     let mut config = config::load(file.as_deref()).map_err(|e| e.to_string())?;
     config.hooks.dir = config::paths::hooks_dir(&config);
@@ -40,16 +40,17 @@ fn read(ctx: &Context) -> Result<Prepared, String> {
     Ok(Prepared { config, scripts })
 }
 
-/// Puts it in force, all of it.
+/// Puts configuration and scripts in force.
 ///
 /// # Errors
-/// The scripts could not be given their threads: nothing has changed.
+/// The threads of the scripts cannot be started: nothing has changed.
 pub fn put_in_force(ctx: &Arc<Context>, prepared: Prepared) -> Result<Reloaded, String> {
     let Prepared { config: new, scripts } = prepared;
     let changed = config::diff(&ctx.config(), &new);
-    // Against what the boot began with: it waits for a restart until then, however often a reload comes in between.
+    // Compared with the configuration of the start: a key needs a restart until there is one, whatever a reload
+    // changes.
     let needs_restart = config::needs_restart(&config::diff(ctx.booted_with(), &new));
-    ctx.hooks.swap(scripts).map_err(|e| format!("hooks: no thread: {e}"))?;
+    ctx.hooks.swap(scripts).map_err(|e| format!("hooks: cannot start a thread: {e}"))?;
     crate::log::set_filter(&new.daemon.log);
     ctx.set_config(new);
     Ok(Reloaded { changed, needs_restart })

@@ -33,7 +33,7 @@ fn what_the_daemon_needs_is_there_at_the_limit() {
     d.write_config(&format!("[sessions]\nqueue_limit = 7\n{short}"));
     let from = d.log.count();
     d.signal(Signal::HUP);
-    d.log.find(from, "the reload", |l| l.contains("reloaded: 1 keys changed"));
+    d.log.find(from, "the reload", |l| l.contains("reloaded: changed sessions.queue_limit"));
     d.log.find(from, "its handler", |l| l.contains("RELOADED"));
     d.sigterm();
     let status = d.ended();

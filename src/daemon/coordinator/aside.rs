@@ -1,7 +1,7 @@
-//! What the coordinator has done aside: reads and writes that may take their time, each on a thread of its own.
+//! The coordinator's slow work: reads and writes of the store, each on a thread of its own.
 //!
-//! Whatever is in progress has an owner, an [`OpQueue`](crate::model::op_queue): it is asked for, begun, and complete when
-//! its event comes, which comes also when it could not be begun or failed in the middle.
+//! Each operation has an owner, an [`OpQueue`](crate::model::op_queue): it is requested, begun, and complete with its
+//! event. The event also comes if the operation could not begin or panicked.
 
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::Sender;
 
-use super::{Coordinator, Event, Timer, restart_text};
+use super::{Coordinator, Event, Timer, reloaded_text};
 use crate::config::Resume;
 use crate::daemon::context::{Context, RETIRE, Reloaded};
 use crate::daemon::registry::WorkRequest;
@@ -20,7 +20,7 @@ use crate::model::schedule::{self, Refused, Retry, after_refusal, probation_ends
 use crate::store::{Overlooked, Pruned};
 use crate::thread;
 
-/// Sends its event when it is dropped, so that what is done aside has its outcome even if it panics.
+/// Sends its event when it is dropped, so an operation has an outcome even if it panics.
 struct Outcome {
     to: Sender<Event>,
     event: Option<Event>,
@@ -35,7 +35,7 @@ impl Drop for Outcome {
 }
 
 impl Coordinator {
-    /// Does something that may take its time on a thread of its own. `lost` is its outcome if it does not come to its end.
+    /// Runs an operation on a thread of its own. `lost` is its outcome if it panics.
     pub(super) fn aside(
         &self,
         name: &str,
@@ -48,11 +48,11 @@ impl Coordinator {
             outcome.event = body(&ctx);
         });
         let started = self.ctx.runtime.spawn_own(name.to_owned(), thread::DEEP_STACK, job);
-        started.map(drop).inspect_err(|e| log::error!("{name}: no thread: {e}"))
+        started.map(drop).inspect_err(|e| log::error!("{name}: cannot start a thread: {e}"))
     }
 
-    /// As [`Self::aside`], for what a stop must not leave out: where no thread is to be had it is done here, within the time
-    /// that it is given anyway.
+    /// As [`Self::aside`], for the operations that a stop must not skip: if no thread can be started, the operation
+    /// runs on the coordinator's thread, within its own time limit.
     pub(super) fn aside_or_here(
         &mut self,
         name: &str,
@@ -70,7 +70,7 @@ impl Coordinator {
         }
     }
 
-    /// A sign of life, for the next boot. Without a thread the next minute does it.
+    /// Notes a sign of life for the next boot. If no thread can be started, the next minute's note replaces it.
     pub(super) fn note_alive(&mut self) {
         self.signs_of_life.request(None);
         if !self.signs_of_life.begin() {
@@ -78,7 +78,7 @@ impl Coordinator {
         }
         let noted = self.aside("alive", Some(Event::AliveNoted), |ctx| {
             if let Err(e) = ctx.store.note_alive() {
-                log::warn!("the sign of life cannot be noted: {e}");
+                log::warn!("cannot note the sign of life: {e}");
             }
             Some(Event::AliveNoted)
         });
@@ -87,7 +87,7 @@ impl Coordinator {
         }
     }
 
-    /// A session on probation may have stood its time.
+    /// Ends the probation of a session that has run long enough.
     pub(super) fn look_at_probation(&mut self, now: Instant) {
         let Some((_, since)) = self.ctx.registry.probation() else { return };
         if let Some(at) = probation_ends(since, now) {
@@ -98,10 +98,10 @@ impl Coordinator {
         }
         let Some(sid) = self.ctx.registry.take_probation(since) else { return };
         let stood = self.aside("probation", None, move |ctx| {
-            // Where that cannot be written its turn's end does it.
+            // If this write fails, the end of its turn does it.
             match ctx.store.end_probation(sid) {
                 Ok(()) => ctx.registry.end_probation(sid),
-                Err(e) => log::warn!("a session still counts as on probation: {e}"),
+                Err(e) => log::warn!("cannot note the end of a session's probation: {e}"),
             }
             None
         });
@@ -110,14 +110,14 @@ impl Coordinator {
         }
     }
 
-    /// Every session in which something waits gets a worker, each on its own; interrupted turns are paced, and begin after
-    /// as much longer as more boots have died lately.
+    /// Each session with waiting work gets a worker. Interrupted turns are paced, and after recent deaths of the daemon
+    /// they begin later.
     pub(super) fn schedule(&mut self, deaths: u32) {
         self.continuations.hold_off(deaths, self.ctx.now());
         self.look_for_waiting();
     }
 
-    /// What waits is looked for.
+    /// Searches the store for waiting work.
     pub(super) fn look_for_waiting(&mut self) {
         self.schedules.request(None);
         self.begin_schedule();
@@ -132,7 +132,7 @@ impl Coordinator {
         }
     }
 
-    /// What waits was looked for; `None`: it could not be read.
+    /// The search for waiting work is over. `None`: the store failed.
     pub(super) fn scheduled(&mut self, interrupted: Option<Vec<WorkRequest>>) {
         let _ = self.schedules.complete();
         match interrupted {
@@ -145,7 +145,7 @@ impl Coordinator {
         }
     }
 
-    /// Interrupted turns wait for their time, while turns may begin.
+    /// Sets the timer for the next interrupted turn, if turns may begin.
     pub(super) fn set_continuations(&mut self) {
         match self.continuations.due().filter(|_| self.is_open()) {
             Some(at) => self.timers.set(Timer::Continue, at),
@@ -153,7 +153,7 @@ impl Coordinator {
         }
     }
 
-    /// Configuration and hooks are to be read anew.
+    /// Reloads configuration and hooks.
     pub(super) fn reload(&mut self, asker: Option<Sender<Result<Reloaded, String>>>) {
         if self.machine.stop().is_some() {
             log::warn!("reload refused: the daemon is stopping");
@@ -171,14 +171,14 @@ impl Coordinator {
             return;
         }
         notify::reloading();
-        let lost = Event::Prepared(Err("it failed by a fault of the daemon, see its log".into()));
+        let lost = Event::Prepared(Err("internal error, see the daemon's log".into()));
         let prepare = |ctx: &Arc<Context>| Some(Event::Prepared(reload::prepare(ctx).map(Box::new)));
         if let Err(e) = self.aside("reload", Some(lost), prepare) {
-            self.prepared(Err(format!("no thread to read it: {e}")));
+            self.prepared(Err(format!("cannot start a thread to read it: {e}")));
         }
     }
 
-    /// What a reload read is put in force, unless a stop has begun meanwhile.
+    /// Puts a prepared reload in force, unless a stop has begun meanwhile.
     pub(super) fn prepared(&mut self, prepared: Result<Box<reload::Prepared>, String>) {
         let askers = self.reloads.complete();
         if self.machine.stop().is_some() {
@@ -188,13 +188,13 @@ impl Coordinator {
         notify::ready();
         match &outcome {
             Ok(r) => {
-                log::info!("reloaded: {} keys changed{}", r.changed.len(), restart_text(r));
+                log::info!("reloaded: {}", reloaded_text(r));
                 let fields = serde_json::json!({ "changed": r.changed });
                 let event = hook_events::unjournalled(HookEvent::Reload, "", fields, None);
                 self.ctx.handlers.notify(event, Box::new(|_| ()));
                 self.prune();
                 if r.changed.iter().any(|key| key == "sessions.park_after") {
-                    // Whoever rests until its old time looks at the new one.
+                    // Idle workers compute their time to park again.
                     self.ctx.registry.wake_all();
                 }
             }
@@ -206,14 +206,14 @@ impl Coordinator {
         self.begin_reload();
     }
 
-    /// A stop has begun: a reload that was asked for is refused, one that is in progress comes to nothing.
+    /// A stop has begun: refuses the waiting reloads; a reload in progress is not put in force.
     pub(super) fn refuse_reloads(&mut self) {
         for asker in self.reloads.dismiss() {
             let _ = asker.try_send(Err(STOPPING.into()));
         }
     }
 
-    /// Something may be pruned.
+    /// Begins a round of retention.
     pub(super) fn prune(&mut self) {
         self.prunes.request(None);
         self.begin_prune();
@@ -240,7 +240,7 @@ impl Coordinator {
         self.begin_prune();
     }
 
-    /// Files of deleted sessions may be removed.
+    /// Removes files of deleted sessions.
     pub(super) fn tidy(&mut self) {
         self.tidies.request(None);
         self.begin_tidy();
@@ -250,14 +250,14 @@ impl Coordinator {
         if self.machine.phase() != Phase::Running || !self.tidies.begin() {
             return;
         }
-        // Set while it runs as well: a worker that ends meanwhile asks again.
+        // Also set while it runs: a worker that ends meanwhile asks again.
         self.timers.set(Timer::Tidy, self.ctx.now() + schedule::RETENTION);
         if self.aside("tidy", Some(Event::Tidied(true)), |ctx| Some(Event::Tidied(dirs::step(ctx)))).is_err() {
             self.tidied(true);
         }
     }
 
-    /// Files were removed; some may be left.
+    /// A step of the removal ended. `left`: some files are still there.
     pub(super) fn tidied(&mut self, left: bool) {
         let _ = self.tidies.complete();
         if !left {
@@ -266,7 +266,7 @@ impl Coordinator {
         self.begin_tidy();
     }
 
-    /// A commit was in doubt: once the store answers again it says what nobody was told of.
+    /// A commit was in doubt: once the store answers again, reads what that commit did.
     pub(super) fn doubt(&mut self) {
         self.doubts.request(None);
         self.begin_doubt();
@@ -276,13 +276,13 @@ impl Coordinator {
         if self.machine.phase() != Phase::Running || !self.doubts.begin() {
             return;
         }
-        let look = |ctx: &Arc<Context>| Some(Event::Undoubted(look_for_overlooked(ctx)));
+        let look = |ctx: &Arc<Context>| Some(Event::Undoubted(read_overlooked(ctx)));
         if self.aside("doubt", Some(Event::Undoubted(None)), look).is_err() {
             self.undoubted(None);
         }
     }
 
-    /// The store said what nobody was told of, or does not answer yet.
+    /// The outcome of commits in doubt is read. `None`: the store does not answer yet.
     pub(super) fn undoubted(&mut self, overlooked: Option<Overlooked>) {
         let _ = self.doubts.complete();
         let Some(overlooked) = overlooked else {
@@ -300,8 +300,8 @@ impl Coordinator {
         self.begin_doubt();
     }
 
-    /// A session for which no thread is to be had, now or soon: the sender of what waits first is told. What waits behind it
-    /// is tried anew.
+    /// No worker thread can be started for a session: fails its oldest waiting message. The messages behind it are
+    /// tried again.
     pub(super) fn refuse_waiting(&mut self, request: WorkRequest, why: String) {
         self.to_refuse.push_back((request, why));
         self.refusals.request(None);
@@ -320,7 +320,7 @@ impl Coordinator {
                 Ok(false) => Refused::All,
                 Ok(true) => Refused::More,
                 Err(e) => {
-                    log::error!(key = of.key; "what waits there cannot be refused, tried again: {e}");
+                    log::error!(key = of.key; "cannot fail the waiting message, tried again later: {e}");
                     Refused::Failed
                 }
             };
@@ -328,7 +328,7 @@ impl Coordinator {
         };
         if self.aside("refuse", Some(Event::Refused(lost, Refused::Failed)), refuse).is_err() {
             let _ = self.refusals.complete();
-            // Nor is there a thread for the others.
+            // The others would get no thread either.
             let others = std::mem::take(&mut self.to_refuse).into_iter().map(|(request, _)| request);
             self.not_refused.extend(std::iter::once(request).chain(others));
             self.refuse_later(retry_after(Retry::Refusal));
@@ -341,7 +341,7 @@ impl Coordinator {
         }
     }
 
-    /// A message was refused, or could not be.
+    /// The outcome of [`Self::refuse_waiting`].
     pub(super) fn refused(&mut self, request: WorkRequest, refused: Refused) {
         let _ = self.refusals.complete();
         match after_refusal(refused) {
@@ -365,8 +365,8 @@ fn taken<T>(from: &Mutex<Option<T>>) -> Option<T> {
 
 const STOPPING: &str = "the daemon is stopping";
 
-/// Reads what waits: a session in which a message waits wants a worker at once; those whose turn was interrupted
-/// are returned.
+/// Reads the waiting work. Sessions with a waiting message get a worker at once; sessions with an interrupted turn are
+/// returned.
 fn waiting(ctx: &Context) -> Option<Vec<WorkRequest>> {
     let config = ctx.config();
     let since =
@@ -377,7 +377,7 @@ fn waiting(ctx: &Context) -> Option<Vec<WorkRequest>> {
         let page = ctx
             .store
             .wanted(after, 1000, marked)
-            .inspect_err(|e| log::error!("what waits cannot be read: {e}"))
+            .inspect_err(|e| log::error!("cannot read the waiting work: {e}"))
             .ok()?;
         let Some(last) = page.last() else { return Some(interrupted) };
         after = last.sid;
@@ -392,8 +392,8 @@ fn waiting(ctx: &Context) -> Option<Vec<WorkRequest>> {
     }
 }
 
-/// Once the store answers again: what a commit in doubt did after all. `None`: it does not answer yet.
-fn look_for_overlooked(ctx: &Context) -> Option<Overlooked> {
+/// What commits in doubt did, as soon as the store answers again. `None`: it does not answer yet.
+fn read_overlooked(ctx: &Context) -> Option<Overlooked> {
     if !ctx.store.answers(retry_after(Retry::Doubt)) {
         return None;
     }

@@ -577,11 +577,14 @@ impl Coordinator {
     }
 }
 
-fn restart_text(r: &Reloaded) -> String {
-    if r.needs_restart.is_empty() {
-        String::new()
-    } else {
-        format!(", needs a restart: {}", r.needs_restart.join(", "))
+fn reloaded_text(r: &Reloaded) -> String {
+    let changed = match &r.changed[..] {
+        [] => "no key changed; scripts reloaded".to_owned(),
+        changed => format!("changed {}; scripts reloaded", changed.join(", ")),
+    };
+    match &r.needs_restart[..] {
+        [] => changed,
+        keys => format!("{changed}; needs a restart: {}", keys.join(", ")),
     }
 }
 
