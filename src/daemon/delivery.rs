@@ -1,12 +1,12 @@
-//! Delivery of the journal: one thread that hands each owed event to its handler and commits what came of it. Events of one
-//! key are delivered to one handler in order.
+//! Delivery of the journal: one thread passes each owed event to its handler and commits the outcome. Events of one key
+//! are delivered to one handler in order.
 //!
-//! A handler's return is committed before the next event of the same [`OrderKey`] is delivered, so a committed delivery is
-//! never repeated. A failed delivery is tried again after growing pauses, then set aside. The thread holds a window of the
-//! oldest deliveries in memory; the rest waits in the store.
+//! A handler's return is committed before the next event of the same [`OrderKey`] is delivered, so a committed delivery
+//! is never repeated. A failed delivery is tried again after growing pauses, then set aside. The thread holds a window
+//! of the oldest deliveries in memory; the rest waits in the store.
 //!
-//! A delivery in or beside which a boot died is called alone, before all others, so the next crash identifies the one
-//! handler that causes it. It is set aside when it has had its attempts.
+//! If a boot died during a delivery, that delivery is called alone and before all others, so the next crash identifies
+//! the handler that causes it. After its last attempt it is set aside.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -19,43 +19,43 @@ use crate::hooks::{Delivered, Event};
 use crate::model::event::{EndReason, HookEvent};
 use crate::store::{Owed, Settled};
 
-/// Deliveries held in memory that could be made now.
+/// The most deliveries held in memory that could be made now.
 const WINDOW: usize = 512;
-/// Deliveries held in memory, with those that wait to be tried again: one handler that fails for all keys must not keep
-/// the others from theirs.
+/// The most deliveries held in memory, including retries: a handler that fails for all keys must not hold up the
+/// others.
 const HELD: usize = 16 * WINDOW;
-/// Calls under way at once.
+/// The most calls in progress at once.
 const CALLS: usize = 32;
-/// After a refusal of the store or of a full hook thread.
+/// The pause after the store or a full hook thread refused.
 const AGAIN: Duration = Duration::from_millis(500);
-/// And while the hooks are switched off, which a reload ends, or the journal cannot be read.
+/// The pause while the hooks are switched off (a reload ends that), or the journal cannot be read.
 const OFF: Duration = Duration::from_secs(10);
 /// The longest pause between two attempts.
 const LONGEST: Duration = Duration::from_secs(600);
 
-/// What the thread is told.
+/// A message to the delivery thread.
 pub enum Message {
-    /// More may be due.
+    /// More deliveries may be due.
     Due,
-    /// Set-aside deliveries are due again: look from the beginning.
+    /// Set-aside deliveries are due again: read the journal from the beginning.
     Rescan,
-    /// `daemon_start` is done: deliver.
+    /// `daemon_start` is done: begin to deliver.
     Go,
-    /// The attempt is committed: call.
+    /// The note of an attempt is committed (`true`) or not: call the handler.
     Noted(i64, bool),
     /// A handler answered.
     Answered(i64, Delivered),
-    /// What came of it is committed, or not.
+    /// The outcome is committed (`true`) or not.
     Settled(i64, bool),
     /// A stop has begun: no `session_end` is delivered beside the `shutdown` handlers.
     HoldEnds,
-    /// They are done or cut off.
+    /// The `shutdown` handlers are done or cut off.
     ReleaseEnds,
-    /// Say when nothing more can be delivered now.
+    /// Call this function when nothing more can be delivered now.
     Drain(Box<dyn FnOnce() + Send>),
-    /// Call nobody any more.
+    /// Call no handler any more.
     Halt,
-    /// Note who was not called, say so, and end.
+    /// Note the events whose handlers were not called, call this function, and end.
     End(Box<dyn FnOnce() + Send>),
 }
 
@@ -70,21 +70,22 @@ impl std::fmt::Debug for Delivery {
 }
 
 impl Delivery {
-    /// A handle, and the thread's inbox; bounded by what can be under way.
+    /// A handle, and the thread's inbox. The inbox has room for all answers of calls in progress.
     #[must_use]
     pub fn new() -> (Self, Receiver<Message>) {
         let (send, receive) = crossbeam_channel::bounded(4 * WINDOW);
         (Self(send), receive)
     }
 
-    /// More may be due. Never blocks, and leaves room in the inbox for answers: one that is that full is looked at anyway.
+    /// More deliveries may be due. Never blocks, and leaves room in the inbox for answers: a thread with a full inbox
+    /// will read the journal anyway.
     pub fn poke(&self) {
         if self.0.len() < WINDOW {
             let _ = self.0.try_send(Message::Due);
         }
     }
 
-    /// Sends something that must arrive.
+    /// Sends a message that must arrive.
     pub fn send(&self, message: Message) {
         if let Err(TrySendError::Full(message)) = self.0.try_send(message) {
             let _ = self.0.send_timeout(message, Duration::from_secs(5));
@@ -104,13 +105,13 @@ struct Item {
     owed: Owed,
     progress: Progress,
     not_before: Option<Instant>,
-    /// The attempt under way was committed before its call.
+    /// The note of the present attempt was committed before its call.
     noted: bool,
-    /// Its number.
+    /// The number of the present attempt.
     attempt: u32,
 }
 
-/// Deliveries that have the same one are made in order. The event is no part of it: a handler gets the end of one
+/// Deliveries with equal order keys are made in order. The event is not a part of it: a handler gets the end of an
 /// activation before the start of the next.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct OrderKey {
@@ -125,7 +126,7 @@ impl OrderKey {
     }
 }
 
-/// Delivery without its thread: [`Self::take`] takes in what it is told, [`Self::turn`] does what can be done now.
+/// Delivery without its thread: [`Self::take`] handles a message, [`Self::turn`] does what can be done now.
 pub struct Pump {
     ctx: Arc<Context>,
     me: Delivery,
@@ -133,7 +134,7 @@ pub struct Pump {
     in_order: BTreeMap<OrderKey, BTreeSet<i64>>,
     cursor: i64,
     more: bool,
-    /// The journal could not be read: not before this it is tried again.
+    /// The journal could not be read; it is tried again at this instant.
     again: Option<Instant>,
     going: bool,
     /// No `session_end` is delivered now.
@@ -141,12 +142,12 @@ pub struct Pump {
     halted: bool,
     ended: bool,
     calls: usize,
-    /// The delivery that is called alone, for a boot died in it.
+    /// The delivery that is called alone, because a boot died during it.
     suspect: Option<i64>,
     drained: Vec<Box<dyn FnOnce() + Send>>,
 }
 
-/// The thread, until it is told to end.
+/// The thread's body: runs until [`Message::End`].
 pub fn run(ctx: Arc<Context>, me: Delivery, inbox: &Receiver<Message>) {
     let mut pump = Pump::new(ctx, me);
     loop {
@@ -168,7 +169,7 @@ pub fn run(ctx: Arc<Context>, me: Delivery, inbox: &Receiver<Message>) {
 }
 
 impl Pump {
-    /// Delivers nothing yet: until [`Message::Go`].
+    /// A pump that delivers nothing before [`Message::Go`].
     #[must_use]
     pub const fn new(ctx: Arc<Context>, me: Delivery) -> Self {
         Self {
@@ -189,13 +190,13 @@ impl Pump {
         }
     }
 
-    /// Whether it was told to end.
+    /// Whether [`Message::End`] was handled.
     #[must_use]
     pub const fn has_ended(&self) -> bool {
         self.ended
     }
 
-    /// Takes in what it is told.
+    /// Handles a message.
     pub fn take(&mut self, message: Message) {
         match message {
             Message::Due => self.more = true,
@@ -209,7 +210,7 @@ impl Pump {
                 self.noted(did);
             }
             Message::Noted(did, false) => {
-                // It may have been kept.
+                // The note may have been committed all the same.
                 self.returned(did);
                 self.not_called(did);
             }
@@ -223,19 +224,20 @@ impl Pump {
         }
     }
 
-    /// What was handed over and is not settled may have been seen; what was not, was not.
+    /// A handler may have seen every event whose call began; all others are noted as not called.
     fn end(&mut self, done: Box<dyn FnOnce() + Send>) {
         (self.halted, self.ended) = (true, true);
         let called = self.window.iter().filter(|(_, i)| i.progress != Progress::Waiting).map(|(did, _)| *did).collect();
         self.ctx.store.note_uncalled(called, move |kept| {
             if let Err(e) = kept {
-                log::warn!("which events were only queued for their handlers could not be noted: {e}");
+                log::warn!("cannot note which handlers were not called: {e}");
             }
             done();
         });
     }
 
-    /// Fills the window, calls what can be called, and says when to look again; `None`: once it is told something.
+    /// Fills the window, calls the handlers that can be called, and returns when to run again. `None`: at the next
+    /// message.
     pub fn turn(&mut self) -> Option<Instant> {
         if !self.going || self.halted {
             return None;
@@ -266,7 +268,7 @@ impl Pump {
             Progress::Calling | Progress::Settling(_) => true,
             Progress::Waiting | Progress::Unsettled(_) => i.not_before.is_none_or(|at| at <= now),
         });
-        // What waits behind a delivery that is being tried again cannot be delivered now either.
+        // Deliveries behind a delivery that waits for its retry cannot be made now either.
         let stuck = self.calls == 0
             && (!self.more || self.again.is_some())
             && self.in_order.values().all(|dids| {
@@ -309,7 +311,7 @@ impl Pump {
                     }
                 }
                 Err(e) => {
-                    log::error!("the hook journal cannot be read, tried again soon: {e}");
+                    log::error!("cannot read the hook journal, tried again soon: {e}");
                     self.again = Some(self.ctx.now() + OFF);
                     break;
                 }
@@ -332,8 +334,8 @@ impl Pump {
             self.suspect = Some(did);
         }
         if item.noted {
-            // Committed before the call: a handler that kills the daemon is set aside in the end, and a call that a death
-            // cuts off has its number.
+            // The note is committed before the call, so a handler that kills the daemon is set aside in the end, and a
+            // call that a death cuts off counts as an attempt.
             let me = self.me.clone();
             let attempt = item.attempt;
             self.ctx.store.note_attempt(did, attempt, move |kept| me.send(Message::Noted(did, kept.is_ok())));
@@ -342,7 +344,7 @@ impl Pump {
         }
     }
 
-    /// The attempt is committed: it is made, unless a stop came before it.
+    /// The note of the attempt is committed: calls the handler, unless a stop came first.
     fn noted(&mut self, did: i64) {
         if self.halted || self.ends_held && self.is_end(did) {
             self.returned(did);
@@ -416,7 +418,7 @@ impl Pump {
         match (kept, &settled) {
             (true, Settled::Retry(..)) => item.progress = Progress::Waiting,
             (true, Settled::SetAside(why)) => {
-                // Told once it is true: whoever reads this finds it listed.
+                // Logged after the commit, so `ostler hooks failed` already lists it.
                 log::error!(key = item.owed.key, hook = item.owed.handler.script, event = item.owed.event_id;
                     "set aside after {} deliveries: {why}", item.owed.attempts);
                 self.done(did);
@@ -428,7 +430,7 @@ impl Pump {
                 }
                 self.done(did);
             }
-            // The handler is not called again for it in this boot: only the note of it is tried again.
+            // The handler is not called again in this boot: only the write of the outcome is tried again.
             (false, _) => {
                 item.progress = Progress::Unsettled(settled);
                 item.not_before = Some(self.ctx.now() + AGAIN);
@@ -445,7 +447,8 @@ impl Pump {
         self.ends_held && self.is_end(did) && self.window.get(&did).is_some_and(|i| i.progress == Progress::Waiting)
     }
 
-    /// Whether a delivery that is due may be called now: `fatal`, the first that a boot died in, goes before all others.
+    /// Whether a due delivery may be called now. `fatal`, the first delivery during which a boot died, goes before all
+    /// others.
     fn may_begin(&self, did: i64, fatal: Option<i64>) -> bool {
         match fatal {
             Some(first) => first == did && self.calls == 0,
@@ -453,7 +456,7 @@ impl Pump {
         }
     }
 
-    /// A call has come back, or was not made.
+    /// A call has returned, or was not made.
     fn returned(&mut self, did: i64) {
         self.calls -= 1;
         if self.suspect == Some(did) {
@@ -461,7 +464,7 @@ impl Pump {
         }
     }
 
-    /// The call was not made: its attempt does not count, and it is tried again a little later.
+    /// The call was not made: the attempt does not count, and the delivery is tried again a little later.
     fn not_called(&mut self, did: i64) {
         let Some(item) = self.window.get_mut(&did) else { return };
         item.progress = Progress::Waiting;
@@ -471,10 +474,10 @@ impl Pump {
         }
     }
 
-    /// Nothing more is to be done for it.
+    /// The delivery is settled.
     fn done(&mut self, did: i64) {
         if self.window.get(&did).is_some_and(|i| i.owed.fields["reason"] == EndReason::Deleted.as_str()) {
-            // The text of a deleted session, and its files, wait for its ends.
+            // A deleted session's text and files are removed once its ends are settled.
             self.ctx.prune_now();
         }
         self.forget(did);
@@ -492,7 +495,7 @@ impl Pump {
     }
 }
 
-/// The pause after as many attempts: 1 s, 5 s, 25 s, …
+/// The pause after this number of attempts: 1 s, 5 s, 25 s, …
 fn pause(attempts: u32) -> Duration {
     Duration::from_secs(5u64.saturating_pow(attempts.saturating_sub(1))).min(LONGEST)
 }

@@ -1,7 +1,6 @@
-//! Watches the state directory for what somebody takes away while the daemon runs: the lock, and the database's files.
+//! Watches the state directory: detects a lock or database files that are removed or replaced while the daemon runs.
 //!
-//! A thread of its own sleeps until the kernel tells of a name that came or went; where it cannot be told, it looks every
-//! few seconds.
+//! A thread of its own sleeps until inotify reports a change of a name; without inotify it checks every few seconds.
 
 use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
@@ -16,17 +15,17 @@ use super::lock::{Lock, LockState};
 use crate::store::Store;
 use crate::thread;
 
-/// How often it looks though it is told of nothing: what is cut off or remounted is no change of a name.
-const LOOK: Duration = Duration::from_secs(60);
-/// How often it looks where nobody tells.
-const UNTOLD: Duration = Duration::from_secs(2);
+/// The time between two checks without a report: a truncated file or a new mount is no change of a name.
+const CHECK: Duration = Duration::from_secs(60);
+/// The time between two checks without inotify.
+const POLL: Duration = Duration::from_secs(2);
 
-/// Begins to watch. The lock is held until the guard that is returned is dropped, and released soon after.
+/// Starts to watch. The lock is held until the returned guard is dropped.
 ///
 /// # Errors
-/// No thread is to be had.
+/// The thread cannot be started.
 pub fn watch(dir: &Path, mut lock: Lock, store: Store) -> std::io::Result<Guard> {
-    let told = told(dir).inspect_err(|e| log::debug!("{}: nobody tells of changes: {e}", dir.display())).ok();
+    let changes = inotify_of(dir).inspect_err(|e| log::debug!("{}: no inotify: {e}", dir.display())).ok();
     let (guard, ended): (Sender<()>, Receiver<()>) = crossbeam_channel::bounded(1);
     let (wake, woken) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map(|(read, write)| (write, read))?;
     let dir = dir.to_owned();
@@ -38,18 +37,18 @@ pub fn watch(dir: &Path, mut lock: Lock, store: Store) -> std::io::Result<Guard>
                 LockState::Remade => {
                     lost.clear();
                     log::warn!(
-                        "{}: the lock was removed or replaced while the daemon runs; it is made anew",
+                        "{}: the lock was removed or replaced while the daemon runs; it is created again",
                         dir.display()
                     );
                 }
                 LockState::Lost(why) if why != lost => {
-                    log::error!("{}/lock: it was removed or replaced, and cannot be made anew: {why}", dir.display());
+                    log::error!("{}/lock: removed or replaced, and cannot be created again: {why}", dir.display());
                     lost = why;
                 }
                 LockState::Lost(_) => {}
             }
             store.check_files();
-            wait(told.as_ref(), &woken);
+            wait(changes.as_ref(), &woken);
         }
         drop(lock);
     })?;
@@ -74,8 +73,8 @@ impl Drop for Guard {
     }
 }
 
-/// Where the kernel tells of names that come and go in the directory.
-fn told(dir: &Path) -> rustix::io::Result<OwnedFd> {
+/// An inotify descriptor for names that come and go in the directory.
+fn inotify_of(dir: &Path) -> rustix::io::Result<OwnedFd> {
     use inotify::{CreateFlags, WatchFlags};
     let fd = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?;
     let names = WatchFlags::DELETE | WatchFlags::MOVED_FROM | WatchFlags::MOVED_TO | WatchFlags::CREATE;
@@ -83,13 +82,13 @@ fn told(dir: &Path) -> rustix::io::Result<OwnedFd> {
     Ok(fd)
 }
 
-fn wait(told: Option<&OwnedFd>, woken: &OwnedFd) {
+fn wait(changes: Option<&OwnedFd>, woken: &OwnedFd) {
     let mut fds = vec![PollFd::new(woken, PollFlags::IN)];
-    fds.extend(told.map(|fd| PollFd::new(fd, PollFlags::IN)));
-    let timeout = Timespec::try_from(if told.is_some() { LOOK } else { UNTOLD }).ok();
+    fds.extend(changes.map(|fd| PollFd::new(fd, PollFlags::IN)));
+    let timeout = Timespec::try_from(if changes.is_some() { CHECK } else { POLL }).ok();
     let _ = poll(&mut fds, timeout.as_ref());
-    if let Some(fd) = told {
-        // What was told is taken, so that the next wait sleeps; everything is looked at, whatever it was.
+    if let Some(fd) = changes {
+        // Drained, so the next wait sleeps. Everything is checked, whatever has changed.
         let mut buffer = [MaybeUninit::uninit(); 4096];
         let mut reader = inotify::Reader::new(fd, &mut buffer);
         while reader.next().is_ok() {}

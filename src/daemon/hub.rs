@@ -1,8 +1,9 @@
-//! The hub: tells listeners what is new.
+//! The hub: passes new events on to listeners.
 //!
-//! A listener holds a number: what it missed is in the database. Listeners that keep up get the committed rows from memory, in
-//! a small queue, and never read them again. When the queue overflows it is emptied, and the listener is told from where on
-//! to read. Previews (`delta`) are in memory only, in a bounded queue too; what overflows there is repeated by a `text`.
+//! A listener keeps the number of the last event that it saw; all older events are in the database. Listeners that keep
+//! up get the committed rows from memory, in a small queue, and never read them again. A queue that overflows is
+//! emptied, and the listener reads from the database up to a given number. Previews (`delta`) are in memory only, in a
+//! bounded queue; a later `text` repeats the content of previews that are dropped.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering};
@@ -13,35 +14,35 @@ use crossbeam_channel::Sender;
 
 use crate::store::{Commit, Published};
 
-/// The most rows that wait for one listener, and the most bytes of theirs.
+/// The most rows that wait for one listener, and the most bytes of their data.
 const ROWS: usize = 64;
 const BYTES: usize = 64 * 1024;
 /// The most previews that wait for one listener.
 const DELTAS: usize = 1024;
 
-/// A preview, and of what it is one: what it says may quote anything.
+/// A preview, with its session and turn, because its text may quote the ids of others.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Preview {
-    /// The session that speaks.
+    /// The session.
     pub session_id: String,
-    /// Its turn.
+    /// The turn.
     pub turn_id: String,
-    /// What clients get.
+    /// The event's data as clients get it.
     pub json: String,
 }
 
-/// What a listener finds when it wakes.
+/// What a listener gets when it wakes.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct News {
-    /// Up to here it has to read for itself what it has not seen.
+    /// Up to this number it must read unseen events from the database.
     pub missed: i64,
-    /// What was committed since, in order.
+    /// The rows committed since, in order.
     pub rows: VecDeque<Arc<Published>>,
-    /// Previews since the last look.
+    /// The previews since the last wait.
     pub deltas: Vec<Arc<Preview>>,
-    /// The daemon is leaving: no more will come.
+    /// The daemon exits: nothing more will come.
     pub closed: bool,
-    /// The client seems to be gone: to be found out by sending it something.
+    /// The client seems to be gone: sending it something will show.
     pub doubt: bool,
     /// The client is gone.
     pub gone: bool,
@@ -52,7 +53,7 @@ struct Unread {
     missed: i64,
     rows: VecDeque<Arc<Published>>,
     bytes: usize,
-    /// It sleeps, and nobody has woken it yet.
+    /// It sleeps, and no one has woken it yet.
     asleep: bool,
     deltas: VecDeque<Arc<Preview>>,
     closed: bool,
@@ -81,7 +82,7 @@ impl Listener {
         self.unread.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits until something is newer than `seen`, a preview is there, or the instant passes.
+    /// Waits for an event newer than `seen` or a preview, at most until the deadline.
     pub fn wait(&self, seen: i64, until: Instant) -> News {
         let mut unread = self.lock();
         while unread.is_silent(seen) {
@@ -104,7 +105,7 @@ impl Listener {
         }
     }
 
-    /// Hands over a row. Whether it is to be woken.
+    /// Queues a row. Returns whether the listener must be woken.
     fn put(&self, row: &Arc<Published>) -> bool {
         let mut unread = self.lock();
         if unread.rows.len() < ROWS && unread.bytes + row.data.len() <= BYTES {
@@ -135,10 +136,10 @@ pub struct Hub {
     by_key: RwLock<HashMap<String, Vec<Arc<Listener>>>>,
     of_all: RwLock<Vec<Arc<Listener>>>,
     listeners: AtomicUsize,
-    /// The newest event that was published.
+    /// The newest published event.
     newest: AtomicI64,
     delivering: AtomicUsize,
-    /// Who is nudged when no answer is being handed over any more.
+    /// Notified when the last answer in progress has been handed over.
     nudge: OnceLock<Sender<()>>,
     lost_deltas: AtomicU64,
     closed: AtomicBool,
@@ -164,22 +165,22 @@ impl Hub {
         }
         self.listeners.fetch_add(1, Ordering::SeqCst);
         if self.closed.load(Ordering::SeqCst) {
-            // It came while everybody was told.
+            // It came while `close` was notifying the others.
             listener.update(|s| s.closed = true);
         }
         Listening { hub: self.clone(), listener }
     }
 
-    /// After a commit: wakes whoever listens. Called by whoever commits, in the order of the commits; does not block.
+    /// Wakes the listeners after a commit. Called by the committing thread, in commit order; does not block.
     pub fn publish(&self, commit: &Commit) {
         let Some(last) = commit.events.last() else { return };
-        // Before the listeners are looked at: one that comes now has its place first and reads this afterwards, so that a
-        // row that it does not get is not above the number from which it begins.
+        // Set before the listeners are read. A new listener registers first and reads this number afterwards, so it
+        // starts at or after every row that it did not get.
         self.newest.fetch_max(last.seq, Ordering::SeqCst);
         if self.listeners.load(Ordering::SeqCst) == 0 {
             return;
         }
-        // Each is woken once, with all that is for it in hand.
+        // Each listener is woken once, after all of its rows are queued.
         let mut wake = Vec::new();
         let map = self.by_key.read().unwrap_or_else(PoisonError::into_inner);
         let of_all = self.of_all.read().unwrap_or_else(PoisonError::into_inner);
@@ -193,12 +194,12 @@ impl Hub {
         }
     }
 
-    /// The newest event that this daemon has published; 0: none yet.
+    /// The number of the newest published event; 0: none yet.
     pub fn newest(&self) -> i64 {
         self.newest.load(Ordering::SeqCst)
     }
 
-    /// A preview, the moment the agent speaks; made only if it reaches anybody.
+    /// Passes on a preview. It is formatted only if a listener wants it.
     pub fn delta(&self, key: &str, preview: impl FnOnce() -> Preview) {
         if self.listeners.load(Ordering::SeqCst) == 0 {
             return;
@@ -220,34 +221,34 @@ impl Hub {
         }
     }
 
-    /// Previews that a slow listener did not get.
+    /// How many previews slow listeners did not get.
     pub fn lost_deltas(&self) -> u64 {
         self.lost_deltas.load(Ordering::Relaxed)
     }
 
-    /// How many listen.
+    /// The number of listeners.
     pub fn listeners(&self) -> usize {
         self.listeners.load(Ordering::SeqCst)
     }
 
-    /// Who is nudged when the last answer was handed over.
+    /// Sets the channel that is notified when the last answer in progress has been handed over.
     pub fn set_nudge(&self, nudge: Sender<()>) {
         let _ = self.nudge.set(nudge);
     }
 
-    /// Answers that are being handed over to whoever sent the message: a drain waits for them.
+    /// The number of answers that are being handed over to the sender of their message: a drain waits for them.
     pub fn delivering(&self) -> usize {
         self.delivering.load(Ordering::SeqCst)
     }
 
-    /// An answer is being handed over until the guard is dropped.
+    /// An answer is being handed over, until the guard is dropped.
     #[must_use]
     pub fn deliver(self: &Arc<Self>) -> Delivering {
         self.delivering.fetch_add(1, Ordering::SeqCst);
         Delivering(self.clone())
     }
 
-    /// The daemon leaves: every listener is told, reads what is there once more, and returns.
+    /// The daemon exits: every listener wakes, reads once more what is there, and returns.
     pub fn close(&self) {
         self.closed.store(true, Ordering::SeqCst);
         let map = self.by_key.read().unwrap_or_else(PoisonError::into_inner);
@@ -259,7 +260,7 @@ impl Hub {
 }
 
 impl Hub {
-    /// Waits until every listener has returned, or the instant passes. Whether all have.
+    /// Waits until every listener has returned, at most until the deadline. Returns whether all have.
     pub fn wait_left(&self, until: Instant) -> bool {
         let mut guard = self.left.0.lock().unwrap_or_else(PoisonError::into_inner);
         while self.listeners() > 0 {
@@ -282,14 +283,14 @@ impl Drop for Delivering {
         if self.0.delivering.fetch_sub(1, Ordering::SeqCst) == 1
             && let Some(nudge) = self.0.nudge.get()
         {
-            // A nudge that waits already says the same.
+            // A notice that already waits is enough.
             let _ = nudge.try_send(());
         }
     }
 }
 
 impl Listening {
-    /// Wakes the listener when whoever it tells is gone (`true`), or seems to be.
+    /// A function that wakes the listener because its client is gone (`true`) or seems to be (`false`).
     #[must_use]
     pub fn alarm(&self) -> Arc<dyn Fn(bool) + Send + Sync> {
         let listener = self.listener.clone();
@@ -297,7 +298,7 @@ impl Listening {
     }
 }
 
-/// A listener's place; leaving it ends the listening.
+/// A registered listener; dropping it ends the listening.
 #[derive(Debug)]
 pub struct Listening {
     hub: Arc<Hub>,
@@ -421,7 +422,7 @@ mod tests {
     }
 
     #[test]
-    fn leaving_wakes_everybody() {
+    fn close_wakes_every_listener() {
         let hub = Arc::new(Hub::default());
         let a = hub.listen(None, false);
         hub.close();

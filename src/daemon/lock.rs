@@ -1,4 +1,4 @@
-//! The state directory's lock: held by the kernel, so a dead owner never blocks, whatever process has its pid now.
+//! The state directory's lock. The kernel holds it, so a dead owner never blocks a start, even if its pid is reused.
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, Read as _, Seek as _, Write as _};
@@ -11,13 +11,13 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use crate::proc::procfs;
 
-/// How long an owner may take to write its pid after it took the lock, and a dead one's child to let go of it.
+/// How long a new owner may take to write its pid, and how long a dead owner's child may keep the lock.
 const BEGINNING: Duration = Duration::from_secs(5);
-/// How often that is looked for.
+/// The pause between two tries.
 const AGAIN: Duration = Duration::from_millis(50);
 
-/// The lock, until it is dropped. The directory itself is locked too: the file can be removed by hand, and a second daemon
-/// must not start beside the first for that.
+/// The lock, until it is dropped. The directory itself is locked too: a second daemon must not start beside the first
+/// because an operator removed the file.
 #[derive(Debug)]
 pub struct Lock {
     file: File,
@@ -25,18 +25,18 @@ pub struct Lock {
     _dir: Option<File>,
 }
 
-/// What became of the file meanwhile.
+/// The state of the lock file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum LockState {
     /// It is ours.
     Ours,
-    /// It had been removed or replaced, and is made anew.
+    /// It had been removed or replaced, and was created and locked again.
     Remade,
-    /// It is another's now, or cannot be made anew: why.
+    /// Another daemon holds it, or it cannot be created again: why.
     Lost(String),
 }
 
-/// Why it was not taken.
+/// Why the lock was not taken.
 #[derive(Debug, thiserror::Error)]
 pub enum Held {
     /// Another daemon lives.
@@ -47,7 +47,7 @@ pub enum Held {
         /// Its pid, as it wrote it.
         pid: Option<i32>,
     },
-    /// The file cannot be made or locked.
+    /// The file cannot be created or locked.
     #[error("{}: {error}", path.display())]
     Io {
         /// The lock file.
@@ -62,9 +62,8 @@ fn pid_text(pid: Option<i32>) -> String {
 }
 
 impl Lock {
-    /// Takes the lock of a state directory, and notes our pid in it. Whoever holds it must be the process that it names: a
-    /// daemon that was killed while it made a child leaves the lock to that child until it runs its program, and that is
-    /// waited for.
+    /// Takes the lock of a state directory and writes our pid into it. If the owner's process is gone, waits a moment:
+    /// a daemon that was killed during a fork leaves the lock to the child until the child executes its program.
     ///
     /// # Errors
     /// [`Held`].
@@ -72,7 +71,7 @@ impl Lock {
         Self::take_pausing(dir, || std::thread::park_timeout(AGAIN))
     }
 
-    /// The same, with what is done between two tries.
+    /// As [`Self::take`], with the pause between two tries.
     fn take_pausing(dir: &Path, mut pause: impl FnMut()) -> Result<Self, Held> {
         let until = Instant::now() + BEGINNING;
         loop {
@@ -108,7 +107,7 @@ impl Lock {
         Ok(Self { file, path, _dir: locked })
     }
 
-    /// Looks whether the file under the lock's name is still the one that is locked, and makes it anew where it is not.
+    /// Checks that the file under the lock's name is still the locked file; if not, creates and locks it again.
     pub fn check(&mut self) -> LockState {
         let lost = |e: io::Error| LockState::Lost(e.to_string());
         let ours = match self.file.metadata() {
@@ -139,13 +138,13 @@ impl Lock {
         LockState::Remade
     }
 
-    /// Takes the lock from a live owner: asks it to stop, waits, then forces it. A process that does not hold the lock is
-    /// never touched, whatever pid stands in the file, and though it may have the file open. An owner that is stopping
-    /// already (`is_stopping`, of the process of that pid) is waited for and asked nothing, for a further signal would cut
-    /// its stop short; so is one that another process asks at this moment.
+    /// Takes the lock from a live owner: asks it to stop, waits, then kills it. Only the process that holds the lock is
+    /// signalled, whatever pid stands in the file. An owner that is stopping already (`is_stopping`, asked with its
+    /// pid) gets no further signal, which would cut its stop short. The same holds if another process has just asked
+    /// it.
     ///
     /// # Errors
-    /// [`Held`]: it could not be had by the instant, or somebody else took it from that owner.
+    /// [`Held`]: the owner did not release it in time, or another process took it first.
     pub fn replace(dir: &Path, patience: Duration, is_stopping: &dyn Fn(i32) -> bool) -> Result<Self, Held> {
         let until = Instant::now() + patience;
         let mut asked: Option<i32> = None;
@@ -157,7 +156,7 @@ impl Lock {
                 Err(Held::Owned { pid, .. }) => pid,
                 other => return other,
             };
-            // One that has just taken the lock has not written its pid yet, or another's still stands there.
+            // A new owner has not written its pid yet: the file is empty or has an old pid.
             let Some((pid, owner)) = pid.and_then(|pid| Some((pid, owner(dir, pid)?))) else {
                 if Instant::now() >= begins_by {
                     break;
@@ -170,15 +169,15 @@ impl Lock {
             if asked.is_some_and(|first| first != pid) {
                 return Err(Held::Owned { dir: dir.into(), pid: Some(pid) });
             }
-            // One of those that want it speaks to the owner.
+            // Only one of several processes that want the lock signals the owner.
             if speaks.is_none() {
                 speaks = open(&dir.join("lock.replace")).ok().filter(|f| f.try_lock().is_ok());
             }
             let (signal, what) = match (asked, &speaks) {
-                (None, None) => (None, "another one has asked it to stop, it is waited for"),
-                (None, Some(_)) if is_stopping(pid) => (None, "it is stopping already, it is waited for"),
-                (None, Some(_)) => (Some(Signal::TERM), "it is asked to stop"),
-                (Some(_), Some(_)) => (Some(Signal::KILL), "it is killed"),
+                (None, None) => (None, "another process has asked it to stop; waiting"),
+                (None, Some(_)) if is_stopping(pid) => (None, "it is already stopping; waiting"),
+                (None, Some(_)) => (Some(Signal::TERM), "asking it to stop"),
+                (Some(_), Some(_)) => (Some(Signal::KILL), "it did not stop in time; killing it"),
                 (Some(_), None) => return Self::take(dir),
             };
             log::info!("another ostler (pid {pid}) owns {}: {what}", dir.display());
@@ -198,7 +197,7 @@ impl Lock {
     }
 }
 
-/// The file, made if it is not there.
+/// Opens the file, and creates it if it is missing.
 fn open(path: &Path) -> io::Result<File> {
     OpenOptions::new().create(true).truncate(false).read(true).write(true).mode(0o600).open(path)
 }
@@ -207,20 +206,20 @@ fn write_pid(file: &mut File) -> io::Result<()> {
     file.set_len(0).and_then(|()| file.rewind()).and_then(|()| writeln!(file, "{}", std::process::id()))
 }
 
-/// Locks the directory itself. Nothing where the file system cannot; an error: another daemon holds it.
+/// Locks the directory itself. `None`: the file system cannot do that. `Err`: another daemon holds it.
 fn lock_dir(dir: &Path) -> Result<Option<File>, ()> {
     let Ok(file) = File::open(dir) else { return Ok(None) };
     match file.try_lock() {
         Ok(()) => Ok(Some(file)),
         Err(TryLockError::WouldBlock) => Err(()),
         Err(TryLockError::Error(e)) => {
-            log::debug!("{}: the directory cannot be locked: {e}", dir.display());
+            log::debug!("{}: cannot lock the directory: {e}", dir.display());
             Ok(None)
         }
     }
 }
 
-/// Who owns the lock of a state directory now, without taking it.
+/// The pid of the lock's present owner. Does not take the lock.
 #[must_use]
 pub fn holder(dir: &Path) -> Option<i32> {
     let mut file = File::open(dir.join("lock")).ok()?;
@@ -237,8 +236,8 @@ fn read_pid(file: &mut File) -> Option<i32> {
     text.trim().parse().ok()
 }
 
-/// A handle to the process, if it is the one that holds the lock: taken before the check, so that the pid cannot be
-/// another's by the time of the signal.
+/// A handle to the process, if it holds the lock. The handle is taken before the check, so a reused pid is never
+/// signalled.
 fn owner(dir: &Path, pid: i32) -> Option<std::os::fd::OwnedFd> {
     let pidfd = pidfd_open(Pid::from_raw(pid)?, PidfdFlags::empty()).ok()?;
     let lock = std::fs::canonicalize(dir.join("lock")).ok()?;
@@ -250,9 +249,9 @@ fn owner(dir: &Path, pid: i32) -> Option<std::os::fd::OwnedFd> {
 mod tests {
     use super::*;
 
-    /// A child that a killed daemon was just making has its descriptors until it runs its program.
+    /// A child of a killed daemon keeps the descriptors until it executes its program.
     #[test]
-    fn what_a_dead_owner_left_behind_is_waited_for() {
+    fn the_child_of_a_dead_owner_is_waited_for() {
         let dir = tempfile::tempdir().expect("a directory");
         let path = dir.path().join("lock");
         let held = open(&path).expect("the file");
@@ -278,7 +277,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_is_removed_is_made_anew_and_nobody_comes_in_between() {
+    fn a_removed_file_is_created_again_and_no_second_daemon_takes_it() {
         let dir = tempfile::tempdir().expect("a directory");
         let path = dir.path().join("lock");
         let mut first = Lock::take(dir.path()).expect("the lock");
@@ -287,7 +286,7 @@ mod tests {
         assert!(matches!(Lock::take(dir.path()), Err(Held::Owned { .. })), "before it was noticed");
         assert_eq!(first.check(), LockState::Remade);
         assert_eq!(holder(dir.path()), i32::try_from(std::process::id()).ok());
-        // Somebody who does not know of the directory's lock.
+        // A process that does not respect the directory's lock.
         std::fs::remove_file(&path).expect("removed");
         let other = open(&path).expect("another file");
         other.try_lock().expect("locked");
@@ -298,7 +297,7 @@ mod tests {
         Lock::take(dir.path()).expect("free");
     }
 
-    /// The owner has the lock, and its pid does not stand in the file yet: it is waited for, not given up.
+    /// The owner has the lock and has not written its pid yet: the replacer waits.
     #[test]
     fn an_owner_that_just_begins_is_waited_for() {
         let dir = tempfile::tempdir().expect("a directory");

@@ -124,13 +124,13 @@ fn a_database_that_changes_under_the_daemon() {
     }
 }
 
-/// The lock's file is removed by hand: it is made anew within a moment, and no second daemon starts beside.
+/// The lock's file is removed by hand: it is created again within a moment, and no second daemon starts beside.
 #[test]
 fn a_lock_that_is_removed_is_made_anew() {
     let mut d = boot_ready(Daemon::new(), "");
     let lock = d.path("state/lock");
     std::fs::remove_file(&lock).unwrap();
-    d.wait_log("the lock was removed or replaced while the daemon runs; it is made anew");
+    d.wait_log("the lock was removed or replaced while the daemon runs; it is created again");
     assert_eq!(std::fs::read_to_string(&lock).unwrap().trim(), d.pid().to_string());
     let second = d.refuses();
     assert_eq!(second.code, 69, "{second:?}");

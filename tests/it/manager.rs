@@ -114,7 +114,7 @@ fn a_deaf_owner_is_forced() {
     d.client().post("/v1/stop", None).unwrap();
     let ran = replacing.join().unwrap();
     assert_eq!(ran.code, 0, "{ran:?}");
-    let (asked, killed) = (ran.err.find("is asked to stop"), ran.err.find("it is killed"));
+    let (asked, killed) = (ran.err.find("asking it to stop"), ran.err.find("killing it"));
     assert!(asked.is_some() && asked < killed, "{ran:?}");
     d.check(true);
 }
@@ -164,7 +164,7 @@ fn a_second_replace_waits_for_the_drain_of_the_first() {
     let first = replace();
     d.notes.find(from, "STOPPING", |l| l == "STOPPING=1");
     let second = replace();
-    log.find(0, "the second one", |l| l.contains("it is waited for"));
+    log.find(0, "the second one", |l| l.contains("; waiting"));
     assert_eq!(d.status()["stop"]["urgency"], "graceful");
     gate.open();
     assert_eq!(events.end_of(&running).0, "completed");
