@@ -1,5 +1,5 @@
-//! The API's listeners: those that a service manager passed, else our own socket, and TCP where configured. What is not
-//! safe to listen on is refused here, what is doubtful is warned of, and a file of ours that is swept away is made again.
+//! The API's listeners: the sockets from the service manager, or our own socket, and TCP if configured. An unsafe
+//! address is refused here, a doubtful one gets a warning, and a removed file of our own socket is created again.
 
 use std::fs;
 use std::io;
@@ -28,19 +28,19 @@ pub(super) struct Opened {
     pub own: Option<Own>,
 }
 
-/// Where our own socket stands among the listeners.
+/// The place of our own socket among the listeners.
 const OWN_PLACE: usize = 0;
 
-/// A socket's file that we made.
+/// The file of our own socket.
 #[derive(Debug)]
 pub(super) struct Own {
     path: PathBuf,
-    /// Device and inode: another daemon may have put its own in this place.
+    /// Device and inode: another daemon may have replaced the file with its own.
     id: (u64, u64),
 }
 
 impl Own {
-    /// Removes the file, if it is still the one that we made.
+    /// Removes the file, if it is still ours.
     pub fn remove(&self) {
         if identity(&self.path) == Some(self.id) {
             let _ = fs::remove_file(&self.path);
@@ -48,38 +48,38 @@ impl Own {
     }
 }
 
-/// How often the socket's file is looked for.
-const LOOK: Duration = Duration::from_secs(2);
-/// How long whoever has our socket's place may take to answer: one that hangs is there.
+/// The time between two checks of the socket's file.
+const CHECK: Duration = Duration::from_secs(2);
+/// How long another owner of the socket's path may take to answer. A daemon that hangs counts as alive.
 const KNOCK: Duration = Duration::from_secs(2);
-/// How often it is looked whether it is still there.
+/// The time between two checks for that owner.
 const KNOCK_EVERY: Duration = Duration::from_secs(30);
 
-/// Keeps the socket's file where clients look for it: a daemon whose file was swept away (a runtime directory goes with the
-/// user's last login) would live on and answer nobody. Ended, it removes the file, if it is still ours.
+/// Keeps the socket's file in its place. Without it, a daemon whose file is removed would run on without clients: a
+/// user's runtime directory is removed at the last logout. At its end it removes the file, if it is still ours.
 pub(super) struct Keeper {
     own: Arc<Mutex<Own>>,
     thread: Option<(Sender<()>, JoinHandle<()>)>,
 }
 
 impl Keeper {
-    /// Begins to look. Without a thread the file is as it was made.
+    /// Starts the checks. If the thread cannot be started, the file is not checked.
     pub fn start(own: Own, server: &Arc<Server>) -> Self {
         let own = Arc::new(Mutex::new(own));
         let (stop, stopped) = crossbeam_channel::bounded(0);
         let (kept, server) = (own.clone(), server.clone());
-        let look = move || {
+        let body = move || {
             let mut seen = None;
-            while stopped.recv_timeout(LOOK) == Err(RecvTimeoutError::Timeout) {
-                look(&mut kept.lock().unwrap_or_else(PoisonError::into_inner), &server, &mut seen);
+            while stopped.recv_timeout(CHECK) == Err(RecvTimeoutError::Timeout) {
+                check(&mut kept.lock().unwrap_or_else(PoisonError::into_inner), &server, &mut seen);
             }
         };
-        let thread = thread::spawn_own("socket", thread::IO_STACK, look);
-        let thread = thread.inspect_err(|e| log::warn!("nobody looks after the socket's file: {e}")).ok();
+        let thread = thread::spawn_own("socket", thread::IO_STACK, body);
+        let thread = thread.inspect_err(|e| log::warn!("cannot start a thread to check the socket's file: {e}")).ok();
         Self { own, thread: thread.map(|t| (stop, t)) }
     }
 
-    /// The end.
+    /// Ends the checks and removes the file.
     pub fn end(self) {
         if let Some((stop, thread)) = self.thread {
             drop(stop);
@@ -89,22 +89,23 @@ impl Keeper {
     }
 }
 
-/// What stood in the socket's place when it could not be made again, and why; told when it changes.
+/// Why the socket could not be created again; logged when it changes.
 struct Obstacle {
+    /// The file in its place.
     id: Option<(u64, u64)>,
     why: String,
-    /// When it was last looked whether anybody is behind it.
+    /// When the other owner was last checked.
     at: Instant,
 }
 
-/// Makes the socket anew if its file is gone, or is one that nobody answers at.
-fn look(own: &mut Own, server: &Server, obstacle: &mut Option<Obstacle>) {
+/// Creates the socket again if its file is gone, or if no daemon answers at the file in its place.
+fn check(own: &mut Own, server: &Server, obstacle: &mut Option<Obstacle>) {
     let there = identity(&own.path);
     if there == Some(own.id) {
         *obstacle = None;
         return;
     }
-    // Another daemon's socket is not knocked at again and again.
+    // Another daemon's socket is not tried every time.
     if there.is_some() && obstacle.as_ref().is_some_and(|o| o.id == there && o.at.elapsed() < KNOCK_EVERY) {
         return;
     }
@@ -114,13 +115,13 @@ fn look(own: &mut Own, server: &Server, obstacle: &mut Option<Obstacle>) {
     });
     match made {
         Ok(made) => {
-            log::warn!("{}: the socket's file was gone; it is made again", own.path.display());
+            log::warn!("{}: the socket's file was removed; it is created again", own.path.display());
             *own = made;
             *obstacle = None;
         }
         Err(why) => {
             if obstacle.as_ref().is_none_or(|o| (o.id, &o.why) != (there, &why)) {
-                log::error!("the socket's file is not ours any more, and cannot be made again yet: {why}");
+                log::error!("the socket's file is no longer ours and cannot be created again yet: {why}");
             }
             *obstacle = Some(Obstacle { id: there, why, at: Instant::now() });
         }
@@ -133,7 +134,7 @@ fn identity(path: &Path) -> Option<(u64, u64)> {
     meta.file_type().is_socket().then(|| (meta.dev(), meta.ino()))
 }
 
-/// Opens them. `token`: whoever comes over TCP has to bring one.
+/// Opens the listeners. `token`: clients over TCP need one.
 pub(super) fn listen(socket: &Path, http: Option<&config::Http>, token: bool) -> Result<Opened, NoStart> {
     let passed = crate::sys::passed_sockets().map_err(|e| NoStart(exit::INTERNAL, format!("LISTEN_FDS: {e}")))?;
     let mut listeners: Vec<Listener> = passed.into_iter().map(of_the_manager).collect();
@@ -141,7 +142,7 @@ pub(super) fn listen(socket: &Path, http: Option<&config::Http>, token: bool) ->
     if listeners.is_empty() {
         let (listener, made) = bind(socket)?;
         log::info!("listening on {}", socket.display());
-        // In the first place: see `OWN_PLACE`.
+        // It is the first: see `OWN_PLACE`.
         listeners.push(Listener::Unix(listener));
         own = Some(made);
     } else {
@@ -156,7 +157,7 @@ pub(super) fn listen(socket: &Path, http: Option<&config::Http>, token: bool) ->
                 return Err(NoStart(exit::CONFIG, format!("LISTEN_FDS: {why}")));
             }
         }
-        log::info!("listening on what the service manager passed");
+        log::info!("listening on the sockets of the service manager");
     }
     if let Some(http) = http {
         let tcp = TcpListener::bind(http.listen)
@@ -168,7 +169,7 @@ pub(super) fn listen(socket: &Path, http: Option<&config::Http>, token: bool) ->
     Ok(Opened { listeners, own })
 }
 
-/// A socket that the service manager made.
+/// The listener of a socket from the service manager.
 fn of_the_manager((fd, kind): (OwnedFd, SocketKind)) -> Listener {
     match kind {
         SocketKind::Unix => Listener::Unix(fd.into()),
@@ -176,42 +177,44 @@ fn of_the_manager((fd, kind): (OwnedFd, SocketKind)) -> Listener {
     }
 }
 
-/// Makes our own socket, for whom it is for.
+/// Creates our own socket, with its mode.
 fn bind(socket: &Path) -> Result<(UnixListener, Own), NoStart> {
     let no = |e: io::Error| NoStart(exit::STATE, format!("{}: {e}", socket.display()));
     if let Some(dir) = socket.parent() {
         fs::create_dir_all(dir).map_err(no)?;
     }
-    // We hold the lock, so a socket that is there belongs to nobody; but never remove another kind of file, nor the
-    // socket of a daemon with another state directory.
+    // We hold the lock, so no daemon of this state directory owns an existing socket. Never remove another kind of
+    // file, nor the socket of a daemon with another state directory.
     let knocked = client::connect(socket, KNOCK);
     if knocked.is_ok() || knocked.is_err_and(|e| e.kind() == io::ErrorKind::TimedOut) {
         return Err(NoStart(exit::UNAVAILABLE, format!("{}: another daemon answers there", socket.display())));
     }
     match fs::symlink_metadata(socket) {
         Ok(m) if m.file_type().is_socket() => fs::remove_file(socket).map_err(no)?,
-        Ok(_) => return Err(NoStart(exit::STATE, format!("{}: not a socket, and in the way", socket.display()))),
+        Ok(_) => {
+            return Err(NoStart(exit::STATE, format!("{}: this file is not a socket", socket.display())));
+        }
         Err(_) => {}
     }
     let listener = UnixListener::bind(socket).map_err(|e| match paths::socket_too_long(socket) {
         Some(why) => NoStart(exit::STATE, format!("{}: {why}; choose another with --socket", socket.display())),
         None => no(e),
     })?;
-    // As a service the group may talk to it; elsewhere the user alone.
+    // The socket of a service is open to its group; otherwise only to the user.
     let mode = if std::env::var_os("RUNTIME_DIRECTORY").is_some() { 0o660 } else { 0o600 };
     fs::set_permissions(socket, fs::Permissions::from_mode(mode)).map_err(no)?;
     let id = identity(socket).ok_or_else(|| no(io::ErrorKind::NotFound.into()))?;
     Ok((listener, Own { path: socket.to_path_buf(), id }))
 }
 
-/// Why a TCP listener must not be used as it is, or `None`: an address proves nothing, so what the network reaches needs
-/// the token.
+/// Why a TCP listener is unsafe, or `None`. A client's address proves nothing, so a listener that the network can reach
+/// needs a token.
 fn unsafe_without_token(address: SocketAddr, token: bool) -> Option<String> {
     let reachable = !address.ip().to_canonical().is_loopback();
     (reachable && !token).then(|| format!("{address} is not a loopback address, which needs [http] token_file"))
 }
 
-/// What is not refused but should be known of a listener.
+/// A warning about a listener that is not refused.
 fn doubt(listener: &Listener, token: bool) -> Option<String> {
     match listener {
         Listener::Tcp(tcp) if !token => tcp.local_addr().ok().map(|address| {
@@ -238,7 +241,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_what_the_network_reaches_needs_a_token() {
+    fn only_a_listener_that_the_network_can_reach_needs_a_token() {
         for (address, unsafe_) in [
             ("127.0.0.1:7411", false),
             ("127.8.0.1:7411", false),

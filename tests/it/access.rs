@@ -334,13 +334,13 @@ fn silent_clients_keep_nobody_out() {
     drop(silent);
 }
 
-/// A socket whose file is swept away is made again by the daemon itself, and that is told; whoever comes then is served.
+/// The daemon creates a removed file of its socket again and logs that; clients that connect then are served.
 /// Another daemon that has taken the place keeps it, also when the first one stops.
 #[test]
 fn a_socket_that_is_gone_comes_back() {
     let mut d = Daemon::new().start();
     std::fs::remove_file(d.socket()).unwrap();
-    d.wait_log("the socket's file was gone; it is made again");
+    d.wait_log("the socket's file was removed; it is created again");
     assert_eq!(d.send("local:a", "x"), "echo: x");
     assert_eq!(std::fs::metadata(d.socket()).unwrap().permissions().mode() & 0o777, 0o600);
     // Another one takes the place at a stroke.

@@ -114,11 +114,11 @@ impl Coordinator {
     /// they begin later.
     pub(super) fn schedule(&mut self, deaths: u32) {
         self.continuations.hold_off(deaths, self.ctx.now());
-        self.look_for_waiting();
+        self.search_waiting();
     }
 
     /// Searches the store for waiting work.
-    pub(super) fn look_for_waiting(&mut self) {
+    pub(super) fn search_waiting(&mut self) {
         self.schedules.request(None);
         self.begin_schedule();
     }

@@ -1,5 +1,6 @@
-//! The last phase of a stop: the hooks' threads end, delivery notes whom it did not call, the report and the clean record are
-//! written, and the store is closed. Each step is done aside and has a quarter of the time that is left.
+//! The last phase of a stop: the hooks' threads end, delivery notes which handlers it did not call, the report and the
+//! clean record are written, and the store is closed. Each step runs on a thread of its own and has a quarter of the
+//! remaining time.
 
 use std::time::Instant;
 
@@ -9,7 +10,7 @@ use crate::daemon::delivery::Message;
 use crate::daemon::report::Report;
 use crate::model::event::Urgency;
 
-/// Which step is in progress, with the instant by which all must be done.
+/// The step in progress, with the deadline of all steps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Step {
     /// The hooks' threads end.
@@ -18,7 +19,7 @@ pub(super) enum Step {
     Delivery(Instant),
     /// The report and the clean record are written.
     Record(Instant),
-    /// The store is closed: the one step that a deadline may cut off.
+    /// The store is closed: the only step that a deadline may cut off.
     Store,
 }
 
@@ -35,7 +36,8 @@ impl Coordinator {
         });
     }
 
-    /// What was only queued for a handler is known by now: it was answered before the threads ended.
+    /// The hooks' threads have ended. Every queued call was answered before, so delivery knows which handlers were not
+    /// called.
     pub(super) fn hooks_closed(&mut self, abandoned: Option<usize>) {
         let Some(Step::Hooks(until)) = self.closing else { return };
         self.hooks_abandoned = abandoned != Some(0);
@@ -47,7 +49,7 @@ impl Coordinator {
         })));
     }
 
-    /// Delivery has ended, or has had its time.
+    /// Delivery has ended, or its time is over.
     pub(super) fn delivery_ended(&mut self) {
         let Some(Step::Delivery(until)) = self.closing else { return };
         self.timers.clear(Timer::DeliveryEnd);
@@ -60,7 +62,7 @@ impl Coordinator {
         });
     }
 
-    /// The report and the clean record are written, or could not be.
+    /// The write of the report and the clean record is over. `done`: it succeeded.
     pub(super) fn recorded(&mut self, done: bool) {
         let Some(Step::Record(until)) = self.closing else { return };
         self.closing = Some(Step::Store);
@@ -69,7 +71,7 @@ impl Coordinator {
     }
 }
 
-/// Writes the report and the clean record. Whether that was done.
+/// Writes the report and the clean record. Returns whether it succeeded.
 fn record(ctx: &Context, report: Option<Report>, clean: bool, until: Instant) -> bool {
     let report = report.map_or(serde_json::Value::Null, |mut report| {
         report.finish(clean);
@@ -78,20 +80,20 @@ fn record(ctx: &Context, report: Option<Report>, clean: bool, until: Instant) ->
     ctx.set_report(report.clone());
     let recorded = ctx.store.until(until).close_boot(clean, report, ctx.config().retention.reports);
     if let Err(e) = &recorded {
-        log::error!("stop: the clean record could not be written: {e}");
+        log::error!("stop: cannot write the clean record: {e}");
     }
     crate::failpoint::hit("stop", "recorded");
     recorded.is_ok()
 }
 
-/// Ends the streams and closes the store. Whether it is closed.
+/// Ends the streams and closes the store. Returns whether it is closed.
 fn close_store(ctx: &Context, until: Instant) -> bool {
-    // Streams end with the last events; one whose client does not read has a quarter of the time.
+    // Streams end after the last events; a stream whose client does not read has a quarter of the time.
     ctx.hub.close();
     ctx.hub.wait_left(ctx.now() + ctx.left(until) / 4);
     let closed = ctx.store.until(until).close(until);
     if let Err(e) = &closed {
-        log::error!("stop: the store could not be closed: {e}");
+        log::error!("stop: cannot close the store: {e}");
     }
     crate::failpoint::hit("stop", "closed");
     closed.is_ok()

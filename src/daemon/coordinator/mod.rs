@@ -1,10 +1,10 @@
-//! The coordinator: one loop that takes an [`Event`] after the other, feeds the machine of the daemon's life and performs its
-//! actions. It decides nothing itself.
+//! The coordinator: a loop that takes one [`Event`] after the other, feeds the state machine of the daemon's life and
+//! performs its actions. It makes no decisions itself.
 //!
-//! [`Coordinator::next_event`] is the only place where it waits. Whatever may take its time, each call of the store among it,
-//! is done aside, on a thread of its own, and its outcome is an event (`aside`); the actions of a stop are performed in
-//! their order, each after the one before it (`stop`, `closing`). What is due when is one table of timers; what is in
-//! progress has an owner, an [`OpQueue`]. Pacing and retries are decided by [`schedule`].
+//! [`Coordinator::next_event`] is the only place where it waits. Slow work, such as every call of the store, runs on a
+//! thread of its own, and its outcome is an event (`aside`). The actions of a stop are performed in order, one after
+//! the other (`stop`, `closing`). All timers are in one table; each operation in progress has an owner, an [`OpQueue`].
+//! [`schedule`] decides pacing and retries.
 
 use std::collections::VecDeque;
 use std::io;
@@ -35,7 +35,7 @@ mod aside;
 mod closing;
 mod stop;
 
-/// What is due at some instant. What makes one needless lets it come: it finds nothing to do then.
+/// A timer. A timer that is no longer needed still fires and finds nothing to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Timer {
     /// The next interrupted turn goes on.
@@ -44,70 +44,70 @@ enum Timer {
     Alive,
     /// A session has been on probation for long enough.
     Probation,
-    /// Something is looked for to prune.
+    /// The next round of retention.
     Prune,
-    /// A worker's thread is tried again.
+    /// The next try to start a worker's thread.
     Admit,
-    /// A message that could not be refused is tried again.
+    /// The next try for messages that could not be refused.
     Refuse,
-    /// What a commit in doubt did is looked for.
+    /// Read what a commit in doubt did.
     Doubt,
-    /// What waits is looked for again, for it could not be read.
+    /// The next search for waiting work, after one that failed.
     Schedule,
-    /// Files of deleted sessions are still to go.
+    /// Remove files of deleted sessions.
     Tidy,
-    /// A stop's status line is renewed.
+    /// Update a stop's status line.
     Progress,
-    /// Delivery has had its time to note whom it did not call.
+    /// The end of delivery's time to note which handlers it did not call.
     DeliveryEnd,
 }
 
-/// Everything that happens to the coordinator.
+/// An event for the coordinator.
 #[derive(Debug)]
 pub enum Event {
     /// A signal came.
     Signal(Signal),
-    /// Somebody asks for something.
+    /// The API requests something.
     Asked(Request),
-    /// The registry or the hub may have something for it to do.
+    /// The registry or the hub may have work for it.
     Nudged,
     /// A commit of the store is in doubt.
     CommitInDoubt,
-    /// An instant has passed, or a sender has gone.
+    /// A timer is due, or a sender has gone.
     Due,
-    /// Something happened that the machine knows.
+    /// An event of the state machine.
     Life(lifecycle::Event),
     /// `daemon_start` handlers are done: the journal may be delivered.
     Started,
     /// A worker's thread is about to end.
     WorkerEnded(i64),
-    /// A reload has read everything anew.
+    /// A reload has read configuration and scripts.
     Prepared(Result<Box<reload::Prepared>, String>),
-    /// The sessions whose interrupted turn is to go on; `None`: they could not be read.
+    /// The sessions whose interrupted turn is to go on; `None`: the store failed.
     Scheduled(Option<Vec<WorkRequest>>),
     /// A step of retention ended; what it removed.
     Pruned(Option<Pruned>),
-    /// Files of deleted sessions were removed; whether some are still to go.
+    /// Files of deleted sessions were removed; `true`: some are left.
     Tidied(bool),
-    /// The store answers again after a commit in doubt, and says what nobody was told of; or it does not yet.
+    /// The store answers again after a commit in doubt: what that commit did. `None`: it does not answer yet.
     Undoubted(Option<Overlooked>),
-    /// A sign of life was noted, or could not be.
+    /// A sign of life was noted, or the write failed.
     AliveNoted,
-    /// A message for which no thread was to be had was refused, or could not be.
+    /// The outcome of failing a waiting message of a session without a thread.
     Refused(WorkRequest, Refused),
-    /// An action of the stop that was performed aside is over.
+    /// An action of the stop on a thread of its own is over.
     Performed,
-    /// The hooks' threads have ended, but for so many that were abandoned; `None`: nobody knows.
+    /// The hooks' threads have ended, except this number of abandoned threads; `None`: unknown.
     HooksClosed(Option<usize>),
-    /// Delivery has noted whom it did not call, and ended.
+    /// Delivery has noted which handlers it did not call, and ended.
     DeliveryEnded,
-    /// The report and the clean record were written, or could not be.
+    /// Whether the report and the clean record were written.
     Recorded(bool),
-    /// The store was checkpointed and released, or could not be.
+    /// Whether the store was checkpointed and released.
     Closed(bool),
 }
 
-/// Where events come from.
+/// The sources of events.
 pub struct Inboxes {
     /// From the signals' thread.
     pub signals: Receiver<Signal>,
@@ -124,33 +124,33 @@ pub struct Inboxes {
 pub struct Ending {
     /// Why.
     pub reason: StopReason,
-    /// Nothing was abandoned, and it was no `now`.
+    /// Nothing was abandoned, and the urgency was not `now`.
     pub clean: bool,
-    /// By when the process is gone.
+    /// When the process must be gone.
     pub deadline: Option<Instant>,
 }
 
-/// A worker that is to be started.
+/// A worker to start.
 pub struct NewWorker {
-    /// What it shares with everybody.
+    /// The shared handles.
     pub ctx: Arc<Context>,
-    /// For which session, and why.
+    /// The session, and why it needs a worker.
     pub request: WorkRequest,
     /// Its agent.
     pub agent: config::Agent,
-    /// What it listens to.
+    /// Its mailbox.
     pub mailbox: Arc<Mailbox>,
-    /// Whom it tells at its end.
+    /// Called at its end.
     pub ended: Box<dyn FnOnce() + Send>,
 }
 
-/// Starts workers. An error: there is no room for another thread.
+/// Starts workers. An error: the thread cannot be started.
 pub type StartWorker = Box<dyn Fn(NewWorker) -> io::Result<Option<JoinHandle<()>>> + Send>;
 
 /// Starts a worker on a thread of its own.
 ///
 /// # Errors
-/// There is no room for another thread.
+/// The thread cannot be started.
 pub fn start_worker(new: NewWorker) -> io::Result<Option<JoinHandle<()>>> {
     let NewWorker { ctx, request, agent, mailbox, ended } = new;
     let stack = if agent.kind == AgentKind::Lua { thread::DEEP_STACK } else { thread::IO_STACK };
@@ -168,11 +168,11 @@ pub struct Coordinator {
     machine: Lifecycle,
     delivery: Delivery,
     start_worker: StartWorker,
-    /// Its own events: the outcomes of what is done aside.
+    /// Its own events: the outcomes of operations on other threads.
     own: (Sender<Event>, Receiver<Event>),
-    /// Outcomes of what was done on this thread, for want of another.
+    /// Outcomes of operations that ran on this thread, because no other could be started.
     here: VecDeque<Event>,
-    /// What the machine is to be told once its actions are performed.
+    /// Events for the machine once its actions are performed.
     later: VecDeque<lifecycle::Event>,
     report: Option<Report>,
     continuations: Continuations,
@@ -184,24 +184,24 @@ pub struct Coordinator {
     schedules: OpQueue<()>,
     signs_of_life: OpQueue<()>,
     refusals: OpQueue<()>,
-    /// Whose first message is to be refused, and why.
+    /// Sessions whose oldest message is to be failed, and why.
     to_refuse: VecDeque<(WorkRequest, String)>,
-    /// Who wants a worker again, after a pause.
+    /// Sessions that request a worker again after a pause.
     not_refused: Vec<WorkRequest>,
     pruned: prune::Round,
-    /// What the machine wants done, and was not begun.
+    /// Actions of the machine that have not begun.
     actions: VecDeque<Action>,
-    /// The stop's action that is performed aside: those after it wait.
+    /// The stop's action that runs on a thread of its own: later actions wait for it.
     performing: OpQueue<()>,
     closing: Option<closing::Step>,
     leave: bool,
     hooks_abandoned: bool,
-    /// The clean record is written, and the store closed: else the next boot has to see to it.
+    /// The clean record is written and the store closed; if not, the next boot recovers.
     released: bool,
 }
 
 impl Coordinator {
-    /// A coordinator that is about to begin.
+    /// A coordinator that has not begun.
     #[must_use]
     pub fn new(ctx: Arc<Context>, delivery: Delivery, start_worker: StartWorker) -> Self {
         let machine = Lifecycle::new(ctx.config().shutdown);
@@ -239,7 +239,7 @@ impl Coordinator {
         }
     }
 
-    /// Runs until the daemon may leave.
+    /// Runs until the daemon may exit.
     pub fn run(mut self, inboxes: &Inboxes, recovered: &Recovered) -> Ending {
         self.begin(recovered);
         while !self.leave {
@@ -249,7 +249,7 @@ impl Coordinator {
         self.ending()
     }
 
-    /// Waits for what happens next.
+    /// Waits for the next event.
     fn next_event(&self, inboxes: &Inboxes) -> Event {
         let alarm = self.next_due().map_or_else(never, crossbeam_channel::at);
         select! {
@@ -262,15 +262,15 @@ impl Coordinator {
         }
     }
 
-    /// When [`Event::Due`] is to come if nothing else does.
+    /// When [`Event::Due`] comes if no other event comes first.
     #[must_use]
     pub fn next_due(&self) -> Option<Instant> {
         let alarm = self.machine.alarm().filter(|_| !self.must_wait());
         alarm.into_iter().chain(self.timers.next()).min()
     }
 
-    /// Whether the machine is not told that its time is up, nor what has ended: what it wants done is still being done, and
-    /// the time of what comes after that has not begun. Each of these steps is bounded by itself.
+    /// Whether the machine gets no `TimeUp` now, because its actions are still being performed: the time of the next
+    /// step has not begun. Each of these actions has its own time limit.
     fn must_wait(&self) -> bool {
         self.is_performing() || self.closing.is_some_and(|step| step != closing::Step::Store)
     }
@@ -279,7 +279,7 @@ impl Coordinator {
         self.performing.is_in_progress() || !self.actions.is_empty()
     }
 
-    /// Takes in what happened, with the outcomes that are there by now, and does what has become due or possible.
+    /// Handles an event and all outcomes that are there by now, then does what has become due or possible.
     pub fn handle(&mut self, event: Event) {
         self.take(event);
         while let Some(event) = self.here.pop_front().or_else(|| self.own.1.try_recv().ok()) {
@@ -288,19 +288,19 @@ impl Coordinator {
         self.look();
     }
 
-    /// Whether an outcome of something that was done aside waits to be handled.
+    /// Whether an outcome of an operation on another thread waits to be handled.
     #[must_use]
     pub fn has_outcomes(&self) -> bool {
         !self.own.1.is_empty()
     }
 
-    /// Whether the daemon may leave.
+    /// Whether the daemon may exit.
     #[must_use]
     pub const fn may_leave(&self) -> bool {
         self.leave
     }
 
-    /// How the daemon ended, once it may leave.
+    /// How the daemon ended, once it may exit.
     #[must_use]
     pub fn ending(&self) -> Ending {
         let stop = self.machine.stop();
@@ -312,7 +312,7 @@ impl Coordinator {
         }
     }
 
-    /// Messages are accepted from now on, and turns begin.
+    /// The daemon is ready: messages are accepted, and turns begin.
     pub fn begin(&mut self, recovered: &Recovered) {
         self.step(lifecycle::Event::BecameReady);
         self.ctx.set_ready();
@@ -351,29 +351,29 @@ impl Coordinator {
         }
         match self.machine.phase() {
             Phase::Running => self.look_running(now),
-            Phase::Draining | Phase::Interrupting | Phase::Sweeping if !self.is_performing() => self.look_stopping(),
+            Phase::Draining | Phase::Interrupting | Phase::Sweeping if !self.is_performing() => self.check_ended(),
             Phase::Draining | Phase::Interrupting | Phase::Sweeping => {}
             Phase::Starting | Phase::CallingHooks | Phase::Closing | Phase::Ended => {}
         }
     }
 
-    /// Handles what is due; it is not due any more.
+    /// Handles a timer that has fired.
     fn fire(&mut self, timer: Timer, now: Instant) {
         match timer {
             Timer::Continue => self.continue_some(now),
-            // They are looked at whenever something happens.
+            // These are checked after every event.
             Timer::Alive | Timer::Probation | Timer::Admit => {}
             Timer::Prune => self.prune(),
             Timer::Refuse => std::mem::take(&mut self.not_refused).into_iter().for_each(|r| self.ctx.registry.want(r)),
             Timer::Tidy => self.tidy(),
             Timer::Doubt => self.doubt(),
-            Timer::Schedule => self.look_for_waiting(),
+            Timer::Schedule => self.search_waiting(),
             Timer::Progress => self.show_progress(now),
             Timer::DeliveryEnd => self.delivery_ended(),
         }
     }
 
-    /// Tries something again after its pause.
+    /// Sets the timer for a retry.
     fn retry(&mut self, what: Retry, timer: Timer) {
         self.timers.set(timer, self.ctx.now() + retry_after(what));
     }
@@ -387,7 +387,7 @@ impl Coordinator {
         self.admit();
     }
 
-    /// Interrupted turns whose time has come go on.
+    /// Continues the interrupted turns whose time has come.
     fn continue_some(&mut self, now: Instant) {
         if !self.is_open() {
             return;
@@ -398,7 +398,7 @@ impl Coordinator {
         self.set_continuations();
     }
 
-    /// Gives workers to the sessions that want one, as far as there is room.
+    /// Starts workers for the sessions that wait for one, as long as there are slots.
     fn admit(&mut self) {
         if self.timers.is_set(Timer::Admit) {
             return;
@@ -425,19 +425,19 @@ impl Coordinator {
                 }
                 Err(e) => e,
             };
-            // Neither this one nor those after it have their thread.
+            // Neither this session nor the later ones have a thread.
             let others = self.ctx.registry.numbers().live.saturating_sub(admitted.len() + 1);
             match schedule::without_thread(others) {
                 WithoutThread::Wait => {
                     self.retry(Retry::Thread, Timer::Admit);
                     admitted.push_front(next);
                     admitted.into_iter().for_each(|a| self.ctx.registry.give_back(a));
-                    return log::warn!("no thread for another session, tried again in a second: {e}");
+                    return log::warn!("cannot start a thread for another session, tried again in a second: {e}");
                 }
                 WithoutThread::Refuse => {
-                    log::error!(key = request.key; "no thread for the session: {e}");
+                    log::error!(key = request.key; "cannot start a thread for the session: {e}");
                     let _ = self.ctx.registry.remove(sid);
-                    self.refuse_waiting(request, format!("no thread for the session: {e}"));
+                    self.refuse_waiting(request, format!("cannot start a thread for the session: {e}"));
                 }
             }
         }
@@ -485,7 +485,7 @@ impl Coordinator {
     fn worker_ended(&mut self, sid: i64) {
         self.timers.clear(Timer::Admit);
         let Some((join, again)) = self.ctx.registry.remove(sid) else { return };
-        // The thread has said its last word: the join is a matter of microseconds.
+        // The thread has sent its last event, so the join takes microseconds.
         if let Some(join) = join
             && join.join().is_err()
         {
@@ -493,7 +493,7 @@ impl Coordinator {
         }
         self.ctx.registry.end_probation(sid);
         if self.timers.is_set(Timer::Tidy) {
-            // It may be the one in whose directory somebody was still at work.
+            // It may have worked in a directory that waits for its removal.
             self.tidy();
         }
         if let Some(request) = again {
@@ -553,7 +553,7 @@ impl Coordinator {
         self.refuse_reloads();
     }
 
-    /// Feeds the machine, and does what it says.
+    /// Feeds an event to the machine and performs its actions.
     fn step(&mut self, event: lifecycle::Event) {
         let before = self.machine.phase();
         let actions = self.machine.step(event, self.ctx.now());

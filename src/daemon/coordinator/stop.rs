@@ -1,4 +1,4 @@
-//! Performing what the machine says in a stop, and watching what still runs meanwhile.
+//! Performs the machine's actions in a stop, and watches the turns and workers that still run.
 
 use std::time::{Duration, Instant};
 
@@ -14,7 +14,7 @@ use crate::model::schedule::PROGRESS;
 use crate::store::{Admission, StopNote, Store};
 
 impl Coordinator {
-    /// Performs what the machine says, in its order: what is performed aside holds up what comes after it.
+    /// Performs the machine's actions in order. An action on a thread of its own holds up the actions after it.
     pub(super) fn perform_next(&mut self) {
         while !self.performing.is_in_progress()
             && let Some(action) = self.actions.pop_front()
@@ -23,7 +23,7 @@ impl Coordinator {
         }
     }
 
-    /// Performs something with the store, which may take until the instant.
+    /// Performs an action with the store on a thread of its own, within the given time.
     fn perform_aside(&mut self, name: &str, within: Duration, body: impl FnOnce(&Store) + Send + 'static) {
         let until = self.ctx.now() + within;
         self.performing.request(None);
@@ -62,7 +62,7 @@ impl Coordinator {
                 crate::failpoint::hit("stop", "timeout");
                 self.perform_aside("marks", ctx.config().shutdown.close, move |store| {
                     if let Err(e) = store.refresh_marks(stop.reason.mark()) {
-                        log::error!("stop: the marks could not be renewed: {e}");
+                        log::error!("stop: cannot update the marks: {e}");
                     }
                 });
             }
@@ -82,7 +82,7 @@ impl Coordinator {
                 let sids = self.report.as_ref().map_or_else(Vec::new, Report::abandoned);
                 self.perform_aside("abandoned", ctx.config().shutdown.close / 4, move |store| {
                     if let Err(e) = store.note_abandoned(sids) {
-                        log::error!("stop: the abandoned sessions could not be noted: {e}");
+                        log::error!("stop: cannot note the abandoned sessions: {e}");
                     }
                 });
             }
@@ -93,7 +93,7 @@ impl Coordinator {
                 self.perform_aside("ends", ctx.config().shutdown.close, move |store| {
                     match store.close_activations(stop.reason, threshold) {
                         Ok(n) => log::info!("stop: {n} activations closed"),
-                        Err(e) => log::error!("stop: the ends could not be written, the next boot writes them: {e}"),
+                        Err(e) => log::error!("stop: cannot write the ends, the next boot writes them: {e}"),
                     }
                 });
             }
@@ -115,7 +115,7 @@ impl Coordinator {
         }
     }
 
-    /// Calls the handlers of one of the stop's own events; the machine is told when they are done.
+    /// Calls the handlers of one of the stop's own events; `done` goes to the machine at their end.
     fn call_hooks(&mut self, kind: HookEvent, until: Instant, done: lifecycle::Event) {
         let Some(stop) = self.machine.stop() else { return };
         let blocking = self.ctx.registry.blocking();
@@ -146,14 +146,14 @@ impl Coordinator {
         self.perform_aside("mark", self.ctx.config().shutdown.close, move |store| {
             match store.mark_running(note) {
                 Ok(n) => log::info!("stop: {n} running sessions are marked"),
-                Err(e) => log::error!("stop: the marks could not be written, the next boot derives them: {e}"),
+                Err(e) => log::error!("stop: cannot write the marks, the next boot derives them: {e}"),
             }
             crate::failpoint::hit("stop", "marked");
         });
     }
 
-    /// Tells the machine what has ended.
-    pub(super) fn look_stopping(&mut self) {
+    /// Tells the machine if all turns or all workers have ended.
+    pub(super) fn check_ended(&mut self) {
         let numbers = self.ctx.registry.numbers();
         let delivering = self.ctx.hub.delivering();
         if numbers.live == 0 && (delivering == 0 || self.machine.phase() != Phase::Draining) {
@@ -163,7 +163,7 @@ impl Coordinator {
         }
     }
 
-    /// Tells everybody else how far it is, as long as it waits for turns and workers.
+    /// Shows the progress of the stop, as long as it waits for turns and workers.
     pub(super) fn show_progress(&mut self, now: Instant) {
         if !matches!(self.machine.phase(), Phase::Draining | Phase::Interrupting | Phase::Sweeping) {
             return;
@@ -176,12 +176,12 @@ impl Coordinator {
         self.keep_facts();
     }
 
-    /// What the watchdog writes when the deadline passes.
+    /// Updates the text that the watchdog prints when the deadline passes.
     pub(super) fn keep_facts(&self) {
         let blocking = self.ctx.registry.blocking();
         let keys: Vec<&str> = blocking.iter().take(20).map(|b| b.key.as_str()).collect();
         watchdog::facts(&format!(
-            "ostler: the stop's deadline has passed in phase {}: {} turns run ({}); leaving\n",
+            "ostler: the stop's deadline has passed in phase {}: {} turns run ({}); exiting\n",
             self.machine.phase(),
             blocking.len(),
             keys.join(" ")
