@@ -1,7 +1,7 @@
 //! The client's side of a connection: one process, numbered requests, one event after the other.
 //!
-//! Owns the process and the bytes in flight; it must not know sessions or turns. It answers by itself what no session
-//! needs to see: methods that we do not offer, and lines that are no messages.
+//! Owns the process and the bytes in flight; it must not know sessions or turns. It refuses methods that ostler does
+//! not offer and skips lines without a message, so sessions never see them.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -14,33 +14,33 @@ use crate::agent::lines::{Line, Lines};
 use crate::agent::process::Process;
 use crate::agent::{Host, Wake, one_line};
 
-/// The longest line that is read: whole images and whole files come on one line.
+/// The longest line that is read, in bytes: whole images and whole files come on one line.
 const LINE_LIMIT: usize = 32 * 1024 * 1024;
-/// How many lines that are no messages are logged for one process.
+/// How many lines without a message are logged for one process.
 const JUNK_LOGGED: u32 = 20;
-/// How much of an agent's last line is told.
+/// How much of an agent's last line is shown, in bytes.
 const LAST_SHOWN: usize = 500;
-/// How long one that closed its output is given to exit, so that its status can be told.
+/// How long to wait for the exit status of an agent that has closed its output.
 pub const EXIT_AFTER_EOF: Duration = Duration::from_millis(500);
 
-/// What an agent did.
+/// Something that an agent did.
 #[derive(Debug)]
 pub enum Event {
-    /// It asks for something under this id.
+    /// A request: id, method, parameters.
     Request(Id, String, String),
-    /// It tells something.
+    /// A notification: method, parameters.
     Notification(String, String),
-    /// It answered our request of this number.
+    /// The answer to our request of this number.
     Response(u64, Result<String, RpcError>),
-    /// A message could not be read. If it was a request, it was answered.
+    /// An unreadable message. If it was a request, it has been refused.
     Lost(Lost),
-    /// It has exited, or closed its output: nothing more will come.
+    /// The agent has exited or closed its output: nothing more will come.
     Gone,
-    /// The instant passed.
+    /// The deadline has passed.
     Timeout,
-    /// The host has something to say, or it is time to ask it.
-    Look,
-    /// It takes nothing of what is written to it.
+    /// The host may have a letter or an interrupt: the caller must check.
+    CheckHost,
+    /// The agent does not read its input.
     Deaf,
 }
 
@@ -49,13 +49,13 @@ pub enum Event {
 pub enum CallError {
     /// The agent refused it.
     Refused(RpcError),
-    /// Its answer was on a line that could not be read.
+    /// The answer was unreadable.
     Lost(String),
-    /// It died.
+    /// The agent died.
     Gone,
-    /// The instant passed.
+    /// The deadline has passed.
     Timeout,
-    /// The host wants it to end.
+    /// An interrupt is in force.
     Interrupted,
 }
 
@@ -66,16 +66,16 @@ pub struct Client {
     pub process: Process,
     lines: Lines,
     read: Vec<u8>,
-    /// What else was on the line that was read last.
+    /// The other messages of the line that was read last.
     messages: VecDeque<Message>,
     requests: u64,
     junk: u32,
-    /// The last line that was no message: some say there why they leave.
+    /// The last line without a message: some agents say there why they exit.
     last_junk: String,
 }
 
 impl Client {
-    /// Speaks with this process.
+    /// A connection to this process.
     pub fn new(process: Process) -> Self {
         Self {
             process,
@@ -110,8 +110,8 @@ impl Client {
         self.process.send(&wire::refusal(Some(id), -32601, &format!("{method}: not offered by this client")));
     }
 
-    /// The next thing that the agent does. Returns [`Event::Look`] after each slice that was read, so that whoever asks
-    /// can look at the host however much the agent says.
+    /// The next event. Returns [`Event::CheckHost`] after each slice that was read, so the caller can check the host
+    /// even if the agent writes without a pause.
     pub fn next(&mut self, host: &mut dyn Host, until: Option<Instant>) -> Event {
         if let Some(event) = self.next_read() {
             return event;
@@ -128,23 +128,23 @@ impl Client {
         match wake {
             Wake::Timeout if until.is_some_and(|t| t <= now) => Event::Timeout,
             _ if self.process.write_deadline().is_some_and(|t| t <= now) => Event::Deaf,
-            Wake::Timeout | Wake::Ready | Wake::Letter => Event::Look,
+            Wake::Timeout | Wake::Ready | Wake::Letter => Event::CheckHost,
         }
     }
 
-    /// Reads a slice of what is there, without waiting.
+    /// Reads a slice of the output without waiting.
     pub fn take_in(&mut self) {
         self.process.take_in(&mut self.read);
         self.lines.push(&self.read);
         self.read.clear();
     }
 
-    /// The next thing that was read already.
+    /// The next event in what has been read.
     pub fn next_ready(&mut self) -> Option<Event> {
         self.next_read().or_else(|| self.process.is_drained().then_some(Event::Gone))
     }
 
-    /// The next thing that is there already, without waiting.
+    /// The next event that is there, without waiting.
     pub fn try_next(&mut self) -> Option<Event> {
         if let Some(event) = self.next_read() {
             return Some(event);
@@ -153,7 +153,8 @@ impl Client {
         self.next_ready()
     }
 
-    /// Asks and waits for the answer. What comes in between goes to `told` (notifications) or is refused (requests).
+    /// Sends a request and waits for the answer. Notifications in between go to `told`, requests in between are
+    /// refused.
     pub fn call(
         &mut self,
         host: &mut dyn Host,
@@ -173,7 +174,7 @@ impl Client {
                 Event::Gone => return Err(CallError::Gone),
                 Event::Timeout | Event::Deaf => return Err(CallError::Timeout),
                 Event::Lost(lost) if lost.answers() == Some(number) => return Err(CallError::Lost(lost.what)),
-                Event::Response(..) | Event::Lost(_) | Event::Look => {}
+                Event::Response(..) | Event::Lost(_) | Event::CheckHost => {}
             }
             // A flood of updates must not outrun the deadline.
             if Instant::now() >= until {
@@ -182,7 +183,7 @@ impl Client {
         }
     }
 
-    /// The last line that it wrote, for whoever sent a message; all that is kept of its stderr goes to the operator's
+    /// The last line that it wrote, for the sender of the message. The kept part of its stderr goes to the operator's
     /// log.
     pub fn last_line(&self, host: &dyn Host, how: &str) -> String {
         let tail = self.process.stderr_tail();
@@ -193,8 +194,8 @@ impl Client {
         one_line(last.unwrap_or(&self.last_junk), LAST_SHOWN)
     }
 
-    /// How it ended, for people: exit status or signal, and its last line. Waits a moment for the exit of one
-    /// that has only closed its output.
+    /// How the agent ended, for people: exit status or signal, and its last line. If it has only closed its output,
+    /// waits a moment for the exit.
     pub fn epitaph(&mut self, host: &mut dyn Host) -> String {
         let until = Instant::now() + EXIT_AFTER_EOF;
         while !self.process.has_exited() && Instant::now() < until && host.interrupt().is_none() {
@@ -204,7 +205,7 @@ impl Client {
         self.how_it_ended(host)
     }
 
-    /// As [`Self::epitaph`], of one that has had its time to exit.
+    /// As [`Self::epitaph`], without waiting for the exit.
     pub fn how_it_ended(&self, host: &dyn Host) -> String {
         let how = self.process.exit_text().unwrap_or_else(|| "closed its output".to_string());
         let last = self.last_line(host, &how);
@@ -229,7 +230,7 @@ impl Client {
                 Message::Lost(lost) => {
                     log::warn!("agent process {}: {}", self.process.id(), lost.what);
                     if lost.is_request() {
-                        let why = format!("{}: nothing of it was done", lost.what);
+                        let why = format!("{}: the request was not handled", lost.what);
                         self.process.send(&wire::refusal(lost.id.as_ref(), wire::PARSE_ERROR, &why));
                     }
                     return Some(Event::Lost(lost));
@@ -244,7 +245,7 @@ impl Client {
         text.clone_into(&mut self.last_junk);
         if self.junk <= JUNK_LOGGED {
             let last = if self.junk == JUNK_LOGGED { "; further ones are not logged" } else { "" };
-            log::warn!("agent process {}: a line that is no message was skipped: {text}{last}", self.process.id());
+            log::warn!("agent process {}: skipped a line without a message: {text}{last}", self.process.id());
         }
     }
 }

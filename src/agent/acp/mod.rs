@@ -3,12 +3,13 @@
 //! Owns the process, the agent's session and the turn's protocol. It must not know the store or the API. Everything
 //! runs on the worker's thread, which waits for the pipes, the exit and its letters together.
 //!
-//! Reading order: [`wire`] is lines and JSON-RPC, [`client`] a connection, [`session`] the handshake and the doubt in
-//! it, [`turn`] what is said, [`running`] a turn between two lines. This file is the agent: start, begin, idle, close.
+//! Reading order: [`wire`] is lines and JSON-RPC, [`client`] a connection, [`session`] the handshake and its checks,
+//! [`turn`] the agent's updates, [`running`] the stages of a turn. This file is the agent: start, begin, idle, close.
 //!
-//! A prompt ends in one of four ways: the agent answers it; it dies; a cancel is answered (by a result or an error
-//! alike: agents do both); or a cancel is not, and the process is ended. Only in the first and third does the agent
-//! live on, and in the third not after an error, if it can reopen the session: see `Driven::cancelled` in [`running`].
+//! A prompt ends in one of four ways: the agent answers; the agent dies; the agent answers a cancel (with a result or
+//! an error: agents do both); or it does not answer the cancel, and its process is ended. The agent lives on only after
+//! the first and the third. After an error as the answer to a cancel it is ended too, if it can reopen the session: see
+//! `Driven::cancelled` in [`running`].
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -29,22 +30,22 @@ mod session;
 mod turn;
 mod wire;
 
-/// For ending a process that has failed.
+/// The longest time to end a process that has failed.
 const END_TIME: Duration = Duration::from_secs(4);
-/// For `session/close`.
+/// The longest time for `session/close`.
 const CLOSE_TIME: Duration = Duration::from_secs(1);
-/// What is taken in between turns before the worker is asked again: more than a slice can hold, so that nothing stale
-/// stays behind in the buffer when a prompt begins.
+/// The most events that are handled between turns in one call: more than a slice can hold, so no old event is left in
+/// the buffer when a prompt begins.
 const IDLE_EVENTS: usize = 50_000;
-/// The most that is told of what came too late to be a turn of its own.
+/// How much is shown of updates that came too late for a turn of their own, in bytes.
 const LATE_SHOWN: usize = 16 * 1024;
-/// After so many failures in a row to reopen a session it is given up.
+/// After this many failures in a row to reopen a session it counts as lost.
 const REOPEN_FAILURES: u32 = 2;
 
 /// The agent.
 #[derive(Debug)]
 pub struct Acp {
-    /// Its configuration's name.
+    /// The agent's name in the configuration.
     name: String,
     start_retries: u32,
     command: Vec<String>,
@@ -52,16 +53,16 @@ pub struct Acp {
     env_pass: Vec<String>,
     history: u64,
     live: Option<Live>,
-    /// The agent does not know what was said: the next prompt carries it.
+    /// The agent has lost the conversation: the next prompt carries it.
     forgot: bool,
     reopen_failures: u32,
-    /// What the agent lacks of the conversation: the next prompt carries it.
+    /// The missing part of the conversation: the next prompt carries it.
     lacks: Option<String>,
-    /// Its last process had no time to write anything down; `None`: it had none in this activation.
+    /// Its last process may have ended before it saved the session; `None`: there was no process in this activation.
     unclean: Option<bool>,
-    /// The turn on its way.
+    /// The turn in progress.
     running: Option<Running>,
-    /// The turn that is over has left a process of no more use: from which rung it is ended, and by when.
+    /// The last turn left a process that must be ended: from which rung, and by when.
     condemned: Option<(Rung, Instant)>,
 }
 
@@ -71,16 +72,17 @@ struct Live {
     client: Client,
     can: Capabilities,
     session: String,
-    /// There is more than the agent's word that it knows the session.
+    /// There is proof beyond the agent's answer that it knows the session.
     proven: bool,
     /// The session changed within a turn: the worker must be told its id by a `start`.
     changed: bool,
-    /// What the agent did first between turns, and is to be told in a turn of its own. Nothing after it was read yet.
+    /// The first event of work that the agent began between turns; it gets a turn of its own. Nothing after it has been
+    /// read.
     own: Option<Event>,
 }
 
 impl Live {
-    /// Whether the agent works by itself: it says something in its session, or asks for permission.
+    /// Whether an event shows work that the agent began by itself: an update of its session, or a permission request.
     fn is_own_work(&self, event: &Event) -> bool {
         match event {
             Event::Request(_, method, _) => method == "session/request_permission",
@@ -95,14 +97,14 @@ impl Live {
 
 /// Why a start failed.
 enum Stumble {
-    /// Another try may be better.
+    /// Another try may succeed.
     Again(Failure),
-    /// None will be.
+    /// No other try will succeed.
     Final(Failure),
 }
 
 impl Acp {
-    /// Runs the command of this configuration.
+    /// The agent of this configuration.
     #[must_use]
     pub fn new(config: &config::Agent) -> Self {
         Self {
@@ -140,7 +142,7 @@ impl Acp {
                 Ok((can, opened))
             }
             Err(Trouble { failure, reopening }) => {
-                // An agent that dies of a session each time must not take the conversation with it.
+                // If the agent dies each time it reopens the session, the conversation must go on without that session.
                 if reopening && host.interrupt().is_none() {
                     self.reopen_failures += 1;
                 }
@@ -149,12 +151,12 @@ impl Acp {
         }
     }
 
-    /// A failure, told with the agent's name.
+    /// A failure with the agent's name in its text.
     fn named(&self, failure: Failure) -> Failure {
         Failure { message: format!("agent {}: {}", self.name, failure.message), ..failure }
     }
 
-    /// One try to start it.
+    /// One try to start the agent.
     fn start_once(
         &mut self,
         host: &mut dyn Host,
@@ -184,7 +186,7 @@ impl Acp {
         }
     }
 
-    /// Ends the process, if there is one, and logs what could not be ended.
+    /// Ends the process, if there is one, and logs processes that cannot be ended.
     fn end_live(&mut self, host: &mut dyn Host, from: Rung, until: Instant) {
         if let Some(live) = self.live.take() {
             self.unclean = Some(from != Rung::EndOfInput);
@@ -192,7 +194,7 @@ impl Acp {
         }
     }
 
-    /// Takes in what came since the last turn, so that it is not taken for the answer to the next prompt.
+    /// Handles events since the last turn, so they do not count as the answer to the next prompt.
     fn take_in(&mut self, host: &mut dyn Host) {
         for _ in 0..IDLE_EVENTS {
             let Some(live) = self.live.as_mut().filter(|live| live.own.is_none()) else { return };
@@ -217,8 +219,8 @@ impl Acp {
         }
     }
 
-    /// What the agent did by itself and can be no turn any more, because another has begun: it is told in that, and a
-    /// permission withdrawn. It is no answer to the prompt.
+    /// Reports work that the agent began by itself and that gets no turn of its own, because another turn has begun.
+    /// Its permission requests are withdrawn. It is not an answer to the prompt.
     fn tell_late(&mut self, host: &mut dyn Host) {
         self.take_in(host);
         let (mut text, mut left_out) = (String::new(), 0);
@@ -243,7 +245,7 @@ impl Acp {
             self.take_in(host);
         }
         if left_out > 0 {
-            text.push_str(&format!(" [and {left_out} pieces more]"));
+            text.push_str(&format!(" [and {left_out} more updates]"));
         }
         if !text.is_empty() {
             let text = format!("between the turns the agent said: {text}");
@@ -252,7 +254,8 @@ impl Acp {
         }
     }
 
-    /// Sends a prompt, with all that the agent lacks before it. `renewed`: its session was made anew for it.
+    /// Sends a prompt, preceded by the conversation that the agent lacks. `renewed`: the agent opened a new session for
+    /// it.
     fn send(&mut self, host: &mut dyn Host, prompt: Prompt, renewed: bool) -> Result<(), End> {
         let mut blocks = Vec::new();
         if self.forgot {
@@ -277,7 +280,7 @@ impl Acp {
         Ok(())
     }
 
-    /// Takes the turn as far as it goes without waiting.
+    /// Advances the turn as far as possible without waiting.
     fn advance(&mut self, host: &mut dyn Host) -> Progress {
         loop {
             let (Some(live), Some(running)) = (self.live.as_mut(), self.running.as_mut()) else {
@@ -289,7 +292,8 @@ impl Acp {
             };
             running.turn.flush(host);
             if running.is_prompt() {
-                // It turned out to be another session, which has this prompt and nothing that was said before.
+                // The agent turned out to use another session, which has this prompt but not the conversation before
+                // it.
                 self.forgot = live.changed && !running.changed_before;
             }
             let end = match end {
@@ -311,21 +315,21 @@ impl Acp {
         }
     }
 
-    /// The turn is over: what its end means for the agent ([`Agent::end`] does it), and what is told of it.
+    /// The turn is over: decides what becomes of the process ([`Agent::end`] does it), and returns the answer.
     fn over(&mut self, host: &mut dyn Host, end: End) -> Progress {
         self.running = None;
         let interrupt = host.interrupt();
         let (answer, condemned) = match end {
             End::Over(answer) => (answer, None),
             End::UnknownSession | End::Renewed => {
-                let why = "the agent does not know the session that it has just made";
+                let why = "the agent does not know the session that it has just opened";
                 (Answer::Failed(Failure::new("agent_error", why)), None)
             }
             End::Broken(failure) => {
                 let answer = if interrupt.is_some() { Answer::Cancelled } else { Answer::Failed(failure) };
                 (answer, Some(hurry(interrupt)))
             }
-            // Nothing runs in it, and it may have something to write down.
+            // No turn runs in it, and it may still have to save the session.
             End::Doubtful => (Answer::Cancelled, Some((Rung::EndOfInput, hurry(interrupt).1))),
             End::Ended(interrupt) => (Answer::Cancelled, Some(hurry(Some(interrupt)))),
         };
@@ -362,7 +366,7 @@ impl Agent for Acp {
             if retries_left == 0 || next >= until || host.interrupt().is_some() {
                 return Err(failure);
             }
-            log::warn!("{}: {failure}; it is started once more in {} s", host.identity().key, pause.as_secs());
+            log::warn!("{}: {failure}; starting it again in {} s", host.identity().key, pause.as_secs());
             while Instant::now() < next && host.interrupt().is_none() {
                 host.wait(&mut [], Some(next));
             }
@@ -371,7 +375,7 @@ impl Agent for Acp {
             }
             pause *= 2;
         }
-        Err(Failure::new("agent_start", format!("agent {}: it was not started", self.name)))
+        Err(Failure::new("agent_start", format!("agent {}: not started", self.name)))
     }
 
     fn is_ready(&self) -> bool {
@@ -403,7 +407,7 @@ impl Agent for Acp {
     }
 
     fn watches(&self) -> Vec<Watch<'_>> {
-        // With something to tell, nothing more is read until that is told; in a turn it is told by that.
+        // Between turns nothing more is read while work of its own waits for a turn.
         let live = self.live.as_ref().filter(|live| self.running.is_some() || live.own.is_none());
         live.map(|live| live.client.process.watches()).unwrap_or_default()
     }
@@ -427,7 +431,7 @@ impl Agent for Acp {
         let Some(mut live) = self.live.take() else { return Vec::new() };
         if live.own.is_some() {
             log::warn!(
-                "{}: the agent had begun something by itself, which was not told before it was closed",
+                "{}: the agent had begun work by itself; it was closed before that got a turn",
                 host.identity().key
             );
         }
@@ -443,7 +447,7 @@ impl Agent for Acp {
     }
 }
 
-/// From which rung a process that is of no more use is ended, and by when.
+/// The rung to begin with, and the deadline, for a process that must be ended.
 fn hurry(interrupt: Option<Interrupt>) -> (Rung, Instant) {
     let by = Instant::now() + END_TIME;
     match interrupt {
@@ -455,6 +459,6 @@ fn hurry(interrupt: Option<Interrupt>) -> (Rung, Instant) {
 
 fn end_process(host: &mut dyn Host, process: Process, from: Rung, until: Instant) {
     for line in process.end(host, from, until) {
-        log::warn!("{}: {line}: left by the agent, and it cannot be ended", host.identity().key);
+        log::warn!("{}: {line}: left by the agent and cannot be ended", host.identity().key);
     }
 }

@@ -1,7 +1,6 @@
-//! A turn on its way: all that is known of it between two lines, and what the next line makes of it.
+//! A turn in progress: its state, and the effect of each event on it.
 //!
-//! Owns the stage in which the turn is and its instants; it never waits. It must not know how a process is started or
-//! ended.
+//! Owns the stage of the turn and its deadlines; it never waits. It must not know how a process is started or ended.
 
 use std::time::{Duration, Instant};
 
@@ -14,28 +13,28 @@ use super::{Live, session};
 use crate::agent::json::Raw;
 use crate::agent::{Answer, Failure, Host, Interrupt, PermissionOutcome, Prompt, Said};
 
-/// The most that a cancel waits for the agent's own answer.
+/// The longest time that a cancel waits for the agent's answer.
 const CANCEL_TIME: Duration = Duration::from_secs(5);
-/// The number of no request: they count from 1.
+/// A number that no request has: they count from 1.
 const NO_REQUEST: u64 = 0;
-/// For a new session in the middle of a turn.
+/// The longest time for a new session within a turn.
 const RENEW_TIME: Duration = Duration::from_secs(60);
-/// A turn that the agent began by itself is over when nothing came for so long.
+/// A turn that the agent began by itself is over after this time without an event.
 const QUIET: Duration = Duration::from_secs(2);
 
 /// How a turn went.
 pub enum End {
     /// It has its answer.
     Over(Answer),
-    /// The agent does not know the session, and nothing was begun.
+    /// The agent does not know the session, and has not begun the turn.
     UnknownSession,
-    /// The agent has made a new session: the prompt is to be sent again.
+    /// The agent has opened a new session: the prompt must be sent again.
     Renewed,
-    /// The process is of no more use.
+    /// The process must be ended, and the turn has failed.
     Broken(Failure),
-    /// It has to be ended.
+    /// The process must be ended because of an interrupt.
     Ended(Interrupt),
-    /// It answered a cancel in a way after which it is not to be trusted.
+    /// It answered a cancel with an error, so its state is doubtful.
     Doubtful,
 }
 
@@ -44,43 +43,44 @@ pub enum End {
 enum Stage {
     /// The answer to the prompt.
     Answer,
-    /// The agent works by itself: its next words, or the instant.
+    /// The next update of an agent that works by itself, until `quiet_at`.
     Words { quiet_at: Instant },
-    /// The answer to `session/new`, until the instant.
+    /// The answer to `session/new`, until the deadline.
     Session { until: Instant },
-    /// The exit of an agent that closed its output, until the instant. What failed with it: a method, or the turn.
+    /// The exit of an agent that closed its output, until the deadline. `method`: the call that failed; `None`: the
+    /// turn.
     Exit { method: Option<&'static str>, until: Instant },
 }
 
-/// A turn on its way.
+/// A turn in progress.
 #[derive(Debug)]
 pub struct Running {
-    /// What was said so far.
+    /// What the agent has said so far.
     pub turn: Turn,
-    /// The prompt, to be sent again if the session has to be made anew. `None`: the agent has begun the turn by itself.
+    /// The prompt, in case it must be sent again in a new session. `None`: the agent began the turn by itself.
     pub again: Option<Prompt>,
-    /// The session was made anew for it.
+    /// The agent opened a new session for this turn.
     pub renewed: bool,
     /// The session had changed before it.
     pub changed_before: bool,
     stage: Stage,
     /// The request whose answer is awaited.
     number: u64,
-    /// A cancel was sent; until then the agent may answer it.
+    /// A cancel was sent, and this is the deadline for its answer.
     cancel: Option<Instant>,
-    /// What was read before the turn and is a part of it.
+    /// An event that was read before the turn and belongs to it.
     first: Option<Event>,
 }
 
 impl Running {
-    /// A prompt was sent under this number.
+    /// A turn whose prompt was sent under this number.
     pub fn prompt(prompt: Prompt, number: u64, renewed: bool, changed_before: bool) -> Self {
         let again = Some(prompt);
         let (turn, stage) = (Turn::default(), Stage::Answer);
         Self { turn, again, renewed, changed_before, stage, number, cancel: None, first: None }
     }
 
-    /// The agent has begun a turn by itself, with this.
+    /// A turn that the agent began by itself, with this event.
     pub fn own(first: Option<Event>, now: Instant) -> Self {
         let stage = Stage::Words { quiet_at: now + QUIET };
         let (turn, number) = (Turn::default(), NO_REQUEST);
@@ -92,22 +92,22 @@ impl Running {
         self.again.is_some()
     }
 
-    /// The agent does not know the session after all: asks for a new one, in the same process.
+    /// The agent does not know the session: asks the same process for a new one.
     pub fn renew(&mut self, live: &mut Live, host: &dyn Host) {
-        log::info!("{}: the agent does not know session {} any more", host.identity().key, live.session);
+        log::info!("{}: the agent no longer knows session {}", host.identity().key, live.session);
         let cwd = host.identity().cwd.to_string_lossy().into_owned();
         self.number = live.client.request(session::NEW, &session::new_params(&cwd));
         self.stage = Stage::Session { until: host.now() + RENEW_TIME };
     }
 
-    /// Goes as far as it goes without waiting. `Ok`: until when there may be nothing to do.
+    /// Advances as far as possible without waiting. `Ok`: when to advance again if no event comes before.
     ///
     /// # Errors
-    /// The turn, or its stage, has come to an end.
+    /// The turn, or its stage, has ended.
     pub fn advance(&mut self, live: &mut Live, host: &mut dyn Host) -> Result<Option<Instant>, End> {
         let mut driven = Driven { live, it: self };
         loop {
-            if let Some(end) = driven.look(host) {
+            if let Some(end) = driven.check_host(host) {
                 return Err(end);
             }
             match driven.next() {
@@ -131,15 +131,15 @@ impl Running {
     }
 }
 
-/// A turn with the agent that it runs in.
+/// A turn together with its agent.
 struct Driven<'a> {
     live: &'a mut Live,
     it: &'a mut Running,
 }
 
 impl Driven<'_> {
-    /// Looks at what the host has for it: an interrupt, permissions that were settled.
-    fn look(&mut self, host: &mut dyn Host) -> Option<End> {
+    /// Checks the host for an interrupt and for settled permissions.
+    fn check_host(&mut self, host: &mut dyn Host) -> Option<End> {
         match (host.interrupt(), &self.it.stage) {
             (None, _) | (Some(_), Stage::Exit { .. }) => {}
             (Some(interrupt), Stage::Session { .. }) => return Some(End::Ended(interrupt)),
@@ -160,16 +160,16 @@ impl Driven<'_> {
         None
     }
 
-    /// What is there to be handled, without waiting.
+    /// The next event that is there, without waiting.
     fn next(&mut self) -> Option<Event> {
         if let Some(first) = self.it.first.take() {
             return Some(first);
         }
-        // Nothing more comes of one that has closed its output.
+        // An agent that has closed its output sends nothing more.
         if matches!(self.it.stage, Stage::Exit { .. }) { None } else { self.live.client.next_ready() }
     }
 
-    /// An agent that works by itself goes on doing so.
+    /// Extends the turn of an agent that works by itself.
     fn heard(&mut self, now: Instant) {
         if let Stage::Words { quiet_at } = &mut self.it.stage {
             *quiet_at = now + QUIET;
@@ -184,7 +184,7 @@ impl Driven<'_> {
         self.take(host, event)
     }
 
-    /// What comes while a new session is asked for.
+    /// Handles an event while a new session is being opened.
     fn session(&mut self, host: &mut dyn Host, event: Event) -> Option<End> {
         let error = match event {
             Event::Response(number, Ok(result)) if number == self.it.number => {
@@ -212,13 +212,13 @@ impl Driven<'_> {
         Some(End::Broken(session::explain(&mut self.live.client, host, session::NEW, error)))
     }
 
-    /// The agent has closed its output: its exit says more.
+    /// The agent has closed its output: waits for its exit status.
     fn await_exit(&mut self, host: &dyn Host) {
         let method = matches!(self.it.stage, Stage::Session { .. }).then_some(session::NEW);
         self.it.stage = Stage::Exit { method, until: host.now() + EXIT_AFTER_EOF };
     }
 
-    /// Whether an instant has passed that ends the turn.
+    /// Whether a deadline that ends the turn has passed.
     fn late(&mut self, host: &mut dyn Host) -> Option<End> {
         let now = host.now();
         match &self.it.stage {
@@ -243,7 +243,7 @@ impl Driven<'_> {
         }
     }
 
-    /// Nothing is there to be read: whether that ends the turn.
+    /// Whether the turn ends because there is nothing to read.
     fn quiet(&mut self, host: &mut dyn Host) -> Option<End> {
         let now = host.now();
         let deaf = self.live.client.process.write_deadline().is_some_and(|at| at <= now);
@@ -261,12 +261,12 @@ impl Driven<'_> {
         }
     }
 
-    /// When there may be something to do although nothing comes.
+    /// When to advance again if no event comes before.
     fn due(&self, host: &dyn Host) -> Option<Instant> {
         let process = &self.live.client.process;
         let exiting = matches!(self.it.stage, Stage::Exit { .. });
         if process.has_exited() && !process.is_drained() && !exiting {
-            // What it wrote before it exited is read without a pause.
+            // Output from before its exit is read without a pause.
             return Some(host.now());
         }
         let own = match self.it.stage {
@@ -278,8 +278,8 @@ impl Driven<'_> {
         [own, process.write_deadline()].into_iter().flatten().min()
     }
 
-    /// Asks the agent to stop; half of the time is left for signals. Permissions are withdrawn with it: some agents say
-    /// nothing before they have their answer.
+    /// Asks the agent to stop; half of the time is left for signals. Open permissions are withdrawn, because some
+    /// agents answer a cancel only after that.
     fn cancel(&mut self, now: Instant, until: Instant) {
         let share = (until.saturating_duration_since(now) / 2).min(CANCEL_TIME);
         if self.it.cancel.is_none() {
@@ -313,7 +313,7 @@ impl Driven<'_> {
             }
             Event::Lost(lost) if lost.answers() == Some(self.it.number) => {
                 self.withdraw_all();
-                let why = format!("the end of its answer was on {}", lost.what);
+                let why = format!("the end of the answer is lost: {}", lost.what);
                 return Some(End::Over(match self.it.cancel {
                     Some(_) => Answer::Cancelled,
                     None => Answer::Failed(Failure::new("agent_error", why)),
@@ -329,7 +329,7 @@ impl Driven<'_> {
                 let why = "the agent does not read its input";
                 return Some(End::Broken(Failure::new("agent_error", why)));
             }
-            Event::Notification(..) | Event::Response(..) | Event::Timeout | Event::Look => {}
+            Event::Notification(..) | Event::Response(..) | Event::Timeout | Event::CheckHost => {}
         }
         None
     }
@@ -341,7 +341,7 @@ impl Driven<'_> {
                 if self.live.proven {
                     return;
                 }
-                // It took the resume, and goes on under another id: it made a new session and knows nothing.
+                // It accepted the resume but uses another id: it opened a new session without the conversation.
                 log::info!("{}: the agent goes on under session {id}", host.identity().key);
                 self.live.session = id;
                 (self.live.proven, self.live.changed) = (true, true);
@@ -371,7 +371,7 @@ impl Driven<'_> {
             // Some agents refuse a prompt of a session that they do not know.
             Some("refusal") if !self.it.turn.spoke && !self.live.proven => End::UnknownSession,
             Some("refusal") if !self.it.turn.spoke => failed("agent_refused", "the agent refused to answer"),
-            // Its own decision, or what it makes of a permission that was denied.
+            // The agent's own decision, or its reaction to a denied permission.
             Some("cancelled") if !self.it.turn.spoke && !self.it.turn.settled => {
                 failed("agent_error", "the agent cancelled the turn by itself")
             }
@@ -385,15 +385,14 @@ impl Driven<'_> {
         }
     }
 
-    /// An agent whose own handling of a cancel failed may take the turn for running for ever, and then answers each
-    /// later prompt with "Queued for the next turn", as if that were the answer (hermes-agent 0.19 does). So it is not
-    /// trusted any more, and reopens the session in a new process; unless it could not, and would lose the
-    /// conversation.
+    /// An agent that fails to handle a cancel may keep the turn as running for ever, and then answers each later prompt
+    /// with "Queued for the next turn" (hermes-agent 0.19 does). So its process is ended, and a new process reopens the
+    /// session. An agent that cannot reopen sessions is kept, because it would lose the conversation.
     fn cancelled(&self, host: &dyn Host, error: Option<wire::RpcError>) -> End {
         let can_reopen = self.live.can.load || self.live.can.resume;
         match error.filter(|e| e.code != wire::REQUEST_CANCELLED) {
             Some(e) if can_reopen => {
-                log::info!("{}: the agent failed at a cancel and is ended: {e}", host.identity().key);
+                log::info!("{}: the agent failed to cancel its turn; ending it: {e}", host.identity().key);
                 End::Doubtful
             }
             _ => End::Over(Answer::Cancelled),
