@@ -1,4 +1,4 @@
-//! What every thread of the daemon shares: handles, and the configuration in force.
+//! The handles that all threads of the daemon share, and the configuration in force.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -20,20 +20,20 @@ use crate::model::event::{HookEvent, Outcome, StopReason, Urgency};
 use crate::model::session::Policy;
 use crate::store::{Acted, Limits, Store};
 
-/// What the coordinator is told by others.
+/// A request to the coordinator.
 #[derive(Debug)]
 pub enum Request {
-    /// Stop, or stop harder. The answer is given at once.
+    /// Stop, or raise the urgency of a stop. The answer comes at once.
     Stop(StopReason, Urgency, Sender<Result<(), &'static str>>),
-    /// Swap configuration and hooks.
+    /// Reload configuration and hooks.
     Reload(Sender<Result<Reloaded, String>>),
     /// Accept messages, start no turns.
     Hold(bool),
-    /// Are you there?
+    /// Answer, to show that the coordinator lives.
     Ping(Sender<()>),
-    /// Something may be pruned that should not wait.
+    /// Begin a round of retention now.
     Prune,
-    /// Files of deleted sessions may be removed by now.
+    /// Remove files of deleted sessions now.
     Tidy,
 }
 
@@ -42,11 +42,11 @@ pub enum Request {
 pub struct Reloaded {
     /// Keys that are in force now.
     pub changed: Vec<String>,
-    /// Keys whose value in the file is not the one that the boot began with, and needs a restart.
+    /// Keys whose value differs from the value at the start and needs a restart.
     pub needs_restart: Vec<String>,
 }
 
-/// What has come of messages and turns since the boot, for the metrics: what is refused is counted too.
+/// Counts of messages and turns since the boot, for the metrics. Refusals count too.
 #[derive(Debug, Default)]
 pub struct Tally {
     /// Messages accepted.
@@ -81,16 +81,16 @@ impl Tally {
     }
 }
 
-/// Makes the agent of a definition, not started yet.
+/// Makes the agent of a definition, without starting it.
 pub type MakeAgent = Arc<dyn Fn(&Arc<Context>, &config::Agent) -> Box<dyn Agent> + Send + Sync>;
 
-/// What every thread of the daemon shares.
+/// The handles that all threads of the daemon share.
 pub struct Context {
-    /// Truth.
+    /// The store.
     pub store: Store,
-    /// Who is live.
+    /// The live sessions.
     pub registry: Registry,
-    /// Who listens.
+    /// The listeners.
     pub hub: Arc<Hub>,
     /// The clocks and the threads.
     pub runtime: Arc<dyn Runtime>,
@@ -98,21 +98,21 @@ pub struct Context {
     pub handlers: Arc<dyn Handlers>,
     /// Makes agents.
     pub agents: MakeAgent,
-    /// The operator's scripts: who they are, and their swap.
+    /// The operator's scripts: their list, and their swap.
     pub hooks: Hooks,
-    /// What has come of messages and turns.
+    /// Counts of messages and turns.
     pub tally: Tally,
-    /// This boot.
+    /// The id of this boot.
     pub boot_id: String,
     /// When it began, by the wall clock.
     pub started_at: clock::Millis,
-    /// Where the state is.
+    /// The state directory.
     pub state_dir: PathBuf,
-    /// Runs under a service manager or another supervisor that starts it again.
+    /// A service manager or another supervisor starts the daemon again.
     pub supervised: bool,
-    /// To the coordinator.
+    /// Requests to the coordinator.
     pub requests: Sender<Request>,
-    /// What the coordinator shows of itself.
+    /// The state that the coordinator shows.
     pub board: RwLock<Board>,
     config: RwLock<Arc<Config>>,
     booted_with: Arc<Config>,
@@ -126,18 +126,18 @@ impl std::fmt::Debug for Context {
     }
 }
 
-/// What the coordinator shows of itself: written by it alone.
+/// The state that the coordinator shows; only the coordinator writes it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Board {
-    /// The phase's word.
+    /// The name of the phase.
     pub phase: &'static str,
-    /// Turns do not start, by an operator's order.
+    /// An operator holds the daemon: no turn starts.
     pub held: bool,
     /// The stop in progress: reason, urgency, deadline by the wall clock.
     pub stop: Option<(StopReason, Urgency, clock::Millis)>,
 }
 
-/// What a [`Context`] is made of.
+/// The parts of a [`Context`].
 pub struct Parts {
     /// See [`Context`].
     pub store: Store,
@@ -164,7 +164,7 @@ pub struct Parts {
 }
 
 impl Context {
-    /// Puts it together.
+    /// A context of these parts.
     #[must_use]
     pub fn new(parts: Parts) -> Self {
         let config = Arc::new(parts.config);
@@ -196,7 +196,7 @@ impl Context {
         self.runtime.now()
     }
 
-    /// How much is left until an instant.
+    /// The time left until an instant.
     #[must_use]
     pub fn left(&self, until: Instant) -> Duration {
         until.saturating_duration_since(self.now())
@@ -214,7 +214,7 @@ impl Context {
         self.config.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// The configuration that this boot began with: in force for what only a restart changes.
+    /// The configuration of the start, which stays in force for keys that need a restart.
     #[must_use]
     pub fn booted_with(&self) -> &Config {
         &self.booted_with
@@ -225,7 +225,7 @@ impl Context {
         *self.config.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(config);
     }
 
-    /// What the coordinator shows of itself.
+    /// The state that the coordinator shows.
     #[must_use]
     pub fn board(&self) -> Board {
         self.board.read().unwrap_or_else(PoisonError::into_inner).clone()
@@ -236,12 +236,12 @@ impl Context {
         write(&mut self.board.write().unwrap_or_else(PoisonError::into_inner));
     }
 
-    /// Messages are accepted from now on.
+    /// The daemon is ready: it accepts messages from now on.
     pub fn set_ready(&self) {
         let _ = self.ready.set(self.now());
     }
 
-    /// When messages began to be accepted.
+    /// When the daemon became ready.
     #[must_use]
     pub fn ready_since(&self) -> Option<Instant> {
         self.ready.get().copied()
@@ -285,7 +285,7 @@ impl Context {
         self.config().route(key).name.clone()
     }
 
-    /// Lets the workers catch up with what a transaction did.
+    /// Tells the workers what a transaction changed for their sessions.
     pub fn catch_up(&self, acted: &Acted) {
         let by = self.now() + RETIRE;
         for sid in &acted.retired {
@@ -297,17 +297,19 @@ impl Context {
         for sid in &acted.wake {
             match self.store.key_of_row(*sid) {
                 Ok(key) => self.registry.want(WorkRequest { sid: *sid, key, auto_continue: acted.auto_continue }),
-                Err(e) => log::error!("a session cannot be woken: {e}"),
+                Err(e) => log::error!("cannot wake a session: {e}"),
             }
         }
     }
 
-    /// Has the text of deleted sessions removed soon. One that is not heard is made up for by the next round.
+    /// Requests a round of retention, to remove the text of deleted sessions. If the request is lost, the next round
+    /// does it.
     pub fn prune_now(&self) {
         let _ = self.requests.try_send(Request::Prune);
     }
 
-    /// Whoever was at work in the directory of a deleted session may have ended. As above.
+    /// Requests the removal of files, because a session that worked in a deleted session's directory may have ended. As
+    /// above.
     pub fn tidy_now(&self) {
         let _ = self.requests.try_send(Request::Tidy);
     }
@@ -327,5 +329,5 @@ impl Context {
 
 /// How long a cancelled turn may take to end: cancel by protocol, then signals.
 pub const CANCEL: Duration = Duration::from_secs(10);
-/// How long the turn of a session that gave way may take to end.
+/// How long the turn of a session that is no longer current may take to end.
 pub const RETIRE: Duration = Duration::from_secs(10);

@@ -1,6 +1,7 @@
 //! The calls of the operator's handlers that the daemon's parts make. A test of the real parts passes its own.
 //!
-//! [`Hooks`] implements them. Its surface for the operator (the list of handlers, the swap of scripts) is no part of this.
+//! [`Hooks`] implements them. Its surface for the operator (the list of handlers, the swap of scripts) is no part of
+//! this.
 
 use std::time::{Duration, Instant};
 

@@ -1,7 +1,7 @@
 //! What the system allows: how many threads are safe, and how many descriptors.
 //!
-//! Past the limits a thread cannot be made, and worse: one whose signal stack cannot be mapped aborts the process. So the
-//! daemon keeps its own threads below four fifths of the least of them.
+//! Past the limits a thread cannot be made, and worse: one whose signal stack cannot be mapped aborts the process. So
+//! the daemon keeps its own threads below four fifths of the least of them.
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 

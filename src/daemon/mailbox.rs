@@ -1,8 +1,9 @@
 //! A worker's mailbox: what others want of it, and how it is woken.
 //!
-//! Letters are flags, the greatest interrupt, and the answers to open permissions and hooks (as many as were asked for). The
-//! same letter twice adds nothing: the mailbox is never full, and who posts never waits. The worker sleeps on a condition
-//! variable or, if its agent has descriptors, in poll(2) with an eventfd that is made when it is first needed.
+//! Letters are flags, the greatest interrupt, and the answers to open permissions and hooks (as many as were asked
+//! for). The same letter twice adds nothing: the mailbox is never full, and who posts never waits. The worker sleeps on
+//! a condition variable or, if its agent has descriptors, in poll(2) with an eventfd that is made when it is first
+//! needed.
 
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -169,8 +170,8 @@ impl Mailbox {
         self.interrupted.clone()
     }
 
-    /// A turn begins, or has ended (`None`): the flag tells from now on of what concerns this one. `in_force`: something
-    /// that was taken before does.
+    /// A turn begins, or has ended (`None`): the flag tells from now on of what concerns this one. `in_force`:
+    /// something that was taken before does.
     pub fn turn_flag(&self, turn: Option<i64>, in_force: bool) {
         let letters = self.lock();
         let cancelled = letters.cancel.is_some_and(|(tid, _)| Some(tid) == turn);

@@ -1,7 +1,7 @@
 //! The daemon: the threads that keep sessions, and the order in which they come and go.
 //!
-//! [`Wired`] puts them together over an open store and recovers what the last boot left; [`Daemon::run`] is the
-//! [`coordinator`]'s loop until the machine says leave. Who may come in, and how, is not known here: doors stand above
+//! [`Wired`] connects the parts over an open store and recovers from the last boot; [`Daemon::run`] is the
+//! [`coordinator`]'s loop until the end of a stop. The daemon must not know the API and the channels, which stand above
 //! [`crate::service`].
 
 use std::io;
@@ -47,15 +47,15 @@ use context::Context;
 use delivery::Delivery;
 use hub::Hub;
 
-/// The most threads of the daemon's own that live at once, beside those of the hooks: each of its rooms has one (15 with two
-/// listeners), whatever it does aside one each (8), and as many as there may be hooks that hang (8).
+/// The most threads of the daemon itself, without the hooks' threads: one for each of its parts (15 with two
+/// listeners), one for each of the coordinator's slow operations (8), and one for each hook that may hang (8).
 pub const OWN_THREADS: usize = 31;
 
-/// What a daemon is made of.
+/// The parts of a daemon.
 pub struct Setup {
-    /// The configuration to begin with.
+    /// The configuration of the start.
     pub config: Config,
-    /// The open store: its lock is held by whoever starts the daemon.
+    /// The open store. The caller holds the lock of its directory.
     pub store: Store,
     /// The operator's scripts.
     pub hooks: Hooks,
@@ -63,16 +63,16 @@ pub struct Setup {
     pub boot_id: String,
     /// The state directory, absolute.
     pub state_dir: PathBuf,
-    /// Interrupted turns do not go on: for the first boot of a restored copy.
+    /// Interrupted turns do not go on, for the first boot of a restored copy.
     pub no_resume: bool,
-    /// Signals, from before anything else was started.
+    /// The signals since before everything else was started.
     pub signals: Receiver<signals::Signal>,
 }
 
 /// Why the daemon did not start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    /// No thread is to be had, or another fault of the system's.
+    /// A thread cannot be started, or another system call failed.
     #[error("{0}")]
     Internal(#[from] io::Error),
     /// The database cannot be recovered.
@@ -80,7 +80,7 @@ pub enum StartError {
     State(String),
 }
 
-/// A daemon that is wired and recovered, and runs no turn yet.
+/// A daemon that is recovered and runs no turn yet.
 pub struct Daemon {
     ctx: Arc<Context>,
     delivery: Delivery,
@@ -94,7 +94,7 @@ impl std::fmt::Debug for Daemon {
     }
 }
 
-/// A daemon whose parts know each other: messages can be sent, and are taken once the boot is noted.
+/// A daemon whose parts are connected. Messages can be sent, and are accepted once the boot is noted.
 pub struct Wired {
     ctx: Arc<Context>,
     delivery: Delivery,
@@ -111,7 +111,7 @@ impl std::fmt::Debug for Wired {
 }
 
 impl Wired {
-    /// Puts the parts together.
+    /// Connects the parts.
     #[must_use]
     pub fn new(setup: Setup) -> Self {
         let Setup { config, store, hooks, boot_id, state_dir, no_resume, signals } = setup;
@@ -135,19 +135,19 @@ impl Wired {
         Self { ctx, delivery, delivery_inbox, requests, signals, no_resume }
     }
 
-    /// What its threads will share.
+    /// The handles that its threads will share.
     #[must_use]
     pub const fn context(&self) -> &Arc<Context> {
         &self.ctx
     }
 
-    /// The journal's pump.
+    /// The delivery of the journal.
     #[must_use]
     pub const fn delivery(&self) -> &Delivery {
         &self.delivery
     }
 
-    /// Notes the boot, recovers what the last one left, and begins to look for leftover processes.
+    /// Notes the boot, recovers from the last one, and starts the search for leftover processes.
     ///
     /// # Errors
     /// [`StartError`].
@@ -162,7 +162,7 @@ impl Wired {
         ctx.registry.set_nudge(nudge);
         let (doubt, doubts) = crossbeam_channel::bounded(1);
         ctx.store.set_doubt(Arc::new(move || {
-            // A doubt that waits already says the same.
+            // A notice that already waits is enough.
             let _ = doubt.try_send(());
         }));
         sweep::start(&ctx);
@@ -182,7 +182,7 @@ impl Daemon {
     }
 }
 
-/// Notes the boot and recovers what the last one left.
+/// Notes the boot and recovers from the last one.
 fn recover(store: &Store, boot: BootInfo, no_resume: bool) -> Result<Recovered, StartError> {
     let recovered = store.open_boot(boot).map_err(|e| {
         let file = store.path().display();
@@ -203,7 +203,7 @@ fn recover(store: &Store, boot: BootInfo, no_resume: bool) -> Result<Recovered, 
     Ok(recovered)
 }
 
-/// Lets the store know the handlers, and everybody else its commits.
+/// Connects the store with the handlers that events are owed to, and the hub and the delivery with its commits.
 fn connect(store: &Store, hooks: &Hooks, hub: &Arc<Hub>, delivery: &Delivery) {
     let hooks = hooks.clone();
     store.set_owed(Arc::new(move |event| hooks.handlers(event)));
@@ -220,7 +220,8 @@ fn connect(store: &Store, hooks: &Hooks, hub: &Arc<Hub>, delivery: &Delivery) {
 #[must_use]
 pub fn ask(ctx: &Context, event: Event) -> Verdict {
     let (send, receive) = crossbeam_channel::bounded(1);
-    // The hooks answer within their own timeouts, a lost thread included; this bound is for a fault in them.
+    // The hooks answer within their own timeouts, even if a thread is lost; this bound guards against an error in the
+    // hooks.
     let patience = ctx.handlers.patience().saturating_add(Duration::from_secs(30));
     ctx.handlers.ask(
         event,
@@ -231,7 +232,7 @@ pub fn ask(ctx: &Context, event: Event) -> Verdict {
     receive.recv_timeout(patience).unwrap_or_else(|_| Verdict::HookFailed("the hooks did not answer".into()))
 }
 
-/// The agent that is a Lua function.
+/// An agent that is a Lua function.
 fn lua_agent(ctx: &Arc<Context>, config: &config::Agent) -> crate::agent::lua::Lua {
     crate::agent::lua::Lua::new(config, &ctx.config().hooks, env!("CARGO_PKG_VERSION"))
 }

@@ -1,7 +1,7 @@
 //! The outbox of a running turn: what the agent said and the store has not confirmed yet.
 //!
-//! Owns the batches, their pace (text within 100 ms, everything else at once) and the limits of what may wait. It must not
-//! know what an item means, nor whose turn it is.
+//! Owns the batches, their pace (text within 100 ms, everything else at once) and the limits of what may wait. It must
+//! not know what an item means, nor whose turn it is.
 
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::time::{Duration, Instant};
@@ -18,8 +18,8 @@ const UNWRITTEN: usize = 8 << 20;
 /// So much is written without waiting for the 100 ms.
 const PIECE: usize = 64 << 10;
 
-/// An append under way: how much it is, and where its outcome comes. The agent is listened to meanwhile, so that what it
-/// says does not wait behind a commit.
+/// An append under way: how much it is, and where its outcome comes. The agent is listened to meanwhile, so that what
+/// it says does not wait behind a commit.
 struct Sent {
     size: usize,
     outcome: Receiver<Result<(), Error>>,
@@ -57,7 +57,8 @@ impl TurnOutbox {
         self.stale
     }
 
-    /// Whether the agent may say more now. Else the store takes nothing, and the agent waits for it as for any slow reader.
+    /// Whether the agent may say more now. Else the store takes nothing, and the agent waits for it as for any slow
+    /// reader.
     #[must_use]
     pub const fn has_room(&self) -> bool {
         self.stale || self.unwritten <= UNWRITTEN
@@ -69,8 +70,8 @@ impl TurnOutbox {
         self.flush_at
     }
 
-    /// Takes an item; `at_once`: it and all before it are committed before this returns, if the store can. `false`: it is more
-    /// than may still be said, and was not taken.
+    /// Takes an item; `at_once`: it and all before it are committed before this returns, if the store can. `false`: it
+    /// is more than may still be said, and was not taken.
     pub fn push(&mut self, ctx: &Context, item: Item, at_once: bool) -> bool {
         if self.stale {
             return true;

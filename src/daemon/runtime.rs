@@ -1,7 +1,7 @@
 //! What the daemon's parts ask of the machine: the time, and threads. A test of the real parts passes its own.
 //!
-//! Deadlines are taken from [`Runtime::now`], times that are stored or shown from [`Runtime::wall`]. It must not know what a
-//! job does.
+//! Deadlines are taken from [`Runtime::now`], times that are stored or shown from [`Runtime::wall`]. It must not know
+//! what a job does.
 
 use std::io;
 use std::thread::JoinHandle;
@@ -21,8 +21,8 @@ pub trait Runtime: Send + Sync {
     /// The wall clock, in milliseconds since the epoch: for what is stored and shown. It may jump.
     fn wall(&self) -> Millis;
 
-    /// Runs a job for a client or a session on a thread of its own, with so many bytes of stack; `None`: the job is run,
-    /// but there is no thread to join.
+    /// Runs a job for a client or a session on a thread of its own, with so many bytes of stack; `None`: the job is
+    /// run, but there is no thread to join.
     ///
     /// # Errors
     /// There is no room for another thread. The job is dropped.

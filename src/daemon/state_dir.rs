@@ -14,8 +14,8 @@ pub fn make(dir: &Path) -> Result<(), String> {
     made.map_err(|e| format!("{}: {e}", dir.display()))
 }
 
-/// Tries whether files can be made and written in it. Only the lock's owner asks: two that race would remove each other's
-/// probe.
+/// Tries whether files can be made and written in it. Only the lock's owner asks: two that race would remove each
+/// other's probe.
 ///
 /// # Errors
 /// A text that names the directory.
@@ -27,9 +27,9 @@ pub fn probe(dir: &Path) -> Result<(), String> {
     Ok(())
 }
 
-/// What is committed below a directory that a power loss takes away is lost with it: the names of the state directory and
-/// of what was made above it are on the disk before anything is accepted. An earlier boot may have made them and died, so
-/// each directory counts in which we could have.
+/// What is committed below a directory that a power loss takes away is lost with it: the names of the state directory
+/// and of what was made above it are on the disk before anything is accepted. An earlier boot may have made them and
+/// died, so each directory counts in which we could have.
 fn keep_names(dir: &Path) {
     for above in dir.ancestors().skip(1).filter(|a| rustix::fs::access(*a, rustix::fs::Access::WRITE_OK).is_ok()) {
         if let Err(e) = fs::File::open(above).and_then(|d| d.sync_all()) {

@@ -200,7 +200,7 @@ fn an_answer_that_is_cut_off_is_no_answer() {
     });
     let (host, answer) = run(&config);
     assert_eq!(host.text(), "I was about to");
-    assert!(failure(answer).message.contains("in the middle"));
+    assert!(failure(answer).message.contains("before the answer ended"));
     let (config, _asks) = serve(|stream| {
         head(stream, "Content-Length: 100000\r\n");
         event(stream, &json!({ "content": "I was about to" }), None);

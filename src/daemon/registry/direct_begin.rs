@@ -1,9 +1,9 @@
-//! A reservation: the session at rest of which another thread may begin a turn on its worker's behalf.
+//! A reservation: allows another thread to begin a turn of an idle session on its worker's behalf.
 
 use super::{Registry, WorkRequest, has_letters};
 use crate::store::Begun;
 
-/// A session that is reserved by [`Registry::reserve`]. Its worker hears what came of it in any case.
+/// A session that is reserved by [`Registry::reserve`]. Its worker always gets the outcome.
 #[derive(Debug)]
 pub struct Reservation<'r> {
     registry: &'r Registry,
@@ -16,23 +16,23 @@ pub struct Reservation<'r> {
 }
 
 impl Reservation<'_> {
-    /// A turn was begun: the worker is to run it.
+    /// A turn was begun: passes it to the worker.
     pub fn hand_over(mut self, begun: Box<Begun>) {
         self.over = true;
         let mut inner = self.registry.lock();
         let mailbox = if inner.roster.hand_over(self.sid) { inner.mailbox(self.sid) } else { None };
         if let Some(mailbox) = mailbox {
-            // Under the lock: a worker that is to close and sees no reservation any more finds the letter.
+            // Posted under the lock: a closing worker that no longer sees the reservation finds the letter.
             return mailbox.post(|l| l.begun = Some(begun));
         }
         drop(inner);
-        // Its worker went meanwhile; the next one is given the turn by the store.
+        // Its worker has ended meanwhile; the next one gets the turn from the store.
         self.registry.want(WorkRequest { sid: self.sid, key: self.key.clone(), auto_continue: false });
     }
 }
 
 impl Drop for Reservation<'_> {
-    /// No turn was begun, or nobody knows: the worker looks for itself.
+    /// No turn was begun, or that is unknown: the worker asks the store.
     fn drop(&mut self) {
         if self.over {
             return;
@@ -44,8 +44,8 @@ impl Drop for Reservation<'_> {
 }
 
 impl Registry {
-    /// A worker rests; `ready`: its activation's number, if its agent waits for nothing but a prompt. `None`: it is to close
-    /// instead; `Some(false)`: its session is reserved, and a letter will say what came of that.
+    /// A worker becomes idle. `ready`: its activation's number, if its agent is ready for a prompt. `None`: the worker
+    /// must close. `Some(false)`: its session is reserved, and a letter will bring the outcome.
     pub fn rest(&self, sid: i64, ready: Option<i64>) -> Option<bool> {
         let mut inner = self.lock();
         let has_begun = inner.has_begun(sid);
@@ -54,13 +54,14 @@ impl Registry {
         Some(free)
     }
 
-    /// A worker is about to write the end of its turn, and will then rest. Whoever hears of that end may send the next
-    /// message before the worker itself has heard that it is written.
+    /// A worker is about to write the end of its turn and will then be idle. A client that sees that end may send the
+    /// next message before the worker knows of the commit.
     pub fn finishing(&self, sid: i64, epoch: i64) {
         self.lock().roster.finishing(sid, epoch);
     }
 
-    /// A worker is about to begin a turn. As [`Registry::rest`] otherwise: `Some(false)` if somebody else is about to.
+    /// A worker is about to begin a turn. Returns as [`Registry::rest`]; `Some(false)`: another thread is about to
+    /// begin one.
     pub fn begin(&self, sid: i64) -> Option<bool> {
         let now = self.runtime.now();
         let mut inner = self.lock();
@@ -75,8 +76,8 @@ impl Registry {
         self.lock().roster.is_reserved(sid)
     }
 
-    /// Reserves the session under a key whose worker rests with nothing to do, or is about to, so that a message to it and
-    /// the begin of its turn can be one transaction. It counts as running from here on.
+    /// Reserves the session under a key if its worker is idle or about to be, so that the accept of a message and the
+    /// begin of its turn can be one transaction. The session counts as running from here on.
     pub fn reserve<'r>(&'r self, key: &str) -> Option<Reservation<'r>> {
         let now = self.runtime.now();
         let mut guard = self.lock();

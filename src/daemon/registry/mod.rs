@@ -1,8 +1,8 @@
-//! The registry: the [`Roster`] under a lock, with the handles of the live sessions' workers: mailboxes, threads, and the
-//! permissions that are open. It performs what the roster decides.
+//! The registry: the [`Roster`] under a lock, with the handles of the live sessions' workers (mailboxes, threads) and
+//! the open permissions. It performs the roster's decisions.
 //!
-//! It is the only place that knows whether a session is running. Its lock is held for moments and never across I/O; letters
-//! are posted when it is released.
+//! It is the only place that knows whether a session is running. Its lock is held briefly and never across I/O; letters
+//! are posted after its release.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -25,7 +25,7 @@ mod permissions;
 pub use direct_begin::Reservation;
 pub use permissions::{Answered, OpenPermission};
 
-/// What belongs to a live session and cannot be stored.
+/// The handles of a live session.
 #[derive(Default)]
 struct Handle {
     mailbox: Arc<Mailbox>,
@@ -38,7 +38,7 @@ struct Inner {
     roster: Roster,
     /// One for each entry of the roster.
     handles: HashMap<i64, Handle>,
-    /// By which configuration the waiting sessions were routed.
+    /// The configuration that routed the waiting sessions.
     routed_by: Option<Arc<Config>>,
 }
 
@@ -70,7 +70,7 @@ impl Routes for Routing<'_> {
     }
 }
 
-/// Whether an agent of this kind holds nothing between two turns that would have to be closed.
+/// Whether an agent of this kind has nothing to close between two turns.
 const fn is_light(kind: AgentKind) -> bool {
     match kind {
         AgentKind::Echo | AgentKind::Exec | AgentKind::Openai => true,
@@ -82,19 +82,19 @@ const fn is_light(kind: AgentKind) -> bool {
 #[derive(Debug)]
 pub struct Admitted {
     waiting: Waiting,
-    /// What its worker listens to.
+    /// The worker's mailbox.
     pub mailbox: Arc<Mailbox>,
 }
 
 impl Admitted {
-    /// What was asked for.
+    /// The request.
     #[must_use]
     pub const fn request(&self) -> &WorkRequest {
         &self.waiting.request
     }
 }
 
-/// The registry; shared by everybody who wakes a session.
+/// The registry; shared by all threads that wake sessions.
 pub struct Registry {
     inner: Mutex<Inner>,
     nudge: OnceLock<Sender<()>>,
@@ -124,12 +124,12 @@ impl Registry {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Who is nudged when nothing runs any more, a worker has gone, or room may have come free.
+    /// Sets the channel that is notified when the last turn has ended, a worker has gone, or a slot may be free.
     pub fn set_nudge(&self, nudge: Sender<()>) {
         let _ = self.nudge.set(nudge);
     }
 
-    /// Does what the roster says. `by`: when a worker that is retired has to be done.
+    /// Performs the roster's decisions. `by`: the deadline of workers that are retired.
     fn perform(&self, mut inner: MutexGuard<'_, Inner>, effects: Vec<Effect>, by: Option<Instant>) {
         let mut letters: Vec<(Arc<Mailbox>, Effect)> = Vec::new();
         let mut nudges = false;
@@ -164,20 +164,20 @@ impl Registry {
             }
         }
         if nudges && let Some(nudge) = self.nudge.get() {
-            // A nudge that waits already says the same.
+            // A notice that already waits is enough.
             let _ = nudge.try_send(());
         }
     }
 
-    /// Something waits in a session: wakes its worker, or remembers that it wants one.
+    /// A session has waiting work: wakes its worker, or queues a request for one.
     pub fn want(&self, request: WorkRequest) {
         let mut inner = self.lock();
         let effects = inner.roster.want(request);
         self.perform(inner, effects, None);
     }
 
-    /// Gives slots to those that have waited longest, as far as there are any, and asks sessions at rest to make room for
-    /// the others. Who is returned has a slot; its worker is to be started.
+    /// Gives free slots to the sessions that have waited longest, and asks idle sessions to make room for the others.
+    /// Returns the sessions that got a slot; the caller starts their workers.
     pub fn admit(&self, config: &Arc<Config>) -> Vec<Admitted> {
         let mut guard = self.lock();
         let inner = &mut *guard;
@@ -199,12 +199,12 @@ impl Registry {
         admitted
     }
 
-    /// The worker of an admitted session could not be started: its slot is free, and it waits again where it had waited.
+    /// The worker of an admitted session could not be started: frees its slot and returns it to its place in the queue.
     pub fn give_back(&self, admitted: Admitted) {
         let Admitted { waiting, mailbox } = admitted;
         let mut inner = self.lock();
         inner.handles.remove(&waiting.request.sid);
-        // What came for it meanwhile came to nobody.
+        // Letters that came meanwhile have no reader.
         let effects = inner.roster.give_back(waiting, mailbox.take().auto_continue);
         self.perform(inner, effects, None);
     }
@@ -216,7 +216,7 @@ impl Registry {
         }
     }
 
-    /// A worker says what it does. `None`: it is to close instead (it was chosen to give way in this moment).
+    /// A worker reports its state. `None`: it must close, because it was just chosen to give way.
     pub fn set(&self, sid: i64, doing: Doing) -> Option<()> {
         let mut inner = self.lock();
         let has_begun = doing == Doing::Idle && inner.has_begun(sid);
@@ -225,19 +225,19 @@ impl Registry {
         Some(())
     }
 
-    /// The tool in which a turn is.
+    /// The tool that a turn is running.
     pub fn set_tool(&self, sid: i64, now_in: Option<String>) {
         self.lock().roster.set_tool(sid, now_in);
     }
 
-    /// An idle worker wants to park: allowed unless something came for it.
+    /// Whether an idle worker may park: yes, unless a letter came for it.
     pub fn may_park(&self, sid: i64) -> bool {
         let mut inner = self.lock();
         let has_work = inner.handles.get(&sid).is_some_and(|h| h.mailbox.has_work());
         inner.roster.may_park(sid, has_work)
     }
 
-    /// A worker has ended: its entry goes, with its thread's handle, and the request that came while it closed.
+    /// A worker has ended: removes its entry. Returns its thread's handle, and the request that came while it closed.
     pub fn remove(&self, sid: i64) -> Option<(Option<JoinHandle<()>>, Option<WorkRequest>)> {
         let mut inner = self.lock();
         let again = inner.roster.remove(sid)?;
@@ -246,7 +246,7 @@ impl Registry {
         Some((join, again))
     }
 
-    /// Posts to a live session.
+    /// Posts a letter to a live session.
     pub fn post(&self, sid: i64, write: impl FnOnce(&Mailbox)) -> bool {
         let mailbox = self.lock().mailbox(sid);
         if let Some(mailbox) = &mailbox {
@@ -255,14 +255,14 @@ impl Registry {
         mailbox.is_some()
     }
 
-    /// A session gave way: its worker ends, its turn is cut off by the instant.
+    /// A session is no longer current: its worker ends, and its turn is cut off at the deadline.
     pub fn retire(&self, sid: i64, by: Instant) {
         let mut inner = self.lock();
         let effects = inner.roster.retire(sid);
         self.perform(inner, effects, Some(by));
     }
 
-    /// A stop: nobody is admitted from now on; every worker is told to close, or let go as it is.
+    /// A stop begins: admits no session from now on, and closes or releases every worker.
     pub fn close_all(&self) {
         let mut guard = self.lock();
         let inner = &mut *guard;
@@ -270,7 +270,7 @@ impl Registry {
         self.perform(guard, effects, None);
     }
 
-    /// Interrupts every session in which a turn runs.
+    /// Interrupts every running turn.
     pub fn interrupt_running(&self, interrupt: Interrupt) {
         let inner = self.lock();
         let running = inner.mailboxes(inner.roster.running());
@@ -284,7 +284,7 @@ impl Registry {
         self.lock().handles.values().map(|h| h.mailbox.clone()).collect()
     }
 
-    /// Every worker is to be done by the instant; with `kill`, agents are killed.
+    /// Sets a deadline for every worker; with `kill`, agents are killed.
     pub fn hurry(&self, by: Instant, kill: bool) {
         for mailbox in self.all() {
             mailbox.post(|l| l.close_by = Some(by));
@@ -301,19 +301,19 @@ impl Registry {
         }
     }
 
-    /// Gives up the workers that have not come: their sessions' rows, and their keys.
+    /// Abandons the workers that have not ended. Returns their sessions' rows and keys.
     pub fn abandon(&self) -> Vec<(i64, String)> {
         let mut inner = self.lock();
         inner.handles.clear();
         inner.roster.abandon()
     }
 
-    /// What still runs, oldest first.
+    /// The running turns, oldest first.
     pub fn blocking(&self) -> Vec<Blocking> {
         self.lock().roster.blocking(self.runtime.now())
     }
 
-    /// How many there are.
+    /// The numbers of sessions.
     pub fn numbers(&self) -> Numbers {
         self.lock().roster.numbers()
     }
@@ -323,7 +323,7 @@ impl Registry {
         self.lock().roster.live().map(|(sid, key)| (sid, key.to_owned())).collect()
     }
 
-    /// The session's agent works between turns: others make room before it.
+    /// The session's agent works between turns, so other sessions make room first.
     pub fn hold_back(&self, sid: i64) {
         self.lock().roster.hold_back(sid);
     }

@@ -1,16 +1,17 @@
-//! Sessions that must not start or go on yet: leftovers of their last agent still run, or another session is on probation.
+//! Sessions that must not start or go on yet: leftovers of their last agent still run, or another session is on
+//! probation.
 
 use std::time::Instant;
 
 use super::Registry;
 
 impl Registry {
-    /// What earlier agents left running is about to be looked for: until it is known no session starts.
+    /// The search for leftover processes begins: no session starts before its end.
     pub fn search_leftovers(&self) {
         self.lock().roster.search_leftovers();
     }
 
-    /// It is known: these sessions must not start until the processes of their last activation are gone.
+    /// The search has ended: these sessions must not start until the processes of their last activation are gone.
     pub fn block_on_leftovers(&self, sids: impl IntoIterator<Item = i64>) {
         let mut inner = self.lock();
         let effects = inner.roster.block_on_leftovers(sids);
@@ -24,14 +25,14 @@ impl Registry {
         self.perform(inner, effects, None);
     }
 
-    /// Nobody knows what is left, and nobody waits for it.
+    /// The search failed: no session waits for leftovers.
     pub fn unblock_all(&self) {
         let mut inner = self.lock();
         let effects = inner.roster.unblock_all();
         self.perform(inner, effects, None);
     }
 
-    /// Whether a session's worker, or what an earlier one left, may still be at work.
+    /// Whether a session's worker, or a leftover process of an earlier worker, may still run.
     pub fn is_held(&self, sid: i64) -> bool {
         self.lock().roster.is_held(sid)
     }
@@ -44,7 +45,8 @@ impl Registry {
         self.perform(inner, effects, None);
     }
 
-    /// A turn on probation is over or has stood its time, or its worker has ended: who waited for that tries again.
+    /// The probation of a session is over: its turn has ended or has run long enough, or its worker has ended. The
+    /// sessions that waited for that try again.
     pub fn end_probation(&self, sid: i64) {
         let mut inner = self.lock();
         let effects = inner.roster.end_probation(sid);
@@ -62,7 +64,7 @@ impl Registry {
         self.lock().roster.probation()
     }
 
-    /// Takes out the session that has been on probation since before the instant: it has stood its time.
+    /// Takes out the session that has been on probation since before this instant.
     pub fn take_probation(&self, before: Instant) -> Option<i64> {
         self.lock().roster.take_probation(before)
     }
