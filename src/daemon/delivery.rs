@@ -10,6 +10,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TrySendError};
@@ -61,7 +62,11 @@ pub enum Message {
 
 /// A handle to the thread.
 #[derive(Clone)]
-pub struct Delivery(Sender<Message>);
+pub struct Delivery {
+    inbox: Sender<Message>,
+    /// More deliveries may be due: an inbox without room for a message cannot say so.
+    due: Arc<AtomicBool>,
+}
 
 impl std::fmt::Debug for Delivery {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -74,21 +79,22 @@ impl Delivery {
     #[must_use]
     pub fn new() -> (Self, Receiver<Message>) {
         let (send, receive) = crossbeam_channel::bounded(4 * WINDOW);
-        (Self(send), receive)
+        (Self { inbox: send, due: Arc::default() }, receive)
     }
 
-    /// More deliveries may be due. Never blocks, and leaves room in the inbox for answers: a thread with a full inbox
-    /// will read the journal anyway.
+    /// More deliveries may be due. Never blocks, and leaves room in the inbox for answers: any message in it wakes the
+    /// thread.
     pub fn poke(&self) {
-        if self.0.len() < WINDOW {
-            let _ = self.0.try_send(Message::Due);
+        self.due.store(true, Ordering::SeqCst);
+        if self.inbox.len() < WINDOW {
+            let _ = self.inbox.try_send(Message::Due);
         }
     }
 
     /// Sends a message that must arrive.
     pub fn send(&self, message: Message) {
-        if let Err(TrySendError::Full(message)) = self.0.try_send(message) {
-            let _ = self.0.send_timeout(message, Duration::from_secs(5));
+        if let Err(TrySendError::Full(message)) = self.inbox.try_send(message) {
+            let _ = self.inbox.send_timeout(message, Duration::from_secs(5));
         }
     }
 }
@@ -199,7 +205,8 @@ impl Pump {
     /// Handles a message.
     pub fn take(&mut self, message: Message) {
         match message {
-            Message::Due => self.more = true,
+            // The flag beside the inbox says it.
+            Message::Due => {}
             Message::Rescan => {
                 self.more = true;
                 self.cursor = 0;
@@ -218,7 +225,11 @@ impl Pump {
             Message::Settled(did, kept) => self.was_settled(did, kept),
             Message::HoldEnds => self.ends_held = true,
             Message::ReleaseEnds => self.ends_held = false,
-            Message::Drain(done) => self.drained.push(done),
+            Message::Drain(done) => {
+                // A commit in doubt may have kept more.
+                self.more = true;
+                self.drained.push(done);
+            }
             Message::Halt => self.halted = true,
             Message::End(done) => self.end(done),
         }
@@ -242,6 +253,7 @@ impl Pump {
         if !self.going || self.halted {
             return None;
         }
+        self.more |= self.me.due.swap(false, Ordering::SeqCst);
         self.fill();
         let now = self.ctx.now();
         let mut next = self.again;

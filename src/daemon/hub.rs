@@ -66,6 +66,13 @@ impl Unread {
         let told = self.closed || self.doubt || self.gone;
         self.missed <= seen && self.rows.is_empty() && self.deltas.is_empty() && !told
     }
+
+    /// Up to here it reads for itself.
+    fn miss(&mut self, newest: i64) {
+        self.missed = self.missed.max(newest);
+        self.rows.retain(|row| row.seq > newest);
+        self.bytes = self.rows.iter().map(|row| row.data.len()).sum();
+    }
 }
 
 /// One listener.
@@ -112,9 +119,7 @@ impl Listener {
             unread.bytes += row.data.len();
             unread.rows.push_back(row.clone());
         } else {
-            unread.rows.clear();
-            unread.bytes = 0;
-            unread.missed = row.seq;
+            unread.miss(row.seq);
         }
         std::mem::take(&mut unread.asleep)
     }
@@ -138,6 +143,8 @@ pub struct Hub {
     listeners: AtomicUsize,
     /// The newest published event.
     newest: AtomicI64,
+    /// A commit is in doubt since the last one that was published.
+    in_doubt: AtomicBool,
     delivering: AtomicUsize,
     /// Notified when the last answer in progress has been handed over.
     nudge: OnceLock<Sender<()>>,
@@ -180,6 +187,9 @@ impl Hub {
         if self.listeners.load(Ordering::SeqCst) == 0 {
             return;
         }
+        if self.in_doubt.swap(false, Ordering::SeqCst) {
+            return self.reread(last.seq);
+        }
         // Each listener is woken once, after all of its rows are queued.
         let mut wake = Vec::new();
         let map = self.by_key.read().unwrap_or_else(PoisonError::into_inner);
@@ -191,6 +201,22 @@ impl Hub {
         drop((map, of_all));
         for listener in wake {
             listener.arrived.notify_one();
+        }
+    }
+
+    /// Notes that a commit is in doubt: its events may be in the journal, and no listener has them. All listeners read the
+    /// next events there. The writer calls it, before its next commit.
+    pub fn doubt(&self) {
+        self.in_doubt.store(true, Ordering::SeqCst);
+    }
+
+    /// Makes all listeners read for themselves what they have not seen up to this event.
+    pub fn reread(&self, newest: i64) {
+        self.newest.fetch_max(newest, Ordering::SeqCst);
+        let map = self.by_key.read().unwrap_or_else(PoisonError::into_inner);
+        let of_all = self.of_all.read().unwrap_or_else(PoisonError::into_inner);
+        for listener in map.values().flatten().chain(of_all.iter()) {
+            listener.update(|unread| unread.miss(newest));
         }
     }
 
@@ -379,6 +405,25 @@ mod tests {
         let news = a.wait(0, Instant::now());
         assert_eq!((news.missed, seqs(&news)), (last, vec![last + 1, last + 2]));
         assert_eq!(seqs(&a.wait(last + 2, Instant::now())), [0; 0], "what was missed is asked for once");
+    }
+
+    /// What a commit in doubt kept was handed to nobody: it is read, with the next events or once the store says what is there.
+    #[test]
+    fn after_a_doubt_everybody_reads() {
+        let hub = Arc::new(Hub::default());
+        let (a, b) = (hub.listen(Some("x:a"), false), hub.listen(Some("x:b"), false));
+        hub.publish(&commit("x:a", 1));
+        hub.doubt();
+        hub.publish(&commit("x:a", 3));
+        let news = a.wait(0, Instant::now() + Duration::from_secs(9));
+        assert_eq!((news.missed, seqs(&news)), (3, vec![]), "nor what was in hand before");
+        assert_eq!(b.wait(0, Instant::now()).missed, 3, "it may have been of any key");
+        hub.publish(&commit("x:a", 4));
+        hub.publish(&commit("x:a", 6));
+        hub.reread(5);
+        let news = a.wait(3, Instant::now() + Duration::from_secs(9));
+        assert_eq!((news.missed, seqs(&news)), (5, vec![6]));
+        assert_eq!((b.wait(3, Instant::now()).missed, hub.newest()), (5, 6));
     }
 
     #[test]

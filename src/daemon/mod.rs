@@ -161,7 +161,9 @@ impl Wired {
         ctx.hub.set_nudge(nudge.clone());
         ctx.registry.set_nudge(nudge);
         let (doubt, doubts) = crossbeam_channel::bounded(1);
+        let hub = ctx.hub.clone();
         ctx.store.set_doubt(Arc::new(move || {
+            hub.doubt();
             // A notice that already waits is enough.
             let _ = doubt.try_send(());
         }));

@@ -143,6 +143,8 @@ pub struct Overlooked {
     pub gone: Vec<i64>,
     /// Running turns, with their sessions, of which a cancel was asked for.
     pub cancelled: Vec<(i64, i64)>,
+    /// The newest event.
+    pub newest: i64,
 }
 
 impl Store {
@@ -304,7 +306,7 @@ impl Store {
     /// The store fails.
     pub fn overlooked(&self, live: &[i64]) -> Result<Overlooked, Error> {
         self.read(|sql| {
-            let mut found = Overlooked::default();
+            let mut found = Overlooked { newest: sql.newest_event()?, ..Overlooked::default() };
             for sid in live {
                 let open = "SELECT 1 FROM sessions WHERE sid=?1 AND status='open' AND hidden=0";
                 let cancelled = "SELECT tid FROM turns WHERE sid=?1 AND state='running' AND cancel IS NOT NULL";

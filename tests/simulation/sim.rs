@@ -319,7 +319,9 @@ impl Sim {
         ctx.hub.set_nudge(nudge.clone());
         ctx.registry.set_nudge(nudge);
         let (doubt, doubts) = bounded(1);
+        let doubted = hub.clone();
         store.set_doubt(Arc::new(move || {
+            doubted.doubt();
             let _ = doubt.try_send(());
         }));
         let starting: Arc<Mutex<Vec<NewWorker>>> = Arc::default();

@@ -90,6 +90,12 @@ impl Witness {
         self.conn().prepare_cached(sql).unwrap().query_row([], |r| r.get(0)).unwrap()
     }
 
+    /// The first column of every row.
+    pub fn texts(&self, sql: &str) -> Vec<String> {
+        let mut statement = self.conn().prepare_cached(sql).unwrap();
+        statement.query_map([], |r| r.get(0)).unwrap().collect::<Result<_, _>>().unwrap()
+    }
+
     /// Reads what is new in the stream. Whether anything was.
     pub fn read(&mut self) -> bool {
         let conn = self.conn.take().unwrap();

@@ -294,6 +294,8 @@ impl Coordinator {
         for (sid, tid) in overlooked.cancelled {
             self.ctx.cancel_turn(sid, tid);
         }
+        self.ctx.hub.reread(overlooked.newest);
+        self.delivery.poke();
         if self.machine.phase() == Phase::Running {
             self.schedule(0);
         }

@@ -79,12 +79,19 @@ impl Sim {
             if self.advance() || self.witness.number(WAITING) > 0 {
                 since = self.clock.ms();
             } else if self.clock.ms() - since > 20_000 {
+                let (read, newest) = (self.p().read, self.witness.seq);
+                assert_eq!(read, newest, "a listener was not told");
                 return;
             }
         }
         let p = self.process.as_ref().expect("a process");
         let threads: Vec<_> = p.threads.iter().map(|t| (t.sid, t.worker.state(), t.next)).collect();
-        panic!("it does not come to rest: {threads:?} {:?} {:?}", p.ctx.registry, p.ctx.board());
+        let waits = self.witness.texts(
+            "SELECT 'turn '||t.tid||' '||t.state||' of '||t.sid||' '||s.status FROM turns t JOIN sessions s ON s.sid=t.sid
+               WHERE t.state='running' OR t.state='queued' AND s.status='open'
+             UNION ALL SELECT 'delivery '||did FROM deliveries WHERE state='pending'",
+        );
+        panic!("it does not come to rest: {waits:?} {threads:?} {:?} {:?}", p.ctx.registry, p.ctx.board());
     }
 
     fn conclude(&mut self) {
