@@ -50,7 +50,7 @@ fn remove(ctx: &Context, one: &DeletedFiles) -> bool {
         if let Some(user) = user {
             log::warn!(key = one.key; "{dir} of a deleted session is kept: session {user} works there");
         } else if !names::is_own_dir(&ctx.state_dir, home.as_deref(), template, whose, path) {
-            log::warn!(key = one.key; "{dir} of a deleted session is kept: it does not belong to its key alone");
+            log::warn!(key = one.key; "{dir} of a deleted session is kept: it is not the key's own");
         } else if let Err(e) = remove_dir(path, one.sid) {
             log::error!(key = one.key; "{dir}: cannot remove a deleted session's files, tried again later: {e}");
             done = false;

@@ -1,9 +1,8 @@
-//! A worker's mailbox: what others want of it, and how it is woken.
+//! A worker's mailbox: requests to the worker, and its wake-up.
 //!
-//! Letters are flags, the greatest interrupt, and the answers to open permissions and hooks (as many as were asked
-//! for). The same letter twice adds nothing: the mailbox is never full, and who posts never waits. The worker sleeps on
-//! a condition variable or, if its agent has descriptors, in poll(2) with an eventfd that is made when it is first
-//! needed.
+//! Letters are flags, the strongest interrupt, and the answers of open permissions and hooks (at most one per request).
+//! Posting the same letter twice adds nothing, so the mailbox is never full and posting never blocks. The worker sleeps
+//! on a condition variable or, if its agent has descriptors, in poll(2) with an eventfd that is created on first use.
 
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -17,32 +16,32 @@ use crate::hooks::Verdict;
 pub use crate::model::worker::{Close, Why};
 use crate::store::Begun;
 
-/// What came since the worker last looked.
+/// The letters since the worker last took them.
 #[derive(Debug, Default)]
 pub struct Letters {
-    /// Something may wait to run.
+    /// The session may have waiting work.
     pub work: bool,
-    /// An interrupted turn is to go on by itself.
+    /// An interrupted turn is to go on without a message.
     pub auto_continue: bool,
     /// A turn was begun for it, in the transaction that accepted its message.
     pub begun: Option<Box<Begun>>,
     /// Close, after the running turn.
     pub close: Option<Close>,
-    /// End the running turn, whichever it is.
+    /// End the running turn.
     pub interrupt: Option<(Interrupt, Why)>,
-    /// End this turn (its row) by the instant. If it has ended meanwhile, nothing happens.
+    /// End this turn (its row) by the deadline. If it has ended meanwhile, nothing happens.
     pub cancel: Option<(i64, Instant)>,
-    /// By when everything must be closed.
+    /// The deadline of the close.
     pub close_by: Option<Instant>,
-    /// Permissions that were settled: request, outcome, by whom.
+    /// Settled permissions: request, outcome, by whom.
     pub permissions: Vec<(String, PermissionOutcome, &'static str)>,
-    /// What hooks made of a permission.
+    /// The verdicts of hooks about permissions.
     pub verdicts: Vec<(String, Verdict)>,
-    /// What hooks made of a turn that is about to begin, and which time they were asked.
+    /// The verdict of the `before_turn` hooks, and the number of its ask.
     pub before_turn: Option<(u64, Verdict)>,
 }
 
-/// Keeps the verdict of the newest ask: that of an earlier ask, which ran out of its time, may come late.
+/// Keeps the verdict of the newest ask: the verdict of an earlier ask that timed out may come late.
 pub fn newer(kept: &mut Option<(u64, Verdict)>, come: Option<(u64, Verdict)>) {
     if come.as_ref().map(|(n, _)| n) >= kept.as_ref().map(|(n, _)| n) {
         *kept = come;
@@ -63,7 +62,7 @@ impl Letters {
             || self.before_turn.is_some()
     }
 
-    /// Adds what came later.
+    /// Adds later letters.
     pub fn add(&mut self, later: Self) {
         self.work |= later.work;
         self.auto_continue |= later.auto_continue;
@@ -86,7 +85,7 @@ impl Letters {
     }
 }
 
-/// Whether an interrupt is more than the one in force: a kill, or a cancel with less time.
+/// Whether an interrupt is stronger than the present one: a kill, or a cancel with less time.
 pub fn rises(in_force: Option<Interrupt>, new: Interrupt) -> bool {
     match (in_force, new) {
         (None, _) | (Some(Interrupt::Cancel(_)), Interrupt::Kill) => true,
@@ -102,7 +101,7 @@ pub enum Woken {
     Letter,
     /// A descriptor is ready.
     Ready,
-    /// The instant passed.
+    /// The deadline passed.
     Timeout,
 }
 
@@ -120,7 +119,7 @@ impl Mailbox {
         self.letters.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Posts: changes the letters and wakes the worker.
+    /// Changes the letters and wakes the worker.
     pub fn post(&self, write: impl FnOnce(&mut Letters)) {
         let mut letters = self.lock();
         write(&mut letters);
@@ -130,17 +129,17 @@ impl Mailbox {
         drop(letters);
         self.arrived.notify_one();
         if let Some(fd) = self.wake.get() {
-            // A full counter wakes just as well.
+            // A full counter wakes the worker too.
             let _ = rustix::io::write(fd.as_fd(), &1u64.to_ne_bytes());
         }
     }
 
-    /// Posts an interrupt; it only rises.
+    /// Posts an interrupt. A weaker one than the present has no effect.
     pub fn interrupt(&self, interrupt: Interrupt, why: Why) {
         self.post(|l| l.raise(interrupt, why));
     }
 
-    /// Takes what came.
+    /// Takes the letters.
     pub fn take(&self) -> Letters {
         if let Some(fd) = self.wake.get() {
             let mut count = [0u8; 8];
@@ -149,29 +148,29 @@ impl Mailbox {
         std::mem::take(&mut *self.lock())
     }
 
-    /// Whether anything came; looked at without taking it.
+    /// Whether a letter is there. Takes nothing.
     pub fn has_letters(&self) -> bool {
         self.lock().any()
     }
 
-    /// Whether a turn was begun for it; looked at without taking it.
+    /// Whether a turn was begun for the worker. Takes nothing.
     pub fn has_begun(&self) -> bool {
         self.lock().begun.is_some()
     }
 
-    /// Whether work was asked for; looked at without taking anything.
+    /// Whether a letter asks for work. Takes nothing.
     pub fn has_work(&self) -> bool {
         let l = self.lock();
         l.work || l.auto_continue
     }
 
-    /// Set from an interrupt's posting until [`Self::turn_flag`] says otherwise.
+    /// The flag that an interrupt sets; [`Self::turn_flag`] resets it.
     pub fn interrupted(&self) -> Arc<AtomicBool> {
         self.interrupted.clone()
     }
 
-    /// A turn begins, or has ended (`None`): the flag tells from now on of what concerns this one. `in_force`:
-    /// something that was taken before does.
+    /// A turn begins, or has ended (`None`): from now on the flag shows interrupts of this turn. `in_force`: an
+    /// interrupt that was taken before concerns it.
     pub fn turn_flag(&self, turn: Option<i64>, in_force: bool) {
         let letters = self.lock();
         let cancelled = letters.cancel.is_some_and(|(tid, _)| Some(tid) == turn);
@@ -181,7 +180,7 @@ impl Mailbox {
     /// A descriptor that is readable while letters are there.
     ///
     /// # Errors
-    /// The system has none to give.
+    /// The system has no descriptor left.
     pub fn waker(&self) -> std::io::Result<Arc<OwnedFd>> {
         if let Some(fd) = self.wake.get() {
             return Ok(fd.clone());
@@ -194,7 +193,7 @@ impl Mailbox {
         Ok(fd)
     }
 
-    /// Waits for a letter, a descriptor or the instant.
+    /// Waits for a letter, a descriptor or the deadline.
     ///
     /// # Errors
     /// The system cannot poll (out of memory or descriptors).
@@ -231,7 +230,7 @@ impl Mailbox {
                 return Ok(Woken::Ready);
             }
             if !self.lock().any() {
-                // Woken by a letter that was taken since: empty the counter, or poll would spin.
+                // The letter behind this wake-up was already taken: the counter is emptied, or poll would spin.
                 let mut count = [0u8; 8];
                 let _ = rustix::io::read(waker.as_fd(), &mut count);
             }
@@ -256,7 +255,7 @@ impl Mailbox {
     }
 }
 
-/// A duration as poll(2) wants it, rounded up so that a wait does not end just before its instant.
+/// A duration for poll(2), rounded up so that a wait does not end just before its deadline.
 fn timespec(d: std::time::Duration) -> Timespec {
     let nanos = d.as_nanos().saturating_add(1);
     Timespec { tv_sec: i64::try_from(nanos / 1_000_000_000).unwrap_or(i64::MAX), tv_nsec: (nanos % 1_000_000_000) as _ }

@@ -1,7 +1,7 @@
-//! The outbox of a running turn: what the agent said and the store has not confirmed yet.
+//! The outbox of a running turn: the agent's output that the store has not confirmed yet.
 //!
-//! Owns the batches, their pace (text within 100 ms, everything else at once) and the limits of what may wait. It must
-//! not know what an item means, nor whose turn it is.
+//! Owns the batches, their pace (text within 100 ms, everything else at once) and the limits of unconfirmed output. It
+//! must not know what an item means, nor whose turn it is.
 
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::time::{Duration, Instant};
@@ -9,28 +9,28 @@ use std::time::{Duration, Instant};
 use super::context::Context;
 use crate::store::{Batch, Error, Item, Outbox, PATIENCE, Refusal, TurnRef};
 
-/// Text is committed at the latest after this.
+/// The longest time before text is committed.
 const FLUSH: Duration = Duration::from_millis(100);
-/// After a failed write, tried again after this.
+/// The pause after a failed write.
 const AGAIN: Duration = Duration::from_secs(1);
-/// With so much unwritten text the agent is not listened to.
+/// With this much unconfirmed text the agent's output is not read.
 const UNWRITTEN: usize = 8 << 20;
-/// So much is written without waiting for the 100 ms.
+/// This much text is written without waiting for the 100 ms.
 const PIECE: usize = 64 << 10;
 
-/// An append under way: how much it is, and where its outcome comes. The agent is listened to meanwhile, so that what
-/// it says does not wait behind a commit.
+/// An append in progress: its size, and the channel for its outcome. The agent's output is read meanwhile, so it does
+/// not wait for the commit.
 struct Sent {
     size: usize,
     outcome: Receiver<Result<(), Error>>,
 }
 
-/// What a turn's agent said, on its way to the store.
+/// The output of a turn's agent on its way to the store.
 pub struct TurnOutbox {
     turn: TurnRef,
     batches: Outbox,
     unwritten: usize,
-    /// How much the agent may still say, in bytes.
+    /// How many more bytes the agent may say.
     left: usize,
     flush_at: Option<Instant>,
     sent: Option<Sent>,
@@ -38,40 +38,40 @@ pub struct TurnOutbox {
 }
 
 impl TurnOutbox {
-    /// For a turn whose agent may say so many bytes.
+    /// An outbox for a turn whose agent may say this many bytes.
     #[must_use]
     pub fn new(turn: TurnRef, most: usize) -> Self {
         let batches = Outbox::default();
         Self { turn, batches, unwritten: 0, left: most, flush_at: None, sent: None, stale: false }
     }
 
-    /// How many bytes the agent may still say.
+    /// How many more bytes the agent may say.
     #[must_use]
     pub const fn left(&self) -> usize {
         self.left
     }
 
-    /// Whether somebody else ended the turn: nothing more is written.
+    /// Whether the turn was ended elsewhere: nothing more is written.
     #[must_use]
     pub const fn is_stale(&self) -> bool {
         self.stale
     }
 
-    /// Whether the agent may say more now. Else the store takes nothing, and the agent waits for it as for any slow
-    /// reader.
+    /// Whether the agent's output may be read now. If not, the store accepts nothing, and the agent waits as for any
+    /// slow reader.
     #[must_use]
     pub const fn has_room(&self) -> bool {
         self.stale || self.unwritten <= UNWRITTEN
     }
 
-    /// When [`Self::act`] has something to do.
+    /// When [`Self::act`] must be called.
     #[must_use]
     pub const fn due(&self) -> Option<Instant> {
         self.flush_at
     }
 
-    /// Takes an item; `at_once`: it and all before it are committed before this returns, if the store can. `false`: it
-    /// is more than may still be said, and was not taken.
+    /// Takes an item. `at_once`: this item and all before it are committed before this returns, unless the store fails.
+    /// `false`: the item exceeds the limit of the answer and was not taken.
     pub fn push(&mut self, ctx: &Context, item: Item, at_once: bool) -> bool {
         if self.stale {
             return true;
@@ -84,7 +84,7 @@ impl TurnOutbox {
         if at_once {
             self.flush(ctx);
         } else if self.unwritten >= PIECE && self.flush_at.is_none_or(|at| at <= now + FLUSH)
-            // An agent that never pauses for a wait: its text is committed all the same.
+            // The text of an agent that writes without a pause must be committed too.
             || self.flush_at.is_some_and(|at| at <= now)
         {
             self.send(ctx);
@@ -94,7 +94,7 @@ impl TurnOutbox {
         true
     }
 
-    /// Sends what is due to be sent.
+    /// Sends the text that is due.
     pub fn act(&mut self, ctx: &Context) {
         if self.flush_at.is_none_or(|at| at > ctx.now()) {
             return;
@@ -102,24 +102,24 @@ impl TurnOutbox {
         if self.has_room() {
             self.send(ctx);
         } else {
-            // Nothing more is taken before it is known that the store takes something.
+            // Nothing more is sent before the store has accepted something.
             self.flush(ctx);
         }
     }
 
-    /// Commits what was said so far. It is kept for another try if the store fails.
+    /// Commits the output so far. If the store fails, it is kept for another try.
     pub fn flush(&mut self, ctx: &Context) {
         self.send(ctx);
         self.await_sent(ctx);
     }
 
-    /// The turn has ended: what is still to be written with its outcome.
+    /// The turn has ended: the output that must be written with its outcome.
     #[must_use]
     pub fn finish(&mut self) -> Vec<Batch> {
         self.batches.send()
     }
 
-    /// Sends what was said so far to the store, and waits for the commit of what was sent before, but not for this one.
+    /// Sends the output so far to the store. Waits for the commit of the batch before, but not for this one.
     fn send(&mut self, ctx: &Context) {
         if !self.await_sent(ctx) {
             return;
@@ -133,7 +133,7 @@ impl TurnOutbox {
         self.sent = Some(Sent { size: std::mem::take(&mut self.unwritten), outcome });
     }
 
-    /// Waits for what is under way. `false`: it is not known to be kept, and is sent again later.
+    /// Waits for the append in progress. `false`: it may not be committed and is sent again later.
     fn await_sent(&mut self, ctx: &Context) -> bool {
         let Some(sent) = self.sent.take() else { return true };
         let outcome = sent.outcome.recv_timeout(PATIENCE);
@@ -149,7 +149,7 @@ impl TurnOutbox {
                 true
             }
             Err(e) => {
-                // The key and the turn stand in every line of this thread.
+                // Every log line of this thread has the key and the turn.
                 log::error!("what the agent says cannot be written yet: {e}");
                 self.unwritten += sent.size;
                 self.flush_at = Some(ctx.now() + AGAIN);

@@ -2,8 +2,8 @@
 //!
 //! # The ladder of a stop
 //!
-//! Durable facts come first; everything after only removes work. So a death on any rung leaves a database from which the
-//! next boot derives what this stop would have written.
+//! Durable facts come first; everything after only removes work. So a death on any rung leaves a database from which
+//! the next boot derives what this stop would have written.
 //!
 //! - `running`: turns start. The first request to stop closes admission to turns (not to messages), notes the stop and
 //!   marks every running session in one transaction, and only then does anything wait. The `shutdown` hooks start beside
@@ -17,10 +17,10 @@
 //!   `shutdown` hooks are done or cut off, and none before; then the `stopped` hooks, last of all.
 //! - `closing`: checkpoint, clean record, release.
 //!
-//! Urgency only rises. `fast` skips the drain; `now` kills agents and goes to `closing` from wherever it is: what it leaves
-//! open the next boot closes. The deadline is one absolute instant fixed at the first request; each phase has its share
-//! of it, and their sum was checked when the configuration was read. Whether the deadline itself passed is not decided
-//! here: a watchdog that needs nothing of this leaves then.
+//! Urgency only rises. `fast` skips the drain; `now` kills agents and goes to `closing` from wherever it is: what it
+//! leaves open the next boot closes. The deadline is one absolute instant fixed at the first request; each phase has
+//! its share of it, and their sum was checked when the configuration was read. Whether the deadline itself passed is
+//! not decided here: a watchdog that needs nothing of this leaves then.
 //!
 //! The machine knows phases, urgency and time, and nothing of threads or files. It asks for one alarm at a time
 //! ([`Lifecycle::alarm`]) and is told with [`Event::TimeUp`]. Every pair of phase and event has a decided answer.

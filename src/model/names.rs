@@ -61,8 +61,8 @@ fn words(text: &str) -> impl Iterator<Item = (usize, &str)> {
     })
 }
 
-/// The first lower-case word in braces that is no name: it was meant for one, in all likelihood. Whatever else stands in
-/// braces (`${HOME}`, `{print $1}`, `{}`) is left as it is.
+/// The first lower-case word in braces that is no name: it was meant for one, in all likelihood. Whatever else stands
+/// in braces (`${HOME}`, `{print $1}`, `{}`) is left as it is.
 #[must_use]
 pub fn unknown(text: &str) -> Option<&str> {
     words(text).map(|(_, word)| word).find(|word| !KNOWN.contains(word))
@@ -131,7 +131,8 @@ pub struct Whose<'a> {
     pub id: &'a str,
 }
 
-/// The working directory of a session: relative ones are in the state directory. `is_dir`: whether a directory is there.
+/// The working directory of a session: relative ones are in the state directory. `is_dir`: whether a directory is
+/// there.
 #[must_use]
 pub fn working_dir(
     state_dir: &Path,
@@ -154,8 +155,8 @@ pub fn working_dir(
     }
 }
 
-/// Whether a directory that a session worked in belongs to its key alone, and may go with it: it is one that the agent's
-/// definition, or a default, makes of the key's names. One that all keys share is nobody's to remove.
+/// Whether a directory that a session worked in belongs to its key alone, and may go with it: it is one that the
+/// agent's definition, or a default, makes of the key's names. One that all keys share is nobody's to remove.
 #[must_use]
 pub fn is_own_dir(state_dir: &Path, home: Option<&str>, template: &str, whose: Whose<'_>, dir: &Path) -> bool {
     let made = |template: &str| working_dir(state_dir, home, template, whose, |_| false) == dir;

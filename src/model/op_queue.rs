@@ -96,8 +96,8 @@ mod tests {
         assert!(!ops.begin());
     }
 
-    /// Whatever comes in whatever order: one at a time, each asker is answered once, by an operation that began after it
-    /// asked.
+    /// Whatever comes in whatever order: one at a time, each asker is answered once, by an operation that began after
+    /// it asked.
     #[test]
     fn every_order_answers_each_by_a_later_operation() {
         for orders in 0..3u32.pow(9) {

@@ -1,12 +1,12 @@
 //! What a boot makes of what the last one left.
 //!
-//! A boot that ended by itself leaves no activation open and no turn running. Whatever is still open was left by a death:
-//! of a daemon that worked, or of one whose stop was cut off. [`judge`] says, for one session that was left live, how its
-//! activation ends, what becomes of its turn, and whether it is suspended. A stop asks the same of those that it leaves
-//! running. It must not know where that is written.
+//! A boot that ended by itself leaves no activation open and no turn running. Whatever is still open was left by a
+//! death: of a daemon that worked, or of one whose stop was cut off. [`judge`] says, for one session that was left
+//! live, how its activation ends, what becomes of its turn, and whether it is suspended. A stop asks the same of those
+//! that it leaves running. It must not know where that is written.
 //!
-//! Deaths in a row count while no turn completes in between. Words alone are no progress: a session that kills the daemon
-//! after its first sentence would be resumed for ever.
+//! Deaths in a row count while no turn completes in between. Words alone are no progress: a session that kills the
+//! daemon after its first sentence would be resumed for ever.
 
 use crate::clock::Millis;
 
@@ -81,8 +81,8 @@ pub fn judge(death: &Death, left: &Left, threshold: i64) -> Verdict {
     }
 }
 
-/// How long continuations wait after READY: `unclean` seconds for as many unclean boots within the last five minutes, at
-/// most ten, so that a daemon that dies at each boot does not spin.
+/// How long continuations wait after READY: `unclean` seconds for as many unclean boots within the last five minutes,
+/// at most ten, so that a daemon that dies at each boot does not spin.
 #[must_use]
 pub const fn continuation_delay_s(unclean: u32) -> u32 {
     if unclean > 10 { 10 } else { unclean }

@@ -1,7 +1,7 @@
-//! When things are done, and when they are tried again: the coordinator's pacing as decisions.
+//! The coordinator's pacing and retries, as decisions.
 //!
-//! Interrupted turns go on one after the other, so that those which kill the daemon are told apart and a boot is no
-//! stampede. What could not be done is tried again after a fixed pause, never at once.
+//! Interrupted turns go on one after the other, so that a turn that kills the daemon can be identified, and a boot does
+//! not start all of them at once. A failed operation is tried again after a fixed pause, never at once.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
@@ -9,33 +9,33 @@ use std::time::{Duration, Instant};
 use super::recovery::continuation_delay_s;
 use super::roster::WorkRequest;
 
-/// Between two signs of life while a turn runs.
+/// The time between two signs of life while a turn runs.
 pub const ALIVE: Duration = Duration::from_secs(60);
 /// How long a session on probation is watched.
 pub const PROBATION: Duration = Duration::from_secs(10);
-/// Between two rounds of retention, and between two tries to remove files; while there is more, without a pause.
+/// The time between two rounds of retention, and between two tries to remove files. The steps of a round have no pause.
 pub const RETENTION: Duration = Duration::from_secs(600);
-/// Between two status lines while a stop drains.
+/// The time between two status lines of a stop.
 pub const PROGRESS: Duration = Duration::from_secs(1);
-/// Between two interrupted turns that go on.
+/// The time between two continuations.
 const CONTINUATION: Duration = Duration::from_millis(125);
 
-/// What could not be done, or is not known.
+/// An operation that failed and is tried again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Retry {
-    /// No thread was to be had for a session: one that ends gives one back.
+    /// Starting a session's thread. A thread that ends makes room.
     Thread,
-    /// No thread was to be had for a step of retention.
+    /// Starting a thread for a step of retention.
     Retention,
-    /// A message could not be refused: neither a thread nor the store was to be had.
+    /// Failing a waiting message: no thread could be started, or the store failed.
     Refusal,
-    /// A commit was in doubt: the store is asked what it did.
+    /// Reading what a commit in doubt did.
     Doubt,
-    /// What waits could not be read.
+    /// Reading the waiting work.
     Schedule,
 }
 
-/// The pause before it is tried again.
+/// The pause before the next try.
 #[must_use]
 pub const fn retry_after(what: Retry) -> Duration {
     match what {
@@ -43,34 +43,34 @@ pub const fn retry_after(what: Retry) -> Duration {
     }
 }
 
-/// What becomes of a session for which no thread was to be had.
+/// What happens to a session whose thread could not be started.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WithoutThread {
-    /// It waits again where it waited, and is tried again: another worker gives a thread back.
+    /// It returns to its place in the queue and is tried again: another worker's end will make room.
     Wait,
-    /// No worker is there to give one back: the sender of what waits first is told.
+    /// No other worker exists, so no thread will become free: its oldest message fails.
     Refuse,
 }
 
-/// `others`: live sessions that have their thread.
+/// Decides that. `others`: the number of live sessions with a thread.
 #[must_use]
 pub const fn without_thread(others: usize) -> WithoutThread {
     if others > 0 { WithoutThread::Wait } else { WithoutThread::Refuse }
 }
 
-/// What came of refusing the message that waits first in a session.
+/// The outcome of failing the oldest waiting message of a session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refused {
-    /// Nothing waits behind it.
+    /// No other message waits.
     All,
-    /// More waits: the session wants a worker again.
+    /// More messages wait: the session needs a worker again.
     More,
-    /// It could not be refused.
+    /// The store or the thread failed.
     Failed,
 }
 
-/// When the session of a refused message wants a worker again; `None`: nothing waits there. A failure is not followed at
-/// once: that is where neither a thread nor the store is to be had.
+/// The pause before the session of a failed message requests a worker again; `None`: no message waits. After a failure
+/// there is a pause, because the store or threads are not available now.
 #[must_use]
 pub const fn after_refusal(refused: Refused) -> Option<Duration> {
     match refused {
@@ -80,13 +80,13 @@ pub const fn after_refusal(refused: Refused) -> Option<Duration> {
     }
 }
 
-/// When the probation of a session is to be looked at, which began then: `None`: now, it has stood its time.
+/// When the probation that began at `since` ends; `None`: it is over.
 #[must_use]
 pub fn probation_ends(since: Instant, now: Instant) -> Option<Instant> {
     Some(since + PROBATION).filter(|at| *at > now)
 }
 
-/// Interrupted turns that are to go on, each session once, one after the other.
+/// The queue of interrupted turns that are to go on, each session once.
 #[derive(Debug, Default)]
 pub struct Continuations {
     waiting: VecDeque<WorkRequest>,
@@ -95,13 +95,13 @@ pub struct Continuations {
 }
 
 impl Continuations {
-    /// What waits is about to be looked for: nothing goes on before as much later as more boots have died lately.
+    /// Delays the next continuation; the delay grows with the number of boots that died recently.
     pub fn hold_off(&mut self, deaths: u32, now: Instant) {
         let at = now + Duration::from_secs(continuation_delay_s(deaths).into());
         self.next = Some(self.next.map_or(at, |old| old.max(at)));
     }
 
-    /// Sessions whose interrupted turn is to go on; one that waits already keeps its place.
+    /// Adds sessions whose interrupted turn is to go on. A session that already waits keeps its place.
     pub fn extend(&mut self, requests: impl IntoIterator<Item = WorkRequest>) {
         for request in requests {
             if self.known.insert(request.sid) {
@@ -110,13 +110,13 @@ impl Continuations {
         }
     }
 
-    /// When the next one goes on; `None`: nothing waits.
+    /// When the next turn goes on; `None`: no turn waits.
     #[must_use]
     pub fn due(&self) -> Option<Instant> {
         self.next.filter(|_| !self.waiting.is_empty())
     }
 
-    /// Takes what goes on now.
+    /// Takes the requests whose time has come.
     #[must_use]
     pub fn take_due(&mut self, now: Instant) -> Vec<WorkRequest> {
         let mut due = Vec::new();

@@ -195,9 +195,9 @@ pub struct Crowd {
     pub resting: usize,
 }
 
-/// How many that rest give way so that those that wait get workers: of each agent by itself, and of all agents whoever rests
-/// longest. `free`: so many more there may be in all. One that is closing already makes room, so no other goes for it, and
-/// nobody goes for those whom their own agent's limit keeps out whatever others do.
+/// How many that rest give way so that those that wait get workers: of each agent by itself, and of all agents whoever
+/// rests longest. `free`: so many more there may be in all. One that is closing already makes room, so no other goes
+/// for it, and nobody goes for those whom their own agent's limit keeps out whatever others do.
 #[must_use]
 pub fn give_way(crowds: &[Crowd], free: usize) -> (Vec<usize>, usize) {
     let own = |c: &Crowd| c.waiting.saturating_sub(c.free + c.closing).min(c.resting);

@@ -1,7 +1,7 @@
 //! What is due when: one table, in which an entry is taken when it is handled.
 //!
-//! So a loop that sleeps until [`Timers::next`] cannot spin on an instant that has passed and that nobody cleared: whoever
-//! handles an entry says again when it is due, or it is due no more.
+//! So a loop that sleeps until [`Timers::next`] cannot spin on an instant that has passed and that nobody cleared:
+//! whoever handles an entry says again when it is due, or it is due no more.
 
 use std::collections::BTreeMap;
 use std::time::Instant;

@@ -1,9 +1,10 @@
 //! Whether the wall clock is to be believed after a boot.
 //!
-//! A machine without a battery clock boots in the past, one whose clock is broken in the future, and soon somebody sets it
-//! right. What would be decided meanwhile by a wrong age stays decided: a mark that expired, an id that was forgotten. So a
-//! clock that contradicts the database is doubted for an hour: time goes on from the newest time that the database knows,
-//! until the clock agrees. After that hour it is believed, for then it is the database that was written by a wrong clock.
+//! A machine without a battery clock boots in the past, one whose clock is broken in the future, and soon somebody sets
+//! it right. What would be decided meanwhile by a wrong age stays decided: a mark that expired, an id that was
+//! forgotten. So a clock that contradicts the database is doubted for an hour: time goes on from the newest time that
+//! the database knows, until the clock agrees. After that hour it is believed, for then it is the database that was
+//! written by a wrong clock.
 
 use std::time::Duration;
 
@@ -11,8 +12,8 @@ use crate::clock::Millis;
 
 /// How long a clock is doubted.
 const DOUBT: Duration = Duration::from_secs(3600);
-/// A clock that is further from the database than this is no clock that was a bit off: ahead it is doubted, and behind it is
-/// the database that is not believed. Machines are rarely off for longer.
+/// A clock that is further from the database than this is no clock that was a bit off: ahead it is doubted, and behind
+/// it is the database that is not believed. Machines are rarely off for longer.
 const FAR: Millis = 366 * 86_400_000;
 /// Nobody is told of less.
 const SLIGHT: Millis = 300_000;
@@ -50,8 +51,8 @@ impl std::fmt::Display for Problem {
     }
 }
 
-/// The time to go by, and what is to be told. `newest`: the newest time that the database knew at the boot; `elapsed`: since
-/// then, by the monotonic clock.
+/// The time to go by, and what is to be told. `newest`: the newest time that the database knew at the boot; `elapsed`:
+/// since then, by the monotonic clock.
 #[must_use]
 pub fn judge(newest: Option<Millis>, wall: Millis, elapsed: Duration) -> (Millis, Option<Problem>) {
     let Some(newest) = newest else { return (wall, None) };

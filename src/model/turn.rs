@@ -115,8 +115,8 @@ pub fn note(cut: &CutOff<'_>, next: Option<&str>) -> String {
     text
 }
 
-/// What goes before a message to an agent whose process ended in the turn before: many agents write a turn down at its end
-/// only, and know nothing of one that had none.
+/// What goes before a message to an agent whose process ended in the turn before: many agents write a turn down at its
+/// end only, and know nothing of one that had none.
 #[must_use]
 pub fn recall(cut: &CutOff<'_>, next: &str) -> String {
     let mut text = account("your process ended", cut);

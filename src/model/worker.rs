@@ -1,23 +1,23 @@
-//! A worker's life, as decisions: what it does next, and what comes of what it did.
+//! The decisions in a worker's life: what it does next, and what follows from each outcome.
 //!
-//! One session has one worker, which is in one of the states below. The daemon performs what a state stands for and asks a
-//! function of this file what follows. `look` decides at rest; each other state has a closed set of outcomes.
+//! A session has one worker, which is in one of the states below. The daemon performs the work of a state and asks a
+//! function of this file what follows. `look` decides while it is idle; each other state has a closed set of outcomes.
 //!
-//! | State     | What is done in it                             | What came of it → what follows                              |
+//! | State     | Work                                           | Outcome → what follows                                      |
 //! |-----------|------------------------------------------------|-------------------------------------------------------------|
 //! | Opening   | the activation is opened                       | [`opened`]: open → Idle; refused → Gone; in doubt → the same |
-//! |           |                                                | after a pause, or Gone if it is to close                     |
-//! | Idle      | looks for what is to be done ([`look`]), rests | Starting, Beginning, Running, Closing, or the next letter    |
+//! |           |                                                | after a pause, or Gone if it must close                      |
+//! | Idle      | decides what to do next ([`look`]), or waits   | Starting, Beginning, Running, Closing, or the next letter    |
 //! | Starting  | the agent is started                           | [`started`]: ready → Beginning or Running; failed → Idle,    |
-//! |           |                                                | backing off; to close → Idle; refused → Closing              |
+//! |           |                                                | backing off; must close → Idle; refused → Closing            |
 //! | Beginning | hooks are asked, the turn's begin is committed | [`began`]: begun → Running; nothing, held, on probation →    |
-//! |           |                                                | Idle; refused → Closing; in doubt → looks again after a pause|
+//! |           |                                                | Idle; refused → Closing; in doubt → decides later            |
 //! | Running   | the agent answers                              | pending → Running; done → Finishing, with its [`verdict`]    |
 //! | Finishing | the outcome is committed                       | [`finished`]: written → Idle; refused → Idle; damaged →      |
 //! |           |                                                | Closing; in doubt → the same after a pause, or Closing if it |
 //! |           |                                                | is killed or its time is over                                |
 //! | Closing   | the agent is closed, the activation ended      | [`closed`]: ended → Gone; in doubt → the same after a pause, |
-//! |           |                                                | or Gone if somebody else ends it                             |
+//! |           |                                                | or Gone if another thread ends it                            |
 //! | Gone      | nothing                                        |                                                              |
 
 use std::time::{Duration, Instant};
@@ -48,68 +48,68 @@ pub enum State {
     Gone,
 }
 
-/// Why a running turn is to end.
+/// Why a running turn must end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Why {
-    /// Somebody cancelled it.
+    /// A client cancelled it.
     Cancelled,
     /// The daemon stops.
     Stop,
-    /// Its session gave way: its writes are refused already.
+    /// Its session is no longer current: its writes are refused already.
     Retired,
 }
 
-/// How a worker is to close.
+/// How a worker must close.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Close {
     /// To make room; its activation ends as parked.
     Park,
     /// The daemon stops: its activation is closed by the stop.
     Stop,
-    /// Its session gave way: its activation is closed already.
+    /// Its session is no longer current: its activation is closed already.
     Retire,
 }
 
-/// What is known when a worker looks for what is to be done.
+/// The facts for an idle worker's decision.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct AtRest {
-    /// A stop wants it gone at once.
+    /// A stop ends it at once.
     pub killed: bool,
-    /// It is to close.
+    /// It must close.
     pub close: Option<Close>,
     /// A turn was begun for it.
     pub begun: bool,
-    /// Somebody is about to begin a turn for it, and there is time to wait for that.
+    /// Another thread is about to begin a turn for it, and there is time to wait for that.
     pub reserved: bool,
-    /// Its agent has begun to say something by itself.
+    /// Its agent has begun work by itself.
     pub agent_speaks: bool,
-    /// Something may wait to run.
+    /// The session may have waiting work.
     pub work: bool,
-    /// The next start or try has its time, and that has not come.
+    /// It must wait before the next start or try.
     pub backing_off: bool,
-    /// Its agent waits for nothing but a prompt.
+    /// Its agent is ready for a prompt.
     pub agent_ready: bool,
 }
 
-/// What a worker at rest does.
+/// What an idle worker does next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Act {
     /// Closes.
     Close(Close),
-    /// Starts its agent, for what waits.
+    /// Starts its agent, for the waiting work.
     Start,
     /// Runs the turn that was begun for it.
     Run,
     /// Begins the next turn.
     Begin,
-    /// Begins a turn for what its agent says by itself.
+    /// Begins a turn for the work that its agent began by itself.
     BeginOwn,
     /// Rests.
     Rest,
 }
 
-/// What a worker at rest does. A turn that was begun for it goes before a close, unless its session gave way; a close goes
-/// before everything else.
+/// What an idle worker does next. A turn that was begun for it comes before a close, unless its session is no longer
+/// current; a close comes before everything else.
 #[must_use]
 pub const fn look(f: &AtRest) -> Act {
     if f.killed {
@@ -134,19 +134,19 @@ const fn start_or(f: &AtRest, act: Act) -> Act {
     if f.agent_ready { act } else { Act::Start }
 }
 
-/// What the store made of a write.
+/// The outcome of a write to the store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Written {
-    /// It is committed. Whether more waits in the session.
+    /// It is committed.
     Yes {
         /// Another message waits.
         more: bool,
     },
-    /// It is not current: the session has gone on without this worker.
+    /// It was refused as stale: the session has gone on without this worker.
     Refused,
-    /// What is kept of the session cannot be used: to try again would be in vain.
+    /// The session's rows are damaged: another try would fail too.
     Damaged,
-    /// It failed, and whether it was kept may be unknown.
+    /// It failed, and it may or may not be committed.
     InDoubt,
 }
 
@@ -155,21 +155,21 @@ pub enum Written {
 pub enum Then {
     /// The next state has what it needs.
     Go,
-    /// Idle: looks again at once. `worked`: the time after which it parks begins anew.
+    /// Idle: decides again at once. `worked`: its time to park starts again.
     Look {
-        /// Something was done.
+        /// It did some work.
         worked: bool,
     },
-    /// Idle: rests before it looks again, for nothing waits. `worked` as above.
+    /// Idle: waits for a letter, because no work waits. `worked` as above.
     Rest {
-        /// Something was done.
+        /// It did some work.
         worked: bool,
     },
-    /// Idle: rests, although it is to close: somebody is about to begin a turn for it.
+    /// Idle: waits for a letter although it must close, because another thread is about to begin a turn for it.
     RestReserved,
-    /// Idle, but to others it goes on running: whether a turn has begun is unknown. Looks again after a pause.
+    /// Idle, but it still counts as running, because a turn may have begun. Decides again after a pause.
     LookLater,
-    /// The same again after a pause.
+    /// Does the same again after a pause.
     Again,
     /// It closes: the session has gone on without it.
     Close,
@@ -177,7 +177,7 @@ pub enum Then {
     Gone,
 }
 
-/// The activation was to be opened.
+/// What follows the opening of the activation.
 #[must_use]
 pub const fn opened(written: Written) -> Then {
     match written {
@@ -187,24 +187,24 @@ pub const fn opened(written: Written) -> Then {
     }
 }
 
-/// Whether an activation is tried again to be opened: not by a worker that is to close.
+/// Whether the opening is tried again: not by a worker that must close.
 #[must_use]
 pub const fn open_again(close: Option<Close>) -> Then {
     if close.is_some() { Then::Gone } else { Then::Again }
 }
 
-/// What came of a start.
+/// The outcome of a start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Started {
     /// The agent is ready.
     Ready,
-    /// It was given up, for the worker is to close.
+    /// It was given up, because the worker must close.
     ToClose,
-    /// It failed. What waits was to be failed with it.
+    /// It failed, and the waiting work fails with it: the outcome of that write.
     Failed(Written),
 }
 
-/// The agent was to be started.
+/// What follows the start of the agent.
 #[must_use]
 pub const fn started(came: Started) -> Then {
     match came {
@@ -215,31 +215,32 @@ pub const fn started(came: Started) -> Then {
     }
 }
 
-/// What came of a turn's begin.
+/// The outcome of a turn's begin.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Began {
     /// It has begun.
     Begun,
-    /// The worker was chosen to give way in this moment.
+    /// The worker was just chosen to give way.
     Chosen,
-    /// Somebody else is about to begin one.
+    /// Another thread is about to begin a turn.
     Reserved,
-    /// Nothing waits, or turns do not begin now.
+    /// No work waits, or no turn may begin now.
     Nothing,
-    /// Another session is on probation. `new`: that was not known before, so it may be over already.
+    /// Another session is on probation. `new`: the worker did not know that before, so the probation may be over
+    /// already.
     Probation {
-        /// It was not known before.
+        /// The worker did not know that before.
         new: bool,
     },
     /// The session has gone on without this worker.
     Refused,
-    /// Nobody knows whether one began.
+    /// A turn may or may not have begun.
     InDoubt,
-    /// What waits cannot be begun (a hook refuses it, or it is damaged), and was to be failed.
+    /// The waiting work cannot begin (a hook refuses it, or it is damaged) and fails: the outcome of that write.
     Failed(Written),
 }
 
-/// A turn was to begin.
+/// What follows the begin of a turn.
 #[must_use]
 pub const fn began(came: Began) -> Then {
     match came {
@@ -255,7 +256,7 @@ pub const fn began(came: Began) -> Then {
     }
 }
 
-/// A turn's outcome was to be written. `more`: another message waits, as far as is known.
+/// What follows the write of a turn's outcome. `more`: another message waits, as far as the worker knows.
 #[must_use]
 pub const fn finished(written: Written, more: bool) -> Then {
     match written {
@@ -266,25 +267,25 @@ pub const fn finished(written: Written, more: bool) -> Then {
     }
 }
 
-/// Whether a turn's outcome is tried again after its pause: not by a worker that is killed or whose time is over.
+/// Whether the write of the outcome is tried again: not by a worker that is killed or whose time is over.
 #[must_use]
 pub const fn finish_again(killed: bool, late: bool) -> Then {
     if killed || late { Then::Close } else { Then::Again }
 }
 
-/// A parked session's activation was to be ended; `close`: how the worker is to close by now.
+/// What follows the end of a parked session's activation. `close`: how the worker must close by now.
 #[must_use]
 pub fn closed(written: Written, close: Option<Close>) -> Then {
     match written {
         Written::Yes { .. } | Written::Refused | Written::Damaged => Then::Gone,
-        // The stop ends it, or it has been ended.
+        // The stop ends it, or it has ended already.
         Written::InDoubt if close > Some(Close::Park) => Then::Gone,
         Written::InDoubt => Then::Again,
     }
 }
 
-/// The idle state that follows: what would rest looks again instead if it is to close, or if its agent has begun to speak in
-/// the turn before.
+/// Whether the idle worker waits for a letter. It decides again at once instead if it must close, or if its agent began
+/// work by itself during the last turn.
 #[must_use]
 pub const fn rests(then: Then, to_close: bool, agent_speaks: bool) -> bool {
     match then {
@@ -294,8 +295,8 @@ pub const fn rests(then: Then, to_close: bool, agent_speaks: bool) -> bool {
     }
 }
 
-/// How long the next start waits after so many failures in a row: one failure is no pattern; from the second on it waits,
-/// longer each time.
+/// How long the next start waits after this number of failures in a row: not after the first one, and longer after each
+/// further one.
 #[must_use]
 pub fn pause(failures: u32) -> Duration {
     match failures {
@@ -307,15 +308,15 @@ pub fn pause(failures: u32) -> Duration {
 /// How an agent ended a turn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ending {
-    /// With the whole answer.
+    /// It gave the whole answer.
     Completed,
-    /// Without it.
+    /// It failed.
     Failed,
-    /// As it was asked to, or by its own decision.
+    /// It cancelled the turn, on request or by itself.
     Cancelled,
 }
 
-/// What became of a turn.
+/// The result of a turn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Judged {
     /// It has this outcome, without an error.
@@ -324,14 +325,14 @@ pub enum Judged {
     TooLarge,
     /// It failed: its time was over.
     TimedOut,
-    /// It failed, as its agent says.
+    /// It failed, with the agent's error.
     AgentFailed,
-    /// It failed: its agent cancelled it without being asked.
+    /// It failed: its agent cancelled it without a request.
     AgentCancelled,
 }
 
-/// What became of a turn, and so who says why. An answer that was too long is none; a whole one counts, whatever was wanted
-/// meanwhile; else what was wanted says more than what the agent made of it.
+/// The result of a turn. An answer that is too long fails the turn. A whole answer completes it, whatever was requested
+/// meanwhile. Otherwise a timeout or a request decides before the agent's own ending.
 #[must_use]
 pub const fn verdict(answer: Ending, too_large: bool, timed_out: bool, why: Option<Why>) -> Judged {
     match (answer, why) {
@@ -345,7 +346,7 @@ pub const fn verdict(answer: Ending, too_large: bool, timed_out: bool, why: Opti
     }
 }
 
-/// What marks a turn that is interrupted now.
+/// The mark of a turn that is interrupted now.
 #[must_use]
 pub const fn mark(stop: Option<StopReason>) -> MarkReason {
     match stop {
@@ -354,8 +355,8 @@ pub const fn mark(stop: Option<StopReason>) -> MarkReason {
     }
 }
 
-/// When a session that rests is parked. `own_work`: when its agent, which lives, last did something by itself: it may have
-/// more to do, and is left `background_hold` for it.
+/// When an idle session is parked. `own_work`: when its live agent last did work by itself. It may have more to do, so
+/// it is not parked before `background_hold` has passed.
 #[must_use]
 pub fn park_at(
     idle_since: Instant,

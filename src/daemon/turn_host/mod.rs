@@ -1,6 +1,6 @@
-//! The turn host: what a worker lends its agent. It turns what the agent says into items for the [outbox](super::outbox),
-//! keeps the turn's deadlines, settles permissions, and passes on interrupts. It decides nothing about sessions; the worker
-//! does.
+//! The turn host: a worker's implementation of the agent's host. It turns the agent's output into items for the
+//! [outbox](super::outbox), keeps the turn's deadlines, settles permissions, and passes interrupts on. The worker, not
+//! the turn host, makes the decisions about sessions.
 
 use std::collections::{HashMap, VecDeque};
 use std::os::fd::OwnedFd;
@@ -30,10 +30,10 @@ use permissions::{allow, deny};
 
 /// The most tool calls of one turn that are remembered for upserts.
 const TOOLS: usize = 4096;
-/// The most of an answer that `turn_end` handlers are shown.
+/// How much of an answer `turn_end` handlers get, in bytes.
 const SHOWN: usize = 1 << 20;
 
-/// A preview of what is not durable yet, as clients get it.
+/// A preview of output that is not durable yet, as clients get it.
 #[derive(serde::Serialize)]
 struct Delta<'a> {
     key: &'a str,
@@ -50,20 +50,20 @@ struct Open {
     until: Option<Instant>,
 }
 
-/// What is known of the running turn.
+/// The state of the running turn.
 pub struct Running {
-    /// Whom to write for.
+    /// The turn for the store: session, epoch, turn.
     pub turn: TurnRef,
     /// Its id.
     pub turn_id: String,
     /// Why its time ran out, if it did.
     pub timed_out: Option<String>,
-    /// Why no more of its answer is taken, if it was too long.
+    /// Why its answer is cut off, if it was too long.
     pub too_large: Option<String>,
     /// The answer so far, for `turn_end` handlers.
     pub answer: String,
     outbox: TurnOutbox,
-    /// The store took nothing when its agent was listened to last.
+    /// The store accepted nothing at the last check.
     full: bool,
     clock: TurnClock,
     heard: Instant,
@@ -72,40 +72,40 @@ pub struct Running {
     open: Vec<Open>,
 }
 
-/// What one worker lends its agent, for one activation.
+/// The host of a worker's agent, for one activation.
 pub struct TurnHost {
-    /// What all threads share.
+    /// The shared handles.
     pub ctx: Arc<Context>,
     /// The session's row.
     pub sid: i64,
     /// The activation's number.
     pub epoch: i64,
-    /// The agent's definition, as it was when the activation opened.
+    /// The agent's definition at the open of the activation.
     pub agent: config::Agent,
     /// The turn in progress.
     pub running: Option<Running>,
-    /// Something may wait to run.
+    /// The session may have waiting work.
     pub work: bool,
-    /// An interrupted turn is to go on by itself.
+    /// An interrupted turn is to go on without a message.
     pub auto_continue: bool,
-    /// A turn that was begun for it, and is to be run.
+    /// A turn that was begun for the worker, to be run next.
     pub begun: Option<Box<Begun>>,
     /// Close, after the running turn.
     pub close: Option<Close>,
-    /// By when everything must be closed.
+    /// The deadline of the close.
     pub close_by: Option<Instant>,
-    /// What hooks made of a turn that is about to begin, and which time they were asked.
+    /// The verdict of the `before_turn` hooks, and the number of its ask.
     pub before_turn: Option<(u64, Verdict)>,
-    /// The newest cancel of a turn: it may come before that turn begins.
+    /// The newest cancel of a turn. It may come before that turn begins.
     cancel: Option<(i64, Instant)>,
     mailbox: Arc<Mailbox>,
     identity: Identity,
     interrupt: Option<(Interrupt, Why)>,
     settled: Vec<(String, PermissionOutcome)>,
     keep_answer: bool,
-    /// The part of the transcript that was read for the agent: each turn reads only what is new.
+    /// The part of the transcript that was read for the agent. Each turn reads only new entries.
     history: VecDeque<Entry>,
-    /// The newest entry that was looked at for it.
+    /// The newest entry that was read for it.
     history_upto: i64,
 }
 
@@ -143,19 +143,19 @@ impl TurnHost {
         }
     }
 
-    /// Where letters for the session come.
+    /// The session's mailbox.
     #[must_use]
     pub const fn mailbox(&self) -> &Arc<Mailbox> {
         &self.mailbox
     }
 
-    /// Takes in the letters that came. `true`: one of them concerns the agent.
+    /// Handles the letters that are there. `true`: one of them concerns the agent.
     pub fn collect(&mut self) -> bool {
         let letters = self.mailbox.take();
         self.take_in(letters)
     }
 
-    /// Takes in letters. `true`: one of them concerns the agent.
+    /// Handles letters. `true`: one of them concerns the agent.
     pub fn take_in(&mut self, letters: Letters) -> bool {
         self.work |= letters.work;
         self.auto_continue |= letters.auto_continue;
@@ -213,7 +213,7 @@ impl TurnHost {
         });
     }
 
-    /// A turn has ended for the agent: what is still to be written, and what interrupted it.
+    /// A turn has ended for the agent. Returns the output that must still be written, and the interrupt.
     pub fn end(&mut self) -> Option<(Running, Vec<Batch>, Option<Why>)> {
         self.collect();
         let open: Vec<String> =
@@ -230,13 +230,13 @@ impl TurnHost {
         Some((running, unconfirmed, why))
     }
 
-    /// Whether a stop wants this worker gone at once.
+    /// Whether a stop ends this worker at once.
     #[must_use]
     pub fn is_killed(&self) -> bool {
         matches!(self.interrupt, Some((Interrupt::Kill, _)))
     }
 
-    /// When the turn needs the host: text is to be sent, a permission or the turn runs out of time.
+    /// When the turn needs the host next: to send text, or for a timeout of a permission or the turn.
     #[must_use]
     pub fn due(&self) -> Option<Instant> {
         let r = self.running.as_ref()?;
@@ -254,7 +254,7 @@ impl TurnHost {
         let Some(r) = self.running.as_mut() else { return false };
         r.outbox.act(&self.ctx);
         if std::mem::replace(&mut r.full, !r.outbox.has_room()) && !r.full {
-            // It was not listened to: it has been no more silent than the disk.
+            // Its output was not read, so it has not been silent.
             r.heard = self.ctx.now();
         }
         let late: Vec<String> =
@@ -288,7 +288,7 @@ impl TurnHost {
         r.full |= !r.outbox.has_room();
     }
 
-    /// The agent says more than it may: no more of it is taken, and it is cancelled.
+    /// The answer is too long: cuts it off and cancels the turn.
     fn cut_short(&mut self) {
         let limit = self.ctx.config().sessions.answer;
         let Some(r) = self.running.as_mut().filter(|r| r.too_large.is_none()) else { return };
@@ -304,7 +304,7 @@ impl TurnHost {
             return;
         }
         let whole = text.len();
-        // What still fits is kept.
+        // The part that fits is kept.
         let fits = (0..=r.outbox.left().min(whole)).rev().find(|n| text.is_char_boundary(*n)).unwrap_or(0);
         text.truncate(fits);
         if fits == 0 {
@@ -315,7 +315,7 @@ impl TurnHost {
             let end = (0..=room).rev().find(|n| text.is_char_boundary(*n)).unwrap_or(0);
             r.answer.push_str(&text[..end]);
         }
-        // Bytes of this kind before it, in this turn.
+        // The position of the preview: bytes of this kind before it in this turn.
         let so_far = &mut r.offsets[usize::from(kind == EventKind::Thought)];
         let offset = *so_far;
         *so_far += text.len();
@@ -338,7 +338,7 @@ impl TurnHost {
             return;
         }
         if r.tools.len() >= TOOLS && !r.tools.contains_key(&call.id) {
-            // Calls that are over need no more merging; if one changes again, it is told as a new one.
+            // Ended calls need no more merging; if one changes again, it is reported as a new call.
             r.tools.retain(|_, t| !is_over(t));
             if r.tools.len() >= TOOLS {
                 r.tools.clear();
@@ -366,7 +366,7 @@ impl TurnHost {
     }
 }
 
-/// Whether a tool call has come to its end.
+/// Whether a tool call has ended.
 fn is_over(call: &ToolCall) -> bool {
     matches!(call.status.as_deref(), Some("completed" | "failed"))
 }
@@ -409,7 +409,7 @@ impl Host for TurnHost {
         if let Some((interrupt, _)) = &self.interrupt {
             return Some(*interrupt);
         }
-        // Outside a turn (while it starts) an order to close is one to stop starting.
+        // Outside a turn, while the agent starts, a close ends the start.
         match (&self.running, self.close) {
             (None, Some(Close::Stop | Close::Retire)) => {
                 Some(Interrupt::Cancel(self.close_by.unwrap_or_else(|| self.ctx.now() + CANCEL)))
@@ -477,7 +477,7 @@ impl Host for TurnHost {
 
     fn process_started(&mut self, pid: u32, start: u64) {
         if let Err(e) = self.ctx.store.note_process(self.sid, self.epoch, pid, start) {
-            // The environment marker finds it all the same.
+            // The environment marker still identifies the process.
             log::warn!(key = self.identity.key; "the agent's process {pid} could not be noted: {e}");
         }
     }

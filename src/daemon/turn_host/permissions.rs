@@ -1,4 +1,5 @@
-//! An agent's requests for permission: shown to hooks, then to the client; settled once; the outcome becomes an event.
+//! An agent's permission requests: each goes to hooks, then to the client, is settled once, and its outcome becomes an
+//! event.
 
 use serde_json::{Value, json};
 use std::sync::Arc;
@@ -12,11 +13,11 @@ use crate::hooks::Verdict;
 use crate::model::event::{EventKind, HookEvent};
 use crate::store::Item;
 
-/// The most bytes that a permission is shown with. A longer request is denied without being shown.
+/// The most bytes of a permission request. A longer request is denied without being shown.
 const SHOWN: usize = 64 << 10;
 
 impl TurnHost {
-    /// Hands a permission request to hooks or to the client.
+    /// Passes a permission request to hooks or to the client.
     pub(super) fn ask(&mut self, request: PermissionRequest) {
         if shown(&request, None).to_string().len() > SHOWN {
             log::warn!(key = self.identity.key; "permission denied: it is too long to be shown ({SHOWN} bytes)");
@@ -38,7 +39,7 @@ impl TurnHost {
         }
         let mut fields = shown(&request, self.running.as_ref().map(|r| r.turn_id.as_str()));
         fields["session_id"] = self.identity.session_id.as_str().into();
-        // Its older name for scripts.
+        // The older name of this field, for scripts.
         fields["tool"] = fields["tool_call_id"].take();
         if let Some(fields) = fields.as_object_mut() {
             fields.remove("tool_call_id");
@@ -67,7 +68,7 @@ impl TurnHost {
         self.push(Item::Event(EventKind::Permission, data), true);
     }
 
-    /// Hooks have decided about a permission, or leave it to the client. `true`: it is settled.
+    /// The hooks have decided about a permission, or pass it on to the client. `true`: it is settled.
     pub(super) fn judged(&mut self, id: &str, verdict: Verdict) -> bool {
         let Some(request) = self.running.as_ref().and_then(|r| r.open.iter().find(|o| o.request.request_id == id))
         else {
@@ -77,7 +78,7 @@ impl TurnHost {
         let choice = match verdict {
             Verdict::Pass(None) => {
                 self.open_to_client(&request);
-                // What is shown of it may have been too much for the answer.
+                // The request may have exceeded the limit of the answer.
                 return self.interrupt.is_some();
             }
             Verdict::Pass(Some(word)) => word,
@@ -99,7 +100,7 @@ impl TurnHost {
         true
     }
 
-    /// Denies a permission that nobody answered.
+    /// Denies a permission that no one answered in time.
     pub(super) fn deny(&mut self, id: &str, by: &'static str) {
         let Some(open) = self.running.as_ref().and_then(|r| r.open.iter().find(|o| o.request.request_id == id)) else {
             return;
@@ -107,8 +108,8 @@ impl TurnHost {
         self.settle_unasked(id, deny(&open.request.options), by);
     }
 
-    /// Settles a permission although neither a hook nor the client did. It goes through the registry: a client that answers in
-    /// this moment is either first, or is told that it is late.
+    /// Settles a permission that neither a hook nor the client settled. It goes through the registry, so a client that
+    /// answers at this moment is either first or gets an error.
     pub(super) fn settle_unasked(&mut self, id: &str, outcome: PermissionOutcome, by: &'static str) {
         let option = match &outcome {
             PermissionOutcome::Selected(id) => Some(id.clone()),
@@ -134,7 +135,7 @@ impl TurnHost {
         self.emit_outcome(&open.request, &outcome, by);
     }
 
-    /// Puts the outcome into the session's events.
+    /// Writes the outcome as an event of the session.
     pub(super) fn emit_outcome(&mut self, request: &PermissionRequest, outcome: &PermissionOutcome, by: &str) {
         let outcome = match outcome {
             PermissionOutcome::Selected(id) => id.as_str(),
@@ -148,7 +149,7 @@ impl TurnHost {
     }
 }
 
-/// A permission as it is shown to whoever decides: what the agent wants to do, whole, or with a mark where it was cut.
+/// A permission request for hooks and clients: the agent's intended action, whole or with a mark where it was cut.
 fn shown(request: &PermissionRequest, turn_id: Option<&str>) -> Value {
     let detail = |name: &str| request.tool.detail.as_ref().map_or(Value::Null, |d| d[name].clone());
     json!({
@@ -162,12 +163,12 @@ fn option_json(o: &PermissionOption) -> Value {
     json!({ "option_id": o.option_id, "name": o.name, "kind": o.kind })
 }
 
-/// The option that means yes: an offered `allow_once`, else another that allows, else none.
+/// The option for yes: an offered `allow_once`, else another option that allows, else none.
 pub(super) fn allow(options: &[PermissionOption]) -> PermissionOutcome {
     choose(options, "allow_once", "allow")
 }
 
-/// The option that means no: an offered `reject_once`, else another that rejects, else the request is withdrawn.
+/// The option for no: an offered `reject_once`, else another option that rejects, else the request is withdrawn.
 pub(super) fn deny(options: &[PermissionOption]) -> PermissionOutcome {
     choose(options, "reject_once", "reject")
 }

@@ -1,4 +1,4 @@
-//! Turns that an agent begins by itself, and what a new process is told of the turn in which the last one died.
+//! Turns that an agent begins by itself, and the note for a new process about the turn during which the last one died.
 
 use super::Next;
 use super::session::Session;
@@ -10,7 +10,7 @@ use crate::model::worker::{Began, began};
 use crate::store::{Error, Refusal};
 
 impl Session {
-    /// Begins a turn without a message, for what the agent says and asks by itself.
+    /// Begins a turn without a message, for work that the agent began by itself.
     pub(super) fn begin_own(&mut self) -> Next {
         let sid = self.host.sid;
         let came = match self.ctx().registry.begin(sid) {
@@ -35,7 +35,7 @@ impl Session {
         self.then(began(came))
     }
 
-    /// The session's last turn, if its agent died in it.
+    /// The session's last turn, if its agent died during it.
     pub(super) fn died_before(&mut self) -> Option<String> {
         if self.turns == 0 || self.host.agent.kind != AgentKind::Acp {
             return None;
@@ -46,7 +46,7 @@ impl Session {
         turn.error.is_some_and(|(code, _)| code == "agent_died").then_some(last)
     }
 
-    /// A prompt that begins with what the agent should know of the turn in which its process ended.
+    /// A prompt that begins with a note about the turn during which the agent's process ended.
     pub(super) fn recalling(&self, turn_id: &str, prompt: &str) -> String {
         match self.ctx().store.cut_short(turn_id.to_owned()) {
             Ok(cut) => {

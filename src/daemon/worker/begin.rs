@@ -1,4 +1,4 @@
-//! A session's agent is started, and its next turn begun.
+//! Starts a session's agent and begins its next turn.
 
 use std::time::{Duration, Instant};
 
@@ -15,23 +15,23 @@ use crate::model::event::HookEvent;
 use crate::model::worker::{Began, Started, Written, began, started};
 use crate::store::{Begin, Begun, Error, Refusal};
 
-/// How long what is damaged and cannot even be failed is left alone.
+/// The pause after damaged work that cannot even be failed.
 const DAMAGED: Duration = Duration::from_secs(60);
-/// How much longer than they need at most hooks are waited for: this bound is for a fault in them.
+/// The time to wait for hooks beyond their own timeouts. It guards against an error in the hooks.
 const HOOKS_LATE: Duration = Duration::from_secs(30);
 
-/// How far a begin has come.
+/// The stage of a begin.
 pub(super) enum Beginning {
-    /// The next turn is to begin.
+    /// The next turn begins.
     Next,
-    /// A turn for what the agent says by itself is to begin.
+    /// A turn for work that the agent began by itself begins.
     Own,
-    /// Hooks are asked for context: for the time of this number, until the instant.
+    /// The hooks are asked for context: the number of this ask, and its deadline.
     Asked { begin: Box<Begin>, ask: u64, until: Instant },
 }
 
 impl Session {
-    /// Starts the agent. What waits fails if it cannot be started, and its sender is told.
+    /// Starts the agent. If that fails, the oldest waiting message fails, and its sender is told.
     pub(super) fn start(&mut self, begun: Option<Box<Begun>>) -> Next {
         let _ = self.ctx().registry.set(self.host.sid, Doing::Starting);
         crate::failpoint::hit_for("start", "before", self.key());
@@ -61,7 +61,7 @@ impl Session {
             self.cut_short = self.died_before();
         }
         if matches!(started.continuity, Continuity::Lost | Continuity::Stateless) {
-            // It is given all that was said, or never remembers anything.
+            // A stateless agent gets the whole conversation, or never remembers anything.
             self.cut_short = None;
         }
         if started.agent_session != self.agent_session {
@@ -88,12 +88,12 @@ impl Session {
         written(&failed)
     }
 
-    /// Fails what waits first. Whether more waits.
+    /// Fails the oldest waiting message. Returns whether more wait.
     fn fail_waiting(&self, code: &str, why: String) -> Result<bool, Error> {
         self.ctx().store.fail_queued(self.host.sid, self.host.epoch, code.to_owned(), why)
     }
 
-    /// Takes a begin further.
+    /// Advances a begin.
     pub(super) fn begin(&mut self, beginning: Beginning, input: Input) -> Next {
         let came = match beginning {
             Beginning::Own => return self.begin_own(),
@@ -122,7 +122,7 @@ impl Session {
         self.then(began(came))
     }
 
-    /// Begins what waits, after the hooks were asked.
+    /// Begins the waiting work, after the hooks were asked.
     fn begin_next(&mut self) -> Next {
         self.host.work = false;
         let config = self.ctx().config();
@@ -132,7 +132,7 @@ impl Session {
             on_interrupt: self.host.agent.on_interrupt,
             resume: config.sessions.resume,
             policy: self.ctx().policy(),
-            // As with `work`: what comes from here on is for the next begin.
+            // As with `work`: later letters are for the next begin.
             auto_continue: std::mem::take(&mut self.host.auto_continue),
             context: None,
             fresh_id: uuid::Uuid::now_v7().to_string(),
@@ -144,7 +144,7 @@ impl Session {
         if !self.ctx().hooked(HookEvent::BeforeTurn) {
             return self.commit_begin(begin, None);
         }
-        // Nothing to begin, or no begin now: the begin itself says so.
+        // If there is nothing to begin, or no turn may begin now, the begin itself returns that.
         let Ok(Some(begun)) = self.ctx().store.preview_turn(begin.clone()) else {
             return self.commit_begin(begin, None);
         };
@@ -153,7 +153,7 @@ impl Session {
         self.asks += 1;
         let (mailbox, ask) = (self.host.mailbox().clone(), self.asks);
         let handlers = self.ctx().handlers.clone();
-        // The hooks answer within their own timeouts, a lost thread included.
+        // The hooks answer within their own timeouts, even if a thread is lost.
         let until = self.ctx().now() + handlers.patience().saturating_add(HOOKS_LATE);
         handlers.ask(event, Box::new(move |verdict| mailbox.post(|l| newer(&mut l.before_turn, Some((ask, verdict))))));
         self.wait(Stage::Beginning(Beginning::Asked { begin: Box::new(begin), ask, until }), Some(until), false)
@@ -189,7 +189,7 @@ impl Session {
         self.then(began(came))
     }
 
-    /// To try again would be in vain: the sender is told, and what waits behind it has its turn.
+    /// Another try would fail too: fails the message, tells its sender, and goes on with the next.
     fn damaged(&mut self, e: &Error, auto_continue: bool) -> Began {
         log::error!(key = self.key(); "the next turn cannot begin, it fails: {e}");
         let failed = self.fail_waiting("internal", format!("what was kept of the turn cannot be used: {e}"));
@@ -206,9 +206,9 @@ impl Session {
         Began::Failed(written(&failed))
     }
 
-    /// Hooks do not let the turn begin.
+    /// The hooks refuse the turn.
     fn hooks_refused(&mut self, why: String) -> Began {
-        // A continuation that is refused stays marked, and is asked for again by the next boot or an operator.
+        // A refused continuation stays marked; the next boot or an operator requests it again.
         let failed = self.fail_waiting("hook_failed", why);
         match &failed {
             Ok(more) => self.host.work = *more,

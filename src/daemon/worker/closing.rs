@@ -1,4 +1,4 @@
-//! A session is closed: its agent, and where nobody else does, its activation.
+//! Closes a session: its agent, and its activation unless that is closed elsewhere.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use crate::daemon::registry::{Doing, WorkRequest};
 use crate::model::event::{Actor, EndReason};
 use crate::model::worker::{Then, Written, closed};
 
-/// How long an agent may take to close when nobody else sets a limit.
+/// How long an agent may take to close, without another limit.
 const CLOSE: Duration = Duration::from_secs(10);
 
 impl Session {
@@ -20,12 +20,11 @@ impl Session {
         let _ = self.ctx().registry.set(self.host.sid, Doing::Closing);
         let within = match why {
             Close::Retire => CANCEL,
-            // What the sweep will grant, whenever it begins: an agent that has to be killed is no reason to give its
-            // worker up.
+            // The time that the sweep will grant: a worker must not be abandoned because its agent has to be killed.
             Close::Stop => self.ctx().config().shutdown.close * 4 / 10,
             Close::Park => CLOSE,
         };
-        // A stop tells how many it closed, in one line.
+        // A stop logs the number of closed activations in one line.
         let level = if why == Close::Park { log::Level::Info } else { log::Level::Debug };
         log::log!(level, key = self.key(), session_id = agent::Host::identity(&self.host).session_id; "session closes: {why:?}");
         let until = self.host.close_by.unwrap_or_else(|| self.ctx().now() + within);
@@ -37,8 +36,8 @@ impl Session {
         }
         self.host.collect();
         if self.host.work || self.host.auto_continue {
-            // What it was given and did not do is for the session's next worker. The session may have been resumed meanwhile;
-            // if not, the next worker's activation is refused as stale.
+            // Its unfinished work is for the session's next worker. The session may have been resumed meanwhile; if
+            // not, the next worker's activation is refused as stale.
             let request =
                 WorkRequest { sid: self.host.sid, key: self.key().to_owned(), auto_continue: self.host.auto_continue };
             self.ctx().registry.want(request);
@@ -49,7 +48,7 @@ impl Session {
         self.park(false)
     }
 
-    /// Ends the activation as parked, as often as it takes.
+    /// Ends the activation as parked, and retries until that succeeds.
     pub(super) fn park(&mut self, tried: bool) -> Next {
         if tried {
             self.host.collect();
@@ -70,7 +69,7 @@ impl Session {
             (Written::InDoubt, Err(e)) => log::error!(key = self.key(); "the session cannot be parked yet: {e}"),
             _ => {}
         }
-        // Who is told meanwhile to close in another manner is heard after the pause.
+        // A letter that changes the way to close is read after the pause.
         match closed(written, None) {
             Then::Again => self.pause(Stage::Parking { tried: true }),
             _ => Next::Gone,

@@ -1,4 +1,4 @@
-//! What a session's worker is made of: its agent, the names in the agent's definition, the working directory.
+//! The parts of a session's worker: its agent, the names in the agent's definition, the working directory.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -8,7 +8,7 @@ use crate::config::{self, AgentKind};
 use crate::daemon::context::Context;
 use crate::model::names;
 
-/// The agent of a definition, not started yet: what makes agents unless a test passes its own.
+/// The agent of a definition, not started yet. Tests may pass another function.
 #[must_use]
 pub fn make_agent(ctx: &Arc<Context>, config: &config::Agent) -> Box<dyn Agent> {
     match config.kind {
@@ -40,7 +40,7 @@ pub(super) fn named(config: config::Agent, identity: &Identity) -> config::Agent
     config::Agent { command, env, ..config }
 }
 
-/// Makes the working directory of an agent that is a process.
+/// Creates the working directory of an agent that is a process.
 pub(super) fn make_dir(cwd: &Path, kind: AgentKind) -> std::io::Result<()> {
     match kind {
         AgentKind::Acp | AgentKind::Exec => std::fs::create_dir_all(cwd),

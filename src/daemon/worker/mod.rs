@@ -1,17 +1,18 @@
-//! One session's worker: opens its activation, runs its turns one after the other, closes it. A value that is driven: each
-//! [`Worker::step`] does what its state stands for and says what it waits for. What follows what is decided in
-//! [`crate::model::worker`].
+//! A session's worker: opens the activation, runs the turns one after the other, and closes the activation. It is a
+//! value: each [`Worker::step`] performs the work of its state and returns what it waits for. [`crate::model::worker`]
+//! decides what follows.
 //!
-//! Each session has a thread of its own ([`run`]), which only waits and steps:
-//! - for a letter in the mailbox, for the agent's descriptors, or for an instant, between two steps;
-//! - in a step, for the store, which answers each commit within its patience, and in an agent's start, end and close (and
-//!   the turns of `openai` and `lua`), which look at the mailbox themselves and are bounded by the instants that they are given.
+//! Each session has a thread of its own ([`run`]), which only waits and steps. It waits:
+//! - between two steps, for a letter in the mailbox, for the agent's descriptors, or for a deadline;
+//! - within a step, for the store, which answers each commit within its patience, and for an agent's start, end and
+//!   close (and the turns of `openai` and `lua`), which check the mailbox themselves and have deadlines.
 //!
-//! It holds no truth: the queue, the turn and the activation are rows, and every write names session, epoch and turn and
-//! is refused when they are not current. So a worker that was given up changes nothing later.
+//! The worker's state is not the truth: the queue, the turn and the activation are rows. Every write names session,
+//! epoch and turn and is refused as stale if they are not current, so an abandoned worker changes nothing later.
 //!
-//! Reading order: this file is the worker and its thread; [`opening`] comes before there is a [`session`]; in that, `begin`
-//! starts agents and begins turns, `turn` runs and finishes them, `agent_turn` is of the agent's own, `closing` the end.
+//! Reading order: this file is the worker and its thread; [`opening`] opens the activation of a [`session`]. Of the
+//! session, `begin` starts agents and begins turns, `turn` runs and finishes turns, `agent_turn` handles turns that the
+//! agent begins by itself, and `closing` is the end.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -41,16 +42,16 @@ pub use make::{make_agent, working_dir};
 /// How long a worker waits before it tries the store again.
 const AGAIN: Duration = Duration::from_secs(1);
 
-/// Why a worker is stepped.
+/// The reason for a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Input {
-    /// It was just made, or asked for it ([`Next::Again`]).
+    /// The worker is new, or asked for another step ([`Next::Again`]).
     Go,
     /// A letter is in its mailbox.
     Letter,
     /// A descriptor of its agent is ready.
     Ready,
-    /// The instant that it named has passed.
+    /// The deadline that it named has passed.
     Timeout,
 }
 
@@ -67,16 +68,16 @@ impl From<Woken> for Input {
 /// What a worker waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Next {
-    /// Nothing: it is to be stepped again.
+    /// Nothing: it must be stepped again.
     Again,
-    /// A letter; or the instant, if there is one; or, with `agent`, one of [`Worker::watches`].
+    /// A letter, the deadline, or (with `agent`) one of [`Worker::watches`].
     Wait {
-        /// When it is to be stepped although nothing came.
+        /// When it must be stepped if nothing comes.
         until: Option<Instant>,
-        /// Whether its agent is listened to.
+        /// Whether its agent's output is read.
         agent: bool,
     },
-    /// It has ended, and is to be dropped.
+    /// It has ended and can be dropped.
     Gone,
 }
 
@@ -88,11 +89,11 @@ pub struct Worker {
     life: Life,
 }
 
-/// How far a worker has come.
+/// The stage of a worker.
 enum Life {
     Opening(Box<Opening>),
     Open(Box<Session>),
-    /// It panicked, and its death is to be written. `doubt`: that was tried.
+    /// It panicked, and its death must be written. `doubt`: a try failed and may be committed.
     Dead {
         doubt: bool,
     },
@@ -100,7 +101,7 @@ enum Life {
 }
 
 impl Worker {
-    /// A worker for whoever asks for one; `config`: the agent that answers the key. Nothing is done before the first step.
+    /// A worker for a request. `config`: the agent that answers the key. It does nothing before the first step.
     #[must_use]
     pub fn open(ctx: &Arc<Context>, request: &WorkRequest, config: config::Agent, mailbox: &Arc<Mailbox>) -> Self {
         Self {
@@ -111,7 +112,7 @@ impl Worker {
         }
     }
 
-    /// In which state it is.
+    /// Its state.
     #[must_use]
     pub fn state(&self) -> State {
         match &self.life {
@@ -122,7 +123,7 @@ impl Worker {
         }
     }
 
-    /// The agent's descriptors, to be waited for when [`Next::Wait`] says so.
+    /// The agent's descriptors, for a [`Next::Wait`] with `agent`.
     #[must_use]
     pub fn watches(&self) -> Vec<Watch<'_>> {
         match &self.life {
@@ -131,7 +132,7 @@ impl Worker {
         }
     }
 
-    /// Does what its state stands for.
+    /// Performs the work of its state.
     pub fn step(&mut self, input: Input) -> Next {
         match &mut self.life {
             Life::Opening(opening) => match opening.try_to(&self.ctx, &self.request, &self.mailbox) {
@@ -165,15 +166,15 @@ impl Worker {
         Next::Again
     }
 
-    /// Writes the death of a worker, as often as it takes: while its activation stands open no other worker gets the
-    /// session. A stop, or somebody who put the session away, writes the end instead.
+    /// Writes the death of a worker, and retries until that succeeds: no other worker gets the session while its
+    /// activation is open. During a stop, or if the session is no longer current, the end is written elsewhere.
     fn write_death(&mut self, doubt: bool) -> Next {
         if doubt && self.mailbox.take().close.is_some() {
             return self.gone();
         }
         match self.ctx.store.worker_died(self.request.sid, doubt) {
-            // What waited was told to this worker alone: the next one is told here. Each panic ends a turn, so it is not
-            // for ever.
+            // Only this worker got the letters about waiting work, so the next worker is requested here. Each panic
+            // ends a turn, so this does not repeat for ever.
             Ok(()) => {
                 let _ = self.ctx.registry.set(self.request.sid, Doing::Closing);
                 self.ctx.registry.want(WorkRequest { auto_continue: false, ..self.request.clone() });
@@ -201,7 +202,7 @@ impl Worker {
     }
 }
 
-/// What a worker's thread does, from its start to its end.
+/// The body of a worker's thread.
 pub fn run(ctx: &Arc<Context>, request: &WorkRequest, config: config::Agent, mailbox: &Arc<Mailbox>) {
     crate::log::about("key", &request.key);
     let mut worker = Worker::open(ctx, request, config, mailbox);
@@ -222,13 +223,13 @@ pub fn run(ctx: &Arc<Context>, request: &WorkRequest, config: config::Agent, mai
 fn wait(mailbox: &Mailbox, watches: &mut [Watch<'_>], until: Option<Instant>) -> Woken {
     mailbox.wait(watches, until).unwrap_or_else(|e| {
         log::error!("cannot wait for the agent: {e}");
-        // Without descriptors it is no poll that could fail again. What is there of the agent is read all the same.
+        // Without descriptors no poll can fail again. The agent's output is still read.
         let woken = mailbox.wait(&mut [], Some(Instant::now() + AGAIN)).unwrap_or(Woken::Timeout);
         if woken == Woken::Timeout && !watches.is_empty() { Woken::Ready } else { woken }
     })
 }
 
-/// What an error of the store means for what a worker does next.
+/// The meaning of a store error for a worker's next step.
 fn class(error: &Error) -> Written {
     match error {
         Error::Refused(_) => Written::Refused,

@@ -1,4 +1,4 @@
-//! Hooks are told of a session's turns.
+//! Events for hooks about a session's turns.
 
 use std::time::Instant;
 
@@ -12,20 +12,20 @@ use crate::model::event::{HookEvent, Outcome};
 use crate::store::Begun;
 
 impl Session {
-    /// A turn has this outcome.
+    /// Notifies the handlers of a turn's outcome.
     pub(super) fn notify_end(&self, begun: &Begun, outcome: Outcome, answer: &str, since: Instant) {
         let took = i64::try_from(self.ctx().now().saturating_duration_since(since).as_millis()).unwrap_or(i64::MAX);
         self.notify(HookEvent::TurnEnd, begun, json!({ "outcome": outcome, "duration_ms": took, "text": answer }));
     }
 
-    /// Tells handlers of an event about a turn.
+    /// Notifies the handlers of an event about a turn.
     pub(super) fn notify(&self, kind: HookEvent, begun: &Begun, fields: serde_json::Value) {
         if self.ctx().hooked(kind) {
             self.ctx().handlers.notify(self.event(kind, begun, fields), Box::new(|_| ()));
         }
     }
 
-    /// An event about a turn, with the transcript as it stands now.
+    /// An event about a turn, with the present transcript.
     pub(super) fn event(&self, kind: HookEvent, begun: &Begun, mut fields: serde_json::Value) -> Event {
         let identity = agent::Host::identity(&self.host);
         fields["session_id"] = identity.session_id.as_str().into();

@@ -1,4 +1,4 @@
-//! Before there is a session to work for: its activation is opened, as often as it takes.
+//! Opens the activation of a session, and retries until that succeeds.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -16,31 +16,31 @@ use crate::model::names;
 use crate::model::worker::{Then, open_again, opened};
 use crate::store::{Error, Opened, Refusal};
 
-/// An activation that is to be opened.
+/// An activation that is being opened.
 pub struct Opening {
     config: config::Agent,
-    /// The session's id, as soon as it is known; empty if its directory's name does not need it.
+    /// The session's id, once it is known; empty if the name of its directory does not need it.
     id: Option<String>,
-    /// It was tried, and nobody knows whether that was kept.
+    /// A try failed and may be committed.
     doubt: bool,
-    /// It was tried in vain: when it is tried again.
+    /// A try failed: when it is tried again.
     again_at: Option<Instant>,
-    /// What came meanwhile: for the session once it is open, or for the next worker.
+    /// Letters that came meanwhile, for the session once it is open, or for the next worker.
     letters: Letters,
 }
 
-/// What came of a try.
+/// The outcome of a try.
 pub enum Tried {
     /// It is open.
     Open(Box<Session>),
-    /// It is to be tried again at the instant.
+    /// It is tried again at this instant.
     Later(Instant),
-    /// The session is not open any more, or a stop has begun, or it was told to close.
+    /// The session is no longer open, a stop has begun, or the worker must close.
     Gone,
 }
 
 impl Opening {
-    /// For a session that this agent answers.
+    /// The opening of a session that this agent answers.
     pub fn new(config: config::Agent) -> Self {
         let id = (!names::needs_id(&config.cwd)).then(String::new);
         Self { config, id, doubt: false, again_at: None, letters: Letters::default() }
@@ -78,13 +78,13 @@ impl Opening {
         let cwd = working_dir(&ctx.state_dir, &self.config.cwd, &request.key, &id).display().to_string();
         let opened = ctx.store.open_activation(request.sid, self.config.name.clone(), cwd);
         if std::mem::replace(&mut self.doubt, true) && matches!(opened, Err(Error::Refused(Refusal::Stale))) {
-            // What stands open is its own, opened by a commit of whose fate it never heard.
+            // The open activation is its own, from a commit in doubt.
             return Ok((ctx.store.reopen_activation(request.sid)?, id));
         }
         Ok((opened?, id))
     }
 
-    /// It is to close before it is open: what came for it is for the next worker.
+    /// The worker must close before the activation is open: its letters are for the next worker.
     fn leave(&self, ctx: &Context, request: &WorkRequest) -> Tried {
         let _ = ctx.registry.set(request.sid, Doing::Closing);
         if self.letters.close != Some(Close::Stop) {

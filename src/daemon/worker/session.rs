@@ -1,4 +1,4 @@
-//! A session that is open: its stage, and what it does at rest.
+//! An open session: its stage, and its decisions while it is idle.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -13,11 +13,11 @@ use crate::daemon::turn_host::TurnHost;
 use crate::model::worker::{Act, AtRest, State, Then, look, park_at, pause, rests};
 use crate::store::Begun;
 
-/// What a session does now, with what belongs to it.
+/// The stage of a session, with its data.
 pub(super) enum Stage {
     /// No turn runs.
     Idle(Idle),
-    /// Its agent is to be started: for a turn that has begun, or to begin one.
+    /// Its agent is being started, for a turn that has begun or will begin.
     Starting(Option<Box<Begun>>),
     /// A turn is about to begin.
     Beginning(Beginning),
@@ -25,26 +25,26 @@ pub(super) enum Stage {
     Running(Box<Turn>),
     /// Its outcome is being written.
     Finishing(Box<Finish>),
-    /// Its agent is to be closed, in this manner.
+    /// Its agent is being closed, in this way.
     Closing(Close),
-    /// Its agent is closed; its activation is being ended as parked. `tried`: it could not be.
+    /// Its agent is closed; its activation is being ended as parked. `tried`: a try failed.
     Parking { tried: bool },
 }
 
-/// What an idle session does.
+/// The stages of an idle session.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Idle {
-    /// Looks for what is to be done.
+    /// Decides what to do next.
     Look,
-    /// Is about to rest.
+    /// Is about to wait for a letter.
     Rest,
-    /// Rests; it may be parked at the instant.
+    /// Waits for a letter; it may be parked at this instant.
     Resting { park_at: Option<Instant> },
-    /// It was chosen to give way, or given up: a letter says which.
+    /// It was chosen to give way or is abandoned: a letter says which.
     Chosen,
 }
 
-/// A session that is open, seen from its worker.
+/// An open session, as its worker sees it.
 pub struct Session {
     pub(super) host: TurnHost,
     pub(super) agent: Box<dyn Agent>,
@@ -53,15 +53,15 @@ pub struct Session {
     pub(super) failures: u32,
     /// The next start, or the next try of a begin, waits until then.
     pub(super) start_after: Option<Instant>,
-    /// That time had not come when it last looked, or was set since.
+    /// That time had not come at the last decision, or was set since.
     backing_off: bool,
-    /// The turn in which the agent's process ended: the next prompt tells of it.
+    /// The turn during which the agent's process ended: the next prompt reports it.
     pub(super) cut_short: Option<String>,
     /// No agent was started yet in this activation.
     pub(super) fresh: bool,
-    /// When the agent last did something by itself: it may have more to do.
+    /// When the agent last did work by itself: it may have more to do.
     pub(super) own_work: Option<Instant>,
-    /// How often hooks were asked about a turn that is about to begin.
+    /// How often `before_turn` hooks were asked.
     pub(super) asks: u64,
     idle_since: Instant,
     stage: Stage,
@@ -88,7 +88,7 @@ impl Session {
         }
     }
 
-    /// In which state it is.
+    /// Its state.
     pub(super) const fn state(&self) -> State {
         match &self.stage {
             Stage::Idle(_) => State::Idle,
@@ -105,7 +105,7 @@ impl Session {
         self.agent.watches()
     }
 
-    /// Does what its stage stands for.
+    /// Performs the work of its stage.
     pub(super) fn step(&mut self, input: Input) -> Next {
         match std::mem::replace(&mut self.stage, Stage::Idle(Idle::Look)) {
             Stage::Idle(idle) => self.idle(idle, input),
@@ -126,25 +126,25 @@ impl Session {
         &agent::Host::identity(&self.host).key
     }
 
-    /// Goes on there at once.
+    /// Goes to this stage at once.
     pub(super) fn go(&mut self, stage: Stage) -> Next {
         self.stage = stage;
         Next::Again
     }
 
-    /// Goes on there when something comes.
+    /// Goes to this stage when something comes.
     pub(super) fn wait(&mut self, stage: Stage, until: Option<Instant>, agent: bool) -> Next {
         self.stage = stage;
         Next::Wait { until, agent }
     }
 
-    /// Goes on there after a pause, or as soon as a letter comes.
+    /// Goes to this stage after a pause, or as soon as a letter comes.
     pub(super) fn pause(&mut self, stage: Stage) -> Next {
         let until = Some(self.ctx().now() + AGAIN);
         self.wait(stage, until, false)
     }
 
-    /// Goes on as was decided, where that is not the next stage.
+    /// Follows a decision that is not simply the next stage.
     pub(super) fn then(&mut self, then: Then) -> Next {
         if matches!(then, Then::Look { worked: true } | Then::Rest { worked: true }) {
             self.idle_since = self.ctx().now();
@@ -154,7 +154,7 @@ impl Session {
         }
         match then {
             Then::Close => {
-                // What it was told of is for the session's next worker.
+                // Its letters about waiting work are for the session's next worker.
                 self.host.work = true;
                 self.go(Stage::Closing(Close::Retire))
             }
@@ -182,17 +182,17 @@ impl Session {
             },
             Idle::Look | Idle::Chosen => {}
         }
-        self.look()
+        self.decide()
     }
 
-    /// Looks for what is to be done, and goes there.
-    fn look(&mut self) -> Next {
+    /// Decides what to do next, and goes to that stage.
+    fn decide(&mut self) -> Next {
         self.host.collect();
         let mut reserved = false;
         if self.host.close.is_some() {
             let in_time = self.host.close_by.is_none_or(|by| by > self.ctx().now());
             reserved = in_time && self.ctx().registry.is_reserved(self.host.sid);
-            // Whoever was about to begin a turn may have done so since: it is looked for once more after that question.
+            // The other thread may have begun a turn since, so letters are collected once more.
             self.host.collect();
         }
         self.backing_off = self.start_after.is_some_and(|at| at > self.ctx().now());
@@ -223,7 +223,7 @@ impl Session {
         }
     }
 
-    /// Whether a turn could begin for it at once.
+    /// Whether a turn could begin in it at once.
     pub(super) fn is_ready(&self) -> bool {
         let host = &self.host;
         let free = !host.work && !host.auto_continue && host.close.is_none() && host.begun.is_none();
@@ -235,7 +235,7 @@ impl Session {
         match self.ctx().registry.rest(self.host.sid, ready) {
             None if self.host.close.is_some() => return self.go(Stage::Idle(Idle::Look)),
             None => return self.pause(Stage::Idle(Idle::Chosen)),
-            // Somebody is about to begin a turn for it: a letter says what came of that.
+            // Another thread is about to begin a turn for it: a letter will bring the outcome.
             Some(false) => return self.pause(Stage::Idle(Idle::Look)),
             Some(true) => {}
         }
@@ -244,19 +244,20 @@ impl Session {
         let sessions = &config.sessions;
         let park_at = park_at(self.idle_since, sessions.park_after, own_work, sessions.background_hold);
         let waits = self.host.work || self.host.auto_continue || self.agent.wants_turn();
-        // One that has passed already when it looked holds nothing back: what does will say so with a letter.
+        // If that time had passed at the last decision, something else holds the work back, and a letter will report
+        // that.
         let again = self.start_after.filter(|_| waits && self.backing_off);
         let until = [park_at, again].into_iter().flatten().min();
         self.wait(Stage::Idle(Idle::Resting { park_at }), until, true)
     }
 
-    /// The agent failed: the next start waits, longer each time.
+    /// The agent failed: the next start waits, longer after each failure.
     pub(super) fn back_off(&mut self) {
         self.failures = self.failures.saturating_add(1);
         self.not_before(self.ctx().now() + pause(self.failures));
     }
 
-    /// The next start or try has its time.
+    /// Sets the time of the next start or try.
     pub(super) const fn not_before(&mut self, at: Instant) {
         self.start_after = Some(at);
         self.backing_off = true;

@@ -1,5 +1,5 @@
-//! A worker that is stepped by hand, on one thread, over a real store and registry: time passes when the test says so, hooks
-//! answer when it lets them, and commits fail when it wants them to.
+//! A worker that is stepped by hand, on one thread, over a real store and registry: time passes when the test says so,
+//! hooks answer when it lets them, and commits fail when it wants them to.
 
 #![allow(clippy::unwrap_used)]
 

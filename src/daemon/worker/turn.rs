@@ -1,4 +1,4 @@
-//! A turn runs, and its outcome is written.
+//! Runs a turn and writes its outcome.
 
 use std::time::Instant;
 
@@ -15,17 +15,17 @@ use crate::model::event::{HookEvent, MarkReason, Outcome};
 use crate::model::worker::{Ending, Judged, Then, Why, Written, finish_again, finished, mark, verdict};
 use crate::store::{Batch, Begun, Error};
 
-/// A turn that runs.
+/// A running turn.
 pub(super) struct Turn {
     begun: Begun,
     since: Instant,
-    /// The agent has begun it by itself.
+    /// The agent began it by itself.
     own: bool,
-    /// When the agent has something to do although nothing comes.
+    /// When the agent must be called if nothing comes.
     until: Option<Instant>,
 }
 
-/// A turn that has ended, and whose outcome is to be written.
+/// A turn that has ended, with the outcome to write.
 pub(super) struct Finish {
     begun: Begun,
     since: Instant,
@@ -35,12 +35,12 @@ pub(super) struct Finish {
     outcome: Outcome,
     error: Option<(String, String)>,
     mark: MarkReason,
-    /// It could not be written before.
+    /// A try to write it failed.
     tried: bool,
 }
 
 impl Session {
-    /// Runs a turn that has begun. `own`: the agent has begun it by itself.
+    /// Runs a turn that has begun. `own`: the agent began it by itself.
     pub(super) fn turn(&mut self, begun: Begun, context: Option<String>, own: bool) -> Next {
         let (sid, since) = (self.host.sid, self.ctx().now());
         let doing = Doing::Running { turn_id: Some(begun.turn_id.clone()), since, tool: None };
@@ -55,7 +55,7 @@ impl Session {
         let prompt = Prompt {
             turn_id: begun.turn_id.clone(),
             text: match self.cut_short.take_if(|_| !begun.prompt.is_empty()) {
-                // A continuation tells of what was cut off by itself.
+                // The prompt of a continuation already describes the turn that was cut off.
                 Some(before) if begun.continues.is_none() => self.recalling(&before, &begun.prompt),
                 _ => begun.prompt.clone(),
             },
@@ -71,12 +71,12 @@ impl Session {
         self.progress(Box::new(Turn { begun, since, own, until: None }), progress)
     }
 
-    /// Takes the running turn further.
+    /// Advances the running turn.
     pub(super) fn run(&mut self, turn: Box<Turn>, input: Input) -> Next {
         let mut concerns = self.host.collect();
         concerns |= self.host.act_on_time();
         let late = turn.until.is_some_and(|at| at <= self.ctx().now());
-        // While the store takes nothing, an agent is not listened to; but what concerns it, it hears.
+        // While the store accepts nothing, the agent's output is not read, but the agent still gets its letters.
         let room = agent::Host::has_room(&self.host);
         if !concerns && !(room && (late || input == Input::Ready)) {
             return self.listen_on(turn);
@@ -102,12 +102,12 @@ impl Session {
         self.wait(Stage::Running(turn), until.or_else(|| (!room).then(|| self.ctx().now() + AGAIN)), room)
     }
 
-    /// The turn has its answer: what it means is decided, and is to be written.
+    /// The turn has its answer: decides the outcome, which is written next.
     fn answered(&mut self, turn: Turn, answer: &Answer) -> Next {
         self.agent.end(&mut self.host);
         let Turn { begun, since, own, .. } = turn;
         crate::failpoint::hit_for("prompt", "answered", self.key());
-        // What came with the answer and is none of it.
+        // Events that came with the answer and do not belong to it.
         self.agent.idle(&mut self.host);
         if self.agent.is_ready() {
             if matches!(answer, Answer::Completed { .. }) {
@@ -135,7 +135,8 @@ impl Session {
         self.finish(Box::new(Finish { begun, since, own, answer, unconfirmed, outcome, error, mark, tried: false }))
     }
 
-    /// Writes the outcome, as often as it takes: a full disk delays it, a stop that gives this worker up ends it.
+    /// Writes the outcome, and retries until that succeeds: a full disk delays it, a stop that abandons this worker
+    /// ends it.
     pub(super) fn finish(&mut self, mut finish: Box<Finish>) -> Next {
         if finish.tried {
             self.host.collect();
@@ -154,7 +155,7 @@ impl Session {
                 (Written::Yes { more: ended.more }, ended.more)
             }
             Err(Error::Refused(_)) => {
-                // Somebody else ended it, or this very write was kept although its commit was in doubt.
+                // The turn was ended elsewhere, or an earlier write in doubt was committed.
                 if let Some(outcome) = store.turn(&f.begun.turn_id).ok().and_then(|t| Outcome::parse(&t.state)) {
                     self.notify_end(&f.begun, outcome, &f.answer, f.since);
                 }
@@ -184,21 +185,21 @@ impl Session {
         if finish.begun.on_probation {
             self.ctx().registry.end_probation(sid);
         }
-        // The registry hears of the end after the database: a drain that sees nothing running finds it committed.
+        // The registry is updated after the database, so a drain that sees no running turn finds the outcome committed.
         let _ = self.ctx().registry.set(sid, Doing::Idle);
         if finish.own {
             self.own_work = Some(self.ctx().now());
             self.ctx().registry.hold_back(sid);
         }
         if then == Then::Close {
-            // Unlike a session that has gone on without it: nothing is known to wait.
+            // A session that has gone on without this worker is different: no waiting work is known.
             return self.go(Stage::Closing(Close::Retire));
         }
         self.then(then)
     }
 }
 
-/// What an answer means for its turn, in words.
+/// The outcome of a turn, with its error.
 fn judge(answer: &Answer, running: &Running, why: Option<Why>) -> (Outcome, Option<(String, String)>) {
     let failed = |code: &str, text: String| (Outcome::Failed, Some((code.to_owned(), text)));
     let ending = match answer {

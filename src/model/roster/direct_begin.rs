@@ -1,14 +1,14 @@
-//! Direct begin: reserving a session at rest, so that another thread can accept a message and begin its turn in one
+//! Direct begin: reserves an idle session, so that another thread can accept a message and begin its turn in one
 //! transaction.
 //!
-//! A worker that rests says so with its activation's number. Who reserves its session tells what came of that in any case;
-//! until then the worker begins nothing.
+//! An idle worker reports its activation's number. The thread that reserves its session always reports the outcome;
+//! until then the worker begins no turn.
 
 use std::time::Instant;
 
 use super::{Doing, Effect, Kind, Roster};
 
-/// A reserved session, of which a turn may be begun on its worker's behalf.
+/// A reserved session, whose turn another thread may begin.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DirectBegin {
     /// The session's row.
@@ -18,8 +18,8 @@ pub struct DirectBegin {
 }
 
 impl Roster {
-    /// A worker rests; `ready`: its activation's number, if its agent waits for nothing but a prompt. `None`: it is to close
-    /// instead. `false`: its session is reserved, and a letter will say what came of that.
+    /// A worker becomes idle. `ready`: its activation's number, if its agent is ready for a prompt. `None`: the worker
+    /// must close. `false`: its session is reserved, and a letter will bring the outcome.
     pub fn rest(&mut self, sid: i64, ready: Option<i64>, has_begun: bool) -> Option<(bool, Vec<Effect>)> {
         let effects = self.set(sid, Doing::Idle, has_begun)?;
         let entry = self.live.get_mut(&sid)?;
@@ -29,16 +29,16 @@ impl Roster {
         Some((entry.reserved.is_none(), effects))
     }
 
-    /// A worker is about to write the end of its turn, and will then rest. Whoever hears of that end may send the next
-    /// message before the worker itself has heard that it is written.
+    /// A worker is about to write the end of its turn and will then be idle. A client that sees that end may send the
+    /// next message before the worker knows of the commit.
     pub fn finishing(&mut self, sid: i64, epoch: i64) {
         if let Some(entry) = self.live.get_mut(&sid).filter(|e| e.doing.kind() == Kind::Running) {
             entry.ready = Some(epoch);
         }
     }
 
-    /// A worker is about to begin a turn. As [`Self::rest`] otherwise: `false` if somebody else is about to, or has
-    /// (`has_begun`).
+    /// A worker is about to begin a turn. Returns as [`Self::rest`]; `false`: another thread is about to begin one, or
+    /// has (`has_begun`).
     pub fn begin(&mut self, sid: i64, now: Instant, has_begun: bool) -> Option<(bool, Vec<Effect>)> {
         if self.live.get(&sid)?.reserved.is_some() || has_begun {
             return Some((false, Vec::new()));
@@ -52,8 +52,8 @@ impl Roster {
         self.live.get(&sid).is_some_and(|e| e.reserved.is_some())
     }
 
-    /// Reserves the session under a key whose worker rests with nothing to do, or is about to. It counts as running from
-    /// here on. `has_letters`: something lies unread in the mailbox of a session's worker.
+    /// Reserves the session under a key if its worker is idle or about to be. It counts as running from here on.
+    /// `has_letters`: whether the mailbox of a session's worker has unread letters.
     pub fn reserve(&mut self, key: &str, now: Instant, has_letters: impl Fn(i64) -> bool) -> Option<DirectBegin> {
         if self.closed {
             return None;
@@ -74,14 +74,14 @@ impl Roster {
         Some(DirectBegin { sid, epoch })
     }
 
-    /// A turn was begun in a reserved session. `true`: its worker is to be handed the turn; `false`: the worker went
-    /// meanwhile, and the next one is given the turn by the store.
+    /// A turn was begun in a reserved session. `true`: pass the turn to its worker. `false`: the worker has ended
+    /// meanwhile, and the next one gets the turn from the store.
     #[must_use]
     pub fn hand_over(&mut self, sid: i64) -> bool {
         self.live.get_mut(&sid).is_some_and(|entry| entry.reserved.take().is_some())
     }
 
-    /// No turn was begun in a reserved session, or nobody knows: its worker looks for itself.
+    /// No turn was begun in a reserved session, or that is unknown: its worker asks the store.
     #[must_use]
     pub fn end_reservation(&mut self, sid: i64) -> Vec<Effect> {
         let back = self.change(sid, |entry| {

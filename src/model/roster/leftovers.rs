@@ -3,12 +3,12 @@
 use super::{Effect, Roster};
 
 impl Roster {
-    /// What earlier agents left running is about to be looked for: until it is known no session starts.
+    /// The search for leftover processes begins: no session starts before its end.
     pub const fn search_leftovers(&mut self) {
         self.searching = true;
     }
 
-    /// It is known: these sessions must not start until the processes of their last activation are gone.
+    /// The search has ended: these sessions must not start until the processes of their last activation are gone.
     #[must_use]
     pub fn block_on_leftovers(&mut self, sids: impl IntoIterator<Item = i64>) -> Vec<Effect> {
         self.leftovers.extend(sids);
@@ -21,11 +21,11 @@ impl Roster {
     pub fn unblock(&mut self, sid: i64) -> Vec<Effect> {
         self.leftovers.remove(&sid);
         self.waiting.return_aside();
-        // Its request has been waiting, and nothing else may happen for long.
+        // Its request waits, and no other event may come for long.
         vec![Effect::Nudge]
     }
 
-    /// Nobody knows what is left, and nobody waits for it.
+    /// The search failed: no session waits for leftovers.
     #[must_use]
     pub fn unblock_all(&mut self) -> Vec<Effect> {
         self.searching = false;
@@ -34,7 +34,7 @@ impl Roster {
         vec![Effect::Nudge]
     }
 
-    /// Whether a session's worker, or what an earlier one left, may still be at work.
+    /// Whether a session's worker, or a leftover process of an earlier worker, may still run.
     #[must_use]
     pub fn is_held(&self, sid: i64) -> bool {
         self.searching || self.leftovers.contains(&sid) || self.live.contains_key(&sid)

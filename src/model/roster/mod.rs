@@ -1,14 +1,15 @@
 //! The roster: which sessions have a worker, which wait for one, and which must not start yet.
 //!
-//! A value without a lock, a thread or a clock. Each method changes it and returns what its owner is to do, as [`Effect`]s.
-//! It knows workers by their session's row alone; what lies unread in a worker's mailbox is passed in.
+//! It is a value without a lock, a thread or a clock. Each method changes it and returns [`Effect`]s for its owner to
+//! perform. It knows a worker only by its session's row; the caller passes in whether a mailbox has unread letters.
 //!
-//! **Slots** ([`slots`]): a session has at most one worker. The daemon's and the agent's limits bound how many there are;
-//! when they are full, the sessions at rest that were used least recently are closed for those that wait.
-//! **Wait queue** ([`wait_queue`]): one queue an agent, in the order of arrival. **Direct begin** ([`direct_begin`]): a
-//! session at rest is reserved while another thread begins its next turn. **Probation** ([`probation`]): a session one
-//! death short of suspension runs without the others for a while. **Leftovers** ([`leftovers`]): a session waits while
-//! processes of its last agent still run.
+//! - **Slots** ([`slots`]): a session has at most one worker, and the limits of the daemon and of the agent bound the
+//!   number of workers. When they are full, the least recently used idle sessions are parked for sessions that wait.
+//! - **Wait queue** ([`wait_queue`]): one queue per agent, in order of arrival.
+//! - **Direct begin** ([`direct_begin`]): an idle session is reserved while another thread begins its next turn.
+//! - **Probation** ([`probation`]): a session one death short of suspension runs without other such sessions for a
+//!   while.
+//! - **Leftovers** ([`leftovers`]): a session waits while processes of its last agent still run.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::{Duration, Instant};
@@ -25,7 +26,7 @@ pub use slots::{Route, Routes};
 use wait_queue::WaitQueue;
 pub use wait_queue::Waiting;
 
-/// A session that is to have a worker.
+/// A request for a worker of a session.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WorkRequest {
     /// The session's row.
@@ -36,20 +37,20 @@ pub struct WorkRequest {
     pub auto_continue: bool,
 }
 
-/// What a worker does.
+/// The state of a worker, as others see it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Doing {
     /// Its agent is being started.
     Starting,
-    /// It waits.
+    /// No turn runs.
     Idle,
     /// A turn begins or runs.
     Running {
         /// The turn; `None` until its begin is committed.
         turn_id: Option<String>,
-        /// Since when.
+        /// When it began.
         since: Instant,
-        /// The tool in which it is.
+        /// The tool that it is running.
         tool: Option<String>,
     },
     /// It is closing.
@@ -81,27 +82,27 @@ enum Kind {
     Closing,
 }
 
-/// What the owner of the roster is to do, in this order.
+/// An action for the owner of the roster. Actions are performed in order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Effect {
-    /// Wake the session's worker: something may wait to run.
+    /// Wake the session's worker: it may have waiting work.
     Wake {
         /// The session's row.
         sid: i64,
         /// An interrupted turn is to go on without a message.
         auto_continue: bool,
     },
-    /// Tell the session's worker to close: it makes room.
+    /// Close the session's worker to make room.
     Park(i64),
-    /// Tell the session's worker to close: the daemon stops.
+    /// Close the session's worker, because the daemon stops.
     Stop(i64),
-    /// Cut the session's turn off and end its worker: the session gave way to another one.
+    /// Cut off the session's turn and end its worker, because the session is no longer current.
     Retire(i64),
-    /// Let go of the session's worker as it is: it holds nothing that has to be closed.
+    /// Release the session's worker without waking it: it has nothing to close.
     Release(i64),
-    /// The permissions that are open in the session have lost their turn.
+    /// Drop the session's open permissions, because their turn is over.
     DropPermissions(i64),
-    /// Tell the coordinator to look: nothing runs any more, a worker has gone, or there may be room.
+    /// Notify the coordinator: no turn runs any more, a worker has gone, or a slot may be free.
     Nudge,
 }
 
@@ -110,16 +111,16 @@ pub enum Effect {
 struct LiveSession {
     key: String,
     agent: String,
-    /// At rest it holds nothing that must be closed: no process, no state of an agent's.
+    /// While idle it has nothing to close: no process and no agent state.
     light: bool,
     doing: Doing,
-    /// When it was used last, in numbers of use.
+    /// The number of its last use.
     used: u64,
-    /// What came for it while it closed: the request for the next worker.
+    /// The request for the next worker that came while it closed.
     again: Option<WorkRequest>,
-    /// Its agent has worked between turns and may go on: others give way before it.
+    /// Its agent has worked between turns and may go on, so other sessions give way first.
     works_aside: bool,
-    /// Its worker rests, or writes the end of a turn, with an agent that is ready: the activation's number.
+    /// The activation's number, if its agent is ready and its worker is idle or writes the end of a turn.
     ready: Option<i64>,
     /// Set while another thread may begin a turn on the worker's behalf; holds what the worker reported meanwhile.
     reserved: Option<Doing>,
@@ -134,24 +135,24 @@ pub struct Blocking {
     pub key: String,
     /// The turn.
     pub turn_id: Option<String>,
-    /// For how long.
+    /// How long it has been running.
     pub age: Duration,
-    /// In which tool.
+    /// The tool that it is running.
     pub tool: Option<String>,
 }
 
-/// How many sessions there are.
+/// Numbers of sessions.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Numbers {
     /// With a worker.
     pub live: usize,
     /// With a turn.
     pub running: usize,
-    /// That wait for a worker.
+    /// Waiting for a worker.
     pub waiting: usize,
 }
 
-/// The roster. See the module.
+/// The roster, as described in the module.
 #[derive(Debug, Default)]
 pub struct Roster {
     live: BTreeMap<i64, LiveSession>,
@@ -160,22 +161,22 @@ pub struct Roster {
     waiting: WaitQueue,
     by_agent: BTreeMap<String, AgentSlots>,
     running: usize,
-    /// The newest number of use.
+    /// The number of the newest use.
     uses: u64,
-    /// A stop has begun: nobody is admitted any more.
+    /// A stop has begun: no session is admitted any more.
     closed: bool,
-    /// The session on probation, and since when. The database is the truth of it: this is its clock.
+    /// The session on probation, and since when. The database holds the fact; this adds the time.
     probation: Option<(i64, Instant)>,
     /// Live sessions whose turn waits until the probation is over.
     after_probation: BTreeSet<i64>,
-    /// What earlier agents left running is still being looked for: no session starts, for it could be anybody's.
+    /// The search for leftover processes still runs: no session starts, because any session may have one.
     searching: bool,
-    /// Sessions whose last agent's processes are still being ended.
+    /// Sessions with leftover processes.
     leftovers: BTreeSet<i64>,
 }
 
 impl Roster {
-    /// Something waits in a session: its worker is to look, or it waits for one.
+    /// A session has waiting work: wakes its worker, or queues the request.
     #[must_use]
     pub fn want(&mut self, request: WorkRequest) -> Vec<Effect> {
         if let Some(effects) = self.wake_live(&request) {
@@ -188,15 +189,15 @@ impl Roster {
         vec![Effect::Nudge]
     }
 
-    /// A worker says what it does. `has_begun`: a turn was begun for it and it has not read of it yet, so it does not rest.
-    /// `None`: it is to close instead (it was chosen to give way in this moment), or it has been let go.
+    /// A worker reports its state. `has_begun`: a turn was begun for it and it has not read that letter yet, so it is
+    /// not idle. `None`: it must close, because it was just chosen to give way, or it has been released.
     pub fn set(&mut self, sid: i64, doing: Doing, has_begun: bool) -> Option<Vec<Effect>> {
         let entry = self.live.get_mut(&sid)?;
         if doing == Doing::Idle && has_begun {
             return Some(Vec::new());
         }
         if entry.reserved.is_some() && doing != Doing::Closing {
-            // To others it runs, until it is known what came of that.
+            // It counts as running until the reservation ends.
             entry.reserved = Some(doing);
             return Some(vec![Effect::DropPermissions(sid)]);
         }
@@ -230,21 +231,21 @@ impl Roster {
         Some(effects)
     }
 
-    /// The tool in which a turn is.
+    /// Sets the tool that a turn is running.
     pub fn set_tool(&mut self, sid: i64, now_in: Option<String>) {
         if let Some(LiveSession { doing: Doing::Running { tool, .. }, .. }) = self.live.get_mut(&sid) {
             *tool = now_in;
         }
     }
 
-    /// The session's agent works between turns: others make room before it.
+    /// The session's agent works between turns, so other sessions make room first.
     pub fn hold_back(&mut self, sid: i64) {
         if let Some(entry) = self.live.get_mut(&sid) {
             entry.works_aside = true;
         }
     }
 
-    /// An idle worker wants to park: allowed, and it is closing, unless work lies unread in its mailbox.
+    /// Whether an idle worker may park: yes, unless its mailbox has unread work. If so, it is closing from now on.
     #[must_use]
     pub fn may_park(&mut self, sid: i64, has_work: bool) -> bool {
         let park = |entry: &mut LiveSession| {
@@ -257,7 +258,8 @@ impl Roster {
         self.change(sid, park).unwrap_or(false)
     }
 
-    /// A worker has ended: its slot is free. `None`: it has none. With what came for the session while it closed.
+    /// A worker has ended: frees its slot. Returns the request that came for the session while it closed. `None`: the
+    /// session has no slot.
     pub fn remove(&mut self, sid: i64) -> Option<Option<WorkRequest>> {
         let entry = self.live.remove(&sid)?;
         if self.by_key.get(&entry.key) == Some(&sid) {
@@ -268,31 +270,31 @@ impl Roster {
         Some(entry.again)
     }
 
-    /// A session gave way: its worker ends, its turn is cut off.
+    /// A session is no longer current: its worker ends, and its turn is cut off.
     #[must_use]
     pub fn retire(&mut self, sid: i64) -> Vec<Effect> {
         self.waiting.forget(sid);
         if self.live.contains_key(&sid) { vec![Effect::Retire(sid)] } else { Vec::new() }
     }
 
-    /// A stop: nobody is admitted from now on, and every worker is told to close. Those at rest that hold nothing are let
-    /// go as they are: waking ten thousand threads to say that there is nothing to do takes longer than all the rest of a
-    /// stop. Their threads sleep until the process ends; their activations are rows, and closed with all others.
+    /// A stop begins: admits no session from now on and closes every worker. Idle workers with nothing to close are
+    /// released without being woken: waking ten thousand threads takes longer than the rest of a stop. Their threads
+    /// sleep until the process ends; their activations are closed with all others.
     #[must_use]
     pub fn close_all(&mut self, has_letters: impl Fn(i64) -> bool) -> Vec<Effect> {
         self.closed = true;
         self.waiting.clear();
-        let leaves = |(sid, e): &(&i64, &LiveSession)| e.light && e.doing == Doing::Idle && !has_letters(**sid);
-        let leaving: Vec<i64> = self.live.iter().filter(leaves).map(|(sid, _)| *sid).collect();
-        for sid in &leaving {
+        let released = |(sid, e): &(&i64, &LiveSession)| e.light && e.doing == Doing::Idle && !has_letters(**sid);
+        let released: Vec<i64> = self.live.iter().filter(released).map(|(sid, _)| *sid).collect();
+        for sid in &released {
             if let Some(entry) = self.live.remove(sid) {
                 self.count_out(&entry);
             }
         }
-        leaving.into_iter().map(Effect::Release).chain(self.live.keys().copied().map(Effect::Stop)).collect()
+        released.into_iter().map(Effect::Release).chain(self.live.keys().copied().map(Effect::Stop)).collect()
     }
 
-    /// Gives up the workers that have not come: their sessions' rows and keys.
+    /// Abandons the workers that have not ended. Returns their sessions' rows and keys.
     pub fn abandon(&mut self) -> Vec<(i64, String)> {
         let abandoned = std::mem::take(&mut self.live).into_iter().map(|(sid, entry)| (sid, entry.key)).collect();
         self.by_key.clear();
@@ -301,7 +303,7 @@ impl Roster {
         abandoned
     }
 
-    /// What still runs, oldest first.
+    /// The running turns, oldest first.
     #[must_use]
     pub fn blocking(&self, now: Instant) -> Vec<Blocking> {
         let running = |(sid, e): (&i64, &LiveSession)| match &e.doing {
@@ -324,7 +326,7 @@ impl Roster {
         self.live.iter().filter(|(_, e)| e.doing.kind() == Kind::Running).map(|(sid, _)| *sid)
     }
 
-    /// How many there are.
+    /// The numbers of sessions.
     #[must_use]
     pub fn numbers(&self) -> Numbers {
         Numbers { live: self.live.len(), running: self.running, waiting: self.waiting.len() }

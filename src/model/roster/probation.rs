@@ -1,5 +1,5 @@
-//! Probation: a session one death short of suspension runs a turn while no other such session does, so that the next death
-//! is known to be its own.
+//! Probation: a session one death short of suspension runs a turn while no other such session does, so that the next
+//! death is known to be its own.
 
 use std::time::Instant;
 
@@ -13,8 +13,8 @@ impl Roster {
         vec![Effect::Nudge]
     }
 
-    /// A turn on probation is over or has stood its time, or its worker has ended: the sessions that waited for that try
-    /// again.
+    /// A turn on probation is over or has stood its time, or its worker has ended: the sessions that waited for that
+    /// try again.
     #[must_use]
     pub fn end_probation(&mut self, sid: i64) -> Vec<Effect> {
         self.probation.take_if(|(on_probation, _)| *on_probation == sid);

@@ -1,17 +1,16 @@
-//! Worker slots. What is counted of the live sessions changes with each change of an entry, so admitting a session never
-//! scans them all.
+//! Worker slots. Counters are updated on every change of an entry, so admitting a session never scans all of them.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{Doing, Effect, Kind, LiveSession, Roster, Waiting, WorkRequest};
 use crate::model::session::{Crowd, give_way};
 
-/// The live sessions of one agent, as far as they matter to those that wait. Kept by [`Roster::change`].
+/// The counters of one agent's live sessions, updated by [`Roster::change`].
 #[derive(Debug, Default)]
 pub(super) struct AgentSlots {
     pub live: usize,
     pub closing: usize,
-    /// Those at rest, the least recently used first: number of use, row.
+    /// The idle sessions, the least recently used first: number of use, row.
     pub resting: BTreeMap<u64, i64>,
 }
 
@@ -33,25 +32,25 @@ impl AgentSlots {
     }
 }
 
-/// Which agent answers a key.
+/// The agent that answers a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Route<'a> {
     /// Its name.
     pub agent: &'a str,
-    /// How many sessions it may have at once.
+    /// The most sessions that it may have at once.
     pub most: usize,
-    /// At rest it holds nothing that must be closed.
+    /// An idle session of it has nothing to close.
     pub light: bool,
 }
 
 /// The routes of a configuration.
 pub trait Routes {
-    /// Which agent answers the key.
+    /// The agent that answers this key.
     fn route(&self, key: &str) -> Route<'_>;
 }
 
 impl Roster {
-    /// The one way to change an entry: what is counted of it changes with it.
+    /// The only way to change an entry: updates the counters too.
     pub(super) fn change<T>(&mut self, sid: i64, how: impl FnOnce(&mut LiveSession) -> T) -> Option<T> {
         let entry = self.live.get_mut(&sid)?;
         let (was, used) = (entry.doing.kind(), entry.used);
@@ -67,7 +66,7 @@ impl Roster {
         Some(result)
     }
 
-    /// An entry was taken out.
+    /// Updates the counters after an entry was removed.
     pub(super) fn count_out(&mut self, entry: &LiveSession) {
         if let Some(slots) = self.by_agent.get_mut(&entry.agent) {
             slots.live -= 1;
@@ -76,7 +75,8 @@ impl Roster {
         self.running -= usize::from(entry.doing.kind() == Kind::Running);
     }
 
-    /// Something waits in a live session: its worker is woken, or the next one will be. `None`: it is not live.
+    /// A live session has waiting work: wakes its worker, or keeps the request for the next one. `None`: it is not
+    /// live.
     pub(super) fn wake_live(&mut self, request: &WorkRequest) -> Option<Vec<Effect>> {
         let used = self.next_use();
         let WorkRequest { sid, auto_continue, .. } = *request;
@@ -97,14 +97,14 @@ impl Roster {
         self.uses
     }
 
-    /// Every route may be another one than before.
+    /// The routes may have changed.
     pub fn routes_changed(&mut self) {
         self.waiting.forget_routes();
     }
 
-    /// Gives slots to those that have waited longest, at most `max_live` in all and as many as each agent may have, and asks
-    /// sessions at rest to make room for the others. Each session that is returned has its entry: its worker is to be
-    /// started. `has_work`: work lies unread in the mailbox of a session's worker.
+    /// Gives free slots to the sessions that have waited longest, within `max_live` and the limit of each agent, and
+    /// asks idle sessions to make room for the others. Returns the sessions that got a slot and an entry; the caller
+    /// starts their workers. `has_work`: whether the mailbox of a session's worker has unread work.
     #[must_use]
     pub fn admit(
         &mut self,
@@ -137,8 +137,8 @@ impl Roster {
         (admitted, effects)
     }
 
-    /// The worker of an admitted session could not be started: its slot is free, and it waits where it had waited.
-    /// `auto_continue`: what came for it meanwhile asks for that.
+    /// The worker of an admitted session could not be started: frees its slot and returns it to its place in the queue.
+    /// `auto_continue`: a letter that came meanwhile asks for that.
     pub fn give_back(&mut self, mut waiting: Waiting, auto_continue: bool) -> Vec<Effect> {
         let _ = self.remove(waiting.request.sid);
         waiting.request.auto_continue |= auto_continue;
@@ -146,7 +146,8 @@ impl Roster {
         vec![Effect::Nudge]
     }
 
-    /// Chooses who gives way to those that still wait, the least recently used first; they are closing from now on.
+    /// Chooses the sessions that give way to the waiting sessions, the least recently used first. They are closing from
+    /// now on.
     fn make_room(&mut self, max_live: usize, has_work: &dyn Fn(i64) -> bool) -> Vec<i64> {
         let none = AgentSlots::default();
         let waits = self.waiting.queues().filter(|q| q.waiting > 0).map(|q| q.agent);
@@ -173,7 +174,8 @@ impl Roster {
         going
     }
 
-    /// Takes the session, of the agent or of any, that has rested longest and to which nothing has come: it is closing.
+    /// Takes the session of this agent (or of any) that has been idle longest and has no unread work. It is closing
+    /// from now on.
     fn take_longest_at_rest(&mut self, agent: Option<&String>, has_work: &dyn Fn(i64) -> bool) -> Option<i64> {
         let works_aside = |sid: &i64| self.live.get(sid).is_some_and(|e| e.works_aside);
         let first = |slots: &AgentSlots| {

@@ -1,5 +1,4 @@
-//! The wait queue: one queue an agent, in the order of arrival. A full agent neither holds up the others nor is scanned
-//! again and again.
+//! The wait queue: one queue per agent, in order of arrival. A full agent neither holds up the others nor is rescanned.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 
@@ -12,11 +11,11 @@ type Place = (u64, i64);
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Waiting {
     number: u64,
-    /// What is wanted.
+    /// The request.
     pub request: WorkRequest,
 }
 
-/// How many wait for one agent.
+/// The waiting requests of one agent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Queued<'a> {
     /// The agent's name.
@@ -35,21 +34,21 @@ struct AgentQueue {
 }
 
 impl AgentQueue {
-    /// In the order of arrival: a request that was given back comes before those that came since.
+    /// Inserts in order of arrival: a returned request comes before requests that arrived later.
     fn insert(&mut self, place: Place) {
         let at = self.places.partition_point(|p| p.0 < place.0);
         self.places.insert(at, place);
     }
 }
 
-/// All that wait, each session once.
+/// All waiting requests, each session once.
 #[derive(Debug, Default)]
 pub(super) struct WaitQueue {
     known: HashMap<i64, Waiting>,
-    /// Their agent is not known yet.
+    /// Requests whose agent is not known yet.
     fresh: Vec<Place>,
     queues: BTreeMap<String, AgentQueue>,
-    /// They wait for something else than a slot.
+    /// Requests that wait for something else than a slot.
     aside: Vec<Place>,
     count: u64,
 }
@@ -72,7 +71,7 @@ impl WaitQueue {
         self.give_back(Waiting { number: self.count, request });
     }
 
-    /// A request that was taken waits again, in its old place.
+    /// Returns a request that was taken to its old place.
     pub(super) fn give_back(&mut self, waiting: Waiting) {
         let place = (waiting.number, waiting.request.sid);
         match self.known.get_mut(&waiting.request.sid) {
@@ -84,7 +83,7 @@ impl WaitQueue {
         }
     }
 
-    /// A session does not want a worker any more.
+    /// Removes a session's request.
     pub(super) fn forget(&mut self, sid: i64) {
         if self.known.remove(&sid).is_some() {
             let others = |p: &Place| p.1 != sid;
@@ -98,13 +97,13 @@ impl WaitQueue {
         *self = Self { count: self.count, ..Self::default() };
     }
 
-    /// Every route may be another one than before.
+    /// The routes may have changed.
     pub(super) fn forget_routes(&mut self) {
         let queues = std::mem::take(&mut self.queues);
         self.fresh.extend(queues.into_values().flat_map(|q| q.places));
     }
 
-    /// Finds the agent of those that are new.
+    /// Finds the agents of new requests.
     pub(super) fn route(&mut self, routes: &dyn Routes) {
         for place in std::mem::take(&mut self.fresh) {
             let Some(known) = self.known.get(&place.1) else { continue };
@@ -124,7 +123,7 @@ impl WaitQueue {
         self.queues.iter().map(|(agent, q)| Queued { agent, waiting: q.places.len(), most: q.most })
     }
 
-    /// Takes the request that has waited longest, of the agents that `may` have one more session (name, most). With the
+    /// Takes the oldest request of the agents that `may` have one more session (name, most). Returns it with the
     /// agent's name.
     pub(super) fn take(&mut self, may: impl Fn(&str, usize) -> bool) -> Option<(String, Waiting)> {
         let first = |(_, q): &(&String, &AgentQueue)| q.places.front().copied();
@@ -134,13 +133,13 @@ impl WaitQueue {
         Some((agent, self.known.remove(&sid)?))
     }
 
-    /// A request that was taken waits for something else than a slot.
+    /// A request that was taken must wait for something else than a slot.
     pub(super) fn set_aside(&mut self, waiting: Waiting) {
         self.aside.push((waiting.number, waiting.request.sid));
         self.known.insert(waiting.request.sid, waiting);
     }
 
-    /// What those that were set aside waited for may have come.
+    /// The requests that were set aside are tried again.
     pub(super) fn return_aside(&mut self) {
         self.fresh.append(&mut self.aside);
     }
