@@ -1,13 +1,13 @@
-//! Who may come in: one table for every listener. It decides; who the caller is was found out before.
+//! Access control: one table for every listener. It decides for a caller that was identified before.
 
 use super::ApiError;
 
-/// Who asks, as far as the connection and the token tell.
+/// The caller, as the connection and the token identify it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Caller {
     /// On the unix socket: root, the daemon's own user, or one of the socket's group.
     Member,
-    /// On the unix socket: anybody else.
+    /// On the unix socket: any other user.
     Stranger,
     /// On a TCP listener, with its token.
     Bearer,
@@ -17,7 +17,7 @@ pub enum Caller {
     Local,
 }
 
-/// What of a request tells whether a web page sent it.
+/// The headers that show whether a web page sent a request.
 #[derive(Clone, Copy, Debug)]
 pub struct Marks<'a> {
     /// `Host`.
@@ -30,12 +30,13 @@ pub struct Marks<'a> {
 
 /// Whether a request is served.
 ///
-/// A web page must not drive the daemon: neither by its origin, nor by a name that it made point here. So a request with
-/// `Origin` or `Sec-Fetch-Site` is refused on every listener, and one for a name that is not this machine's own unless it
-/// brings the token, which no page has. The probes (`/healthz`, `/readyz`) tell nothing: they may be asked by any name.
+/// A web page must not control the daemon, neither from its own origin nor by DNS rebinding. So a request with `Origin`
+/// or `Sec-Fetch-Site` is refused on every listener. A request for a name that is not this machine's own is refused
+/// unless it has the token, which no page has. The probes (`/healthz`, `/readyz`) reveal nothing and answer under any
+/// name.
 ///
 /// # Errors
-/// It is not, and why.
+/// Why the request is refused.
 pub fn judge(caller: Caller, path: &str, marks: &Marks<'_>) -> Result<(), ApiError> {
     if caller == Caller::Stranger {
         return Err(ApiError::refused("this socket is for its owner and its group"));
@@ -62,21 +63,21 @@ pub fn judge(caller: Caller, path: &str, marks: &Marks<'_>) -> Result<(), ApiErr
     }
 }
 
-/// Whether a process may use a unix socket: root, the daemon's own user, and whoever is in the group that may write to the
-/// socket's file (`None`: there is no such group). The file's mode alone does not say it: a service manager opens a socket
-/// for everybody unless it is told otherwise.
+/// Whether a process may use a unix socket: root, the daemon's own user, and members of the group that may write to the
+/// socket's file (`None`: there is no such group). The file's mode alone is not enough, because a service manager's
+/// default opens a socket to all users.
 #[must_use]
 pub fn may_connect(uid: u32, gid: u32, groups: &[u32], own: u32, group: Option<u32>) -> bool {
     uid == 0 || uid == own || group.is_some_and(|g| gid == g || groups.contains(&g))
 }
 
-/// A header's value as an error shows it.
+/// A header's value for an error text.
 fn shown(value: &str) -> String {
     value.chars().take(100).collect()
 }
 
-/// Whether a `Host` names this machine itself, with or without a port. Its name in a network is no such name: anybody who
-/// has a say in a domain can make a name of theirs point here.
+/// Whether a `Host` names this machine itself, with or without a port. Its name in a network does not count: the owner
+/// of any domain can make a name point here.
 fn is_local(host: &str) -> bool {
     let port = |p: &str| p.bytes().all(|b| b.is_ascii_digit());
     let name = host.rsplit_once(':').filter(|(_, p)| port(p)).map_or(host, |(name, _)| name);
@@ -84,7 +85,7 @@ fn is_local(host: &str) -> bool {
         || name.trim_matches(['[', ']']).parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback())
 }
 
-/// The token of an `Authorization` field: the scheme is read in any case of letters.
+/// The token of an `Authorization` field. The scheme's letters may be upper or lower case.
 #[must_use]
 pub fn bearer(authorization: &str) -> Option<&str> {
     let (scheme, token) = authorization.split_once(' ')?;

@@ -12,11 +12,11 @@ use std::time::{Duration, Instant};
 use super::job::Job;
 use super::{Error, closed};
 
-/// A job that was not taken.
+/// A job that the writer did not take.
 pub(super) enum NotTaken {
-    /// No room came free in time.
+    /// The queue was full until the deadline.
     Full(Job),
-    /// Nobody is there to take it.
+    /// The writer has ended.
     Over(Job),
 }
 
@@ -29,7 +29,7 @@ impl NotTaken {
         }
     }
 
-    /// Answers the caller: it was not done.
+    /// Answers the caller that the job was not done.
     pub(super) fn refuse(self) {
         let why = self.why();
         let (Self::Full(job) | Self::Over(job)) = self;
@@ -37,7 +37,7 @@ impl NotTaken {
     }
 }
 
-/// What waits for the writer's thread.
+/// The jobs that wait for the writer's thread.
 pub(super) struct JobQueue {
     state: Mutex<QueueState>,
     arrived: Condvar,
@@ -52,7 +52,7 @@ struct QueueState {
     asleep: bool,
     /// Senders that wait for room.
     crowd: usize,
-    /// Another thread has committed: the writer's thread has to plan a checkpoint.
+    /// Another thread has committed: the writer's thread must plan a checkpoint.
     dirty: bool,
     /// Every handle is gone, or the writer.
     over: bool,
@@ -61,7 +61,7 @@ struct QueueState {
 /// Why the thread woke.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Woken {
-    /// Something waits.
+    /// A job waits.
     Work,
     /// Another thread has committed.
     Dirty,
@@ -80,7 +80,7 @@ impl JobQueue {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Puts a job at the end; gives it back when there was no room by the instant, or nobody is there to take it.
+    /// Adds a job at the end. Returns it if the queue is full until the deadline, or the writer has ended.
     pub(super) fn push(&self, job: Job, until: Instant) -> Result<(), NotTaken> {
         let mut state = self.lock();
         while state.jobs.len() >= self.bound && !state.over {
@@ -104,7 +104,7 @@ impl JobQueue {
         Ok(())
     }
 
-    /// Sleeps until something waits, or for as long as said.
+    /// Sleeps until a job waits, or until the given time has passed.
     pub(super) fn wait(&self, patience: Option<Duration>) -> Woken {
         let until = patience.map(|p| Instant::now() + p);
         let mut state = self.lock();
@@ -134,7 +134,7 @@ impl JobQueue {
         }
     }
 
-    /// The jobs that wait, at most so many.
+    /// Takes at most this many waiting jobs.
     pub(super) fn take(&self, most: usize) -> VecDeque<Job> {
         let mut state = self.lock();
         let rest = if state.jobs.len() > most { state.jobs.split_off(most) } else { VecDeque::new() };
@@ -147,7 +147,7 @@ impl JobQueue {
         taken
     }
 
-    /// No more is taken in; what waits is given back.
+    /// Closes the queue and returns the waiting jobs.
     pub(super) fn end(&self) -> VecDeque<Job> {
         let mut state = self.lock();
         state.over = true;
@@ -158,7 +158,7 @@ impl JobQueue {
         left
     }
 
-    /// The queue is empty, and the thread runs.
+    /// Whether the queue is empty and the thread runs.
     pub(super) fn is_idle(&self) -> bool {
         let state = self.lock();
         state.jobs.is_empty() && !state.over
@@ -190,7 +190,7 @@ impl Drop for QueueOwner {
 /// The caller's end of one answer.
 pub(super) struct Reply<T>(Arc<Slot<T>>);
 
-/// The writer's end of a [`Reply`]. If it is dropped unused, the caller learns that nobody will answer.
+/// The writer's end of a [`Reply`]. If it is dropped unused, the caller learns that no answer will come.
 pub(super) struct Answer<T>(Arc<Slot<T>>);
 
 struct Slot<T> {
@@ -232,7 +232,7 @@ impl<T> Drop for Answer<T> {
 }
 
 impl<T> Reply<T> {
-    /// The answer; `None`: it did not come by the instant.
+    /// The answer; `None`: it did not come before the deadline.
     pub(super) fn wait(self, until: Instant) -> Option<Result<T, Error>> {
         let mut state = self.0.state.lock().unwrap_or_else(PoisonError::into_inner);
         loop {

@@ -3,10 +3,10 @@
 //! All waiting jobs run in one transaction, each in a savepoint, so that a refused member is undone alone. One COMMIT
 //! makes all of them durable, and only then their callers are answered. A full disk, in a statement or at the COMMIT,
 //! rolls the group back; its members are then run again one by one, and nothing is in doubt. If a COMMIT fails for any
-//! other reason, nobody is acknowledged, and the connection is opened anew first: after a failed fsync the cached pages
-//! cannot be trusted.
+//! other reason, no caller is acknowledged, and the connection is opened again first: after a failed fsync the cached
+//! pages cannot be trusted.
 //!
-//! No reader can hold it up: a checkpoint that meets a reader is tried again later.
+//! No reader can hold up the writer: a checkpoint that meets a reader is tried again later.
 
 use std::collections::VecDeque;
 use std::panic::AssertUnwindSafe;
@@ -29,9 +29,9 @@ use crate::store::{Error, Shared, closed, not_kept};
 
 /// The most members of one transaction.
 const GROUP: usize = 512;
-/// After this long without work the log is moved into the file.
+/// The time without work before a checkpoint moves the log into the file.
 const QUIET: Duration = Duration::from_secs(2);
-/// A checkpoint that a reader kept from its end is tried again after a pause that doubles up to this.
+/// The longest pause before a checkpoint that a reader stopped is tried again. The pause doubles up to this.
 const LONGEST_PAUSE: Duration = Duration::from_secs(64);
 
 /// The writing connection. One thread at a time has it: the writer's own, or that of a caller that found it idle.
@@ -42,24 +42,24 @@ pub(super) struct Writer {
     conn: Option<Connection>,
     /// When the next checkpoint is due; `None`: nothing was written since the last one.
     checkpoint_at: Option<Instant>,
-    /// How long to wait before the next checkpoint, after one that a reader kept from its end.
+    /// The pause before the next checkpoint, after a checkpoint that a reader stopped.
     pause: Duration,
-    /// The log says already that the write-ahead log grows.
+    /// The growing write-ahead log has been reported.
     warned: bool,
-    /// How many messages wait is to be counted anew: the connection is new, or a commit was in doubt.
+    /// The waiting messages must be counted again: the connection is new, or a commit was in doubt.
     recount: bool,
     over: bool,
 }
 
-/// What became of a group.
+/// The outcome of a group.
 enum Fate {
     /// Committed; the outcome of each member, and whether anything was written.
     Committed(Vec<Result<(), Error>>, Commit, bool),
-    /// Rolled back whole, for want of room on the disk: run the members one by one.
+    /// Rolled back whole, because the disk is full: run the members one by one.
     Lost,
     /// It could not begin: nothing was kept.
     Refused(Error),
-    /// It was committed, but the files are not those under the database's name any more.
+    /// It was committed, but the database's path now has other files.
     Gone(Error),
     /// The COMMIT failed.
     Broken(Error),
@@ -79,12 +79,12 @@ impl Writer {
         }
     }
 
-    /// The files are those that were opened.
+    /// Checks that the files are those that were opened.
     fn intact(&self) -> Result<(), Error> {
         files::intact(self.files.as_deref())
     }
 
-    /// Nothing was written since the last checkpoint.
+    /// Whether nothing was written since the last checkpoint.
     pub(super) fn is_clean(&self) -> bool {
         self.checkpoint_at.is_none()
     }
@@ -95,7 +95,7 @@ impl Writer {
         self.conn.take().inspect(rollback)
     }
 
-    /// One job, alone.
+    /// Runs one job alone.
     pub(super) fn perform(&mut self, job: Job) -> Result<(), NotTaken> {
         match job {
             job if self.over => return Err(NotTaken::Over(job)),
@@ -119,18 +119,19 @@ impl Writer {
                 Woken::Quiet => patience = lock().checkpoint_when_quiet(),
                 Woken::Work => {
                     let mut writer = lock();
-                    // Taken after the lock, so that all that came while another thread had the connection is one group.
+                    // Taken after the lock, so that all jobs that came while another thread had the connection are one
+                    // group.
                     if writer.serve(queue.take(GROUP)) {
                         return;
                     }
-                    // A ping, however often it comes, puts no checkpoint off.
+                    // Frequent pings must not delay the checkpoint.
                     patience = writer.until_checkpoint();
                 }
             }
         }
     }
 
-    /// Commits what was taken from the queue. `true`: the store is closed.
+    /// Commits the jobs from the queue. `true`: the store is closed.
     fn serve(&mut self, jobs: VecDeque<Job>) -> bool {
         let mut group = Vec::with_capacity(jobs.len());
         let mut jobs = jobs.into_iter();
@@ -193,10 +194,10 @@ impl Writer {
                 self.refuse(group, &not_kept(&error));
             }
             Fate::Gone(error) => {
-                // If the file is put back in time, it holds the commit.
+                // If the file is put back in its place, it has the commit.
                 self.recount = true;
                 self.refuse(group, &Error::Unavailable(format!("it may or may not have been kept: {error}")));
-                self.shielded("who is told of doubts", || self.shared.doubted());
+                self.shielded("observer of doubts", || self.shared.doubted());
             }
             Fate::Broken(error) => self.broken(group, &error),
         }
@@ -207,25 +208,25 @@ impl Writer {
         self.shared.waiting.fetch_add(commit.waiting, Ordering::SeqCst);
         if !commit.is_empty() {
             let observer = self.shared.observer.read().unwrap_or_else(PoisonError::into_inner).clone();
-            self.shielded("who is told of commits", || observer(commit));
+            self.shielded("observer of commits", || observer(commit));
         }
         for (mut work, outcome) in group.into_iter().zip(outcomes) {
             self.shielded(work.name(), || work.done(outcome));
         }
     }
 
-    /// Calls somebody back. A panic there ends neither the writer nor the callbacks that follow. Injected deaths unwind
+    /// Calls a callback. A panic in it ends neither the writer nor the callbacks that follow. Injected deaths unwind
     /// too, and are passed on.
     fn shielded(&self, whom: &str, tell: impl FnOnce()) {
         if self.shared.env.inline {
             return tell();
         }
         if std::panic::catch_unwind(AssertUnwindSafe(tell)).is_err() {
-            log::error!("store: {whom}: panicked when it was told what was kept");
+            log::error!("store: {whom}: the callback panicked");
         }
     }
 
-    /// Acknowledges nobody of a group.
+    /// Refuses every member of a group.
     fn refuse(&self, group: Vec<Box<dyn Work>>, error: &Error) {
         self.shared.condition.failed(&error.to_string());
         for mut work in group {
@@ -233,14 +234,14 @@ impl Writer {
         }
     }
 
-    /// After a failed COMMIT: acknowledges nobody, and closes the connection so that it is opened anew.
+    /// After a failed COMMIT: refuses every member, and closes the connection so that it is opened again.
     fn broken(&mut self, group: Vec<Box<dyn Work>>, error: &Error) {
-        log::error!("store: commit: {error}; the database is opened anew");
+        log::error!("store: commit: {error}; the database is opened again");
         self.recount = true;
         self.give_up_connection();
         let error = Error::Unavailable(format!("the commit failed, it may or may not have been kept: {error}"));
         self.refuse(group, &error);
-        self.shielded("who is told of doubts", || self.shared.doubted());
+        self.shielded("observer of doubts", || self.shared.doubted());
     }
 
     fn give_up_connection(&mut self) {
@@ -259,7 +260,7 @@ impl Writer {
         }
     }
 
-    /// The connection, opened anew if the last commit failed.
+    /// The connection, opened again if the last commit failed.
     fn ready(&mut self) -> Result<&Connection, Error> {
         if self.conn.is_none() {
             let open = || schema::reopen(&self.shared.path, self.shared.env.durable);
@@ -269,7 +270,7 @@ impl Writer {
         self.conn.as_ref().ok_or_else(closed)
     }
 
-    /// Begins a transaction. A lock that another process holds, or a full disk, is no fault of the connection.
+    /// Begins a transaction. The connection is kept if another process holds the lock or the disk is full.
     fn begin(&mut self) -> Result<(), Error> {
         self.intact()?;
         let begun = quick(self.ready()?, "BEGIN IMMEDIATE").map_err(Error::from);
@@ -284,7 +285,7 @@ impl Writer {
         }
     }
 
-    /// Counts how many messages wait, once for a connection. The index has no more rows than wait.
+    /// Counts the waiting messages, once per connection. The index has only rows of waiting messages.
     fn count_waiting(&mut self) -> Result<(), Error> {
         let Some(conn) = self.conn.as_ref().filter(|_| self.recount) else { return Ok(()) };
         match waiting(sql(conn)) {
@@ -293,23 +294,23 @@ impl Writer {
                 self.recount = false;
             }
             Err(e) if conn.is_autocommit() => {
-                // SQLite has taken the transaction back: what followed would be committed statement by statement.
+                // SQLite has rolled the transaction back: later statements would be committed one by one.
                 if !self.shared.env.memory {
                     self.drop_connection();
                 }
                 return Err(e.into());
             }
             Err(e) => {
-                // The limit on it holds less than it should: no reason to accept nothing.
+                // The limit of waiting messages is then less exact, which is no reason to accept no messages.
                 let e = Error::from(e);
                 self.recount = !e.lies_in_rows();
-                log::warn!("store: how many messages wait cannot be counted: {e}");
+                log::warn!("store: cannot count the waiting messages: {e}");
             }
         }
         Ok(())
     }
 
-    /// Says which process holds the write lock.
+    /// An error text that names the process with the write lock.
     fn locked(&self) -> String {
         let path = self.shared.path.display();
         let index = format!("{path}-shm");
@@ -362,7 +363,7 @@ impl Writer {
         if let Err(e) = committed {
             rollback(conn);
             let e = Error::from(e);
-            // For want of room the end of the transaction was not written, so the log does not hold it.
+            // The disk was full before the end of the transaction was written, so the log does not contain it.
             return if is_full(&e) { Fate::Lost } else { Fate::Broken(e) };
         }
         for work in group.iter() {
@@ -382,8 +383,8 @@ impl Writer {
         self.checkpoint_at.map(|at| at.saturating_duration_since(Instant::now()))
     }
 
-    /// Runs a checkpoint, if nobody has written for a while; else, how much of that while is left. A checkpoint that a
-    /// reader keeps from its end is tried again later.
+    /// Runs a checkpoint if it is due. Returns the time until the next one. A checkpoint that a reader stops is tried
+    /// again later.
     fn checkpoint_when_quiet(&mut self) -> Option<Duration> {
         let left = self.until_checkpoint()?;
         if !left.is_zero() {
@@ -401,9 +402,9 @@ impl Writer {
             return None;
         }
         if self.pause == LONGEST_PAUSE && !std::mem::replace(&mut self.warned, true) {
-            let why = checkpointed.map_or_else(|e| e.to_string(), |_| "somebody reads or writes it".to_owned());
+            let why = checkpointed.map_or_else(|e| e.to_string(), |_| "another process or thread uses it".to_owned());
             let path = self.shared.path.display();
-            log::warn!("store: {path}: its write-ahead log cannot be moved into it, and grows: {why}");
+            log::warn!("store: {path}: the write-ahead log cannot be checkpointed and grows: {why}");
         }
         self.checkpoint_at = Some(Instant::now() + self.pause);
         self.pause = (self.pause * 2).min(LONGEST_PAUSE);
@@ -439,8 +440,7 @@ impl Writer {
     }
 }
 
-/// Moves the log into the file and empties it, without waiting for anybody. `false`: a reader or another writer kept it
-/// from finishing.
+/// Moves the log into the file and empties it, without waiting. `false`: a reader or another writer stopped it.
 pub(in crate::store) fn checkpoint(conn: &Connection) -> rusqlite::Result<bool> {
     log::debug!("store: checkpoint: the write-ahead log is moved into the file");
     failpoint::hit("checkpoint", "before");
@@ -454,7 +454,7 @@ pub(in crate::store) fn checkpoint(conn: &Connection) -> rusqlite::Result<bool> 
     };
     conn.busy_timeout(Duration::ZERO)?;
     let whole = match step("PRAGMA wal_checkpoint(PASSIVE)") {
-        // Only a log that was moved whole can be emptied; a reader at its end is not waited for.
+        // Only a log that was moved whole can be emptied. This does not wait for a reader at the end of the log.
         Ok(true) => step("PRAGMA wal_checkpoint(TRUNCATE)"),
         other => other,
     };
@@ -462,7 +462,7 @@ pub(in crate::store) fn checkpoint(conn: &Connection) -> rusqlite::Result<bool> 
     whole
 }
 
-/// When the thread ends, for whatever reason, all that wait for it are answered.
+/// Answers all waiting callers when the thread ends, also by a panic.
 struct End<'q>(&'q JobQueue);
 
 impl Drop for End<'_> {
@@ -486,7 +486,7 @@ fn run_member(conn: &Connection, tx: &mut Tx<'_>, work: &mut dyn Work, alone: bo
             return Err(());
         }
         if alone {
-            // The member is alone in this transaction, so the whole transaction is undone.
+            // The transaction has only this member, so all of it is undone.
             rollback(conn);
             return match quick(conn, "BEGIN IMMEDIATE") {
                 Ok(()) => Ok(outcome),
