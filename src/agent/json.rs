@@ -109,22 +109,18 @@ impl<'a> Raw<'a> {
     /// The items of an array, the first `limit` of them.
     #[must_use]
     pub fn items(self, limit: usize) -> Vec<Self> {
-        let mut items = Vec::new();
-        if self.is_array() {
-            let collect = Items { items: &mut items, limit };
-            let _ = serde_json::Deserializer::from_str(self.0).deserialize_seq(collect);
-        }
-        items
+        if self.is_array() { self.collect(limit) } else { Vec::new() }
     }
 
     /// The values of an object, the first `limit` of them.
     #[must_use]
     pub fn values(self, limit: usize) -> Vec<Self> {
+        if self.is_object() { self.collect(limit) } else { Vec::new() }
+    }
+
+    fn collect(self, limit: usize) -> Vec<Self> {
         let mut items = Vec::new();
-        if self.is_object() {
-            let collect = Items { items: &mut items, limit };
-            let _ = serde_json::Deserializer::from_str(self.0).deserialize_map(collect);
-        }
+        let _ = serde_json::Deserializer::from_str(self.0).deserialize_any(Items { items: &mut items, limit });
         items
     }
 

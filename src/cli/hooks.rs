@@ -24,16 +24,21 @@ pub fn hooks(a: &Hooks, to: &Connect, doors: &Doors, ui: &mut Ui) -> Done {
     }
 }
 
-fn list(client: &Client, p: &Plain, ui: &mut Ui) -> Done {
-    let all = client.get("/v1/hooks").map_err(|e| Failure::api("hooks", &e))?;
+/// A list from the API, to be shown as a table. `None`: it is shown already, as JSON, or as `none` because it is empty.
+fn listed(client: &Client, path: &str, p: &Plain, none: &str, ui: &mut Ui) -> Result<Option<Value>, Failure> {
+    let all = client.get(path).map_err(|e| Failure::api("hooks", &e))?;
     if p.json {
         ui.json(&all)?;
-        return Ok(0);
+    } else if items(&all).is_empty() {
+        ui.say(none)?;
+    } else {
+        return Ok(Some(all));
     }
-    if items(&all).is_empty() {
-        ui.say("no handler is registered")?;
-        return Ok(0);
-    }
+    Ok(None)
+}
+
+fn list(client: &Client, p: &Plain, ui: &mut Ui) -> Done {
+    let Some(all) = listed(client, "/v1/hooks", p, "no handler is registered", ui)? else { return Ok(0) };
     let fields = ["event", "script", "line", "name", "priority", "calls", "failures", "timeouts", "p50_us", "p99_us"];
     let rows = items(&all).iter().map(|h| fields.iter().map(|f| text(h, &format!("/{f}"))).collect());
     let text = table(ui, &fields, rows.collect());
@@ -149,15 +154,7 @@ fn aftermath(answer: &Value, ui: &mut Ui) -> std::io::Result<()> {
 }
 
 fn failed(client: &Client, p: &Plain, ui: &mut Ui) -> Done {
-    let all = client.get("/v1/hooks/failed").map_err(|e| Failure::api("hooks", &e))?;
-    if p.json {
-        ui.json(&all)?;
-        return Ok(0);
-    }
-    if items(&all).is_empty() {
-        ui.say("nothing was set aside")?;
-        return Ok(0);
-    }
+    let Some(all) = listed(client, "/v1/hooks/failed", p, "nothing was set aside", ui)? else { return Ok(0) };
     let row = |e: &Value| {
         let handler = [text(e, "/script"), text(e, "/name")].into_iter().filter(|t| !t.is_empty()).collect::<Vec<_>>();
         let ago = ago_now(&text(e, "/at"));
