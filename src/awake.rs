@@ -1,20 +1,20 @@
-//! Time that this process was awake. A process that is stopped and continued (`docker pause`, SIGSTOP, a debugger) comes
-//! back to deadlines that passed while it could do nothing; what was given a time for its work is not charged for that.
+//! Measures how long this process was awake. A process that is stopped and continued (`docker pause`, SIGSTOP, a
+//! debugger) finds deadlines that passed meanwhile; work with a time limit is not charged for that time.
 //!
-//! An observer ticks while anybody measures. What lies between two ticks is charged up to [`MOST`]: a process that runs
-//! ticks more often than that. The rule is [`Meter`], which is pure; the rest is a thread that ticks.
+//! An observer ticks while a measurement runs. At most [`MOST`] is charged for the time between two ticks, because a
+//! running process ticks more often. [`Meter`] is the pure rule; the rest is the thread that ticks.
 
 use std::sync::{Condvar, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::thread;
 
-/// Between two ticks of the observer.
+/// The time between two ticks of the observer.
 const TICK: Duration = Duration::from_millis(250);
-/// The most that is charged of the time between two ticks.
+/// The most that is charged for the time between two ticks.
 const MOST: Duration = Duration::from_millis(500);
 
-/// How long the process was awake, by the ticks of an observer. Time is passed in, since any beginning.
+/// The time that the process was awake, from the ticks of an observer. The caller passes in the time, since any start.
 #[derive(Clone, Copy, Debug, Default)]
 struct Meter {
     at: Duration,
@@ -37,7 +37,7 @@ impl Meter {
 struct Watched {
     meter: Meter,
     spans: usize,
-    /// The observer sleeps until somebody measures.
+    /// The observer sleeps until a measurement starts.
     parked: bool,
 }
 
@@ -45,7 +45,7 @@ struct Observer {
     base: Instant,
     watched: Mutex<Watched>,
     wake: Condvar,
-    /// Without a thread there is no observer, and all time is charged.
+    /// Without a thread there is no observer, and all time counts.
     ticks: bool,
 }
 
@@ -65,7 +65,7 @@ impl Observer {
         self.watched.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The life of the thread.
+    /// The body of the thread.
     fn watch(&self) {
         let mut watched = self.lock();
         loop {
@@ -80,7 +80,7 @@ impl Observer {
     }
 }
 
-/// A stretch of time of which only what the process was awake counts.
+/// A measurement that counts only the time during which the process was awake.
 #[derive(Debug)]
 pub struct Span {
     began: Duration,
@@ -88,7 +88,7 @@ pub struct Span {
 }
 
 impl Span {
-    /// It begins now.
+    /// Starts now.
     #[must_use]
     pub fn begin() -> Self {
         let observer = Observer::get();
@@ -104,7 +104,7 @@ impl Span {
         Self { began, instant: Instant::now() }
     }
 
-    /// How much of it the process was awake.
+    /// The time awake since the start.
     #[must_use]
     pub fn spent(&self) -> Duration {
         let observer = Observer::get();
@@ -114,7 +114,7 @@ impl Span {
         observer.lock().meter.read(observer.base.elapsed()).saturating_sub(self.began)
     }
 
-    /// What is left of a time that it was given.
+    /// The time left of a limit.
     #[must_use]
     pub fn left(&self, of: Duration) -> Duration {
         of.saturating_sub(self.spent())

@@ -1,5 +1,5 @@
-//! The HTTP surface: routes, JSON, event streams, who may come in. It reads requests, asks the [`service`](crate::service)
-//! and prints the answer; it decides nothing about sessions, and holds no truth.
+//! The HTTP surface: routes, JSON, event streams, access control. It parses requests, calls the
+//! [`service`](crate::service) and prints the answers; it makes no decisions about sessions and keeps no state of them.
 
 use std::io;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
@@ -27,12 +27,12 @@ mod status;
 use access::{Caller, Marks};
 pub use error::ApiError;
 
-/// What a request is answered with.
+/// The answer to a request.
 type Answer = Result<Response, ApiError>;
 
-/// A token of fewer bytes is soon guessed by whoever can reach the listener: it is refused.
+/// A shorter token, in bytes, is refused: it is too easy to guess.
 const LEAST_TOKEN: usize = 8;
-/// One of fewer bytes is taken, for the sake of those that are in use, and warned of.
+/// A shorter token, in bytes, is accepted with a warning, because such tokens are in use.
 const SAFE_TOKEN: usize = 16;
 
 /// The bearer token of the TCP listener.
@@ -45,7 +45,7 @@ impl std::fmt::Debug for Token {
     }
 }
 
-/// Reads the token's file, where one is configured.
+/// Reads the token's file, if one is configured.
 ///
 /// # Errors
 /// It cannot be read, is empty or far too short: a text that names the file.
@@ -66,12 +66,12 @@ pub fn token(config: &Config) -> Result<Option<Token>, String> {
     Ok(Some(Token(text.into_bytes())))
 }
 
-/// A unix socket, and which group it is for.
+/// A unix socket, and the group that may use it.
 #[derive(Debug)]
 struct Socket {
-    /// Its file; `None` for a TCP listener, and for a socket that has none.
+    /// Its file; `None` for a TCP listener and for a socket without a file.
     path: Option<PathBuf>,
-    /// The group when its file was last seen.
+    /// The group at the last check of its file.
     group: Mutex<Option<u32>>,
 }
 
@@ -86,7 +86,7 @@ impl Socket {
         socket
     }
 
-    /// The group that may write to its file, as it is now; as it was when the file is gone.
+    /// The group that may write to its file now, or at the last check if the file is gone.
     fn group(&self) -> Option<u32> {
         let mut known = self.group.lock().unwrap_or_else(PoisonError::into_inner);
         let meta = self.path.as_ref().and_then(|p| std::fs::metadata(p).ok()).filter(|m| m.file_type().is_socket());
@@ -112,19 +112,19 @@ impl std::fmt::Debug for Api {
 }
 
 impl Api {
-    /// Over the service, behind these listeners.
+    /// An API over the service, behind these listeners.
     #[must_use]
     pub fn new(service: Arc<Service>, token: Option<Token>, listeners: &[Listener]) -> Self {
         let sockets = listeners.iter().map(Socket::of).collect();
         Self { service, token, sockets, server: OnceLock::new() }
     }
 
-    /// The server stands; its numbers can be shown.
+    /// Sets the server, whose numbers can be shown from now on.
     pub fn enter(&self, server: &Arc<Server>) {
         let _ = self.server.set(Arc::downgrade(server));
     }
 
-    /// Who asks.
+    /// The caller of a request.
     fn caller(&self, head: &Head, peer: &Peer) -> Caller {
         match (peer, &self.token) {
             (Peer::Unix { uid, gid, groups, listener, .. }, _) => {
@@ -150,7 +150,7 @@ impl Api {
         access::judge(self.caller(head, peer), &head.path, &Marks { host, origin, site })?;
         match self.agent(peer) {
             Some(session_id) => {
-                // One whose session is not known here is nobody's.
+                // A process of an unknown session is no agent's.
                 let Ok(key) = self.service.key_of(session_id) else { return Ok(()) };
                 if route::agent_may(head, session_id, &key) { Ok(()) } else { Err(ApiError::agent()) }
             }
@@ -158,7 +158,7 @@ impl Api {
         }
     }
 
-    /// The session of whose agent the peer is a process. Agents run as the daemon's own user: nobody else is one.
+    /// The session whose agent the peer's process belongs to. Only the daemon's own user can be an agent.
     fn agent<'p>(&self, peer: &'p Peer) -> Option<&'p str> {
         let Peer::Unix { uid, pid: Some(pid), note, .. } = peer else { return None };
         if *uid != rustix::process::geteuid().as_raw() || !crate::proc::any_made() {
@@ -174,7 +174,7 @@ impl Handler for Api {
         if let Err(e) = self.admit(head, peer) {
             return Some(e.response());
         }
-        // Nobody's body is read for a path that is not there; without one the connection may go on after the answer.
+        // For an unknown path the body is not read; without a body the connection may go on after the answer.
         let has_body =
             head.header("content-length").is_some_and(|n| n != "0") || head.header("transfer-encoding").is_some();
         if has_body { route::unknown(head) } else { None }

@@ -1,29 +1,29 @@
-//! Which timers of `ostler.every` run now. One run of a timer at a time; what was missed meanwhile, or while the daemon
-//! was down, runs once; a run on record that lies in the future is not believed, for the clock was ahead when it was
-//! written.
+//! Decides which timers of `ostler.every` run now. A timer has one run at a time. Runs that were missed meanwhile, or
+//! while the daemon was down, run once. A recorded run in the future is ignored, because the clock was ahead when it
+//! was written.
 //!
-//! When a timer is due is its schedule's business, which is passed in as its newest due time and its next.
+//! The caller computes the schedule and passes in a timer's newest due time and its next.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crate::clock::Millis;
 
-/// How far beyond its next due time a run on record may lie: a clock may be set back a little.
+/// How far beyond the next due time a recorded run may lie: a clock may be set back a little.
 const LEEWAY: Millis = 60_000;
 /// The longest sleep: the wall clock may be set, or the machine suspended, meanwhile.
 pub const NAP: Duration = Duration::from_secs(30);
 
-/// What a look at a timer says.
+/// The decision about a timer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Look {
-    /// Its newest run is not known: find it, and say so with [`ScriptTimers::learn`].
+    /// Its newest run is unknown: read it, and pass it to [`ScriptTimers::learn`].
     Unknown,
-    /// The run on record lies in the future: it begins anew with this due time, which is to be noted.
+    /// The recorded run lies in the future: the timer starts again with this due time, which must be recorded.
     Restart(Millis),
-    /// It runs now, for this due time; [`ScriptTimers::ended`] says when that is over.
+    /// It runs now, for this due time. [`ScriptTimers::ended`] ends the run.
     Run(Millis),
-    /// A run of it is not over.
+    /// A run is still in progress.
     Busy,
     /// It is not due.
     Rest,
@@ -42,7 +42,7 @@ pub struct ScriptTimers {
 }
 
 impl ScriptTimers {
-    /// Looks at a timer whose newest due time is `newest` and whose next one is `next`.
+    /// Decides about a timer with the newest due time `newest` and the next one `next`.
     pub fn look(&mut self, name: &str, newest: Millis, next: Millis) -> Look {
         let Some(entry) = self.by.get_mut(name) else { return Look::Unknown };
         if entry.busy {
@@ -59,19 +59,19 @@ impl ScriptTimers {
         Look::Run(newest)
     }
 
-    /// The newest run of a timer.
+    /// Sets the newest run of a timer.
     pub fn learn(&mut self, name: &str, ran: Millis) {
         self.by.insert(name.to_owned(), ScriptTimer { ran, busy: false });
     }
 
-    /// A run of a timer is over, however.
+    /// A run of a timer is over, with any outcome.
     pub fn ended(&mut self, name: &str) {
         if let Some(entry) = self.by.get_mut(name) {
             entry.busy = false;
         }
     }
 
-    /// Forgets the timers that are not there any more and do not run.
+    /// Removes timers that no longer exist and do not run.
     pub fn keep(&mut self, there: impl Fn(&str) -> bool) {
         self.by.retain(|name, entry| entry.busy || there(name));
     }

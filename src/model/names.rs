@@ -1,23 +1,23 @@
-//! Names made of a session: `{slug}`, `{key}`, `{hash}` and `{id}` in an agent's `cwd`, `env` and `command`.
+//! Names of a session: `{slug}`, `{key}`, `{hash}` and `{id}` in an agent's `cwd`, `env` and `command`.
 //!
-//! What is in a key is anybody's choice, so what becomes a name of a directory has nothing in it that leads out of its
-//! place, and two keys never have one name.
+//! Clients choose the text of keys. So the name of a directory has no part that leads out of its place, and two keys
+//! never have the same name.
 
 use std::path::{Path, PathBuf};
 
-/// Where agents work unless their definition says otherwise.
+/// The default working directory of agents.
 pub const DEFAULT_CWD: &str = "work/{slug}";
 /// The same in ostler 0.1: a session that has a directory there keeps it.
 const OLD_CWD: &str = "work/{key}";
 
-/// The names that are known, in the order in which the manual has them.
+/// The known names, in the order of the manual.
 pub const KNOWN: [&str; 4] = ["slug", "key", "hash", "id"];
 
-/// The most of a key that is in its [`slug`], and in `{key}`, in bytes.
+/// How much of a key its [`slug`] and `{key}` have, in bytes.
 const SLUG: usize = 40;
 const KEY: usize = 150;
 
-/// Letters, digits and `-` of the key, plus a digest that tells it from every other.
+/// Letters, digits and `-` of the key, plus a digest that makes it unique.
 #[must_use]
 pub fn slug(key: &str) -> String {
     let mut name = String::new();
@@ -52,7 +52,7 @@ pub fn encoded(key: &str) -> String {
     name
 }
 
-/// The words in braces: where each begins, and the word. One behind a `$` is a shell's.
+/// The words in braces: the position of each, and the word. A word after a `$` belongs to a shell.
 fn words(text: &str) -> impl Iterator<Item = (usize, &str)> {
     text.match_indices('{').filter_map(move |(at, _)| {
         let (word, _) = text[at + 1..].split_once('}')?;
@@ -61,26 +61,26 @@ fn words(text: &str) -> impl Iterator<Item = (usize, &str)> {
     })
 }
 
-/// The first lower-case word in braces that is no name: it was meant for one, in all likelihood. Whatever else stands
-/// in braces (`${HOME}`, `{print $1}`, `{}`) is left as it is.
+/// The first lower-case word in braces that is not a known name: probably a misspelt name. Other text in braces
+/// (`${HOME}`, `{print $1}`, `{}`) is left as it is.
 #[must_use]
 pub fn unknown(text: &str) -> Option<&str> {
     words(text).map(|(_, word)| word).find(|word| !KNOWN.contains(word))
 }
 
-/// Whether a name in it makes it the session's own, or its key's.
+/// Whether the text has a name that makes it unique to the session or its key.
 #[must_use]
 pub fn is_own(text: &str) -> bool {
     words(text).any(|(_, word)| KNOWN.contains(&word))
 }
 
-/// Whether `{id}` is in it.
+/// Whether the text has `{id}`.
 #[must_use]
 pub fn needs_id(text: &str) -> bool {
     words(text).any(|(_, word)| word == "id")
 }
 
-/// The text with the names in place.
+/// The text with the names replaced.
 #[must_use]
 pub fn expand(text: &str, key: &str, id: &str) -> String {
     let mut out = String::with_capacity(text.len());
@@ -101,14 +101,14 @@ pub fn expand(text: &str, key: &str, id: &str) -> String {
     out
 }
 
-/// Whose home a path begins in.
+/// The home directory that a path begins with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Home<'a> {
-    /// Nobody's.
+    /// None.
     No,
-    /// The daemon's own (`~`, `~/…`), and what follows.
+    /// The daemon's own (`~`, `~/…`), and the rest of the path.
     Own(&'a str),
-    /// Somebody else's (`~bob`), which is not known here.
+    /// Another user's (`~bob`), which is not supported.
     Other,
 }
 
@@ -122,7 +122,7 @@ pub fn home_of(text: &str) -> Home<'_> {
     }
 }
 
-/// Whose working directory is asked for.
+/// The session whose working directory is requested.
 #[derive(Clone, Copy, Debug)]
 pub struct Whose<'a> {
     /// The session's key.
@@ -131,8 +131,8 @@ pub struct Whose<'a> {
     pub id: &'a str,
 }
 
-/// The working directory of a session: relative ones are in the state directory. `is_dir`: whether a directory is
-/// there.
+/// The working directory of a session. A relative directory is in the state directory. `is_dir`: whether a directory
+/// exists.
 #[must_use]
 pub fn working_dir(
     state_dir: &Path,
@@ -155,8 +155,8 @@ pub fn working_dir(
     }
 }
 
-/// Whether a directory that a session worked in belongs to its key alone, and may go with it: it is one that the
-/// agent's definition, or a default, makes of the key's names. One that all keys share is nobody's to remove.
+/// Whether a directory in which a session worked belongs to its key alone and may be removed with it: the agent's
+/// definition, or a default, builds it from the key's names. A directory that keys share is never removed.
 #[must_use]
 pub fn is_own_dir(state_dir: &Path, home: Option<&str>, template: &str, whose: Whose<'_>, dir: &Path) -> bool {
     let made = |template: &str| working_dir(state_dir, home, template, whose, |_| false) == dir;

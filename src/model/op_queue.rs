@@ -1,10 +1,10 @@
-//! One operation at a time, and another one when it was asked for meanwhile.
+//! One operation at a time, and another one if it was requested meanwhile.
 //!
-//! Whoever asks while one is in progress may want it for a reason that this one began too early to see (a file that was
-//! changed since). So each who asks is answered by the outcome of an operation that began after it asked; those who ask
-//! during one operation share the next.
+//! A request during an operation may have a reason that this operation began too early to see, such as a file that has
+//! changed since. So each request gets the outcome of an operation that began after it; requests during one operation
+//! share the next.
 
-/// An operation that is requested, in progress, or neither; with those who wait for its outcome.
+/// An operation that is requested, in progress, or neither, with the requesters that wait for its outcome.
 #[derive(Debug)]
 pub struct OpQueue<A> {
     requested: Option<Vec<A>>,
@@ -18,12 +18,12 @@ impl<A> Default for OpQueue<A> {
 }
 
 impl<A> OpQueue<A> {
-    /// The operation is asked for, by somebody who waits for its outcome or by nobody in particular.
+    /// Requests the operation. `None`: the requester does not wait for the outcome.
     pub fn request(&mut self, asker: Option<A>) {
         self.requested.get_or_insert_with(Vec::new).extend(asker);
     }
 
-    /// True: the caller is to start the operation now. It is in progress from here on, until [`Self::complete`].
+    /// `true`: the caller must start the operation now. It is in progress until [`Self::complete`].
     #[must_use]
     pub fn begin(&mut self) -> bool {
         if self.in_progress.is_some() || self.requested.is_none() {
@@ -33,13 +33,14 @@ impl<A> OpQueue<A> {
         true
     }
 
-    /// The operation has an outcome, or could not be started: those who wait for it.
+    /// The operation has an outcome, or could not be started. Returns the requesters that wait for it.
     #[must_use]
     pub fn complete(&mut self) -> Vec<A> {
         self.in_progress.take().unwrap_or_default()
     }
 
-    /// Nobody is to wait any more: all who do. What is in progress goes on until it is complete; nothing follows it.
+    /// Cancels all requests and returns their requesters. An operation in progress goes on until it is complete; none
+    /// follows it.
     #[must_use]
     pub fn dismiss(&mut self) -> Vec<A> {
         let mut all = self.in_progress.as_mut().map(std::mem::take).unwrap_or_default();
@@ -47,7 +48,7 @@ impl<A> OpQueue<A> {
         all
     }
 
-    /// Whether one is in progress.
+    /// Whether the operation is in progress.
     #[must_use]
     pub const fn is_in_progress(&self) -> bool {
         self.in_progress.is_some()
@@ -96,8 +97,8 @@ mod tests {
         assert!(!ops.begin());
     }
 
-    /// Whatever comes in whatever order: one at a time, each asker is answered once, by an operation that began after
-    /// it asked.
+    /// In any order of calls there is one operation at a time, and each requester gets one answer, from an operation
+    /// that began after its request.
     #[test]
     fn every_order_answers_each_by_a_later_operation() {
         for orders in 0..3u32.pow(9) {

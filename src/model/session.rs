@@ -1,7 +1,7 @@
-//! Keys, and which session answers a message.
+//! Keys, and the decision which session answers a message.
 //!
-//! [`resolve`] is the whole decision, taken once, in the transaction that accepts the message, from facts which that
-//! transaction read. It must not know where they are kept.
+//! [`resolve`] makes that decision once, in the transaction that accepts the message, from facts that the transaction
+//! read. It must not know where they are stored.
 
 use std::time::Duration;
 
@@ -14,8 +14,8 @@ pub const KEY_BYTES: std::ops::RangeInclusive<usize> = 3..=200;
 /// The longest idempotency id, in bytes.
 pub const ID_BYTES: usize = 128;
 
-/// What is wrong with a key, or `None`: `channel:conversation[:thread]`, 3 to 200 bytes of UTF-8 without control
-/// characters, with a colon that has something on both sides.
+/// What is wrong with a key, or `None`. A key is `channel:conversation[:thread]`: 3 to 200 bytes of UTF-8 without
+/// control characters, with a colon that has text on both sides.
 #[must_use]
 pub fn key_error(key: &str) -> Option<&'static str> {
     if !KEY_BYTES.contains(&key.len()) {
@@ -70,20 +70,20 @@ pub struct Mark {
     pub at: Millis,
 }
 
-/// What stands under a key when a message comes: the current session.
+/// The current session of a key when a message comes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Current {
     /// Its mark, if its last turn was cut off.
     pub mark: Option<Mark>,
-    /// When something was last said or answered in it.
+    /// The time of its last message or answer.
     pub active_at: Millis,
     /// Whether a turn is queued or running in it.
     pub busy: bool,
-    /// Whether one runs: then it is being resumed already, however old its mark.
+    /// Whether a turn runs: then it is being resumed already, whatever the age of its mark.
     pub running: bool,
 }
 
-/// The facts that [`resolve`] looks at.
+/// The facts for [`resolve`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Facts {
     /// The key's current session: the newest that is neither ended, deleted nor suspended.
@@ -92,27 +92,27 @@ pub struct Facts {
     pub suspended: bool,
 }
 
-/// The configured policies, with the newest daily boundary worked out by whoever knows the clock.
+/// The configured policies, with the newest daily boundary, which the caller computes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Policy {
     /// How old a mark may be; `None`: always resumed.
     pub resume_window: Option<Duration>,
-    /// After this an idle session is over.
+    /// After this time an idle session ends.
     pub idle_reset: Option<Duration>,
     /// The newest daily boundary at or before now, with `daily_reset` configured.
     pub daily_boundary: Option<Millis>,
 }
 
-/// Which session answers.
+/// The session that answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Resolution {
-    /// The current one.
+    /// The current session.
     Same,
-    /// A new one.
+    /// A new session.
     New {
-        /// How the one before gave way.
+        /// How the previous session ended.
         start: StartReason,
-        /// The current one ends for this reason; `None`: there is none, or a suspended one that stays as it is.
+        /// The reason for which the current session ends; `None`: there is none, or a suspended one stays as it is.
         end: Option<EndReason>,
     },
 }
@@ -122,7 +122,7 @@ impl Resolution {
         Self::New { start, end: Some(end) }
     }
 
-    /// What the sender is told when the conversation does not simply go on: a code and a text.
+    /// The notice for the sender if the conversation does not simply go on: a code and a text.
     #[must_use]
     pub const fn notice(self) -> Option<(&'static str, &'static str)> {
         match self {
@@ -142,9 +142,9 @@ impl Resolution {
     }
 }
 
-/// Which session answers a message that comes now: the rules of PRODUCT.md, in their order.
+/// Decides which session answers a message now: the rules of PRODUCT.md, in their order.
 ///
-/// A session with a turn queued or running is not idle and is not reset by the day: policies end conversations at rest.
+/// A session with a queued or running turn is not idle and has no daily reset: policies end only idle conversations.
 #[must_use]
 pub fn resolve(facts: &Facts, policy: &Policy, now: Millis) -> Resolution {
     let Some(current) = facts.current else {
@@ -176,28 +176,28 @@ pub fn may_resume(marked_at: Millis, policy: &Policy, now: Millis) -> bool {
     policy.resume_window.is_none_or(|window| age(marked_at, now) < window)
 }
 
-/// How long ago `at` was; nothing for a time ahead (the wall clock may have been set back).
+/// The time since `at`; zero for a time in the future (the wall clock may have been set back).
 #[must_use]
 pub fn age(at: Millis, now: Millis) -> Duration {
     Duration::from_millis(u64::try_from(now.saturating_sub(at)).unwrap_or(0))
 }
 
-/// How an agent's sessions stand while some wait for a worker.
+/// The numbers of an agent's sessions, while some wait for a worker.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Crowd {
-    /// They wait.
+    /// Waiting for a worker.
     pub waiting: usize,
-    /// So many more the agent itself may have.
+    /// How many more the agent may have.
     pub free: usize,
-    /// On their way out.
+    /// Closing.
     pub closing: usize,
-    /// Live and at rest.
+    /// Idle.
     pub resting: usize,
 }
 
-/// How many that rest give way so that those that wait get workers: of each agent by itself, and of all agents whoever
-/// rests longest. `free`: so many more there may be in all. One that is closing already makes room, so no other goes
-/// for it, and nobody goes for those whom their own agent's limit keeps out whatever others do.
+/// How many idle sessions give way to the waiting sessions: for each agent of its own, and of all agents together those
+/// that have been idle longest. `free`: how many more sessions the daemon may have. A closing session already makes
+/// room, so no other gives way for it. No session gives way for a session that its own agent's limit keeps out.
 #[must_use]
 pub fn give_way(crowds: &[Crowd], free: usize) -> (Vec<usize>, usize) {
     let own = |c: &Crowd| c.waiting.saturating_sub(c.free + c.closing).min(c.resting);

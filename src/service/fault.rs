@@ -1,14 +1,14 @@
-//! Why the service did not do what it was asked: a stable code and a text for people.
+//! The errors of the service: a stable code and a text for people.
 
 use crate::store::{Error, Refusal};
 
-/// A refusal or a failure, before any surface has put it into its own form.
+/// A refusal or a failure, before a surface formats it.
 #[derive(Debug, thiserror::Error)]
 pub enum Fault {
     /// A parameter is out of its range.
     #[error("{0}")]
     Parameter(String),
-    /// The key is none.
+    /// The key is invalid.
     #[error("{0}")]
     Key(String),
     /// The text cannot be a message.
@@ -26,13 +26,13 @@ pub enum Fault {
     /// The configuration or a script is wrong.
     #[error("{0}")]
     Config(String),
-    /// It cannot be done as things stand.
+    /// The present state does not allow it.
     #[error("{0}")]
     Conflict(String),
     /// The permission is not open (any more).
     #[error("this permission is not open (any more)")]
     Resolved,
-    /// No current session; more than the store could say about it.
+    /// There is no current session; the text says more than the store's error.
     #[error("{0}")]
     NoSession(String),
     /// There is no such thing.
@@ -44,7 +44,7 @@ pub enum Fault {
 }
 
 impl Fault {
-    /// The code that stands in answers and metrics.
+    /// The code in answers and metrics.
     #[must_use]
     pub const fn code(&self) -> &'static str {
         match self {

@@ -1,6 +1,6 @@
-//! Following a key, or all keys: what the store holds after a number, then whatever comes, without a gap.
+//! Follows a key, or all keys: yields the stored events after a number, then new events, without a gap.
 //!
-//! A [`Feed`] yields [`Batch`]es; how they are written is the surface's matter.
+//! A [`Feed`] yields [`Batch`]es; each surface writes them in its own format.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -13,17 +13,17 @@ use crate::daemon::context::Context;
 use crate::daemon::hub::{Delivering, Listening, News, Preview};
 use crate::store::{Error, EventRow, Target};
 
-/// Events read at once, beside the store's own limit in bytes.
+/// The most events that are read at once; the store also has a limit in bytes.
 const PAGE: usize = 256;
 
-/// Which events of a feed are meant.
+/// The events of a feed that the client wants.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Only {
     /// All.
     All,
-    /// Those of one session.
+    /// The events of one session.
     Session(String),
-    /// Those of one turn, until its end; `replay`: from its beginning.
+    /// The events of one turn, until its end; `replay`: from its beginning.
     Turn {
         /// Its id.
         id: String,
@@ -49,86 +49,86 @@ impl Only {
         }
     }
 
-    /// Whether an event is the last that is meant.
+    /// Whether an event is the last of this scope.
     fn ends_with(&self, event: &EventRow) -> bool {
         matches!(self, Self::Turn { .. }) && event.kind == "turn_end" && self.means(event)
     }
 }
 
-/// From where a feed begins, and what of it is wanted.
+/// The start of a feed, and its options.
 #[derive(Clone, Debug)]
 pub struct Wanted {
-    /// The last event that the client has seen; `None`: only what comes from now on.
+    /// The last event that the client has seen; `None`: only new events.
     pub after: Option<i64>,
-    /// Previews of what is not durable yet, too.
+    /// Yield previews too.
     pub deltas: bool,
-    /// Whatever comes, after what is kept.
+    /// Go on with new events after the stored ones.
     pub follow: bool,
 }
 
-/// What a feed yields at once; written in this order.
+/// A batch of a feed, to be written in this order.
 #[derive(Debug, Default)]
 pub struct Batch {
-    /// Told once, before everything else: the data of a `notice`.
+    /// The data of a `notice`, once, before everything else.
     pub notice: Option<Value>,
     /// Previews.
     pub previews: Vec<Arc<Preview>>,
-    /// Events that are durable.
+    /// Durable events.
     pub events: Vec<EventRow>,
     /// The data of a `turn_end` whose own event was pruned.
     pub outcome: Option<Value>,
-    /// The client may be gone: something is to be written to it, whatever it is.
+    /// The client may be gone: the surface must write something to find out.
     pub doubt: bool,
-    /// What comes after this batch.
+    /// What follows this batch.
     pub then: Then,
 }
 
-/// How a feed goes on after a batch.
+/// What follows a batch.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Then {
-    /// More is there or may come.
+    /// More events are there or may come.
     #[default]
     More,
-    /// That was all: what was asked for is over, or the daemon leaves.
+    /// The end: the requested events are complete, or the daemon exits.
     Over,
     /// The client is gone.
     Gone,
 }
 
-/// A place in the stream of a key, or of all.
+/// A position in the stream of a key, or of all keys.
 #[derive(Debug)]
 pub struct Feed {
     ctx: Arc<Context>,
     key: Option<String>,
     only: Only,
     listening: Listening,
-    /// The last event that was seen to.
+    /// The last event that was handled.
     after: i64,
-    /// Up to here the store has to be read; what comes after is handed over by the hub.
+    /// Up to this event the store must be read; later events come from the hub.
     missed: i64,
     deltas: bool,
     follow: bool,
     closed: bool,
     notice: Option<(&'static str, &'static str)>,
     replay: Option<Replay>,
-    /// A drain waits for the answer to be handed over: until the feed is dropped.
+    /// A drain waits until the answer has been handed over, which is when the feed is dropped.
     delivering: Option<Delivering>,
 }
 
-/// Where the replay of a turn is.
+/// The state of a turn's replay.
 #[derive(Debug)]
 struct Replay {
     turn_id: String,
     at: i64,
-    /// Some of its events may be gone; then what happened after its end is none of it.
+    /// Some of its events may be pruned; events after its end do not belong to it.
     ended_at: Option<clock::Millis>,
-    /// Its outcome by now, told if its `turn_end` is gone.
+    /// Its outcome by now, reported if its `turn_end` is pruned.
     outcome: Option<Value>,
 }
 
 impl Service {
-    /// Begins to listen to a key from now on: nothing of a message that is accepted afterwards is missed. Which turn is
-    /// followed is said by [`Feed::of_turn`].
+    /// Starts to listen to a key, so that no event of a message that is accepted later is missed. [`Feed::of_turn`]
+    /// then names the turn.
     ///
     /// # Errors
     /// The store fails.
@@ -194,19 +194,19 @@ impl Feed {
         }
     }
 
-    /// Follows one turn to its end; `replay`: from its beginning, for it may be running or over.
+    /// Follows one turn to its end; `replay`: from its beginning, because it may be running or over.
     ///
     /// # Errors
     /// The store fails.
     pub fn of_turn(mut self, id: &str, replay: bool) -> Result<Self, Fault> {
         self.only = Only::Turn { id: id.to_owned(), replay };
         if replay {
-            // Its state first: if it has its outcome by now, every event of it can be read by now.
+            // The state is read first: if it has an outcome, all of its events can be read after that.
             let turn = self.ctx.store.turn(id)?;
             let over = !matches!(turn.state.as_str(), "queued" | "running");
             let error = turn.error.map(|(code, message)| json!({ "code": code, "message": message }));
             let outcome = json!({ "key": self.key, "turn_id": id, "outcome": turn.state, "error": error });
-            // Where some of its events may be gone, its last one need not be there to be found.
+            // If some of its events may be pruned, its last event may be missing.
             let pruned = self.ctx.store.event_bounds()?.1 > turn.events_after;
             self.replay = Some(Replay {
                 turn_id: id.to_owned(),
@@ -218,13 +218,13 @@ impl Feed {
         Ok(self)
     }
 
-    /// Wakes a waiting feed when its client is gone (`true`), or seems to be.
+    /// A function that wakes a waiting feed because its client is gone (`true`) or seems to be (`false`).
     #[must_use]
     pub fn alarm(&self) -> Arc<dyn Fn(bool) + Send + Sync> {
         self.listening.alarm()
     }
 
-    /// What is there already and costs no read of the store: goes out with whatever a surface says first.
+    /// The events that are there without a read of the store, to be written together with the head.
     #[must_use]
     pub fn first(&mut self) -> Batch {
         let mut batch = Batch { notice: self.notice(), ..Batch::default() };
@@ -235,8 +235,7 @@ impl Feed {
         batch
     }
 
-    /// The next batch: everything durable first, page by page, then what comes until the instant. An empty one says that
-    /// the instant passed.
+    /// The next batch: first the stored events, page by page, then new events. An empty batch: the deadline passed.
     ///
     /// # Errors
     /// The store fails.
@@ -261,7 +260,7 @@ impl Feed {
         Ok(batch)
     }
 
-    /// Whether events wait in the store that were not yielded yet.
+    /// Whether the store has events that were not yielded yet.
     #[must_use]
     pub const fn is_behind(&self) -> bool {
         self.after < self.missed
@@ -286,14 +285,14 @@ impl Feed {
         Ok(())
     }
 
-    /// Takes over what the hub handed out: previews, and the rows that were not read already.
+    /// Adds the hub's previews and unread rows to a batch.
     fn take_in(&mut self, news: News, batch: &mut Batch) {
         if self.deltas {
             batch.previews = news.deltas.into_iter().filter(|d| self.only.means_preview(d)).collect();
         }
         self.missed = self.missed.max(news.missed);
         if self.after < self.missed {
-            // Something before these has to be read first, and these with it.
+            // Earlier events must be read first, and these with them.
             self.missed = news.rows.back().map_or(self.missed, |last| last.seq.max(self.missed));
             return;
         }
@@ -301,7 +300,7 @@ impl Feed {
         self.put_all(rows, batch);
     }
 
-    /// Puts the events that are meant into a batch. `true`: with them the feed is over.
+    /// Adds the wanted events to a batch. `true`: the feed ends with them.
     fn put_all(&mut self, events: Vec<EventRow>, batch: &mut Batch) -> bool {
         for event in events {
             self.after = event.seq;
@@ -321,7 +320,7 @@ impl Feed {
         false
     }
 
-    /// A page of what a turn that is known already has said so far.
+    /// A page of the events of a turn so far.
     fn replay_page(&mut self, batch: &mut Batch) -> Result<(), Fault> {
         let Some(mut replay) = self.replay.take() else { return Ok(()) };
         let (events, more) = self.read(replay.at)?;
@@ -347,7 +346,7 @@ impl Feed {
         }
         self.after = self.after.max(replay.at);
         if let Some(outcome) = replay.outcome {
-            // Its events were pruned: its outcome is still known.
+            // Its events are pruned, but its outcome is known.
             log::debug!(turn_id = replay.turn_id; "the end of a turn is told from its row: its events were pruned");
             batch.outcome = Some(outcome);
             batch.then = Then::Over;

@@ -1,5 +1,4 @@
-//! A message comes in: checked, shown to `message` handlers, accepted, and its session woken. The one way in, for every
-//! surface.
+//! Intake: checks a message, passes it to `message` handlers, accepts it and wakes its session. Every surface uses it.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -15,25 +14,25 @@ use crate::model::event::HookEvent;
 use crate::model::session::{id_error, key_error, text_error};
 use crate::store::{Accept, Accepted, Admission, Error, Target};
 
-/// A message that is fit to be accepted.
+/// A message that passed the checks.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Message {
-    /// Where its conversation lives.
+    /// The key of its conversation.
     pub key: String,
-    /// What is said.
+    /// Its text.
     pub text: String,
-    /// The sender's own id of it: sent again with the same id it does nothing.
+    /// The sender's idempotency id: another message with the same id does nothing.
     pub id: Option<String>,
-    /// The session that it must reach, where the sender named one.
+    /// The session that it must reach, if the sender named one.
     pub session_id: Option<String>,
 }
 
-/// Who sends a message.
+/// The sender of a message.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Origin {
-    /// A client of the API; `message` handlers are shown its peer.
+    /// A client of the API; `message` handlers get its peer.
     Api(Value),
-    /// A script. Its messages are never shown to `message` handlers.
+    /// A script. Its messages never go to `message` handlers.
     Script,
 }
 
@@ -41,7 +40,7 @@ impl Service {
     /// Checks a message.
     ///
     /// # Errors
-    /// A [`Fault`] that names what is wrong with it.
+    /// What is wrong with the message.
     pub fn message(&self, to: Target, text: String, id: Option<String>) -> Result<Message, Fault> {
         if let Some(error) = text_error(&text) {
             return Err(Fault::Text(format!("the text {error}")));
@@ -59,10 +58,10 @@ impl Service {
         Ok(Message { key, text, id, session_id })
     }
 
-    /// Takes a message in. Once this returns it is kept.
+    /// Accepts a message. Once this returns, the message is committed.
     ///
     /// # Errors
-    /// A rule or a handler refuses it, or the store fails; counted by its code.
+    /// A rule or a handler refuses it, or the store fails. Each error is counted by its code.
     pub fn accept(&self, message: Message, from: &Origin) -> Result<Accepted, Fault> {
         let accepted = self.take_in(message, from).inspect_err(|e| self.ctx.tally.refuse(e.code()))?;
         let tally = &self.ctx.tally;
@@ -106,8 +105,9 @@ impl Service {
 
 /// Accepts a message and wakes its worker.
 ///
-/// Where the session's worker rests with an agent that is ready, the turn begins in the same transaction: the worker is set
-/// aside for that moment, and handed the turn. A `before_turn` handler is to be asked in between, so with one it is not so.
+/// If the session's worker is idle and its agent ready, the turn begins in the same transaction: the session is
+/// reserved meanwhile, and its worker gets the turn. With a `before_turn` handler this is not possible, because the
+/// handler must be asked in between.
 ///
 fn accept_and_wake(ctx: &Arc<Context>, accept: Accept) -> Result<Accepted, Error> {
     let key = accept.key.clone();
@@ -116,7 +116,7 @@ fn accept_and_wake(ctx: &Arc<Context>, accept: Accept) -> Result<Accepted, Error
     let accepted = match reserved {
         None => ctx.store.accept_message(accept)?,
         Some(reserved) => {
-            // Where the store cannot say what it kept, the worker looks: that is what an unused reservation makes it do.
+            // If the commit is in doubt, the worker asks the store: the unused reservation wakes it.
             let (accepted, begun) = ctx.store.accept_and_begin(accept, (reserved.sid, reserved.epoch))?;
             if let Some(begun) = begun {
                 crate::failpoint::hit("begin_turn", "committed");
@@ -126,11 +126,11 @@ fn accept_and_wake(ctx: &Arc<Context>, accept: Accept) -> Result<Accepted, Error
             accepted
         }
     };
-    // While the daemon is held nobody is woken for nothing: a release looks in the database for what waits, after it has
-    // opened the door, so a message that still met a closed one is found there.
+    // While the daemon is held no worker is woken: a release first opens admission and then searches the database, so
+    // it finds this message.
     let wakes = !accepted.deferred && ctx.store.admission() != Admission::Held;
     if accepted.duplicate {
-        // The first try may have been kept although its sender was told otherwise: then nobody was woken for it.
+        // The first try may have been committed although its sender got an error: then no worker was woken for it.
         if !accepted.over && wakes {
             ctx.registry.want(WorkRequest { sid: accepted.sid, key, auto_continue: false });
         }

@@ -1,9 +1,9 @@
-//! The one door above the daemon: what every surface (HTTP, scripts, later chat networks and editors) asks of it, without
-//! a word about how the question came in.
+//! The only door above the daemon: the requests of every surface (HTTP, scripts, later chat networks and editors),
+//! independent of their protocol.
 //!
-//! [`Service`] has a file for each subject: [`intake`] takes a message in, [`feed`] follows a key or all, [`sessions`]
-//! shows sessions and acts on them, [`scripts`] looks after the operator's scripts, [`control`] after the daemon as a
-//! whole. It holds no truth and decides nothing about sessions; it must not know HTTP.
+//! [`Service`] has a file for each subject: [`intake`] accepts messages, [`feed`] follows a key or all keys,
+//! [`sessions`] shows sessions and acts on them, [`scripts`] handles the operator's scripts, [`control`] the daemon as
+//! a whole. It keeps no state of its own and makes no decisions about sessions; it must not know HTTP.
 
 use std::sync::Arc;
 
@@ -21,7 +21,7 @@ pub mod sessions;
 pub use fault::Fault;
 pub use script_host::ScriptHost;
 
-/// The door: handles to what the daemon's threads share.
+/// The service, over the handles that the daemon's threads share.
 pub struct Service {
     ctx: Arc<Context>,
     delivery: Delivery,
@@ -34,19 +34,19 @@ impl std::fmt::Debug for Service {
 }
 
 impl Service {
-    /// Over a daemon and its journal's pump.
+    /// A service over a daemon and its delivery.
     #[must_use]
     pub const fn new(ctx: Arc<Context>, delivery: Delivery) -> Self {
         Self { ctx, delivery }
     }
 
-    /// What the daemon's threads share: for surfaces that show its numbers.
+    /// The handles that the daemon's threads share, for surfaces that show its numbers.
     #[must_use]
     pub const fn context(&self) -> &Arc<Context> {
         &self.ctx
     }
 
-    /// This boot's id.
+    /// The id of this boot.
     #[must_use]
     pub fn boot_id(&self) -> &str {
         &self.ctx.boot_id

@@ -1,4 +1,4 @@
-//! What scripts may ask of the daemon: the hooks' view of the store.
+//! The host functions of scripts: the hooks' view of the store.
 
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
@@ -12,7 +12,7 @@ use crate::hooks::{HookHost, OnlyIf};
 use crate::model::event::Entry;
 use crate::store::{Error, Refusal, Store, Target};
 
-/// The most text of a transcript in one answer, in bytes: it lies in memory twice.
+/// The most text of a transcript in one answer, in bytes: memory holds it twice.
 const TRANSCRIPT: usize = 32 * 1024 * 1024;
 
 /// The host functions: the store, and the service once it exists (scripts are loaded before it).
@@ -23,13 +23,13 @@ pub struct ScriptHost {
 }
 
 impl ScriptHost {
-    /// Over a store.
+    /// Host functions over a store.
     #[must_use]
     pub fn new(store: Store) -> Arc<Self> {
         Arc::new(Self { store, service: OnceLock::new() })
     }
 
-    /// The service exists: from now on messages can be sent.
+    /// Sets the service: from now on messages can be sent.
     pub fn enter(&self, service: &Arc<Service>) {
         let _ = self.service.set(Arc::downgrade(service));
     }

@@ -1,4 +1,4 @@
-//! The operator's scripts: what is registered, what was set aside, and a sample event on demand.
+//! The operator's scripts: registered handlers, set-aside events, and sample events on demand.
 
 use std::time::{Duration, Instant};
 
@@ -27,7 +27,7 @@ impl Service {
         Ok(self.ctx.store.failed_events(FAILED)?.into_iter().map(|e| e.0).collect())
     }
 
-    /// Has a set-aside event delivered again, or all of them (`all`); gives how many deliveries that makes.
+    /// Delivers a set-aside event again, or all of them (`all`); returns the number of deliveries.
     ///
     /// # Errors
     /// There is none, or the store fails.
@@ -37,7 +37,7 @@ impl Service {
         Ok(deliveries)
     }
 
-    /// Gives a set-aside event up; gives how many deliveries that were.
+    /// Discards a set-aside event; returns the number of deliveries.
     ///
     /// # Errors
     /// There is none, or the store fails.
@@ -45,7 +45,7 @@ impl Service {
         Ok(self.ctx.store.discard_failed(id.to_owned())?)
     }
 
-    /// Sends a sample event to each of its handlers; never journalled. Gives what came of each call.
+    /// Sends a sample event, never journalled, to each of its handlers; returns the outcome of each call.
     #[must_use]
     pub fn fire(&self, kind: HookEvent, fields: &Map<String, Value>) -> Vec<Value> {
         let mut event = hooks::sample_with(kind, fields);

@@ -1,4 +1,4 @@
-//! Sessions: listed, shown, acted on.
+//! Lists sessions, shows them and acts on them.
 
 use serde_json::{Value, json};
 
@@ -8,7 +8,7 @@ use crate::model::event::Actor;
 use crate::model::session::key_error;
 use crate::store::{Acted, Error, Page, Refusal, SessionFilter, SessionView, Target, TranscriptEntry};
 
-/// What a listing can be narrowed to.
+/// The states that a listing can be filtered by.
 pub const STATES: [&str; 6] = ["live", "parked", "suspended", "ended", "running", "resume_pending"];
 
 impl Service {
@@ -38,7 +38,7 @@ impl Service {
         Ok(self.whole(view))
     }
 
-    /// A session with what only the registry knows: the permissions that its agent waits for.
+    /// A session with its open permissions, which only the registry knows.
     fn whole(&self, view: SessionView) -> Value {
         let mut json = view.json;
         json["permissions"] = json!(self.ctx.registry.permissions(view.sid));
@@ -81,7 +81,7 @@ impl Service {
         self.ctx.store.transcript(target, after, limit).map_err(|e| self.missing(target, e))
     }
 
-    /// A key without a current session: whoever asks is told of the suspended session that stands there.
+    /// The error for a key without a current session; it names a suspended session under the key.
     fn missing(&self, target: &Target, e: Error) -> Fault {
         let Target::Key(key) = target else { return e.into() };
         let suspended = SessionFilter {
@@ -98,7 +98,7 @@ impl Service {
         }
     }
 
-    /// Workers catch up with what a transaction did; gives the session.
+    /// Tells the workers what a transaction changed; returns the session.
     fn acted(&self, acted: &Acted) -> Result<Value, Fault> {
         self.ctx.catch_up(acted);
         self.session(&Target::Id(acted.session_id.clone()))
@@ -112,7 +112,7 @@ impl Service {
         })
     }
 
-    /// Cancels the running turn, and with `queued` what waits.
+    /// Cancels the running turn, and with `queued` the waiting messages.
     ///
     /// # Errors
     /// There is no such session, or the store fails.
@@ -131,7 +131,7 @@ impl Service {
         self.acted(&acted)
     }
 
-    /// Puts the session into quarantine.
+    /// Suspends the session.
     ///
     /// # Errors
     /// There is no such session, or the store fails.
@@ -153,7 +153,7 @@ impl Service {
     /// Deletes the session, with `all` every session of its key, with `files` their directories too.
     ///
     /// # Errors
-    /// There is no such session, somebody else works in its directory, or the store fails.
+    /// There is no such session, another session works in its directory, or the store fails.
     pub fn delete(&self, target: Target, all: bool, files: bool) -> Result<Value, Fault> {
         let store = &self.ctx.store;
         let acted = if files {
@@ -162,7 +162,7 @@ impl Service {
             store.delete(target, all, Actor::User)
         }?;
         self.ctx.catch_up(&acted);
-        // Its text goes now, or once its ends are settled; so do its files.
+        // Its text and files are removed now, or once its ends are settled.
         self.ctx.prune_now();
         Ok(self.whole(store.session_in_row(acted.sid)?))
     }

@@ -1,49 +1,49 @@
-//! Open permissions: what an agent asks for, kept until somebody answers or its turn is over.
+//! Open permissions: the requests of agents, kept until they are answered or their turn is over.
 
 use std::sync::Arc;
 
 use super::Registry;
 use crate::agent::{PermissionOption, PermissionOutcome};
 
-/// A permission that is open.
+/// An open permission.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OpenPermission {
     /// Its id.
     pub request_id: String,
-    /// What the agent offers.
+    /// The options that the agent offers.
     pub options: Vec<PermissionOption>,
-    /// The session that asks.
+    /// The session of the agent.
     pub session_id: String,
-    /// What whoever may answer is shown.
+    /// The request as clients see it.
     pub shown: Arc<serde_json::Value>,
 }
 
-/// What came of an answer to a permission.
+/// The outcome of an answer to a permission.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Answered {
-    /// It was the first.
+    /// It was the first answer.
     Settled,
-    /// It had been settled, or never asked.
+    /// The permission is settled already, or there is none.
     Resolved,
-    /// The agent did not offer that.
+    /// The agent did not offer this option.
     NotOffered,
 }
 
 impl Registry {
-    /// The agent asks for a permission: known from here on to whoever may answer.
+    /// Adds an open permission, which clients can answer from now on.
     pub fn open_permission(&self, sid: i64, asked: OpenPermission) {
         if let Some(handle) = self.lock().handles.get_mut(&sid) {
             handle.permissions.push(asked);
         }
     }
 
-    /// What is open of a session, oldest first.
+    /// A session's open permissions, oldest first.
     pub fn permissions(&self, sid: i64) -> Vec<Arc<serde_json::Value>> {
         let inner = self.lock();
         inner.handles.get(&sid).into_iter().flat_map(|h| h.permissions.iter().map(|p| p.shown.clone())).collect()
     }
 
-    /// What is open of all sessions: key, session and what is shown.
+    /// The open permissions of all sessions: key, session, and the request as clients see it.
     pub fn all_permissions(&self) -> Vec<(String, String, Arc<serde_json::Value>)> {
         let inner = self.lock();
         let mut all = Vec::new();
@@ -54,12 +54,12 @@ impl Registry {
         all
     }
 
-    /// How many sessions wait for a permission.
+    /// The number of sessions that wait for a permission.
     pub fn asking(&self) -> usize {
         self.lock().handles.values().filter(|h| !h.permissions.is_empty()).count()
     }
 
-    /// Settles an open permission, first come first served.
+    /// Settles an open permission. The first answer counts.
     pub fn answer_permission(&self, sid: i64, request_id: &str, option: Option<&str>, by: &'static str) -> Answered {
         let mut inner = self.lock();
         let Some(handle) = inner.handles.get_mut(&sid) else { return Answered::Resolved };
