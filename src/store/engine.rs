@@ -46,6 +46,30 @@ impl Engine {
         }
     }
 
+    /// As [`Engine::send`], for a job whose caller does not wait for it.
+    ///
+    /// # Errors
+    /// As there.
+    pub(super) fn post(&self, job: Job, until: Instant) -> Result<(), NotTaken> {
+        match self {
+            Self::Sqlite(engine) => engine.post(job, until),
+        }
+    }
+
+    /// Commits what was gathered ([`Env::gathers`](super::Env::gathers)).
+    pub(super) fn commit_gathered(&self) {
+        match self {
+            Self::Sqlite(engine) => engine.commit_gathered(),
+        }
+    }
+
+    /// Whether something was gathered.
+    pub(super) fn has_gathered(&self) -> bool {
+        match self {
+            Self::Sqlite(engine) => engine.has_gathered(),
+        }
+    }
+
     /// As [`Engine::send`], on the caller's own thread where the writer is idle.
     ///
     /// # Errors

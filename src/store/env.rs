@@ -38,6 +38,10 @@ pub struct Env {
     pub durable: bool,
     /// Transactions run on the caller's thread, one by one, instead of the writer's.
     pub inline: bool,
+    /// With `inline`: what nobody waits for is gathered until somebody waits for a commit, or until
+    /// [`Store::commit_gathered`](super::Store::commit_gathered); all of it is one group then, as it is where the
+    /// writer's thread was busy.
+    pub gathers: bool,
     /// The database is in memory (a `file:` URI with `vfs=memdb`). Its connections stay open over a failed commit and a
     /// close, and [`Store::again`](super::Store::again) takes them over.
     pub memory: bool,
@@ -47,7 +51,15 @@ pub struct Env {
 
 impl Default for Env {
     fn default() -> Self {
-        Self { clock: Arc::new(clock::now), faults: None, durable: true, inline: false, memory: false, readers: 4 }
+        Self {
+            clock: Arc::new(clock::now),
+            faults: None,
+            durable: true,
+            inline: false,
+            gathers: false,
+            memory: false,
+            readers: 4,
+        }
     }
 }
 

@@ -164,7 +164,7 @@ impl Store {
         for (did, why) in &unreadable {
             log::error!("hook journal: delivery {did} cannot be read, it is set aside: {why}");
         }
-        self.write_then(
+        self.write_aside(
             "set_aside_unreadable",
             move |tx| {
                 for (did, why) in &unreadable {
@@ -184,7 +184,7 @@ impl Store {
     /// Commits the number of an attempt before its call, so that the event of a handler that kills the daemon is set
     /// aside in the end.
     pub fn note_attempt(&self, did: i64, attempt: u32, done: impl FnOnce(Result<(), Error>) + Send + 'static) {
-        self.write_then(
+        self.write_aside(
             "note_attempt",
             move |tx| {
                 tx.tell(
@@ -206,7 +206,7 @@ impl Store {
         uncalled: bool,
         done: impl FnOnce(Result<(), Error>) + Send + 'static,
     ) {
-        self.write_then(
+        self.write_aside(
             "take_back_attempt",
             move |tx| {
                 tx.tell(
@@ -223,7 +223,7 @@ impl Store {
     /// An orderly stop: notes that handlers have not seen what this boot journalled. `called`: the deliveries that were
     /// handed over and are not settled.
     pub fn note_uncalled(&self, called: Vec<i64>, done: impl FnOnce(Result<(), Error>) + Send + 'static) {
-        self.write_then(
+        self.write_aside(
             "note_uncalled",
             move |tx| {
                 tx.tell(
@@ -248,7 +248,7 @@ impl Store {
         counted: bool,
         done: impl FnOnce(Result<(), Error>) + Send + 'static,
     ) {
-        self.write_then("settle_delivery", move |tx| tx.settle(did, &settled, counted), done);
+        self.write_aside("settle_delivery", move |tx| tx.settle(did, &settled, counted), done);
     }
 
     /// Makes a set-aside event due again; `None`: all of them. Returns how many deliveries are due again. Attempts are

@@ -351,6 +351,30 @@ impl Store {
         }
     }
 
+    /// As [`Store::write_then`], for what no thread ever waits for.
+    fn write_aside(
+        &self,
+        name: &'static str,
+        run: impl FnMut(&mut Tx<'_>) -> Result<(), Error> + Send + 'static,
+        done: impl FnOnce(Result<(), Error>) + Send + 'static,
+    ) {
+        let job = Job::work(name, run, done);
+        if let Err(refused) = self.engine.post(job, Instant::now() + self.patience) {
+            refused.refuse();
+        }
+    }
+
+    /// Commits what was gathered ([`Env::gathers`]) as one group.
+    pub fn commit_gathered(&self) {
+        self.engine.commit_gathered();
+    }
+
+    /// Whether something was gathered that [`Store::commit_gathered`] would commit.
+    #[must_use]
+    pub fn has_gathered(&self) -> bool {
+        self.engine.has_gathered()
+    }
+
     /// Runs a read beside the writer.
     fn read<T>(&self, run: impl FnOnce(Sql<'_>) -> Result<T, SqlError>) -> Result<T, Error> {
         self.engine.read(self.patience, run)

@@ -1,14 +1,16 @@
 //! The simulation: the real parts under a seed, with deaths at any step and commits in doubt.
 //!
-//! `sim` drives the coordinator, the registry, workers, delivery and hub over the real store; `house` drives the store, the
-//! machine and recovery closer, with models of those parts. `OSTLER_SIM_SEEDS=N` runs N seeds (by default as many as take a
-//! minute or two on two cores), `OSTLER_SIM_FROM=N` begins with that one, `OSTLER_SIM_SEED=N` runs that one alone, and
-//! `OSTLER_SIM_TRACE=1` tells what happens in it.
+//! The coordinator, the registry with its roster, workers, delivery and hub run on one thread over the real store
+//! ([`sim`]). What they are given instead of the machine's time and threads, the operator's handlers and agents is in
+//! [`parts`]; what was promised, and whether the stream and the tables keep it, is known to the [`witness`].
+//!
+//! `OSTLER_SIM_SEEDS=N` runs N seeds (by default as many as take a minute or two on two cores), `OSTLER_SIM_FROM=N` begins
+//! with that one, `OSTLER_SIM_SEED=N` runs that one alone, and `OSTLER_SIM_TRACE=1` tells what happens in it.
 #![allow(clippy::unwrap_used, missing_docs)]
 
 mod dice;
-mod house;
 mod parts;
+mod room;
 mod sim;
 mod witness;
 
@@ -17,16 +19,12 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
-use house::{House, Room};
+use room::Room;
 
-/// As many as take a minute or two on two cores.
-const SEEDS: u64 = 10_000;
-/// Of the real parts, which take longer where nothing is optimised.
-const REAL_SEEDS: u64 = if cfg!(debug_assertions) { 300 } else { SEEDS };
+/// As many as take a minute or two on two cores; fewer where nothing is optimised.
+const SEEDS: u64 = if cfg!(debug_assertions) { 300 } else { 10_000 };
 /// What happens before everything is let come to its end.
-const STEPS: u64 = 120;
-/// Steps of the real parts: each is a smaller one.
-const SMALL_STEPS: u64 = 250;
+const STEPS: u64 = 250;
 /// Seeds that fail before the rest is given up.
 const ENOUGH: usize = 5;
 
@@ -34,28 +32,13 @@ fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok().and_then(|n| n.parse().ok())
 }
 
-/// Steps and boots, and the room for the next one.
-fn run(seed: u64, room: Room) -> (u64, u64, Room) {
-    let mut house = House::new(seed, room);
-    for _ in 0..STEPS {
-        house.step();
-    }
-    house.settle_down();
-    (house.steps, house.boots, house.leave())
-}
-
 #[test]
 fn whatever_happens_in_whatever_order_the_promises_hold() {
-    each_seed("house", SEEDS, || run);
-}
-
-#[test]
-fn the_real_parts_keep_the_promises_whatever_happens_in_whatever_order() {
-    each_seed("sim", REAL_SEEDS, || {
+    each_seed(SEEDS, || {
         let tools = std::sync::Arc::new(sim::Tools::new());
         move |seed, room| {
             let mut sim = sim::Sim::new(seed, room, tools.clone());
-            for _ in 0..SMALL_STEPS {
+            for _ in 0..STEPS {
                 sim.step();
             }
             sim.settle_down();
@@ -65,7 +48,7 @@ fn the_real_parts_keep_the_promises_whatever_happens_in_whatever_order() {
 }
 
 /// Runs the seeds that are asked for, on as many threads as there are cores; each makes its own runner.
-fn each_seed<R: FnMut(u64, Room) -> (u64, u64, Room)>(name: &str, seeds: u64, make: impl Fn() -> R + Sync) {
+fn each_seed<R: FnMut(u64, Room) -> (u64, u64, Room)>(seeds: u64, make: impl Fn() -> R + Sync) {
     let (from, to) = match number("OSTLER_SIM_SEED") {
         Some(one) => (one, one + 1),
         None => {
@@ -84,7 +67,7 @@ fn each_seed<R: FnMut(u64, Room) -> (u64, u64, Room)>(name: &str, seeds: u64, ma
             if seed >= to || failed.lock().unwrap().len() >= ENOUGH {
                 return;
             }
-            let used = room.take().unwrap_or_else(|| Room::new(&format!("{name}-{seed}")));
+            let used = room.take().unwrap_or_else(|| Room::new(&seed.to_string()));
             match catch_unwind(AssertUnwindSafe(|| run(seed, used))) {
                 Ok((s, b, left)) => {
                     steps.fetch_add(s, Ordering::Relaxed);
@@ -92,9 +75,7 @@ fn each_seed<R: FnMut(u64, Room) -> (u64, u64, Room)>(name: &str, seeds: u64, ma
                     room = Some(left);
                 }
                 Err(_) => {
-                    eprintln!(
-                        "{name}: seed {seed} fails: OSTLER_SIM_SEED={seed} cargo test --release --test simulation"
-                    );
+                    eprintln!("seed {seed} fails: OSTLER_SIM_SEED={seed} cargo test --release --test simulation");
                     failed.lock().unwrap().push(seed);
                 }
             }
@@ -108,11 +89,11 @@ fn each_seed<R: FnMut(u64, Room) -> (u64, u64, Room)>(name: &str, seeds: u64, ma
     });
     let failed = failed.into_inner().unwrap();
     eprintln!(
-        "{name}: {} seeds, {} steps, {} boots in {:.1} s on {threads} threads",
+        "{} seeds, {} steps, {} boots in {:.1} s on {threads} threads",
         to - from,
         steps.into_inner(),
         boots.into_inner(),
         began.elapsed().as_secs_f64()
     );
-    assert!(failed.is_empty(), "{name}: failing seeds: {failed:?}");
+    assert!(failed.is_empty(), "failing seeds: {failed:?}");
 }

@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
+use std::panic::resume_unwind;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
@@ -10,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use ostler::agent::{
     Agent, Answer, Continuity, Failure, Host, Interrupt, PermissionOption, PermissionRequest, Progress, Prompt, Said,
-    Started,
+    Started, ToolCall,
 };
 use ostler::clock::Millis;
 use ostler::daemon::handlers::Handlers;
@@ -20,7 +21,9 @@ use ostler::model::event::{Entry, HookEvent};
 use serde_json::Value;
 
 use crate::dice::Dice;
-use crate::house::T0;
+
+/// When a seed begins, by the wall clock.
+pub const T0: Millis = 1_800_000_000_000;
 
 /// The seed's time.
 pub struct Clock {
@@ -74,11 +77,24 @@ impl Runtime for Machine {
     }
 }
 
+/// A handler, and the event that is delivered to it.
+pub type Delivery = (String, String);
+
 /// A call of handlers that has not come back.
 pub enum Call {
-    Deliver { handler: String, key: String, event_id: String, done: Box<dyn FnOnce(Delivered) + Send> },
+    Deliver { key: String, of: Delivery, before: u32, done: Box<dyn FnOnce(Delivered) + Send> },
     Notify { kind: HookEvent, done: Box<dyn FnOnce(usize) + Send> },
     Ask { done: Box<dyn FnOnce(Verdict) + Send> },
+}
+
+impl Call {
+    /// Which delivery it is, if it is one.
+    const fn of(&self) -> Option<&Delivery> {
+        match self {
+            Self::Deliver { of, .. } => Some(of),
+            Self::Notify { .. } | Self::Ask { .. } => None,
+        }
+    }
 }
 
 /// The operator's handlers: as many threads as there are calls.
@@ -99,11 +115,17 @@ pub struct Scripts {
 #[derive(Default)]
 pub struct Seen {
     /// The newest attempt of each delivery.
-    attempts: BTreeMap<(String, String), u32>,
+    attempts: BTreeMap<Delivery, u32>,
     /// What each handler was given of each key, in order; a repeated one once.
     pub order: BTreeMap<(String, String), Vec<String>>,
     /// How often a handler took an event, and said so.
-    pub done: BTreeMap<(String, String), u32>,
+    pub done: BTreeMap<Delivery, u32>,
+    /// What was called since this was last looked at.
+    pub called: Vec<Delivery>,
+    /// Set-aside ones that an operator had delivered again.
+    pub again: BTreeSet<Delivery>,
+    /// Deliveries that handlers may have seen, or may have said to be done, for all that the daemon can know.
+    pub in_doubt: BTreeSet<Delivery>,
 }
 
 impl Scripts {
@@ -111,10 +133,10 @@ impl Scripts {
         Self { clock: Some(clock), seen: Mutex::new(seen), before_turn, ..Self::default() }
     }
 
-    /// A call comes back.
-    pub fn come_back(&self, call: Call, dice: &mut Dice, quiet: bool) {
+    /// A call comes back. `late`: nobody listens to that any more.
+    pub fn come_back(&self, call: Call, dice: &mut Dice, quiet: bool, late: bool) {
         match call {
-            Call::Deliver { handler, event_id, done, .. } => {
+            Call::Deliver { of, before, done, .. } => {
                 let answer = match dice.below(12) {
                     _ if quiet => Delivered::Done,
                     0..9 => Delivered::Done,
@@ -122,9 +144,19 @@ impl Scripts {
                     10 => Delivered::TimedOut("late".into()),
                     _ => Delivered::Failed("why".into()),
                 };
-                if answer == Delivered::Done {
-                    *self.seen.lock().unwrap().lock().unwrap().done.entry((handler, event_id)).or_default() += 1;
+                let seen = self.seen.lock().unwrap().clone();
+                let mut seen = seen.lock().unwrap();
+                if late {
+                    seen.in_doubt.insert(of.clone());
                 }
+                match answer {
+                    Delivered::Done => *seen.done.entry(of).or_default() += 1,
+                    Delivered::NotCalled => {
+                        seen.attempts.insert(of, before);
+                    }
+                    _ => {}
+                }
+                drop(seen);
                 done(answer);
             }
             Call::Notify { kind, done } => {
@@ -177,18 +209,26 @@ impl Handlers for Scripts {
             assert!(over || !self.heard.load(Ordering::Relaxed), "an end is delivered beside the `shutdown` handlers");
         }
         let mut calls = self.calls.lock().unwrap();
-        let same = |c: &Call| matches!(c, Call::Deliver { handler: h, key: k, .. } if *h == handler && *k == key);
-        assert!(!calls.iter().any(same), "two events of {key} at once for {handler}");
+        let same = |c: &Call| {
+            c.of().is_some_and(|of| of.0 == handler) && matches!(c, Call::Deliver { key: k, .. } if *k == key)
+        };
         let seen = self.seen.lock().unwrap().clone();
         let mut seen = seen.lock().unwrap();
-        let last = seen.attempts.insert((handler.clone(), event.event_id.clone()), event.attempt).unwrap_or(0);
-        assert!(event.attempt >= last, "attempts do not go back: {last}, then {}", event.attempt);
+        let of = (handler.clone(), event.event_id.clone());
+        // What an operator has delivered again stands beside what is delivered already.
+        let beside = seen.again.contains(&of)
+            || calls.iter().any(|c| same(c) && c.of().is_some_and(|of| seen.again.contains(of)));
+        assert!(beside || !calls.iter().any(&same), "two events of {key} at once for {handler}");
+        let before = seen.attempts.insert(of.clone(), event.attempt).unwrap_or(0);
+        assert!(event.attempt > before, "a call again is a higher attempt: {before}, then {}", event.attempt);
         assert_eq!(event.redelivered, event.attempt > 1);
-        let order = seen.order.entry((handler.clone(), key.clone())).or_default();
+        assert!(!event.redelivered || before > 0 || seen.in_doubt.contains(&of), "redelivered, and never seen: {of:?}");
+        seen.called.push(of.clone());
+        let order = seen.order.entry((handler, key.clone())).or_default();
         if !order.contains(&event.event_id) {
-            order.push(event.event_id.clone());
+            order.push(event.event_id);
         }
-        calls.push(Call::Deliver { handler, key, event_id: event.event_id, done });
+        calls.push(Call::Deliver { key, of, before, done });
     }
 
     fn ask(&self, event: Event, done: Box<dyn FnOnce(Verdict) + Send>) {
@@ -216,7 +256,14 @@ impl Handlers for Scripts {
         let calls = std::mem::take(&mut *self.calls.lock().unwrap());
         for call in calls {
             match call {
-                Call::Deliver { done, .. } => done(Delivered::NotCalled),
+                Call::Deliver { of, before, done, .. } => {
+                    let seen = self.seen.lock().unwrap().clone();
+                    let mut seen = seen.lock().unwrap();
+                    seen.attempts.insert(of.clone(), before);
+                    seen.in_doubt.insert(of);
+                    drop(seen);
+                    done(Delivered::NotCalled);
+                }
                 Call::Notify { done, .. } => done(1),
                 Call::Ask { done } => done(Verdict::HookFailed("closing".into())),
             }
@@ -224,6 +271,9 @@ impl Handlers for Scripts {
         0
     }
 }
+
+/// How a worker panics.
+pub struct Fault;
 
 /// What agents said and were asked, over all boots.
 #[derive(Default)]
@@ -262,6 +312,18 @@ impl Actor {
     }
 
     fn say(&mut self, host: &mut dyn Host) {
+        if self.dice.chance(20) {
+            return host.said(Said::Thought("hm".into()));
+        }
+        if self.dice.chance(20) {
+            let status = *self.dice.pick(&["pending", "completed"]);
+            return host.said(Said::Tool(ToolCall {
+                id: format!("t{}", self.dice.below(3)),
+                title: Some("tool".into()),
+                status: Some(status.into()),
+                ..ToolCall::default()
+            }));
+        }
         let n = self.dice.below(1000);
         let long = self.dice.chance(2);
         let piece = if long { "x".repeat(70_000) } else { format!("<{n}>") };
@@ -292,6 +354,9 @@ impl Actor {
             self.say(host);
             return Progress::Pending { until: None };
         }
+        if !self.quiet() && self.dice.chance(1) {
+            resume_unwind(Box::new(Fault));
+        }
         if !self.quiet() && self.dice.chance(8) && !self.deaf {
             return self.ask(host);
         }
@@ -315,11 +380,8 @@ impl Actor {
             format!("p{}", notes.asked)
         };
         let option = PermissionOption { option_id: "yes".into(), name: "Yes".into(), kind: "allow_once".into() };
-        let request = PermissionRequest {
-            request_id: request_id.clone(),
-            tool: ostler::agent::ToolCall::default(),
-            options: vec![option],
-        };
+        let request =
+            PermissionRequest { request_id: request_id.clone(), tool: ToolCall::default(), options: vec![option] };
         if host.permission(request).is_none() {
             self.notes.lock().unwrap().open.push(request_id.clone());
             self.asks = Some(request_id);

@@ -5,12 +5,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicI64, AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
-use rusqlite::Connection;
 
 use ostler::config::{self, Config};
 use ostler::daemon::context::{Context, Parts, Reloaded, Request};
@@ -22,57 +21,32 @@ use ostler::daemon::signals::Signal;
 use ostler::daemon::worker::{Input, Next, Worker};
 use ostler::hooks::{self, Hooks};
 use ostler::model::event::{HandlerId, StopReason, Urgency};
-use ostler::store::{BootInfo, Env, Error, Step, Store};
+use ostler::store::{BootInfo, Env, Error, Store};
 
 use crate::dice::Dice;
-use crate::house::{Room, T0};
-use crate::parts::{Actor, Clock, Machine, NoHost, Notes, Scripts, Seen};
+use crate::parts::{Actor, Clock, Fault, Machine, NoHost, Notes, Scripts, Seen, T0};
+use crate::room::{Room, environment};
 use crate::witness::Witness;
+use faults::{Death, Fate, Faults};
 
 mod conclusion;
+mod faults;
 mod people;
+mod recovery;
 mod steps;
 
 const KEYS: [&str; 4] = ["k:a", "k:b", "h:c", "h:d"];
 const HANDLERS: [&str; 2] = ["x", "y"];
 
-/// How a death travels through the daemon.
-struct Death;
-
-/// What strikes, and when. Shared with the store's environment.
-#[derive(Default)]
-struct Faults {
-    /// Steps until the process dies; 0: it does not.
-    death_in: AtomicU64,
-    /// The next COMMIT fails: 1 before it, 2 after it.
-    commit: AtomicU8,
-    /// The process is dead: what unwinds strikes nothing any more.
-    dead: std::sync::atomic::AtomicBool,
-    /// Marks that were written, and whether that is certain.
-    marks: Mutex<Vec<bool>>,
-}
-
-impl Faults {
-    fn strike(&self, name: &str, step: Step) -> bool {
-        if self.dead.load(Ordering::Relaxed) {
-            return true;
-        }
-        if self.death_in.load(Ordering::Relaxed) > 0 && self.death_in.fetch_sub(1, Ordering::Relaxed) == 1 {
-            self.dead.store(true, Ordering::Relaxed);
-            resume_unwind(Box::new(Death));
-        }
-        let due = match step {
-            Step::Commit => 1,
-            Step::Committed => 2,
-            Step::Before | Step::Inside | Step::Room => return false,
-        };
-        let strikes = self.commit.compare_exchange(due, 0, Ordering::Relaxed, Ordering::Relaxed).is_ok();
-        if matches!(name, "mark_running" | "refresh_marks") && step == Step::Committed {
-            self.marks.lock().unwrap().push(!strikes);
-        }
-        strikes
-    }
-}
+/// So long is no interrupted turn left alone, where every one must go on: more than a seed's whole time, less than a clock
+/// may be behind.
+const LONG_WINDOW: &str = "30d";
+/// `retention.reports`, before it is changed.
+const REPORTS: usize = 1000;
+/// What retention keeps for a while only is kept for this long.
+const AGE_MS: i64 = 3_600_000;
+/// How far the wall clock may be behind: a bit, an hour, or as on a machine without a battery.
+const BEHIND_MS: [i64; 3] = [60_000, AGE_MS, 31_000_000_000];
 
 /// A message, as its sender knows it.
 #[derive(Clone, Debug)]
@@ -82,6 +56,8 @@ struct Sent {
     id: Option<String>,
     /// Turn and message of its 202.
     acked: Option<(String, String)>,
+    /// When that was, by the store's clock.
+    at: i64,
 }
 
 /// A worker and its thread, which only waits.
@@ -91,6 +67,8 @@ struct Thread {
     mailbox: Arc<Mailbox>,
     next: Next,
     ended: Option<Box<dyn FnOnce() + Send>>,
+    /// It does not come back from what it does, and goes on at some later time: after it was given up, perhaps.
+    hangs: bool,
 }
 
 /// A reload that was asked for: the value that stood in the file then.
@@ -124,7 +102,12 @@ struct Process {
     stops_with: Option<Arc<Config>>,
     stop_began: Option<i64>,
     blocked: BTreeSet<i64>,
+    /// Running sessions were marked, for certain.
     marked: bool,
+    /// Every activation was closed, for certain.
+    closed: bool,
+    /// The newest delivery when it was to be noted whose handlers were not called.
+    uncalled_upto: i64,
 }
 
 /// What is made once and used by one seed after the other.
@@ -151,11 +134,12 @@ pub struct Sim {
     faults: Arc<Faults>,
     config: Config,
     text: String,
-    /// The newest value of `sessions.queue_limit` in the file.
+    /// The newest value of `retention.reports` in the file.
     value: usize,
     strict: bool,
     store: Option<Store>,
-    broom: Connection,
+    broom: rusqlite::Connection,
+    gathers: bool,
     process: Option<Process>,
     witness: Witness,
     sent: Vec<Sent>,
@@ -164,14 +148,17 @@ pub struct Sim {
     before_turn: bool,
     agents: Arc<AtomicU64>,
     quiet: bool,
-    struck: bool,
+    /// The last process left in order, and said so.
+    left_clean: bool,
+    /// Up to this delivery it is noted, for certain, whose handler the last process did not call.
+    uncalled_upto: Option<i64>,
 }
 
 impl Sim {
     pub fn new(seed: u64, room: Room, tools: Arc<Tools>) -> Self {
         let mut dice = Dice::new(seed ^ 0x7369_6d00);
+        room.sweep();
         let Room { store, eyes, broom } = room;
-        broom.execute_batch(crate::house::SWEEP).unwrap();
         let strict = dice.chance(50);
         let text = configuration(&mut dice, strict, &tools.dir);
         let clock = Arc::new(Clock {
@@ -180,7 +167,7 @@ impl Sim {
             // Ahead of the machine's own, so that an instant of the seed has not passed where that one is asked.
             base: Instant::now() + Duration::from_secs(86_400),
         });
-        let before_turn = dice.chance(30);
+        let (before_turn, gathers) = (dice.chance(30), dice.chance(50));
         let mut sim = Self {
             dice,
             steps: 0,
@@ -190,10 +177,11 @@ impl Sim {
             faults: Arc::default(),
             config: config::parse(&text, None).unwrap_or_else(|e| panic!("{e}\n{text}")),
             text,
-            value: 1000,
+            value: REPORTS,
             strict,
             store: Some(store),
             broom,
+            gathers,
             process: None,
             witness: Witness::new(eyes),
             sent: Vec::new(),
@@ -202,7 +190,8 @@ impl Sim {
             before_turn,
             agents: Arc::new(AtomicU64::new(seed << 16)),
             quiet: false,
-            struck: false,
+            left_clean: false,
+            uncalled_upto: Some(0),
         };
         sim.write_config();
         sim.boot();
@@ -220,7 +209,7 @@ impl Sim {
 
     fn write_config(&mut self) {
         self.value += 1;
-        let text = self.text.replace("queue_limit = 1000", &format!("queue_limit = {}", self.value));
+        let text = self.text.replace("reports = 1000", &format!("reports = {}", self.value));
         std::fs::write(self.file(), text).unwrap();
     }
 
@@ -245,37 +234,32 @@ impl Sim {
     fn boot(&mut self) {
         loop {
             self.process = None;
-            self.faults.dead.store(false, Ordering::Relaxed);
-            self.faults.marks.lock().unwrap().clear();
+            self.faults.revive();
             self.boots += 1;
             if self.boots > 1 {
                 let away = *self.dice.pick(&[10, 1000, 30_000, 30_000, 4_000_000]);
                 self.clock.ms.fetch_add(away, Ordering::Relaxed);
-                let behind = if self.dice.chance(15) { *self.dice.pick(&[60_000, 3_600_000]) } else { 0 };
+                let behind = if self.dice.chance(15) { *self.dice.pick(&BEHIND_MS) } else { 0 };
                 self.clock.behind.store(behind, Ordering::Relaxed);
             }
-            let (clock, faults) = (self.clock.clone(), self.faults.clone());
-            let env = Env {
-                clock: Arc::new(move || clock.wall()),
-                faults: Some(Arc::new(move |name, step| faults.strike(name, step))),
-                ..crate::house::world()
-            };
-            let store = self.store.take().expect("a store").again(env).expect("the store opens");
-            self.store = Some(store.clone());
+            let store = self.open_store();
             self.witness.read();
+            match self.uncalled_upto.take() {
+                // What came after that note is not in it.
+                Some(last) => self.doubt(&format!("d.state='pending' AND d.did>{last}")),
+                None => self.doubt("d.state='pending'"),
+            }
+            let expected = self.expected();
             let info = BootInfo {
                 boot_id: format!("b{}", self.boots),
                 pid: 1,
                 threshold: self.config.sessions.stuck_threshold.into(),
             };
-            store.set_owed(Arc::new(|event| {
-                let id = |name: &&str| HandlerId { event, script: "s.lua".into(), name: (*name).to_owned() };
-                if event.is_journalled() { HANDLERS.iter().map(id).collect() } else { Vec::new() }
-            }));
             let mut process = self.assemble(&store);
             match self.guarded(|_| store.open_boot(info)) {
                 Some(Ok(recovered)) => {
                     self.witness.read();
+                    self.check_recovery(&expected, &recovered);
                     process.coordinator.begin(&recovered);
                     self.process = Some(process);
                     return;
@@ -284,6 +268,24 @@ impl Sim {
                 Some(Err(e)) => panic!("a boot fails: {e}"),
             }
         }
+    }
+
+    /// The store as a new process opens it.
+    fn open_store(&mut self) -> Store {
+        let (clock, faults) = (self.clock.clone(), self.faults.clone());
+        let env = Env {
+            clock: Arc::new(move || clock.wall()),
+            faults: Some(Arc::new(move |name, step| faults.strike(name, step))),
+            gathers: self.gathers,
+            ..environment()
+        };
+        let store = self.store.take().expect("a store").again(env).expect("the store opens");
+        store.set_owed(Arc::new(|event| {
+            let id = |name: &&str| HandlerId { event, script: "s.lua".into(), name: (*name).to_owned() };
+            if event.is_journalled() { HANDLERS.iter().map(id).collect() } else { Vec::new() }
+        }));
+        self.store = Some(store.clone());
+        store
     }
 
     fn assemble(&mut self, store: &Store) -> Process {
@@ -362,26 +364,33 @@ impl Sim {
             stop_began: None,
             blocked,
             marked: false,
+            closed: false,
+            uncalled_upto: 0,
         }
     }
 }
 
+/// The configuration of a seed. `strict`: every interrupted turn must go on.
 fn configuration(dice: &mut Dice, strict: bool, dir: &tempfile::TempDir) -> String {
     let on_interrupt = if strict { *dice.pick(&["resume", "rerun"]) } else { *dice.pick(&["resume", "rerun", "wait"]) };
-    let resume = if strict || dice.chance(50) { "auto" } else { "on_message" };
-    let window = if strict { "never" } else { "1h" };
+    let resume = if strict { "auto" } else { *dice.pick(&["auto", "on_message", "never"]) };
+    let window = if strict { *dice.pick(&["never", LONG_WINDOW]) } else { "1h" };
+    let idle_reset = if dice.chance(25) { "2h" } else { "never" };
     let busy = *dice.pick(&["queue", "collect", "interrupt"]);
     let max_live = *dice.pick(&[1, 2, 8]);
+    let queue_limit = *dice.pick(&[3, 32]);
     let threshold = *dice.pick(&[3, 3, 2, 1, 0]);
     let park = *dice.pick(&["never", "30s", "5m"]);
     let most = *dice.pick(&[1, 8]);
-    let (events, ids, journal) = (*dice.pick(&["never", "1h"]), "never", *dice.pick(&["never", "1h"]));
+    let mut age = || *dice.pick(&["never", "1h"]);
+    let (ended, events, ids, journal) = (age(), age(), age(), age());
     let turn = *dice.pick(&["never", "2m"]);
     format!(
-        "[sessions]\nmax_live = {max_live}\nbusy = \"{busy}\"\nqueue_limit = 1000\nresume = \"{resume}\"\n\
-         resume_window = \"{window}\"\nstuck_threshold = {threshold}\npark_after = \"{park}\"\n\
+        "[sessions]\nmax_live = {max_live}\nbusy = \"{busy}\"\nqueue_limit = {queue_limit}\nresume = \"{resume}\"\n\
+         resume_window = \"{window}\"\nidle_reset = \"{idle_reset}\"\nstuck_threshold = {threshold}\npark_after = \"{park}\"\n\
          [shutdown]\ndrain = \"30s\"\ninterrupt = \"10s\"\nhooks = \"10s\"\nclose = \"5s\"\ndeadline = \"60s\"\n\
-         [retention]\nended = \"never\"\nevents = \"{events}\"\nids = \"{ids}\"\njournal = \"{journal}\"\n\
+         [hooks]\nattempts = 3\n\
+         [retention]\nended = \"{ended}\"\nevents = \"{events}\"\nids = \"{ids}\"\njournal = \"{journal}\"\nreports = {REPORTS}\n\
          [agent.light]\nkind = \"echo\"\nmax_processes = 8\non_interrupt = \"{on_interrupt}\"\nturn_timeout = \"{turn}\"\n\
          [agent.heavy]\nkind = \"acp\"\ncommand = [\"true\"]\ncwd = \"{}\"\nmax_processes = {most}\n\
          on_interrupt = \"{on_interrupt}\"\npermission_timeout = \"1m\"\npermission = \"ask\"\n\

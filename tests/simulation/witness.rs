@@ -50,8 +50,8 @@ pub struct Witness {
     conn: Option<Connection>,
     pub seq: i64,
     pub events: i64,
-    /// The number of each event.
-    pub seqs: Vec<i64>,
+    /// The number and the time of each event.
+    pub seqs: Vec<(i64, i64)>,
     /// The number of each turn's start.
     pub begun: BTreeMap<String, i64>,
     /// What was said in each session, in events: a deleted one's is purged.
@@ -99,20 +99,20 @@ impl Witness {
     /// Reads what is new in the stream. Whether anything was.
     pub fn read(&mut self) -> bool {
         let conn = self.conn.take().unwrap();
-        let rows: Vec<(i64, String, String, Option<String>, String)> = conn
-            .prepare_cached("SELECT seq, kind, session_id, turn_id, data FROM events WHERE seq>?1 ORDER BY seq")
+        let rows: Vec<(i64, String, String, Option<String>, String, i64)> = conn
+            .prepare_cached("SELECT seq, kind, session_id, turn_id, data, at FROM events WHERE seq>?1 ORDER BY seq")
             .unwrap()
-            .query_map([self.seq], |r| Ok((r.get(0)?, r.get(1)?, r.get(2)?, r.get(3)?, r.get(4)?)))
+            .query_map([self.seq], |r| Ok((r.get(0)?, r.get(1)?, r.get(2)?, r.get(3)?, r.get(4)?, r.get(5)?)))
             .unwrap()
             .collect::<Result<_, _>>()
             .unwrap();
         self.conn = Some(conn);
         let any = !rows.is_empty();
-        for (seq, kind, session, turn, data) in rows {
+        for (seq, kind, session, turn, data, at) in rows {
             assert!(seq > self.seq, "event numbers rise");
             self.seq = seq;
             self.events += 1;
-            self.seqs.push(seq);
+            self.seqs.push((seq, at));
             if let Some(turn) = turn.as_ref().filter(|_| kind == "turn_start") {
                 self.begun.insert(turn.clone(), seq);
             }
@@ -191,6 +191,7 @@ impl Witness {
                     t.text.push_str(data["text"].as_str().unwrap());
                 }
             }
+            "plan" | "permission" => *self.words.entry(id.to_owned()).or_default() += 1,
             _ => {}
         }
     }
@@ -206,8 +207,8 @@ impl Witness {
         }
     }
 
-    /// Compares the tables with the account.
-    pub fn check(&mut self) {
+    /// Compares the tables with the account. `recovered`: a boot has just counted deaths.
+    pub fn check(&mut self, recovered: bool) {
         let conn = self.conn.take().unwrap();
         let fault: Option<String> = {
             use rusqlite::OptionalExtension as _;
@@ -222,6 +223,7 @@ impl Witness {
             .unwrap();
         let mut rows = statement.query([]).unwrap();
         let mut suspended = BTreeSet::new();
+        let before = std::mem::take(&mut self.unclean);
         while let Some(r) = rows.next().unwrap() {
             let sid: i64 = r.get(0).unwrap();
             let id: String = r.get(1).unwrap();
@@ -253,6 +255,11 @@ impl Witness {
                 "session {sid}: session_closed is said of what is over, and of that only"
             );
             self.unclean.insert(sid, still.6);
+            if !recovered && still.6 > before.get(&sid).copied().unwrap_or(0) {
+                let given_up = "SELECT 1 FROM activations WHERE sid=?1 AND epoch=?2 AND abandoned=1";
+                let given_up = conn.prepare_cached(given_up).unwrap().exists([sid, still.0]).unwrap();
+                assert!(given_up, "session {sid}: a death is counted, and nothing died");
+            }
             if status == "suspended" {
                 suspended.insert(sid);
                 let was = self.still.entry(sid).or_insert_with(|| still.clone());

@@ -1,5 +1,6 @@
 //! The engine as the store uses it: the one writer, on a thread of its own or the caller's, and the readers.
 
+use std::collections::VecDeque;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
@@ -23,6 +24,8 @@ pub(in crate::store) const QUEUE: usize = 1024;
 pub(in crate::store) struct Sqlite {
     /// What waits for the writer's thread. `None`: transactions run on the caller's thread.
     queue: Option<Arc<QueueOwner>>,
+    /// What nobody waits for, where it is gathered ([`Env::gathers`](crate::store::Env::gathers)).
+    gathered: Option<Arc<Mutex<VecDeque<Job>>>>,
     writer: Arc<Mutex<Writer>>,
     readers: Readers,
     /// `None`: the database is in memory.
@@ -70,7 +73,8 @@ impl Sqlite {
                 .map_err(|e| Error::Unavailable(format!("no thread for the writer: {e}")))?;
             queue = Some(Arc::new(QueueOwner(jobs)));
         }
-        Ok(Self { queue, writer, readers, files })
+        let gathered = (shared.env.inline && shared.env.gathers).then(Arc::default);
+        Ok(Self { queue, gathered, writer, readers, files })
     }
 
     /// Sends a job to the writer.
@@ -80,8 +84,48 @@ impl Sqlite {
     pub(in crate::store) fn send(&self, job: Job, until: Instant) -> Result<(), NotTaken> {
         match &self.queue {
             Some(owner) => owner.0.push(job, until),
+            None if self.gathered.is_some() => {
+                // The group is answered in the order in which it was sent.
+                let mut writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
+                let mut group = self.take_gathered();
+                group.push_back(job);
+                writer.perform_all(group)
+            }
             None => self.writer.lock().unwrap_or_else(PoisonError::into_inner).perform(job),
         }
+    }
+
+    /// As [`Sqlite::send`], for a job whose caller does not wait for it.
+    ///
+    /// # Errors
+    /// As there.
+    pub(in crate::store) fn post(&self, job: Job, until: Instant) -> Result<(), NotTaken> {
+        match &self.gathered {
+            Some(gathered) if !self.writer.lock().unwrap_or_else(PoisonError::into_inner).is_over() => {
+                gathered.lock().unwrap_or_else(PoisonError::into_inner).push_back(job);
+                Ok(())
+            }
+            _ => self.send(job, until),
+        }
+    }
+
+    fn take_gathered(&self) -> VecDeque<Job> {
+        let gathered = self.gathered.as_ref();
+        gathered
+            .map(|jobs| std::mem::take(&mut *jobs.lock().unwrap_or_else(PoisonError::into_inner)))
+            .unwrap_or_default()
+    }
+
+    /// Commits what was gathered, as one group.
+    pub(in crate::store) fn commit_gathered(&self) {
+        let mut writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
+        let _ = writer.perform_all(self.take_gathered());
+    }
+
+    /// Whether something was gathered.
+    pub(in crate::store) fn has_gathered(&self) -> bool {
+        let gathered = self.gathered.as_ref();
+        gathered.is_some_and(|jobs| !jobs.lock().unwrap_or_else(PoisonError::into_inner).is_empty())
     }
 
     /// As [`Sqlite::send`], for a thread that may wait for the disk itself. If the writer is idle and nothing waits,

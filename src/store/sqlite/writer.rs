@@ -107,6 +107,22 @@ impl Writer {
         Ok(())
     }
 
+    /// Some jobs, as one group.
+    pub(super) fn perform_all(&mut self, mut jobs: VecDeque<Job>) -> Result<(), NotTaken> {
+        if self.over {
+            let last = jobs.pop_back();
+            jobs.into_iter().for_each(|job| job.refuse(&closed()));
+            return last.map_or(Ok(()), |job| Err(NotTaken::Over(job)));
+        }
+        let _ = self.serve(jobs);
+        Ok(())
+    }
+
+    /// Whether it takes no more jobs.
+    pub(super) const fn is_over(&self) -> bool {
+        self.over
+    }
+
     /// The writer's thread, until the store is closed or every handle is gone.
     pub(super) fn run(writer: &Mutex<Self>, queue: &JobQueue) {
         let lock = || -> MutexGuard<'_, Self> { writer.lock().unwrap_or_else(PoisonError::into_inner) };

@@ -9,15 +9,16 @@ impl Sim {
         if self.dice.chance(2) {
             let when = 1 + self.dice.below(16);
             self.faults.death_in.store(when, Ordering::Relaxed);
-            self.struck = true;
         }
         if self.dice.chance(3) {
-            let how = 1 + self.dice.below(2) as u8;
+            let how = 1 + self.dice.below(3) as u8;
             self.faults.commit.store(how, Ordering::Relaxed);
-            self.struck = true;
         }
-        let full = self.dice.chance(3);
-        self.p().machine.full.store(full, Ordering::Relaxed);
+        if self.dice.chance(6) {
+            // For some steps, or not any more.
+            let full = self.dice.chance(30);
+            self.p().machine.full.store(full, Ordering::Relaxed);
+        }
         if self.witness.trace {
             let p = self.process.as_ref().unwrap();
             let threads: Vec<_> = p.threads.iter().map(|t| (t.sid, t.worker.state())).collect();
@@ -28,11 +29,16 @@ impl Sim {
     }
 
     fn happen(&mut self) {
+        // Answers are handed over while a stop waits for that.
+        if self.p().ctx.board().phase == "draining" && self.dice.chance(10) {
+            return self.hand_over();
+        }
         match self.dice.below(100) {
             0..10 => self.send(),
-            10..55 => drop_it(self.go_on()),
             55..58 => self.people(),
-            58..68 => drop_it(self.come_back()),
+            58..68 => {
+                self.come_back();
+            }
             68..80 => self.pass(),
             80..82 => self.ask_stop(),
             82 if self.dice.chance(30) => self.faults.dead.store(true, Ordering::Relaxed),
@@ -50,7 +56,21 @@ impl Sim {
             91..93 => self.answer(),
             93 => self.clock.behind.store(0, Ordering::Relaxed),
             94 if self.dice.chance(10) => self.clock.behind.store(60_000, Ordering::Relaxed),
-            _ => drop_it(self.go_on()),
+            95 => self.hang(),
+            96 if self.dice.chance(30) => self.retry_events(),
+            _ => {
+                self.go_on();
+            }
+        }
+    }
+
+    /// A worker does not come back from what it does, or does at last.
+    fn hang(&mut self) {
+        let threads = self.p().threads.len() as u64;
+        if threads > 0 {
+            let nth = self.dice.below(threads) as usize;
+            let thread = &mut self.p().threads[nth];
+            thread.hangs = !thread.hangs;
         }
     }
 
@@ -66,15 +86,20 @@ impl Sim {
         let pumps = !p.pump.has_ended() && (!p.inbox.is_empty() || p.pump_due.is_some_and(|at| at <= now));
         able.extend(pumps.then_some(2));
         able.extend((!p.starting.lock().unwrap().is_empty()).then_some(3));
+        able.extend(p.ctx.store.has_gathered().then_some(4));
         let runs = |t: &Thread| match t.next {
+            _ if t.hangs => false,
             Next::Again => true,
             Next::Wait { until, .. } => t.mailbox.has_letters() || until.is_some_and(|at| at <= now),
             Next::Gone => false,
         };
         let ready: Vec<usize> = p.threads.iter().enumerate().filter(|(_, t)| runs(t)).map(|(n, _)| n).collect();
-        let listen = |t: &Thread| matches!(t.next, Next::Wait { agent: true, .. });
+        let listen = |t: &Thread| !t.hangs && matches!(t.next, Next::Wait { agent: true, .. });
         let listening: Vec<usize> = p.threads.iter().enumerate().filter(|(_, t)| listen(t)).map(|(n, _)| n).collect();
         able.extend(ready.iter().map(|n| 10 + n));
+        if able.is_empty() {
+            self.check_quiet();
+        }
         // An agent says something whenever it likes.
         if able.is_empty() || self.dice.chance(40) {
             let running = |n: &&usize| {
@@ -101,6 +126,7 @@ impl Sim {
             1 => self.run_job(),
             2 => self.pump(),
             3 => self.start(),
+            4 => self.process.as_ref().expect("a process").ctx.store.commit_gathered(),
             nth => {
                 let thread = &self.process.as_ref().expect("a process").threads[nth - 10];
                 let input = match thread.next {
@@ -125,12 +151,18 @@ impl Sim {
             mailbox: new.mailbox,
             next: Next::Again,
             ended: Some(new.ended),
+            hangs: false,
         });
     }
 
     fn work(&mut self, nth: usize, input: Input) {
         let thread = &mut self.p().threads[nth];
-        thread.next = thread.worker.step(input);
+        // As its thread does it, but that a death goes on.
+        thread.next = match catch_unwind(AssertUnwindSafe(|| thread.worker.step(input))) {
+            Ok(next) => next,
+            Err(payload) if payload.is::<Fault>() => thread.worker.panicked(),
+            Err(payload) => resume_unwind(payload),
+        };
         if thread.next == Next::Gone {
             let mut thread = self.p().threads.swap_remove(nth);
             if let Some(ended) = thread.ended.take() {
@@ -197,6 +229,7 @@ impl Sim {
     fn pump(&mut self) {
         let p = self.process.as_mut().expect("a process");
         // As its thread: all that it was told, then what can be done.
+        p.uncalled_upto = self.witness.number("SELECT coalesce(max(did), 0) FROM deliveries");
         while let Ok(message) = p.inbox.try_recv() {
             p.pump.take(message);
         }
@@ -219,7 +252,8 @@ impl Sim {
         }
         let nth = self.dice.below(count) as usize;
         let call = scripts.calls.lock().unwrap().swap_remove(nth);
-        scripts.come_back(call, &mut self.dice, self.quiet);
+        let late = self.process.as_ref().expect("a process").pump.has_ended();
+        scripts.come_back(call, &mut self.dice, self.quiet, late);
         true
     }
 
@@ -227,7 +261,7 @@ impl Sim {
     pub(super) fn pass(&mut self) {
         let p = self.process.as_ref().expect("a process");
         let now = self.clock.now();
-        let threads = p.threads.iter().filter_map(|t| match t.next {
+        let threads = p.threads.iter().filter(|t| !t.hangs).filter_map(|t| match t.next {
             Next::Wait { until, .. } => until,
             Next::Again | Next::Gone => Some(now),
         });
@@ -236,6 +270,7 @@ impl Sim {
         // A thread that could run is not left alone for long.
         let starved = !p.machine.jobs.lock().unwrap().is_empty() || !p.starting.lock().unwrap().is_empty();
         let starved = starved || !p.inbox.is_empty() || !p.nudges.is_empty() || p.coordinator.has_outcomes();
+        let starved = starved || p.ctx.store.has_gathered();
         let most = if starved { 20 } else { *self.dice.pick(&[200, 3000, 60_000, 2_000_000]) };
         let ms = 1 + self.dice.below(most) as i64;
         let room = next.map_or(i64::MAX, |at| at.saturating_duration_since(now).as_millis() as i64 + 1);
@@ -303,19 +338,49 @@ impl Sim {
             self.boot();
         }
         self.check();
+        if self.faults.written.swap(false, Ordering::Relaxed) {
+            self.check_tables();
+        }
     }
 
     fn witness_reads(&mut self) {
-        let marks = std::mem::take(&mut *self.faults.marks.lock().unwrap());
-        for kept in marks {
-            self.witness.marked(kept);
-            self.p().marked |= kept;
+        for (name, fate) in self.faults.fates() {
+            match name {
+                "mark_running" | "refresh_marks" if fate != Fate::Lost => {
+                    self.witness.marked(fate == Fate::Kept);
+                    self.p().marked |= fate == Fate::Kept;
+                }
+                "close_activations" => self.p().closed = fate == Fate::Kept,
+                "note_uncalled" if fate == Fate::Kept => {
+                    self.uncalled_upto = Some(self.p().uncalled_upto);
+                    // Where the attempt was noted the stop may have come before the call.
+                    self.doubt("d.state='pending' AND d.attempts>0");
+                }
+                "note_attempt" | "take_back_attempt" | "settle_delivery" if fate != Fate::Kept => {
+                    self.doubt("d.state='pending'");
+                }
+                _ => {}
+            }
         }
         self.witness.read();
+        self.check_called();
     }
 
-    fn check(&mut self) {
-        self.witness.check();
+    /// Whom handlers were called for just now: none whose outcome is known to the database.
+    fn check_called(&self) {
+        let called = std::mem::take(&mut self.seen.lock().unwrap().called);
+        for (handler, event) in called {
+            let state =
+                "SELECT d.state FROM deliveries d JOIN journal j ON j.jid=d.jid WHERE d.name=?1 AND j.event_id=?2";
+            let mut statement = self.witness.conn().prepare_cached(state).unwrap();
+            let state: String = statement.query_row([&handler, &event], |r| r.get(0)).unwrap();
+            assert_eq!(state, "pending", "{handler} is called for {event}, which is settled");
+        }
+    }
+
+    /// What must hold whenever something was written.
+    fn check_tables(&mut self) {
+        self.witness.check(false);
         let threshold = i64::from(self.config.sessions.stuck_threshold);
         if threshold > 0 {
             self.witness.check_alone((threshold - 1).max(1), 10_000);
@@ -324,6 +389,14 @@ impl Sim {
         if p.marked {
             self.witness.check_marked();
         }
+        if p.closed {
+            let open = self.witness.number("SELECT count(*) FROM activations WHERE closed_at IS NULL");
+            assert_eq!(open, 0, "a stop has closed all, and something is open");
+        }
+    }
+
+    fn check(&mut self) {
+        let p = self.process.as_mut().expect("a process");
         // Who listens and keeps up reads each row once, in order.
         if let Some(reader) = &p.reader {
             let news = reader.wait(p.read, Instant::now());
@@ -336,7 +409,7 @@ impl Sim {
         if let Some(config) = &p.stops_with {
             assert!(Arc::ptr_eq(config, &p.ctx.config()), "a reload comes into force in a stop");
         }
-        let in_force = p.ctx.config().sessions.queue_limit;
+        let in_force = p.ctx.config().retention.reports as usize;
         p.reloads.retain(|asked| match asked.answer.try_recv() {
             Ok(Ok(_)) => {
                 assert!(in_force >= asked.value, "a reload is answered by an older file: {in_force} < {}", asked.value);
@@ -348,11 +421,13 @@ impl Sim {
         });
     }
 
-    /// The daemon left in order: how long it took, and what it left.
+    /// The daemon left in order: how long it took. What it left is looked at by the next boot.
     fn check_left(&mut self) {
         let p = self.process.as_ref().expect("a process");
         let took = self.clock.ms() - p.stop_began.expect("a stop began");
         assert!(took <= 59_000, "the stop took {took} ms");
+        // Ends that could not be written are left to the next boot, and no reason to call the stop unclean.
+        self.left_clean = p.closed && p.coordinator.ending().clean;
     }
 
     /// Nothing can go on before time passes: what waits then must wait for something.
@@ -364,9 +439,8 @@ impl Sim {
         assert!(!(board.phase == "draining" && over), "nobody is woken though nothing runs");
         if board.stop.is_none() {
             assert!(p.reloads.is_empty(), "a reload waits, and nothing is done for it");
+        } else if !p.coordinator.may_leave() {
+            assert!(p.coordinator.next_due().is_some(), "a stop waits for something that has no end");
         }
     }
 }
-
-/// Whether anything happened does not matter here.
-const fn drop_it(_: bool) {}
