@@ -71,7 +71,7 @@ fn scripts_get_all_their_threads_or_none() {
     d.write_config(&threads(48));
     let refused = d.client().request(Method::POST, "/v1/reload", None, PATIENCE).unwrap_err();
     assert_eq!((refused.status, refused.code.as_str()), (422, "invalid_config"));
-    assert!(refused.message.contains("no thread"), "{refused}");
+    assert!(refused.message.contains("cannot start a thread"), "{refused}");
     assert_eq!(d.get("/v1/hooks")["handlers"].as_array().unwrap().len(), 0, "the old ones, which are none");
     hook_threads(&d, 0);
     d.write_config(&threads(3));

@@ -20,7 +20,10 @@ pub(super) enum Step {
     /// The report and the clean record are written.
     Record(Instant),
     /// The store is closed: the only step that a deadline may cut off.
-    Store,
+    Store {
+        /// The report and the clean record are written.
+        recorded: bool,
+    },
 }
 
 impl Coordinator {
@@ -65,8 +68,7 @@ impl Coordinator {
     /// The write of the report and the clean record is over. `done`: it succeeded.
     pub(super) fn recorded(&mut self, done: bool) {
         let Some(Step::Record(until)) = self.closing else { return };
-        self.closing = Some(Step::Store);
-        self.released = done;
+        self.closing = Some(Step::Store { recorded: done });
         self.aside_or_here("close", Event::Closed(false), move |ctx| Event::Closed(close_store(ctx, until)));
     }
 }

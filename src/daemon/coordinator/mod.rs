@@ -272,7 +272,7 @@ impl Coordinator {
     /// Whether the machine gets no `TimeUp` now, because its actions are still being performed: the time of the next
     /// step has not begun. Each of these actions has its own time limit.
     fn must_wait(&self) -> bool {
-        self.is_performing() || self.closing.is_some_and(|step| step != closing::Step::Store)
+        self.is_performing() || self.closing.is_some_and(|step| !matches!(step, closing::Step::Store { .. }))
     }
 
     fn is_performing(&self) -> bool {
@@ -476,7 +476,7 @@ impl Coordinator {
             Event::DeliveryEnded => self.delivery_ended(),
             Event::Recorded(done) => self.recorded(done),
             Event::Closed(done) => {
-                self.released &= done;
+                self.released = done && self.closing == Some(closing::Step::Store { recorded: true });
                 self.step(lifecycle::Event::StoreClosed);
             }
         }
