@@ -280,7 +280,9 @@ impl Sim {
         let seen = self.seen.lock().unwrap();
         for ((handler, key), events) in &seen.order {
             // What was set aside and what was pruned is out of it.
-            let jids: Vec<i64> = events.iter().filter_map(|id| order.get(id).copied()).collect();
+            let again = |id: &&String| seen.again.contains(&(handler.clone(), (*id).clone()));
+            let jids: Vec<i64> =
+                events.iter().filter(|id| !again(id)).filter_map(|id| order.get(id).copied()).collect();
             assert!(jids.is_sorted(), "{handler} got the events of {key} out of order: {jids:?}");
         }
         for (of, n) in &seen.done {

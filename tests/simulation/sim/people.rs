@@ -28,7 +28,7 @@ impl Sim {
         let ctx = self.process.as_ref().expect("a process").ctx.clone();
         let service = Service::new(ctx.clone(), self.p().delivery.clone());
         let other = sent.acked.is_some() && self.dice.chance(10);
-        let text = if other { "<other>".to_owned() } else { sent.text.clone() };
+        let text = if other { format!("{}!", sent.text) } else { sent.text.clone() };
         let message = Incoming { key: sent.key.into(), text: text.clone(), id: sent.id.clone(), session_id: None };
         match service.accept(message, &Origin::Script) {
             Ok(a) => {
