@@ -17,27 +17,19 @@ version = "0.0.0"
 edition = "2024"
 
 [dependencies]
+percent-encoding = "2.3"
 serde = { version = "1", features = ["derive"] }
+uuid = { version = "1.29", features = ["v4", "v5", "v7"] }
+
+[dev-dependencies]
+proptest = { version = "1.12", default-features = false, features = ["std"] }
 
 [workspace]
 TOML
-# What the model borrows of the rest: a number and four types of the configuration.
+# What the model borrows of the rest: a number.
 cat > "$work/src/lib.rs" <<'RUST'
 pub mod clock {
     pub type Millis = i64;
-}
-pub mod config {
-    use crate::model::event::string_enum;
-    string_enum! { Busy { Queue = "queue", Collect = "collect", Interrupt = "interrupt" } }
-    string_enum! { OnInterrupt { Resume = "resume", Rerun = "rerun", Wait = "wait" } }
-    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-    pub struct Shutdown {
-        pub drain: std::time::Duration,
-        pub interrupt: std::time::Duration,
-        pub hooks: std::time::Duration,
-        pub close: std::time::Duration,
-        pub deadline: std::time::Duration,
-    }
 }
 pub mod model;
 RUST

@@ -52,13 +52,18 @@ impl Coordinator {
         })));
     }
 
+    /// Whether the stop did everything that a clean one does, up to here.
+    pub(super) fn may_be_clean(&self) -> bool {
+        let now = self.machine.stop().is_some_and(|s| s.urgency == Urgency::Now);
+        !self.unclean && !self.machine.abandoned() && !self.hooks_abandoned && !now
+    }
+
     /// Delivery has ended, or its time is over.
     pub(super) fn delivery_ended(&mut self) {
         let Some(Step::Delivery(until)) = self.closing else { return };
         self.timers.clear(Timer::DeliveryEnd);
         self.closing = Some(Step::Record(until));
-        let now = self.machine.stop().is_some_and(|s| s.urgency == Urgency::Now);
-        let clean = !self.machine.abandoned() && !self.hooks_abandoned && !now;
+        let clean = self.may_be_clean();
         let report = self.report.take();
         self.aside_or_here("record", Event::Recorded(false), move |ctx| {
             Event::Recorded(record(ctx, report, clean, until))

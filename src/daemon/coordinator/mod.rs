@@ -96,7 +96,10 @@ pub enum Event {
     /// The outcome of failing a waiting message of a session without a thread.
     Refused(WorkRequest, Refused),
     /// An action of the stop on a thread of its own is over.
-    Performed,
+    Performed {
+        /// The stop can still be a clean one.
+        clean: bool,
+    },
     /// The hooks' threads have ended, except this number of abandoned threads; `None`: unknown.
     HooksClosed(Option<usize>),
     /// Delivery has noted which handlers it did not call, and ended.
@@ -193,6 +196,8 @@ pub struct Coordinator {
     actions: VecDeque<Action>,
     /// The stop's action that runs on a thread of its own: later actions wait for it.
     performing: OpQueue<()>,
+    /// An action of the stop failed, so the next boot has to recover.
+    unclean: bool,
     closing: Option<closing::Step>,
     leave: bool,
     hooks_abandoned: bool,
@@ -232,6 +237,7 @@ impl Coordinator {
             pruned: prune::Round::default(),
             actions: VecDeque::new(),
             performing: OpQueue::default(),
+            unclean: false,
             closing: None,
             leave: false,
             hooks_abandoned: false,
@@ -304,10 +310,9 @@ impl Coordinator {
     #[must_use]
     pub fn ending(&self) -> Ending {
         let stop = self.machine.stop();
-        let now = stop.is_some_and(|s| s.urgency == Urgency::Now);
         Ending {
             reason: stop.map_or(StopReason::Shutdown, |s| s.reason),
-            clean: self.released && !self.machine.abandoned() && !self.hooks_abandoned && !now,
+            clean: self.released && self.may_be_clean(),
             deadline: stop.map(|s| s.deadline),
         }
     }
@@ -463,7 +468,8 @@ impl Coordinator {
             Event::Undoubted(overlooked) => self.undoubted(overlooked),
             Event::AliveNoted => drop(self.signs_of_life.complete()),
             Event::Refused(request, refused) => self.refused(request, refused),
-            Event::Performed => {
+            Event::Performed { clean } => {
+                self.unclean |= !clean;
                 let _ = self.performing.complete();
                 self.perform_next();
                 while !self.is_performing()

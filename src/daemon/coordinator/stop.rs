@@ -23,14 +23,14 @@ impl Coordinator {
         }
     }
 
-    /// Performs an action with the store on a thread of its own, within the given time.
-    fn perform_aside(&mut self, name: &str, within: Duration, body: impl FnOnce(&Store) + Send + 'static) {
+    /// Performs an action with the store on a thread of its own, within the given time. `body` returns whether
+    /// the stop can still be a clean one.
+    fn perform_aside(&mut self, name: &str, within: Duration, body: impl FnOnce(&Store) -> bool + Send + 'static) {
         let until = self.ctx.now() + within;
         self.performing.request(None);
         let _ = self.performing.begin();
-        self.aside_or_here(name, Event::Performed, move |ctx| {
-            body(&ctx.store.until(until));
-            Event::Performed
+        self.aside_or_here(name, Event::Performed { clean: false }, move |ctx| Event::Performed {
+            clean: body(&ctx.store.until(until)),
         });
     }
 
@@ -64,6 +64,7 @@ impl Coordinator {
                     if let Err(e) = store.refresh_marks(stop.reason.mark()) {
                         log::error!("stop: cannot update the marks: {e}");
                     }
+                    true
                 });
             }
             Action::Interrupt(until) => ctx.registry.interrupt_running(Interrupt::Cancel(until)),
@@ -84,6 +85,7 @@ impl Coordinator {
                     if let Err(e) = store.note_abandoned(sids) {
                         log::error!("stop: cannot note the abandoned sessions: {e}");
                     }
+                    false
                 });
             }
             Action::Sweep(until) => ctx.registry.hurry(until, false),
@@ -91,10 +93,12 @@ impl Coordinator {
                 crate::failpoint::hit("stop", "swept");
                 let threshold = ctx.config().sessions.stuck_threshold.into();
                 self.perform_aside("ends", ctx.config().shutdown.close, move |store| {
-                    match store.close_activations(stop.reason, threshold) {
+                    let closed = store.close_activations(stop.reason, threshold);
+                    match &closed {
                         Ok(n) => log::info!("stop: {n} activations closed"),
                         Err(e) => log::error!("stop: cannot write the ends, the next boot writes them: {e}"),
                     }
+                    closed.is_ok()
                 });
             }
             Action::DeliverEnds(_) => {
@@ -149,6 +153,7 @@ impl Coordinator {
                 Err(e) => log::error!("stop: cannot write the marks, the next boot derives them: {e}"),
             }
             crate::failpoint::hit("stop", "marked");
+            true
         });
     }
 

@@ -426,8 +426,7 @@ impl Sim {
         let p = self.process.as_ref().expect("a process");
         let took = self.clock.ms() - p.stop_began.expect("a stop began");
         assert!(took <= 59_000, "the stop took {took} ms");
-        // Ends that could not be written are left to the next boot, and no reason to call the stop unclean.
-        self.left_clean = p.closed && p.coordinator.ending().clean;
+        self.left_clean = p.coordinator.ending().clean;
     }
 
     /// Nothing can go on before time passes: what waits then must wait for something.
