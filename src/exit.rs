@@ -4,7 +4,7 @@
 
 /// Success; for `serve`: stopped in order.
 pub const OK: u8 = 0;
-/// A command failed; for `serve`: stopped, but something had to be abandoned.
+/// A command failed; for `serve`: stopped, but something had to be abandoned or could not be written.
 pub const FAILURE: u8 = 1;
 /// Wrong usage.
 pub const USAGE: u8 = 2;

@@ -42,7 +42,7 @@ pub enum Message {
     Rescan,
     /// `daemon_start` is done: begin to deliver.
     Go,
-    /// The note of an attempt is committed (`true`) or not: call the handler.
+    /// The note of an attempt is committed: call the handler. `false`: it may not be, and no handler is called.
     Noted(i64, bool),
     /// A handler answered.
     Answered(i64, Delivered),
@@ -227,7 +227,7 @@ impl Pump {
             Message::ReleaseEnds => self.ends_held = false,
             Message::Drain(done) => {
                 // A commit in doubt may have kept more.
-                self.more = true;
+                (self.more, self.cursor) = (true, 0);
                 self.drained.push(done);
             }
             Message::Halt => self.halted = true,
@@ -281,8 +281,9 @@ impl Pump {
             Progress::Waiting | Progress::Unsettled(_) => i.not_before.is_none_or(|at| at <= now),
         });
         // Deliveries behind a delivery that waits for its retry cannot be made now either.
+        let full = self.window.len() >= HELD;
         let stuck = self.calls == 0
-            && (!self.more || self.again.is_some())
+            && (!self.more || self.again.is_some() || full)
             && self.in_order.values().all(|dids| {
                 dids.first()
                     .and_then(|did| self.window.get(did))

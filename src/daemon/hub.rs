@@ -205,7 +205,7 @@ impl Hub {
     }
 
     /// Notes that a commit is in doubt: its events may be in the journal, and no listener has them. All listeners read the
-    /// next events there. The writer calls it, before its next commit.
+    /// next events there. The writer calls it before its next commit, a caller when its time for an answer is over.
     pub fn doubt(&self) {
         self.in_doubt.store(true, Ordering::SeqCst);
     }
@@ -220,7 +220,7 @@ impl Hub {
         }
     }
 
-    /// The number of the newest published event; 0: none yet.
+    /// The number of the newest event that was published, or found in the journal after a doubt; 0: none yet.
     pub fn newest(&self) -> i64 {
         self.newest.load(Ordering::SeqCst)
     }

@@ -273,6 +273,29 @@ fn a_late_result() {
     assert_eq!(d.sql::<String>("SELECT mark_reason FROM sessions"), "shutdown_timeout");
 }
 
+/// A stop is clean only if the ends were written and the database was closed; what was late is there at the next boot.
+#[test]
+fn what_could_not_be_written_in_time_is_told() {
+    let config = "[agent.default]\nkind = \"echo\"\n[shutdown]\nclose = \"1s\"\nhooks = \"6s\"\n";
+    let script = "ostler.on('stopped', function(ev) ostler.log.info('STOPPED ' .. tostring(ev.clean)) end)\n\
+                  ostler.on('session_end', function(ev) ostler.log.info('END ' .. ev.key) end)\n";
+    for (point, told, recorded) in
+        [("close_activations.before=once:2000", false, false), ("stop.recorded=once:2000", true, true)]
+    {
+        let mut d = boot_ready(Daemon::new().config(config).hook("a.lua", script), point);
+        d.send("local:a", "x");
+        d.sigterm();
+        assert_eq!(d.ended().code(), Some(1), "{point}");
+        d.wait_log(&format!("STOPPED {told}"));
+        assert_eq!(d.sql::<bool>("SELECT clean FROM boots ORDER BY bid DESC LIMIT 1"), recorded, "{point}");
+        let mut d = boot_ready(d, "");
+        d.wait_log("END local:a");
+        assert_eq!(d.stop(), 0);
+        let ends = d.log.all().iter().filter(|l| l.contains("END local:a")).count();
+        assert_eq!(ends, 1, "{point}");
+    }
+}
+
 /// The same daemon with a short interrupt.
 fn short(d: Daemon) -> Daemon {
     let config =

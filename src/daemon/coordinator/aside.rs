@@ -12,6 +12,7 @@ use crossbeam_channel::Sender;
 use super::{Coordinator, Event, Timer, reloaded_text};
 use crate::config::Resume;
 use crate::daemon::context::{Context, RETIRE, Reloaded};
+use crate::daemon::delivery::Message;
 use crate::daemon::registry::WorkRequest;
 use crate::daemon::{dirs, hook_events, notify, prune, reload};
 use crate::model::event::HookEvent;
@@ -273,7 +274,9 @@ impl Coordinator {
     }
 
     fn begin_doubt(&mut self) {
-        if self.machine.phase() != Phase::Running || !self.doubts.begin() {
+        // A drain too waits for the end of a turn that a commit in doubt kept.
+        let unheard = matches!(self.machine.phase(), Phase::Starting | Phase::Closing | Phase::Ended);
+        if unheard || !self.doubts.begin() {
             return;
         }
         let look = |ctx: &Arc<Context>| Some(Event::Undoubted(read_overlooked(ctx)));
@@ -295,7 +298,8 @@ impl Coordinator {
             self.ctx.cancel_turn(sid, tid);
         }
         self.ctx.hub.reread(overlooked.newest);
-        self.delivery.poke();
+        // It may have made an old delivery due again.
+        self.delivery.send(Message::Rescan);
         if self.machine.phase() == Phase::Running {
             self.schedule(0);
         }

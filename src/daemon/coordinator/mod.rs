@@ -127,7 +127,7 @@ pub struct Inboxes {
 pub struct Ending {
     /// Why.
     pub reason: StopReason,
-    /// Nothing was abandoned, and the urgency was not `now`.
+    /// Nothing was abandoned, all was written, the store is closed, and the urgency was not `now`.
     pub clean: bool,
     /// When the process must be gone.
     pub deadline: Option<Instant>,
@@ -196,12 +196,12 @@ pub struct Coordinator {
     actions: VecDeque<Action>,
     /// The stop's action that runs on a thread of its own: later actions wait for it.
     performing: OpQueue<()>,
-    /// An action of the stop failed, so the next boot has to recover.
+    /// An action of the stop failed: the stop is not a clean one.
     unclean: bool,
     closing: Option<closing::Step>,
     leave: bool,
     hooks_abandoned: bool,
-    /// The clean record is written and the store closed; if not, the next boot recovers.
+    /// The clean record is written and the store closed, or no closing has begun.
     released: bool,
 }
 

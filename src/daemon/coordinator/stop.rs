@@ -85,7 +85,8 @@ impl Coordinator {
                     if let Err(e) = store.note_abandoned(sids) {
                         log::error!("stop: cannot note the abandoned sessions: {e}");
                     }
-                    false
+                    // The machine knows of them.
+                    true
                 });
             }
             Action::Sweep(until) => ctx.registry.hurry(until, false),
@@ -125,7 +126,7 @@ impl Coordinator {
         let blocking = self.ctx.registry.blocking();
         let fields = match kind {
             HookEvent::Stopped => serde_json::json!({
-                "reason": stop.reason, "clean": !self.machine.abandoned(),
+                "reason": stop.reason, "clean": self.may_be_clean(),
                 "report": self.report.as_ref().map(|r| r.json(&self.ctx, None)),
             }),
             _ => serde_json::json!({

@@ -119,7 +119,9 @@ impl Sqlite {
     /// Commits what was gathered, as one group.
     pub(in crate::store) fn commit_gathered(&self) {
         let mut writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
-        let _ = writer.perform_all(self.take_gathered());
+        if let Err(refused) = writer.perform_all(self.take_gathered()) {
+            refused.refuse();
+        }
     }
 
     /// Whether something was gathered.
