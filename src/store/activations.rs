@@ -48,7 +48,7 @@ impl Store {
     }
 
     /// The activation that this boot has open already. For the session's worker, after an [`Store::open_activation`]
-    /// whose commit was in doubt.
+    /// that was refused.
     ///
     /// # Errors
     /// [`Refusal::Stale`]: there is none.

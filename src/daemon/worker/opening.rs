@@ -21,8 +21,6 @@ pub struct Opening {
     config: config::Agent,
     /// The session's id, once it is known; empty if the name of its directory does not need it.
     id: Option<String>,
-    /// A try failed and may be committed.
-    doubt: bool,
     /// A try failed: when it is tried again.
     again_at: Option<Instant>,
     /// Letters that came meanwhile, for the session once it is open, or for the next worker.
@@ -43,19 +41,17 @@ impl Opening {
     /// The opening of a session that this agent answers.
     pub fn new(config: config::Agent) -> Self {
         let id = (!names::needs_id(&config.cwd)).then(String::new);
-        Self { config, id, doubt: false, again_at: None, letters: Letters::default() }
+        Self { config, id, again_at: None, letters: Letters::default() }
     }
 
     /// Tries to open it.
     pub fn try_to(&mut self, ctx: &Arc<Context>, request: &WorkRequest, mailbox: &Arc<Mailbox>) -> Tried {
-        if let Some(at) = self.again_at {
-            self.letters.add(mailbox.take());
-            if open_again(self.letters.close) == Then::Gone {
-                return self.leave(ctx, request);
-            }
-            if at > ctx.now() {
-                return Tried::Later(at);
-            }
+        self.letters.add(mailbox.take());
+        if open_again(self.letters.close) == Then::Gone {
+            return self.leave(ctx, request);
+        }
+        if let Some(at) = self.again_at.filter(|at| *at > ctx.now()) {
+            return Tried::Later(at);
         }
         let error = match self.open(ctx, request) {
             Ok((activation, id)) => return Tried::Open(self.session(ctx, request, mailbox, activation, &id)),
@@ -76,12 +72,12 @@ impl Opening {
             None => self.id.insert(ctx.store.session_in_row(request.sid)?.id).clone(),
         };
         let cwd = working_dir(&ctx.state_dir, &self.config.cwd, &request.key, &id).display().to_string();
-        let opened = ctx.store.open_activation(request.sid, self.config.name.clone(), cwd);
-        if std::mem::replace(&mut self.doubt, true) && matches!(opened, Err(Error::Refused(Refusal::Stale))) {
-            // The open activation is its own, from a commit in doubt.
-            return Ok((ctx.store.reopen_activation(request.sid)?, id));
+        match ctx.store.open_activation(request.sid, self.config.name.clone(), cwd) {
+            // A session has one worker, so an activation of this boot that is open is without one: a commit in doubt opened
+            // it, or it was left because of an order to close that the session's resumption had overtaken.
+            Err(Error::Refused(Refusal::Stale)) => Ok((ctx.store.reopen_activation(request.sid)?, id)),
+            opened => Ok((opened?, id)),
         }
-        Ok((opened?, id))
     }
 
     /// The worker must close before the activation is open: its letters are for the next worker.

@@ -18,7 +18,8 @@ impl Sim {
             let key = *self.dice.pick(&KEYS);
             let n = self.sent.len();
             let id = self.dice.chance(70).then(|| format!("id{n}"));
-            self.sent.push(Sent { key, text: format!("<m{n}>"), id, acked: None, at: 0 });
+            let at = self.p().ctx.store.now();
+            self.sent.push(Sent { key, text: format!("<m{n}>"), id, acked: None, at });
             n
         };
         if again && self.sent[at].id.is_none() {
@@ -45,6 +46,8 @@ impl Sim {
                         let id = self.sent[at].id.take();
                         self.sent.push(Sent { text, id, acked: Some(ids), at: now, ..sent });
                     }
+                    // A duplicate was kept by a commit in doubt, when it was sent first.
+                    None if a.duplicate => self.sent[at].acked = Some(ids),
                     None => (self.sent[at].acked, self.sent[at].at) = (Some(ids), now),
                 }
             }
