@@ -232,7 +232,7 @@ impl Store {
     /// Opens `path`, migrates it, and starts the writer.
     ///
     /// # Errors
-    /// See [`schema::open`]; or no thread can be started.
+    /// The file cannot be opened, is no database of ostler or of a newer one, or cannot be migrated; or no thread can be started.
     pub fn open(path: &Path) -> Result<Self, Error> {
         Self::open_in(path, Env::default())
     }
