@@ -232,7 +232,8 @@ impl Store {
     /// Opens `path`, migrates it, and starts the writer.
     ///
     /// # Errors
-    /// The file cannot be opened, is no database of ostler or of a newer one, or cannot be migrated; or no thread can be started.
+    /// The file cannot be opened or migrated, is damaged, or is of another program or a newer ostler; or no thread can
+    /// be started.
     pub fn open(path: &Path) -> Result<Self, Error> {
         Self::open_in(path, Env::default())
     }
