@@ -362,6 +362,10 @@ impl Pump {
         if self.halted || self.ends_held && self.is_end(did) {
             self.returned(did);
             self.not_called(did);
+            // It is due when the ends are released: a drain does not wait for what has its time.
+            if let Some(item) = self.window.get_mut(&did) {
+                item.not_before = None;
+            }
         } else {
             self.call(did);
         }
