@@ -34,6 +34,7 @@ pub mod proc;
 pub mod reserved;
 pub mod serve;
 pub mod service;
+pub mod shim;
 pub mod sse;
 pub mod store;
 pub mod sys;

@@ -47,6 +47,68 @@ pub fn keep_inherited() -> io::Result<()> {
     Ok(())
 }
 
+/// Closes every descriptor from a number on. For a process that was just started, before it opens any of its own.
+#[allow(unsafe_code)]
+pub fn close_from(first: u32) {
+    // SAFETY: the caller's process was just started and has made no descriptor yet, so no owner of one is betrayed; the call
+    // takes integers and touches no memory. A kernel without it leaves what was inherited open.
+    let _ = unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, 0) };
+}
+
+/// Has the C library give each large block of memory back to the system when it is freed, and ask for the next anew. For a
+/// process that holds some for a moment and should be small for the rest of its life. Called once, at start.
+#[allow(unsafe_code)]
+pub fn give_blocks_back() {
+    #[cfg(target_env = "gnu")]
+    {
+        unsafe extern "C" {
+            fn mallopt(parameter: std::ffi::c_int, value: std::ffi::c_int) -> std::ffi::c_int;
+        }
+        const M_MMAP_THRESHOLD: std::ffi::c_int = -3;
+        // SAFETY: as in `bound_arenas`: glibc's own function, declared as malloc.h has it; this parameter only says from
+        // which size on a block is mapped by itself.
+        unsafe { mallopt(M_MMAP_THRESHOLD, 32 * 1024) };
+    }
+}
+
+/// Blocks signals of this thread, of which the first few are read from the descriptor that comes back, by
+/// [`read_signal`]; the others are ignored in effect, yet a program that is started later does not inherit that. For a
+/// process of one thread.
+///
+/// # Errors
+/// There is no descriptor left.
+#[allow(unsafe_code)]
+pub fn signal_descriptor(read: &[i32], ignored: &[i32]) -> io::Result<OwnedFd> {
+    // SAFETY: a set is initialized by `sigemptyset` before anything reads it, and lives through the calls, which are declared
+    // by `libc` as the system has them. What `signalfd` returns, if it is a descriptor, belongs to nobody else.
+    unsafe {
+        let mut set: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&raw mut set);
+        for signal in ignored {
+            libc::sigaddset(&raw mut set, *signal);
+        }
+        libc::sigprocmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut());
+        libc::sigemptyset(&raw mut set);
+        for signal in read {
+            libc::sigaddset(&raw mut set, *signal);
+        }
+        libc::sigprocmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut());
+        match libc::signalfd(-1, &raw const set, libc::SFD_NONBLOCK | libc::SFD_CLOEXEC) {
+            -1 => Err(io::Error::last_os_error()),
+            fd => Ok(OwnedFd::from_raw_fd(fd)),
+        }
+    }
+}
+
+/// The next signal of a [`signal_descriptor`]; `None`: none waits.
+#[must_use]
+pub fn read_signal(descriptor: impl AsFd) -> Option<i32> {
+    // `signalfd_siginfo` has 128 bytes, of which the first four are the signal's number.
+    let mut info = [0; 128];
+    let read = rustix::io::read(descriptor, &mut info).ok()?;
+    info.first_chunk().filter(|_| read == info.len()).and_then(|number| u32::from_ne_bytes(*number).try_into().ok())
+}
+
 /// Spreads the sleepers of this process over so many chains (a power of two). Since Linux 6.16 a process has a table of its
 /// own for its waiting threads, as large as its machine has cores: with ten thousand threads asleep in its sixteen chains
 /// every wake-up walks past hundreds of them. `false`: this kernel has no such table, and its common one is large enough.

@@ -1,0 +1,704 @@
+//! The shim's one thread: it waits for its agent, its daemon, signals and instants, and does what the machine says.
+
+use std::fs::File;
+use std::io::{self, Read as _, Write as _};
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::process::ExitCode;
+
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags};
+use rustix::io::Errno;
+use rustix::process::Signal;
+use rustix::time::{
+    ClockId, Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, clock_gettime, timerfd_create,
+    timerfd_settime,
+};
+
+use super::buffer::{BLOCK, Buffer, Took};
+use super::child::{self, Agent, NotStarted};
+use super::conn::{self, Broken, Candidate, Conn, Greeting, Identity, Received};
+use super::family;
+use super::frame::{Attach, Attached, Code, Confined, PACKET, Reply, Request, Standing, Who, output_header};
+use super::input::{INPUT_LIMIT, Input, Piece};
+use super::launch::{PROGRAM, READY, SEED, Seed};
+use super::machine::{Action, Machine, Millis, Verdict};
+use super::proof::Place;
+use super::ring::Ring;
+use super::spool::Spool;
+use super::start::{START_LIMIT, Start};
+use crate::proc::procfs;
+use crate::sys;
+
+/// The most output that is kept in memory.
+pub const MEMORY: usize = 1024 * 1024;
+/// The most peers that may be in their greeting; one more, and the oldest is sent away.
+const CANDIDATES: usize = 8;
+/// The most packets, reads or connections that are taken before the others are looked at again.
+const TURNS: usize = 16;
+/// A receive buffer of which no more was used is kept.
+const SMALL: usize = 8 * 1024;
+/// After so long a failed spool is tried again.
+const RETRY: Millis = 1000;
+/// After so many bytes written to the agent its progress is told.
+const PROGRESS: u64 = 64 * 1024;
+
+/// Runs a shim until it has nothing more to do.
+#[must_use]
+pub fn main() -> ExitCode {
+    // A shim that has lost its way must not go on: its agent dies with it, and the daemon sees that.
+    std::panic::set_hook(Box::new(|_| std::process::abort()));
+    sys::close_from(3);
+    sys::give_blocks_back();
+    match Shim::begin() {
+        Ok(mut shim) => {
+            shim.run();
+            ExitCode::SUCCESS
+        }
+        Err(e) => {
+            let _ = writeln!(io::stdout(), "{e}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+/// Now, by the clock that also runs while the machine sleeps.
+fn now() -> Millis {
+    let now = clock_gettime(ClockId::Boottime);
+    let (seconds, nanos) = (now.tv_sec.unsigned_abs(), now.tv_nsec.unsigned_abs());
+    seconds.saturating_mul(1000).saturating_add(nanos / 1_000_000)
+}
+
+/// The shim.
+struct Shim {
+    seed: Seed,
+    place: Place,
+    own: Who,
+    dir: OwnedFd,
+    listener: OwnedFd,
+    /// The socket's file: device and inode.
+    made: (u64, u64),
+    signals: OwnedFd,
+    timer: OwnedFd,
+    timer_at: Option<Millis>,
+    machine: Machine,
+    agent: Option<Agent>,
+    output: Buffer,
+    input: Input,
+    errors: Ring,
+    candidates: Vec<Candidate>,
+    /// How many ever came.
+    peers: u64,
+    conn: Option<Conn>,
+    /// What packets are received into; empty while it is not needed.
+    packet: Vec<u8>,
+    /// When the spool is tried again.
+    retry_at: Option<Millis>,
+    leaving: bool,
+}
+
+/// What is ready.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Ready {
+    Signal,
+    Timer,
+    Listener,
+    Candidate(u64),
+    Conn,
+    Exit,
+    Stdin,
+    Stdout,
+    Stderr,
+}
+
+impl Shim {
+    /// Reads what it is given, listens, says so, and cuts every tie to whoever started it.
+    fn begin() -> io::Result<Self> {
+        let bad = |e: &dyn std::fmt::Display| io::Error::other(format!("{PROGRAM} is started by ostler: {e}"));
+        let mut bytes = Vec::new();
+        if io::IsTerminal::is_terminal(&io::stdin()) {
+            return Err(bad(&"nobody else has a use for it"));
+        }
+        io::stdin().take(SEED as u64).read_to_end(&mut bytes)?;
+        let seed = Seed::decode(&bytes).map_err(|e| bad(&e))?;
+        bytes.fill(0);
+        let dir = rustix::fs::openat(CWD, c".", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+        // It may lead its group already, if it was started by hand.
+        let _ = rustix::process::setsid();
+        let _ = rustix::thread::set_name(c"ostler-shim");
+        rustix::process::chdir(c"/")?;
+        rustix::process::set_child_subreaper(Some(rustix::process::getpid()))?;
+        let read = [Signal::TERM, Signal::CHILD].map(Signal::as_raw);
+        // A file's size limit is a full spool, and not an end.
+        let ignored = [Signal::HUP, Signal::INT, Signal::XFSZ].map(Signal::as_raw);
+        let signals = sys::signal_descriptor(&read, &ignored)?;
+        let timer = timerfd_create(TimerfdClockId::Boottime, TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK)?;
+        let place = Place::here(seed.device, seed.inode)?;
+        let pid = std::process::id();
+        let own = Who { pid, start: procfs::stat(pid).ok_or(io::ErrorKind::NotFound)?.start };
+        let (listener, made) = conn::listen(dir.as_fd(), seed.name.as_str())?;
+        let _ = io::stdout().write_all(&[READY]).and_then(|()| io::stdout().flush());
+        let null = File::options().read(true).write(true).open("/dev/null")?;
+        rustix::stdio::dup2_stdin(&null)?;
+        rustix::stdio::dup2_stdout(&null)?;
+        rustix::stdio::dup2_stderr(&null)?;
+        let machine = Machine::new(now(), seed.patience);
+        Ok(Self {
+            seed,
+            place,
+            own,
+            dir,
+            listener,
+            made,
+            signals,
+            timer,
+            timer_at: None,
+            machine,
+            agent: None,
+            output: Buffer::new(MEMORY),
+            input: Input::default(),
+            errors: Ring::default(),
+            candidates: Vec::new(),
+            peers: 0,
+            conn: None,
+            packet: Vec::new(),
+            retry_at: None,
+            leaving: false,
+        })
+    }
+
+    fn run(&mut self) {
+        loop {
+            self.act();
+            self.tell();
+            if self.leaving {
+                break;
+            }
+            self.set_timer();
+            for ready in self.wait() {
+                match ready {
+                    Ready::Signal => self.take_signals(),
+                    Ready::Timer => self.tick(),
+                    Ready::Listener => self.accept(),
+                    Ready::Candidate(n) => self.greet(n),
+                    Ready::Conn => self.take_requests(),
+                    Ready::Exit => self.look_at_leader(),
+                    Ready::Stdin => self.write_input(),
+                    Ready::Stdout => self.read_output(),
+                    Ready::Stderr => self.read_errors(),
+                }
+            }
+        }
+        family::reap(None);
+        self.unlink();
+    }
+
+    /// Waits until something is ready. What was ready is looked at in this order: first what ends, then what comes in.
+    fn wait(&self) -> Vec<Ready> {
+        let mut what = vec![Ready::Signal, Ready::Timer, Ready::Listener];
+        let of = |fd, flags| PollFd::from_borrowed_fd(fd, flags);
+        let mut fds = vec![
+            of(self.signals.as_fd(), PollFlags::IN),
+            of(self.timer.as_fd(), PollFlags::IN),
+            of(self.listener.as_fd(), PollFlags::IN),
+        ];
+        let mut add = |ready, fd| {
+            what.push(ready);
+            fds.push(fd);
+        };
+        if let Some(agent) = &self.agent {
+            if let Some(stdout) = agent.stdout.as_ref().filter(|_| self.output.has_room()) {
+                add(Ready::Stdout, of(stdout.as_fd(), PollFlags::IN));
+            }
+            if let Some(stderr) = &agent.stderr {
+                add(Ready::Stderr, of(stderr.as_fd(), PollFlags::IN));
+            }
+            if let Some(stdin) = agent.stdin.as_ref().filter(|_| self.input.waits()) {
+                add(Ready::Stdin, of(stdin.as_fd(), PollFlags::OUT));
+            }
+            if self.machine.status().is_none() {
+                add(Ready::Exit, of(agent.pidfd.as_fd(), PollFlags::IN));
+            }
+        }
+        if let Some(conn) = &self.conn {
+            let flags = if conn.blocked { PollFlags::IN | PollFlags::OUT } else { PollFlags::IN };
+            add(Ready::Conn, of(conn.descriptor(), flags));
+        }
+        for candidate in &self.candidates {
+            add(Ready::Candidate(candidate.number), of(candidate.descriptor(), PollFlags::IN));
+        }
+        match poll(&mut fds, None) {
+            Ok(_) => {}
+            Err(Errno::INTR) => return Vec::new(),
+            // Nothing can be waited for. The agent dies with this process, and the daemon sees that.
+            Err(_) => std::process::abort(),
+        }
+        what.into_iter().zip(&fds).filter(|(_, fd)| !fd.revents().is_empty()).map(|(ready, _)| ready).collect()
+    }
+
+    /// Sets the one timer to the next instant.
+    fn set_timer(&mut self) {
+        let greetings = self.candidates.iter().map(|c| c.until);
+        let next = self.machine.deadline().into_iter().chain(self.retry_at).chain(greetings).min();
+        if next == self.timer_at {
+            return;
+        }
+        let nought = Timespec { tv_sec: 0, tv_nsec: 0 };
+        let value = next.map_or(nought, |at| Timespec {
+            tv_sec: i64::try_from(at / 1000).unwrap_or(i64::MAX),
+            // An instant of nought would switch the timer off.
+            tv_nsec: i64::try_from(at % 1000 * 1_000_000).unwrap_or(0).max(1),
+        });
+        let time = Itimerspec { it_interval: nought, it_value: value };
+        if timerfd_settime(&self.timer, TimerfdTimerFlags::ABSTIME, &time).is_ok() {
+            self.timer_at = next;
+        }
+    }
+
+    fn tick(&mut self) {
+        let _ = rustix::io::read(&self.timer, &mut [0; 8]);
+        self.timer_at = None;
+        let now = now();
+        let own = self.own.pid;
+        self.machine.tick(now, || family::descendants(own));
+        self.candidates.retain(|candidate| candidate.until > now);
+        if self.retry_at.is_some_and(|at| now >= at) {
+            self.retry_at = None;
+            self.output.settle();
+            self.write_input();
+            self.read_errors();
+            self.read_output();
+        }
+    }
+
+    /// Does what the machine says, until it says nothing more.
+    fn act(&mut self) {
+        loop {
+            let actions = self.machine.actions();
+            if actions.is_empty() {
+                return;
+            }
+            for action in actions {
+                match action {
+                    Action::CloseInput => self.close_input(),
+                    Action::Terminate => {
+                        if let Some(agent) = &self.agent {
+                            agent.signal_group(Signal::TERM);
+                        }
+                    }
+                    Action::Kill => self.kill(),
+                    Action::ClosePipes => {
+                        self.read_errors();
+                        self.read_output();
+                    }
+                    Action::Leave => self.leaving = true,
+                }
+            }
+        }
+    }
+
+    fn close_input(&mut self) {
+        self.input.shut();
+        if let Some(agent) = &mut self.agent {
+            agent.stdin = None;
+        }
+    }
+
+    /// Kills the agent and all below this process. What is dead already gives no signal any more, so that is looked at now.
+    fn kill(&mut self) {
+        self.close_input();
+        self.look_at_leader();
+        if let Some(agent) = &mut self.agent {
+            agent.kill();
+        }
+        family::descendants(self.own.pid).into_iter().for_each(family::kill);
+        self.reap();
+        if self.machine.status().is_some() && family::descendants(self.own.pid).is_empty() {
+            self.machine.child_died(now(), &[]);
+        }
+    }
+
+    /// Reaps what is dead. The leader waits until its group has been killed: its number is the group's.
+    fn reap(&mut self) {
+        self.look_at_leader();
+        let may_go = self.machine.is_sweeping() || self.machine.standing() == Standing::Gone;
+        let Some(agent) = &mut self.agent else { return family::reap(None) };
+        if may_go && self.machine.status().is_some() {
+            agent.let_go();
+            family::reap(None);
+        } else {
+            family::reap(Some(agent.who.pid));
+        }
+    }
+
+    fn look_at_leader(&mut self) {
+        if self.machine.status().is_some() {
+            return;
+        }
+        if let Some(status) = self.agent.as_ref().and_then(Agent::status) {
+            self.machine.leader_gone(now(), status);
+        }
+    }
+
+    fn take_signals(&mut self) {
+        let (mut child, mut end) = (false, false);
+        while let Some(signal) = sys::read_signal(&self.signals) {
+            child |= signal == Signal::CHILD.as_raw();
+            end |= signal == Signal::TERM.as_raw();
+        }
+        if end {
+            self.machine.terminated(now());
+        }
+        if child {
+            self.reap();
+            if self.machine.is_sweeping() {
+                self.machine.child_died(now(), &family::descendants(self.own.pid));
+            }
+        }
+    }
+
+    /// Takes connections. Whoever is of another user, or descends from this process, is not listened to.
+    fn accept(&mut self) {
+        let flags = rustix::net::SocketFlags::CLOEXEC | rustix::net::SocketFlags::NONBLOCK;
+        for _ in 0..TURNS {
+            let Ok(socket) = rustix::net::accept_with(&self.listener, flags) else { return };
+            let Ok(peer) = sys::peer_cred(&socket) else { continue };
+            let Some(pid) = peer.pid.and_then(|pid| u32::try_from(pid).ok()) else { continue };
+            let own_user = rustix::process::geteuid().as_raw();
+            if peer.uid != own_user || family::descends(pid, self.own.pid) {
+                continue;
+            }
+            if self.candidates.len() >= CANDIDATES {
+                self.candidates.remove(0);
+            }
+            let until = now().saturating_add(self.seed.patience.hello.into());
+            self.peers += 1;
+            self.candidates.push(Candidate::new(self.peers, socket, pid, until));
+        }
+    }
+
+    fn greet(&mut self, number: u64) {
+        let own = Identity { token: &self.seed.token, place: self.place, shim: self.own };
+        let Some(n) = self.candidates.iter().position(|c| c.number == number) else { return };
+        let greeting = self.candidates[n].proceed(&own);
+        if let Greeting::Going = greeting {
+            return;
+        }
+        let candidate = self.candidates.remove(n);
+        let Greeting::Proved(attach) = greeting else { return };
+        let held = self.output.start()..=self.output.end();
+        match self.machine.attach(now(), attach.boot, attach.from, held) {
+            Verdict::Accepted => self.attach(candidate.into_socket(), &attach),
+            Verdict::Stale(newest) => candidate.refuse(Code::Stale, newest, "a newer boot was here"),
+            Verdict::NoOffset(nearest) => candidate.refuse(Code::Offset, nearest, "no such offset is kept"),
+        }
+    }
+
+    /// Makes a candidate the shim's daemon.
+    fn attach(&mut self, socket: OwnedFd, attach: &Attach) {
+        if let Some(mut old) = self.conn.take() {
+            let text = "another connection took this one's place";
+            let _ = old.tell(&Reply::Error { code: Code::Superseded, number: attach.boot, text });
+        }
+        self.input.forget_open();
+        self.output.release(attach.from);
+        let standing = self.machine.standing();
+        let ending = matches!(standing, Standing::Ending | Standing::Gone);
+        let (taken, kept) = (self.input.taken(), self.output.kept());
+        let attached = Attached {
+            standing,
+            agent: self.agent.as_ref().map(|agent| agent.who),
+            confined: self.agent.as_ref().map_or(Confined::default(), |agent| agent.confined),
+            taken,
+            acked: self.output.start(),
+            available: self.output.end(),
+            kept,
+            status: self.machine.status(),
+        };
+        let mut conn = Conn::new(socket, attach.from, taken, kept, ending);
+        if conn.tell(&Reply::Attached(attached)) == Ok(true) {
+            self.conn = Some(conn);
+        } else {
+            self.machine.detach(now());
+        }
+    }
+
+    fn detach(&mut self) {
+        if self.conn.take().is_some() {
+            self.input.forget_open();
+            self.machine.detach(now());
+        }
+    }
+
+    /// Takes what the daemon has sent.
+    fn take_requests(&mut self) {
+        let mut packet = std::mem::take(&mut self.packet);
+        if packet.is_empty() {
+            packet = vec![0; PACKET];
+        }
+        let mut most = 0;
+        for _ in 0..TURNS {
+            let Some(conn) = &mut self.conn else { break };
+            conn.blocked = false;
+            match conn::receive(conn.descriptor(), &mut packet) {
+                Received::Nothing => break,
+                Received::Over => self.detach(),
+                Received::Packet(length) => {
+                    most = most.max(length);
+                    let taken = match Request::decode(&packet[..length]) {
+                        Ok(request) => self.take(request),
+                        Err(e) => Err(e.0),
+                    };
+                    if let Err(why) = taken {
+                        self.cut(why);
+                    }
+                }
+            }
+        }
+        if most <= SMALL {
+            self.packet = packet;
+        }
+    }
+
+    /// Ends a connection that says what it may not.
+    fn cut(&mut self, why: &str) {
+        if let Some(conn) = &mut self.conn {
+            let _ = conn.tell(&Reply::Error { code: Code::Protocol, number: 0, text: why });
+        }
+        self.detach();
+    }
+
+    fn take(&mut self, request: Request<'_>) -> Result<(), &'static str> {
+        match request {
+            Request::Hello { .. } | Request::Attach(_) => return Err("a greeting in the middle"),
+            Request::Start { last, bytes } => return self.take_start(last, bytes),
+            Request::Input { number, last, bytes } => {
+                let piece = if self.agent.is_some() { self.input.piece(number, last, bytes) } else { Piece::Closed };
+                self.took(number, piece);
+            }
+            Request::CloseInput { number } => {
+                let piece = if self.agent.is_some() { self.input.close(number) } else { Piece::Closed };
+                self.took(number, piece);
+            }
+            Request::Ack { offset } => {
+                if self.conn.as_ref().is_none_or(|conn| offset > conn.sent) {
+                    return Err("more was acknowledged than was sent");
+                }
+                self.output.release(offset);
+                self.note_trouble();
+                if self.machine.standing() == Standing::Gone {
+                    self.read_output();
+                }
+            }
+            Request::AckExit => {
+                if self.conn.as_ref().is_none_or(|conn| !conn.exit) {
+                    return Err("an exit was acknowledged that was not told");
+                }
+                self.machine.exit_acknowledged();
+            }
+            Request::Orphan { after, lease } => self.machine.set_orphan(now(), after, lease),
+            Request::End { rung, ladder } => self.machine.end(now(), rung, ladder),
+        }
+        Ok(())
+    }
+
+    fn took(&mut self, number: u64, piece: Piece) {
+        let Some(conn) = &mut self.conn else { return };
+        match piece {
+            Piece::More | Piece::Again => {}
+            Piece::Whole => self.write_input(),
+            Piece::Gap(expected) => conn.complain(Code::Gap, expected, "a frame is missing before this one"),
+            Piece::Full => conn.complain(Code::InputFull, number, "there is no room for this frame now"),
+            Piece::Closed => conn.complain(Code::NoAgent, number, "no agent takes input"),
+        }
+    }
+
+    fn take_start(&mut self, last: bool, bytes: &[u8]) -> Result<(), &'static str> {
+        let standing = self.machine.standing();
+        let Some(conn) = &mut self.conn else { return Ok(()) };
+        if standing != Standing::Waiting {
+            return Err("it was started before");
+        }
+        if conn.start.len() + bytes.len() > START_LIMIT {
+            return Err("a START is too long");
+        }
+        conn.start.extend_from_slice(bytes);
+        if !last {
+            return Ok(());
+        }
+        let start = Start::decode(&std::mem::take(&mut conn.start)).map_err(|e| e.0)?;
+        match self.start(&start) {
+            Ok(()) => self.machine.started(now(), start.ladder, start.orphan),
+            Err(NotStarted { step, error }) => {
+                let number = error.raw_os_error().map_or(0, |e| u64::from(e.unsigned_abs()));
+                if let Some(conn) = &mut self.conn {
+                    conn.complain(Code::Start, number, format!("{step}: {error}"));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn start(&mut self, start: &Start) -> Result<(), NotStarted> {
+        let spool = |limit| start.spool.as_ref().map(|dir| Spool::new(dir, limit)).transpose();
+        let failed = |error| NotStarted { step: "spool", error };
+        let (output, input) = (spool(start.spool_limit).map_err(failed)?, spool(INPUT_LIMIT).map_err(failed)?);
+        self.agent = Some(child::start(start)?);
+        if let Some((output, input)) = output.zip(input) {
+            self.output.set_spool(output);
+            self.input.set_spool(input);
+        }
+        if let Some(conn) = &mut self.conn {
+            conn.started = false;
+        }
+        Ok(())
+    }
+
+    fn write_input(&mut self) {
+        let Some(agent) = &mut self.agent else { return };
+        let Some(stdin) = &agent.stdin else { return };
+        match self.input.write_to(stdin) {
+            Ok(true) => {}
+            Ok(false) => agent.stdin = None,
+            Err(_) => self.retry_at = Some(now() + RETRY),
+        }
+    }
+
+    /// Reads what the agent wrote to stdout. Once all is over, nothing more to read is the end: whoever holds the pipe then
+    /// is no child of ours.
+    fn read_output(&mut self) {
+        let over = self.machine.standing() == Standing::Gone;
+        for _ in 0..TURNS {
+            let Some(agent) = self.agent.as_mut().filter(|_| self.output.has_room()) else { break };
+            let Some(stdout) = &agent.stdout else { break };
+            match self.output.read_from(stdout) {
+                // Less than a block: most likely there is no more, and if there is, poll says so.
+                Ok(Took::Bytes(n)) if n < BLOCK / 2 && !over => break,
+                Ok(Took::Bytes(_)) => {}
+                Ok(Took::Nothing) if !over => break,
+                Ok(Took::Nothing | Took::End) | Err(_) => {
+                    agent.stdout = None;
+                    break;
+                }
+            }
+        }
+        self.note_trouble();
+        self.note_silence();
+    }
+
+    fn read_errors(&mut self) {
+        let over = self.machine.standing() == Standing::Gone;
+        let mut buffer = [0; 4096];
+        for _ in 0..TURNS {
+            let Some(agent) = &mut self.agent else { return };
+            let Some(stderr) = &agent.stderr else { return };
+            match rustix::io::read(stderr, &mut buffer) {
+                Ok(n) if n > 0 => self.errors.push(&buffer[..n]),
+                Err(Errno::AGAIN | Errno::INTR) if !over => break,
+                Ok(_) | Err(_) => agent.stderr = None,
+            }
+        }
+        self.note_silence();
+    }
+
+    fn note_silence(&mut self) {
+        if self.agent.as_ref().is_some_and(Agent::is_silent) {
+            self.machine.pipes_closed(now());
+        }
+    }
+
+    /// What is tried again after a while: a spool that failed, and pipes that somebody else holds and still writes to.
+    fn note_trouble(&mut self) {
+        let held = self.machine.standing() == Standing::Gone
+            && self.agent.as_ref().is_some_and(|agent| !agent.is_silent())
+            && self.output.has_room();
+        if self.output.is_stuck() || held {
+            self.retry_at.get_or_insert(now() + RETRY);
+        }
+    }
+
+    /// Tells the daemon what it does not know yet, as far as its socket takes it.
+    fn tell(&mut self) {
+        if let Some(mut conn) = self.conn.take() {
+            match self.tell_all(&mut conn) {
+                Ok(()) => self.conn = Some(conn),
+                Err(Broken) => {
+                    self.conn = Some(conn);
+                    self.detach();
+                    // What the machine says of that is done before the next wait.
+                    self.act();
+                }
+            }
+        }
+    }
+
+    fn tell_all(&mut self, conn: &mut Conn) -> Result<(), Broken> {
+        if conn.blocked {
+            return Ok(());
+        }
+        if let Some((code, number, text)) = conn.trouble.take()
+            && !conn.tell(&Reply::Error { code, number, text: &text })?
+        {
+            conn.trouble = Some((code, number, text));
+            return Ok(());
+        }
+        if let Some(agent) = self.agent.as_ref().filter(|_| !conn.started) {
+            conn.started = conn.tell(&Reply::Started { agent: agent.who, confined: agent.confined })?;
+        }
+        let taken = self.input.taken();
+        let moved = taken.written >= conn.taken.written.saturating_add(PROGRESS);
+        let emptied = taken.waiting == 0 && conn.taken.waiting > 0;
+        let news = (taken.highest, taken.closed) != (conn.taken.highest, conn.taken.closed);
+        if (moved || emptied || news) && conn.tell(&Reply::Taken(taken))? {
+            conn.taken = taken;
+        }
+        let kept = self.output.kept();
+        let news = (kept.full, kept.error, kept.failures, kept.spooled == 0)
+            != (conn.kept.full, conn.kept.error, conn.kept.failures, conn.kept.spooled == 0);
+        if news && conn.tell(&Reply::Spool(kept))? {
+            conn.kept = kept;
+        }
+        while !self.errors.is_empty() && !conn.blocked {
+            let (dropped, bytes) = self.errors.front(BLOCK / 4);
+            if conn.tell(&Reply::Stderr { dropped, bytes: &bytes })? {
+                self.errors.told(bytes.len());
+            }
+        }
+        while conn.sent < self.output.end() && !conn.blocked {
+            let Ok(piece) = self.output.piece(conn.sent) else {
+                self.retry_at.get_or_insert(now() + RETRY);
+                break;
+            };
+            if conn.tell_parts(&[&output_header(conn.sent, piece.len()), &piece])? {
+                conn.sent += piece.len() as u64;
+            }
+        }
+        self.tell_end(conn)
+    }
+
+    fn tell_end(&self, conn: &mut Conn) -> Result<(), Broken> {
+        let standing = self.machine.standing();
+        if !conn.ending && matches!(standing, Standing::Ending | Standing::Gone) && !conn.blocked {
+            conn.ending = conn.tell(&Reply::Ending)?;
+        }
+        let silent = self.agent.as_ref().is_none_or(Agent::is_silent);
+        let kept_for_good = self.output.start() == self.output.end();
+        if let Some(exit) = self.machine.exit()
+            && silent
+            && kept_for_good
+            && !conn.exit
+            && !conn.blocked
+        {
+            conn.exit = conn.tell(&Reply::Exit(exit.clone()))?;
+        }
+        Ok(())
+    }
+
+    /// Takes the socket's name away, if it is still the one that was made here.
+    fn unlink(&self) {
+        let name = self.seed.name.as_str();
+        let stat = rustix::fs::statat(&self.dir, name, AtFlags::SYMLINK_NOFOLLOW);
+        if stat.is_ok_and(|s| (s.st_dev, s.st_ino) == self.made) {
+            let _ = rustix::fs::unlinkat(&self.dir, name, AtFlags::empty());
+        }
+    }
+}
