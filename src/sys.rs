@@ -72,8 +72,8 @@ pub fn give_blocks_back() {
 }
 
 /// Blocks signals of this thread, of which the first few are read from the descriptor that comes back, by
-/// [`read_signal`]; the others are ignored in effect, yet a program that is started later does not inherit that. For a
-/// process of one thread.
+/// [`read_signal`]; the others are ignored in effect. A program that is started later is to be given
+/// [`unblock_signals`]. For a process of one thread.
 ///
 /// # Errors
 /// There is no descriptor left.
@@ -97,6 +97,17 @@ pub fn signal_descriptor(read: &[i32], ignored: &[i32]) -> io::Result<OwnedFd> {
             -1 => Err(io::Error::last_os_error()),
             fd => Ok(OwnedFd::from_raw_fd(fd)),
         }
+    }
+}
+
+/// Takes every block of a signal off this thread: programs inherit them. It may be called between fork and exec.
+#[allow(unsafe_code)]
+pub fn unblock_signals() {
+    // SAFETY: as in `signal_descriptor`; two calls that are safe in a signal's handler, and so between fork and exec.
+    unsafe {
+        let mut set: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&raw mut set);
+        libc::sigprocmask(libc::SIG_SETMASK, &raw const set, std::ptr::null_mut());
     }
 }
 

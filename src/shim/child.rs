@@ -68,7 +68,10 @@ struct SetUp {
 impl SetUp {
     fn run(&self) -> io::Result<()> {
         let steps: [&dyn Fn() -> io::Result<()>; STEPS.len()] = [
-            &|| Ok(rustix::process::setsid().map(drop)?),
+            &|| {
+                sys::unblock_signals();
+                Ok(rustix::process::setsid().map(drop)?)
+            },
             &|| {
                 rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
                 // A shim that died before that would not be noticed any more.

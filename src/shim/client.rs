@@ -159,20 +159,35 @@ impl Greeting {
     /// Connects to a shim by its name in a directory, and sends the first packet. It does not wait.
     ///
     /// # Errors
-    /// Nobody listens there.
+    /// Nobody listens there, or too many wait already ([`Refusal::Late`]).
     pub fn begin(dir: BorrowedFd<'_>, name: &SocketName, daemon: Daemon) -> Result<Self, Refusal> {
-        use rustix::net::{AddressFamily, SocketFlags, SocketType, connect, socket_with};
-        let gone = |e: io::Error| Refusal::Gone(e);
-        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        Self::begin_within(dir, name, daemon, Duration::ZERO)
+    }
+
+    /// The same; waits for so long at most while too many others wait.
+    fn begin_within(
+        dir: BorrowedFd<'_>,
+        name: &SocketName,
+        daemon: Daemon,
+        patience: Duration,
+    ) -> Result<Self, Refusal> {
+        use rustix::net::{AddressFamily, SocketFlags, SocketType, connect, socket_with, sockopt};
+        let gone = |e: Errno| Refusal::Gone(e.into());
         let socket =
-            socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).map_err(|e| gone(e.into()))?;
-        let address = address(dir, name.as_str()).map_err(gone)?;
+            socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).map_err(gone)?;
+        let address = address(dir, name.as_str()).map_err(Refusal::Gone)?;
+        if patience.is_zero() {
+            rustix::io::ioctl_fionbio(&socket, true).map_err(gone)?;
+        } else {
+            // The time of a blocking connect, too.
+            sockopt::set_socket_timeout(&socket, sockopt::Timeout::Send, Some(patience)).map_err(gone)?;
+        }
         connect(&socket, &address).map_err(|e| match e {
-            // Its queue of newcomers is full: it does not take them.
-            Errno::AGAIN => Refusal::Late,
-            e => gone(e.into()),
+            Errno::AGAIN | Errno::INTR => Refusal::Late,
+            e => gone(e),
         })?;
-        let nonce = proof::random().map_err(gone)?;
+        rustix::io::ioctl_fionbio(&socket, true).map_err(gone)?;
+        let nonce = proof::random().map_err(Refusal::Gone)?;
         let mut packet = Vec::new();
         Request::Hello { version: VERSION, nonce }.encode(&mut packet);
         send(&socket, &[&packet])?;
@@ -285,7 +300,8 @@ impl Client {
         daemon: Daemon,
         until: Instant,
     ) -> Result<(Self, Attached), Refusal> {
-        let mut greeting = Greeting::begin(dir, name, daemon)?;
+        let patience = until.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
+        let mut greeting = Greeting::begin_within(dir, name, daemon, patience)?;
         loop {
             if let Some(attached) = greeting.proceed()? {
                 return Ok((greeting.into_client(), attached));

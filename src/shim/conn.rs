@@ -250,7 +250,7 @@ pub fn listen(dir: BorrowedFd<'_>, name: &str) -> io::Result<(OwnedFd, (u64, u64
     let bound = bind(&socket, &address(dir, name)?);
     rustix::process::umask(before);
     bound?;
-    listen(&socket, 16)?;
+    listen(&socket, 128)?;
     let stat = rustix::fs::statat(dir, name, rustix::fs::AtFlags::SYMLINK_NOFOLLOW)?;
     Ok((socket, (stat.st_dev, stat.st_ino)))
 }

@@ -136,11 +136,13 @@ impl Shim {
         let pid = std::process::id();
         let own = Who { pid, start: procfs::stat(pid).ok_or(io::ErrorKind::NotFound)?.start };
         let (listener, made) = conn::listen(dir.as_fd(), seed.name.as_str())?;
-        let _ = io::stdout().write_all(&[READY]).and_then(|()| io::stdout().flush());
+        // Nothing of the starter's is held any more when it hears that this one listens.
+        let mut starter = File::from(rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdout(), 3)?);
         let null = File::options().read(true).write(true).open("/dev/null")?;
         rustix::stdio::dup2_stdin(&null)?;
         rustix::stdio::dup2_stdout(&null)?;
         rustix::stdio::dup2_stderr(&null)?;
+        let _ = starter.write_all(&[READY]);
         let machine = Machine::new(now(), seed.patience);
         Ok(Self {
             seed,
