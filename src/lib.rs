@@ -4,8 +4,8 @@
 //! A tour in reading order: [`model`] is every decision, pure; [`store`] is where truth lives; [`daemon`]
 //! has the threads, with the coordinator's one loop and a worker a session; [`agent`] is whatever answers; [`hooks`] the
 //! operator's Lua; [`http`] a small server that knows nothing of ostler, and [`api`] what it serves; [`client`] and
-//! [`cli`] the other side. [`config`], [`log`], [`proc`], [`clock`], [`awake`], [`thread`], [`exit`],
-//! [`reserved`] and [`sys`] are below them all.
+//! [`cli`] the other side; [`shim`] the other binary, the parent of an agent's process. [`config`], [`log`], [`proc`],
+//! [`clock`], [`awake`], [`thread`], [`exit`], [`reserved`] and [`sys`] are below them all.
 
 #![warn(missing_docs)]
 // Module documentation is written for whoever reads the code, and names what is private to it.

@@ -71,6 +71,20 @@ pub fn give_blocks_back() {
     }
 }
 
+/// Gives what the C library keeps of freed memory back to the system. For a process that has done what it does once.
+#[allow(unsafe_code)]
+pub fn trim_memory() {
+    #[cfg(target_env = "gnu")]
+    {
+        unsafe extern "C" {
+            fn malloc_trim(keep: usize) -> std::ffi::c_int;
+        }
+        // SAFETY: glibc's own function, declared as malloc.h has it; it locks what it changes, and touches nothing that is
+        // in use.
+        unsafe { malloc_trim(0) };
+    }
+}
+
 /// Blocks signals of this thread, of which the first few are read from the descriptor that comes back, by
 /// [`read_signal`]; the others are ignored in effect. A program that is started later is to be given
 /// [`unblock_signals`]. For a process of one thread.

@@ -201,8 +201,7 @@ impl Buffer {
             match spool.append(&bytes[placed..]) {
                 Ok(n) => placed += n,
                 Err(e) => {
-                    self.error = Some(Errno::from_io_error(&e).unwrap_or(Errno::IO));
-                    self.failures += 1;
+                    self.note_failure(&e);
                     break;
                 }
             }
@@ -224,6 +223,12 @@ impl Buffer {
         if self.spooled() == 0 {
             self.bounce = Box::default();
         }
+    }
+
+    /// Notes that the spool could not be read. It is tried again like one that cannot be written.
+    pub fn note_failure(&mut self, error: &io::Error) {
+        self.error = Some(Errno::from_io_error(error).unwrap_or(Errno::IO));
+        self.failures += 1;
     }
 
     /// What stands at an offset: at least a byte if there is one, at most a block.

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 
-use super::conn::{Broken, Received, address, receive, send};
+use super::conn::{Broken, Received, address, receive, receive_into, send};
 use super::frame::{
     Attach, Attached, Code, Confined, Exit, Kept, Ladder, PACKET, PAYLOAD, Reply, Request, Rung, Taken, VERSION, Who,
     input_header, start_header,
@@ -23,6 +23,9 @@ use crate::sys;
 
 /// The most bytes that may wait to be sent; the same as what a shim takes.
 pub const OUTGOING_LIMIT: usize = 64 * 1024 * 1024;
+
+/// The memory that is kept from one packet to the next.
+const SMALL: usize = 8 * 1024;
 
 /// Who the daemon is, and whose shim it expects.
 #[derive(Clone, Debug)]
@@ -460,19 +463,18 @@ impl Client {
     /// # Errors
     /// The connection is over.
     pub fn receive(&mut self) -> Result<Option<Event<'_>>, Lost> {
-        if self.buffer.is_empty() {
-            self.buffer = vec![0; PACKET];
-        }
-        let length = match receive(&self.socket, &mut self.buffer) {
-            Received::Packet(length) => length,
+        match receive_into(&self.socket, &mut self.buffer) {
+            Received::Packet(_) => {}
             Received::Nothing => {
-                self.buffer = Vec::new();
+                if self.buffer.capacity() > SMALL {
+                    self.buffer = Vec::new();
+                }
                 return Ok(None);
             }
             Received::Over => return Err(Lost::Closed),
-        };
+        }
         let wrong = |why: &str| Lost::Protocol(why.to_owned());
-        match Reply::decode(&self.buffer[..length]).map_err(|e| wrong(e.0))? {
+        match Reply::decode(&self.buffer).map_err(|e| wrong(e.0))? {
             Reply::Challenge { .. } | Reply::Attached(_) => Err(wrong("a greeting in the middle")),
             Reply::Started { agent, confined } => Ok(Some(Event::Started { agent, confined })),
             Reply::Taken(taken) => Ok(Some(Event::Taken(taken))),

@@ -52,6 +52,23 @@ pub fn receive(socket: impl AsFd, buffer: &mut [u8]) -> Received {
     }
 }
 
+/// Receives a packet into memory that is as long as the packet.
+#[must_use]
+pub fn receive_into(socket: impl AsFd, buffer: &mut Vec<u8>) -> Received {
+    let look = RecvFlags::DONTWAIT | RecvFlags::PEEK | RecvFlags::TRUNC;
+    let length = match rustix::net::recv(&socket, &mut [0_u8; 0][..], look) {
+        Ok((_, length)) if (1..=PACKET).contains(&length) => length,
+        Err(Errno::AGAIN | Errno::INTR) => return Received::Nothing,
+        Ok(_) | Err(_) => return Received::Over,
+    };
+    buffer.clear();
+    buffer.reserve_exact(length);
+    match rustix::net::recv(&socket, rustix::buffer::spare_capacity(buffer), RecvFlags::DONTWAIT) {
+        Ok(_) if buffer.len() == length => Received::Packet(length),
+        Ok(_) | Err(_) => Received::Over,
+    }
+}
+
 /// A peer that has proved nothing yet.
 #[derive(Debug)]
 pub struct Candidate {
@@ -77,7 +94,7 @@ pub struct Identity<'a> {
 
 /// How far a candidate has come.
 #[derive(Debug)]
-pub enum Greeting {
+pub enum Progress {
     /// It is waited for.
     Going,
     /// It has proved whose it is, and asks for this.
@@ -113,21 +130,21 @@ impl Candidate {
     }
 
     /// Takes its next packet.
-    pub fn proceed(&mut self, own: &Identity<'_>) -> Greeting {
+    pub fn proceed(&mut self, own: &Identity<'_>) -> Progress {
         // The two packets of a greeting are short. A longer one is none.
         let mut buffer = [0; 256];
         let length = match receive(&self.socket, &mut buffer) {
             Received::Packet(length) => length,
-            Received::Nothing => return Greeting::Going,
-            Received::Over => return Greeting::Over,
+            Received::Nothing => return Progress::Going,
+            Received::Over => return Progress::Over,
         };
         match (Request::decode(&buffer[..length]), self.challenges) {
             (Ok(Request::Hello { version, .. }), None) if version != VERSION => {
                 self.refuse(Code::Version, VERSION.into(), "this shim speaks another version of the protocol");
-                Greeting::Over
+                Progress::Over
             }
             (Ok(Request::Hello { nonce, .. }), None) => {
-                let Ok(shim) = proof::random() else { return Greeting::Over };
+                let Ok(shim) = proof::random() else { return Progress::Over };
                 let challenges = Challenges { daemon: nonce, shim };
                 self.challenges = Some(challenges);
                 let claim = Claim::Shim { pid: own.shim.pid, start: own.shim.start };
@@ -135,13 +152,13 @@ impl Candidate {
                 let mut packet = Vec::new();
                 let (shim, place) = (own.shim, own.place);
                 Reply::Challenge { version: VERSION, nonce: challenges.shim, shim, place, proof }.encode(&mut packet);
-                if send(&self.socket, &[&packet]) == Ok(true) { Greeting::Going } else { Greeting::Over }
+                if send(&self.socket, &[&packet]) == Ok(true) { Progress::Going } else { Progress::Over }
             }
             (Ok(Request::Attach(attach)), Some(challenges)) => {
                 let claim = Claim::Daemon { pid: self.pid, boot: attach.boot, from: attach.from };
                 if !proof::holds(&attach.proof, own.token, VERSION, &challenges, &attach.place, &claim) {
                     self.refuse(Code::Refused, 0, "the proof is wrong");
-                    return Greeting::Over;
+                    return Progress::Over;
                 }
                 if attach.place != own.place {
                     self.refuse(
@@ -149,13 +166,13 @@ impl Candidate {
                         0,
                         "this shim belongs to another state directory, or another boot of the machine",
                     );
-                    return Greeting::Over;
+                    return Progress::Over;
                 }
-                Greeting::Proved(attach)
+                Progress::Proved(attach)
             }
             _ => {
                 self.refuse(Code::Refused, 0, "no greeting");
-                Greeting::Over
+                Progress::Over
             }
         }
     }

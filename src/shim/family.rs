@@ -6,7 +6,7 @@
 use std::collections::{HashMap, HashSet};
 use std::fs;
 
-use rustix::process::{Pid, Signal, WaitOptions};
+use rustix::process::{Pid, PidfdFlags, Signal, WaitOptions};
 
 use crate::proc::procfs;
 
@@ -73,10 +73,13 @@ pub fn descends(mut pid: u32, from: u32) -> bool {
     false
 }
 
-/// Sends SIGKILL to a process that cannot have become another one: it descends from this one, which reaps it.
-pub fn kill(pid: u32) {
-    if let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) {
-        let _ = rustix::process::kill_process(pid, Signal::KILL);
+/// Sends SIGKILL to a process, if it descends from `below`. It is held by a descriptor while that is looked at, so that a
+/// stranger who has got its number meanwhile is spared.
+pub fn kill(pid: u32, below: u32) {
+    let Some(raw) = i32::try_from(pid).ok().and_then(Pid::from_raw) else { return };
+    let Ok(held) = rustix::process::pidfd_open(raw, PidfdFlags::empty()) else { return };
+    if descends(pid, below) {
+        let _ = rustix::process::pidfd_send_signal(held, Signal::KILL);
     }
 }
 

@@ -228,14 +228,9 @@ impl Machine {
                 self.ladder = ladder;
                 self.climb(now, rung);
             }
-            Phase::Ending(at, until) if rung > at => {
+            Phase::Ending(at, _) if rung > at => {
                 self.ladder = ladder;
                 self.climb(now, rung);
-                if let Phase::Ending(_, new) = &mut self.phase
-                    && rung < Rung::Kill
-                {
-                    *new = until.min(*new);
-                }
             }
             Phase::Ending(at, until) => {
                 self.ladder = ladder;

@@ -62,7 +62,7 @@ fn the_ladder_ends_what_does_not_end_by_itself() {
 const STRAYS: &str = "sh -c 'trap \"\" TERM; echo $$; exec sleep 1000' & \
     setsid sh -c 'echo $$; exec sleep 1000' & \
     env -i setsid sh -c '(trap \"\" HUP TERM; sh -c \"echo \\$PPID\"; sleep 1000; :) & exit' & \
-    wait_for() { :; }; sleep 0.2; echo up; read go; exit 5";
+    echo up; read go; exit 5";
 
 #[test]
 fn strays_are_ended_whatever_they_did() {
@@ -98,11 +98,11 @@ fn an_orphan_is_ended_after_its_time_and_not_before() {
     let (mut link, who) = shim.start(&script("echo up; read go"));
     link.read_until("up\n");
     // A daemon that comes back in time finds all as it was.
-    link.client.orphan(Duration::from_millis(400), None).unwrap();
+    link.client.orphan(Duration::from_millis(1500), None).unwrap();
     drop(link);
     let (mut link, attached) = shim.attach(2, 3);
     assert_eq!(attached.standing, Standing::Running);
-    assert!(!gone(who.pid, Duration::from_millis(600)), "the timer is off");
+    assert!(!gone(who.pid, Duration::from_millis(2000)), "the timer is off");
     link.client.orphan(Duration::from_millis(300), None).unwrap();
     let left = Instant::now();
     drop(link);
@@ -229,8 +229,10 @@ fn sigterm_ends_the_agent_and_then_the_shim() {
 
 #[test]
 fn who_holds_the_pipes_has_a_moment_and_no_more() {
+    let ladder = Ladder { linger: 2000, ..QUICK };
     let mut shim = Shim::new();
-    let (mut link, _) = shim.start(&script("(sleep 0.05; echo late; sleep 1000) & echo early; exit 0"));
+    let (mut link, _) =
+        shim.start(&Start { ladder, ..script("(sleep 0.05; echo late; sleep 1000) & echo early; exit 0") });
     let (bytes, exit) = link.to_the_end();
     assert_eq!((String::from_utf8(bytes).unwrap().as_str(), exit.status), ("early\nlate\n", Status::Code(0)));
     assert_eq!(exit.left, 0);

@@ -19,7 +19,7 @@ use rustix::process::{Pid, PidfdFlags};
 /// No test waits longer for anything.
 pub const HANGS: Duration = Duration::from_secs(60);
 /// A ladder without long rungs.
-pub const QUICK: Ladder = Ladder { input: 300, term: 300, kill: 5000, linger: 300 };
+pub const QUICK: Ladder = Ladder { input: 300, term: 300, kill: 30_000, linger: 300 };
 
 /// What a client heard, to be kept.
 #[derive(Clone, Debug, PartialEq, Eq)]

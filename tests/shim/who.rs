@@ -244,7 +244,7 @@ fn a_long_path_is_no_matter_and_a_moved_directory_goes_on() {
 
 #[test]
 fn peers_that_prove_nothing_are_sent_away_and_keep_nobody_out() {
-    let shim = Shim::patient(Patience { hello: 150, ..Patience::default() });
+    let shim = Shim::patient(Patience { hello: 1000, ..Patience::default() });
     let idle = connect(&shim);
     assert_eq!(hear(&idle), b"", "after its time");
     let crowd: Vec<OwnedFd> = (0..40).map(|_| connect(&shim)).collect();
