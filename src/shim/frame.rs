@@ -668,7 +668,8 @@ impl<'a> Reply<'a> {
             Self::Error { code, number, text } => packet(out, 42, LAST, *number, |out| {
                 let place = CODES.iter().position(|c| c == code).unwrap_or_default();
                 out.push(u8::try_from(place).unwrap_or_default());
-                out.extend_from_slice(&text.as_bytes()[..text.floor_char_boundary(TEXT)]);
+                let most = (0..=text.len().min(TEXT)).rev().find(|n| text.is_char_boundary(*n)).unwrap_or(0);
+                out.extend_from_slice(&text.as_bytes()[..most]);
             }),
         }
     }

@@ -50,7 +50,7 @@ fn the_ladder_ends_what_does_not_end_by_itself() {
         link.client.acknowledge(3).unwrap();
         link.client.end(rung, ladder).unwrap();
         link.until(|h| (*h == Heard::Ending).then_some(()));
-        let (_, exit) = link.to_the_end();
+        let (_, exit) = link.finish();
         assert_eq!((exit.status, exit.left), (ends, 0), "{text}, {rung:?}");
         assert!(gone(who.pid, Duration::ZERO));
         link.client.acknowledge_exit().unwrap();
@@ -84,7 +84,7 @@ fn strays_are_ended_whatever_they_did() {
             _ => signal(who.pid, Signal::KILL),
         }
         link.client.acknowledge(link.client.received()).unwrap();
-        let (_, exit) = link.to_the_end();
+        let (_, exit) = link.finish();
         assert_eq!(exit.left, 0);
         assert!(strays.iter().all(|pid| gone(*pid, Duration::ZERO)), "{how}: {strays:?}");
         link.client.acknowledge_exit().unwrap();
@@ -150,7 +150,7 @@ fn an_agent_that_is_being_ended_says_so_at_the_greeting() {
         assert_eq!(attached.standing, Standing::Running, "it had not begun yet");
     };
     link.client.end(Rung::Kill, QUICK).unwrap();
-    assert_eq!(link.to_the_end().1.status, Status::Signal(9));
+    assert_eq!(link.finish().1.status, Status::Signal(9));
     assert!(gone(who.pid, Duration::ZERO));
     drop(link);
     shim.leaves();
@@ -174,7 +174,7 @@ fn the_exit_is_kept_until_it_is_acknowledged_and_told_after_all_output() {
         link.client.acknowledge(if boot < 11 { 0 } else { whole.len() as u64 }).unwrap();
         if boot == 11 {
             assert_eq!(
-                link.to_the_end(),
+                link.finish(),
                 (Vec::new(), ostler::shim::frame::Exit { status: Status::Code(7), left: 0, named: vec![] })
             );
         }
@@ -183,7 +183,7 @@ fn the_exit_is_kept_until_it_is_acknowledged_and_told_after_all_output() {
     for boot in 12..15 {
         let (mut link, attached) = shim.attach(boot, whole.len() as u64);
         assert_eq!((attached.standing, attached.status), (Standing::Gone, Some(Status::Code(7))));
-        let (_, exit) = link.to_the_end();
+        let (_, exit) = link.finish();
         assert_eq!(exit.status, Status::Code(7));
         assert!(!shim.has_left());
         if boot == 14 {
@@ -218,7 +218,7 @@ fn sigterm_ends_the_agent_and_then_the_shim() {
     link.read_until("up\n");
     link.client.acknowledge(3).unwrap();
     signal(shim.child.id(), Signal::TERM);
-    assert_eq!(link.to_the_end().1.status, Status::Code(6));
+    assert_eq!(link.finish().1.status, Status::Code(6));
     link.client.acknowledge_exit().unwrap();
     shim.leaves();
     // Before there is an agent it leaves at once.
@@ -233,7 +233,7 @@ fn who_holds_the_pipes_has_a_moment_and_no_more() {
     let mut shim = Shim::new();
     let (mut link, _) =
         shim.start(&Start { ladder, ..script("(sleep 0.05; echo late; sleep 1000) & echo early; exit 0") });
-    let (bytes, exit) = link.to_the_end();
+    let (bytes, exit) = link.finish();
     assert_eq!((String::from_utf8(bytes).unwrap().as_str(), exit.status), ("early\nlate\n", Status::Code(0)));
     assert_eq!(exit.left, 0);
     link.client.acknowledge_exit().unwrap();
@@ -249,7 +249,7 @@ fn a_thousand_forks_are_all_ended() {
     link.read_until("up\n");
     link.client.acknowledge(3).unwrap();
     link.client.end(Rung::Kill, QUICK).unwrap();
-    let (_, exit) = link.to_the_end();
+    let (_, exit) = link.finish();
     assert_eq!((exit.status, exit.left), (Status::Signal(9), 0));
     assert!(gone(who.pid, Duration::ZERO));
     assert_eq!(ostler::shim::family::descendants(shim.child.id()), Vec::<u32>::new());

@@ -154,7 +154,7 @@ fn frames_that_came_twice_are_taken_once_and_half_a_message_is_forgotten() {
     assert_eq!(gap, (Code::Gap, 4));
     link.client.input(4, vec![b'x'; 3 * PAYLOAD + 7]).unwrap();
     link.client.close_input(5).unwrap();
-    let (bytes, exit) = link.to_the_end();
+    let (bytes, exit) = link.finish();
     assert_eq!((bytes, exit.status), (vec![b'x'; 3 * PAYLOAD + 7], Status::Code(0)));
     link.client.acknowledge_exit().unwrap();
     shim.leaves();
@@ -304,7 +304,7 @@ fn of_stderr_the_last_is_kept_and_the_rest_counted() {
     assert!(dropped <= 320_000, "{dropped}: what the first connection was told is in no count");
     link.client.acknowledge(5).unwrap();
     link.client.close_input(2).unwrap();
-    assert_eq!(link.to_the_end().0, b"");
+    assert_eq!(link.finish().0, b"");
     link.client.acknowledge_exit().unwrap();
     shim.leaves();
 }

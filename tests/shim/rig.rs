@@ -192,7 +192,7 @@ impl Link {
     }
 
     /// Acknowledges all output until the exit; gives both.
-    pub fn to_the_end(&mut self) -> (Vec<u8>, Exit) {
+    pub fn finish(&mut self) -> (Vec<u8>, Exit) {
         let mut all = Vec::new();
         loop {
             match self.next().unwrap() {

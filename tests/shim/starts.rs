@@ -60,7 +60,7 @@ fn what_cannot_be_started_says_why_and_may_be_tried_again() {
         assert!(text.starts_with(&format!("{step}: ")), "{text}");
     }
     link.client.start(&nothing()).unwrap();
-    assert_eq!(link.to_the_end().1.status, Status::Code(9));
+    assert_eq!(link.finish().1.status, Status::Code(9));
     link.client.acknowledge_exit().unwrap();
     shim.leaves();
 }
@@ -133,7 +133,7 @@ fn an_agent_is_in_its_control_group_before_its_program_begins() {
     assert!(!own.contains(name), "and the shim is not");
     link.client.acknowledge(text.len() as u64).unwrap();
     link.client.end(ostler::shim::frame::Rung::Kill, crate::rig::QUICK).unwrap();
-    assert_eq!(link.to_the_end().1.left, 0);
+    assert_eq!(link.finish().1.left, 0);
     link.client.acknowledge_exit().unwrap();
     shim.leaves();
     assert_eq!(std::fs::read_to_string(group.0.join("cgroup.procs")).unwrap(), "");

@@ -237,7 +237,7 @@ fn a_long_path_is_no_matter_and_a_moved_directory_goes_on() {
     let (mut link, attached) = shim.attach(2, 0);
     assert_eq!(attached.available, 6);
     link.client.close_input(1).unwrap();
-    link.to_the_end();
+    link.finish();
     link.client.acknowledge_exit().unwrap();
     shim.leaves();
 }
