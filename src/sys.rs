@@ -64,10 +64,15 @@ pub fn give_blocks_back() {
         unsafe extern "C" {
             fn mallopt(parameter: std::ffi::c_int, value: std::ffi::c_int) -> std::ffi::c_int;
         }
+        const M_TOP_PAD: std::ffi::c_int = -2;
         const M_MMAP_THRESHOLD: std::ffi::c_int = -3;
-        // SAFETY: as in `bound_arenas`: glibc's own function, declared as malloc.h has it; this parameter only says from
-        // which size on a block is mapped by itself.
-        unsafe { mallopt(M_MMAP_THRESHOLD, 32 * 1024) };
+        // SAFETY: as in `bound_arenas`: glibc's own function, declared as malloc.h has it; these parameters only say from
+        // which size on a block is mapped by itself, and that the heap is not made larger than it must be, for then such
+        // blocks would be taken from it.
+        unsafe {
+            mallopt(M_TOP_PAD, 0);
+            mallopt(M_MMAP_THRESHOLD, 32 * 1024);
+        }
     }
 }
 

@@ -120,8 +120,10 @@ impl Buffer {
     }
 
     /// The free part of the last block, which is made where there is none.
+    /// One with little room is left as it is where there may be more: what comes at once should go out as one packet.
     fn free(&mut self) -> &mut Block {
-        if self.blocks.back().is_none_or(|b| b.to == BLOCK) {
+        let least = if self.blocks.len() < self.most { SMALL } else { 1 };
+        if self.blocks.back().is_none_or(|b| BLOCK - b.to < least) {
             self.blocks.push_back(Block { bytes: vec![0; BLOCK].into(), from: 0, to: 0 });
         }
         let last = self.blocks.len() - 1;
@@ -268,7 +270,7 @@ impl Buffer {
             let n = (block.to - block.from).min(usize::try_from(left).unwrap_or(usize::MAX));
             block.from += n;
             left -= n as u64;
-            if block.from == BLOCK {
+            if block.from == block.to && (left > 0 || block.to == BLOCK) {
                 self.blocks.pop_front();
             }
         }

@@ -35,8 +35,8 @@ pub const MEMORY: usize = 1024 * 1024;
 const TURNS: usize = 16;
 /// After so long a failed spool is tried again.
 const RETRY: Millis = 1000;
-/// So long it is waited for an answer that news of the input can ride behind.
-const SOON: Timespec = Timespec { tv_sec: 0, tv_nsec: 1_000_000 };
+/// After so long without anything else the daemon hears how the input stands.
+const SOON: Timespec = Timespec { tv_sec: 0, tv_nsec: 20_000_000 };
 
 /// Runs a shim until it has nothing more to do.
 #[must_use]
@@ -91,9 +91,10 @@ struct Shim {
     input_stuck: bool,
     /// When the spool is tried again.
     retry_at: Option<Millis>,
-    /// The daemon is to hear how the input stands, but not at once: most often it rides behind an answer.
-    owes_taken: bool,
-    /// It waited for that long enough.
+    /// Since when the daemon is to hear how the input stands. That waits for a moment: alone it would wake the daemon just
+    /// before an answer does.
+    owes_taken: Option<Millis>,
+    /// Nothing else happened meanwhile.
     overdue: bool,
     leaving: bool,
 }
@@ -106,7 +107,6 @@ enum Ready {
     Listener,
     Candidate(u64),
     Conn,
-    Exit,
     Stdin,
     Stdout,
     Stderr,
@@ -168,7 +168,7 @@ impl Shim {
             packet: Vec::new(),
             input_stuck: false,
             retry_at: None,
-            owes_taken: false,
+            owes_taken: None,
             overdue: false,
             leaving: false,
         })
@@ -191,7 +191,6 @@ impl Shim {
                     Ready::Listener => self.accept(),
                     Ready::Candidate(n) => self.greet(n),
                     Ready::Conn => self.take_requests(),
-                    Ready::Exit => self.look_at_leader(),
                     Ready::Stdin => self.write_input(),
                     Ready::Stdout => self.read_output(),
                     Ready::Stderr => self.read_errors(),
@@ -225,9 +224,6 @@ impl Shim {
             if let Some(stdin) = agent.stdin.as_ref().filter(|_| self.input.waits() && !self.input_stuck) {
                 add(Ready::Stdin, of(stdin.as_fd(), PollFlags::OUT));
             }
-            if self.machine.status().is_none() {
-                add(Ready::Exit, of(agent.pidfd.as_fd(), PollFlags::IN));
-            }
         }
         if let Some(conn) = &self.conn {
             let flags = if conn.blocked { PollFlags::IN | PollFlags::OUT } else { PollFlags::IN };
@@ -236,7 +232,7 @@ impl Shim {
         for candidate in &self.candidates {
             add(Ready::Candidate(candidate.number), of(candidate.descriptor(), PollFlags::IN));
         }
-        let until = if self.owes_taken { Some(&SOON) } else { None };
+        let until = self.owes_taken.map(|_| &SOON);
         match poll(&mut fds, until) {
             Ok(_) => {}
             Err(Errno::INTR) => return Vec::new(),

@@ -238,7 +238,7 @@ fn what_nobody_takes_goes_to_the_spool_and_then_the_agent_waits() {
     drop(link);
     assert!(kept_when(&shim, |k| k.full).spooled > 0, "it stays so while nobody is there");
     let (mut link, attached) = shim.attach(2, 0);
-    assert!(attached.kept.full && attached.available >= 65 * 1024 * 1024);
+    assert!(attached.kept.full && attached.available > 64 * 1024 * 1024 + 900_000);
     check_flood(&mut link, lines);
     link.client.acknowledge_exit().unwrap();
     shim.leaves();
@@ -285,23 +285,19 @@ fn of_stderr_the_last_is_kept_and_the_rest_counted() {
         shim.start(&script("echo begin >&2; read go; seq -f '%015.0f' 1 20000 >&2; echo said; read go"));
     assert_eq!(link.next().unwrap(), Heard::Stderr(0, b"begin\n".to_vec()));
     link.client.input(1, b"go\n".to_vec()).unwrap();
-    // It is there when the agent has said so on stdout, and was told here or there.
-    let taken = link.until(|h| if let Heard::Taken(t) = h { Some(t.highest) } else { None });
-    assert_eq!(taken, 1);
-    drop(link);
-    let (mut link, _) = shim.attach(2, 0);
-    let (mut dropped, mut last, mut said) = (0, Vec::new(), false);
-    while !said || !last.ends_with(b"20000\n") {
+    // Whoever listens hears most of it, and how much was dropped.
+    let (mut counted, mut last, mut said) = (0, Vec::new(), false);
+    while !said || counted < 320_000 {
         match link.next().unwrap() {
             Heard::Stderr(before, bytes) => {
-                dropped += before + bytes.len() as u64;
+                counted += before + bytes.len() as u64;
                 last = bytes;
             }
             Heard::Output(_, bytes) => said = bytes == b"said\n",
             _ => {}
         }
     }
-    assert!(dropped <= 320_000, "{dropped}: what the first connection was told is in no count");
+    assert!(counted == 320_000 && last.ends_with(b"20000\n"), "{counted}");
     link.client.acknowledge(5).unwrap();
     link.client.close_input(2).unwrap();
     assert_eq!(link.finish().0, b"");

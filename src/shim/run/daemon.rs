@@ -9,7 +9,7 @@ use super::super::conn::{self, Broken, Candidate, Conn, Identity, Progress, Rece
 use super::super::family;
 use super::super::frame::{Attach, Attached, Code, Confined, PACKET, Reply, Request, Standing, output_header};
 use super::super::input::{INPUT_LIMIT, Piece};
-use super::super::machine::Verdict;
+use super::super::machine::{Millis, Verdict};
 use super::super::spool::Spool;
 use super::super::start::{START_LIMIT, Start};
 use super::{Shim, TURNS, now};
@@ -21,6 +21,10 @@ const CANDIDATES: usize = 8;
 const SMALL: usize = 8 * 1024;
 /// After so many bytes written to the agent its progress is told.
 const PROGRESS: u64 = 64 * 1024;
+/// After so many frames it is told which were taken.
+const FRAMES: u64 = 16;
+/// However much else happens, it is told after so long.
+const WHILE: Millis = 20;
 
 impl Shim {
     /// Takes connections. Whoever is of another user, or descends from this process, is not listened to.
@@ -113,11 +117,17 @@ impl Shim {
                 Received::Packet(length) => {
                     most = most.max(length);
                     let taken = match Request::decode(&packet[..length]) {
-                        Ok(request) => self.take(request),
+                        Ok(request) => {
+                            // The agent's answer comes next, and not another packet.
+                            let rests = matches!(request, Request::Input { last: true, .. });
+                            self.take(request).map(|()| rests)
+                        }
                         Err(e) => Err(e.0),
                     };
-                    if let Err(why) = taken {
-                        self.cut(why);
+                    match taken {
+                        Ok(true) => break,
+                        Ok(false) => {}
+                        Err(why) => self.cut(why),
                     }
                 }
             }
@@ -227,7 +237,9 @@ impl Shim {
 
     /// Tells the daemon what it does not know yet, as far as its socket takes it.
     pub(super) fn tell(&mut self) {
-        self.owes_taken = false;
+        if self.conn.is_none() {
+            self.owes_taken = None;
+        }
         if let Some(mut conn) = self.conn.take() {
             match self.tell_all(&mut conn) {
                 Ok(()) => self.conn = Some(conn),
@@ -260,12 +272,10 @@ impl Shim {
         if news && conn.tell(&Reply::Spool(kept))? {
             conn.kept = kept;
         }
-        let mut spoke = false;
         while !self.errors.is_empty() && !conn.blocked {
             let (dropped, bytes) = self.errors.front(BLOCK / 4);
             if conn.tell(&Reply::Stderr { dropped, bytes: &bytes })? {
                 self.errors.told(bytes.len());
-                spoke = true;
             }
         }
         while conn.sent < self.output.end() && !conn.blocked {
@@ -279,22 +289,28 @@ impl Shim {
             };
             if conn.tell_parts(&[&output_header(conn.sent, piece.len()), &piece])? {
                 conn.sent += piece.len() as u64;
-                spoke = true;
             }
         }
-        self.tell_taken(conn, spoke)?;
+        self.tell_taken(conn)?;
         self.tell_end(conn)
     }
 
-    /// Tells how the input stands. Alone that would wake the daemon just before the answer does, so it waits for a moment.
-    fn tell_taken(&mut self, conn: &mut Conn, spoke: bool) -> Result<(), Broken> {
+    /// Tells how the input stands: when nothing else happens, after a while, or after some frames. Nobody waits for it; what
+    /// a daemon does not hear it asks at its next greeting.
+    fn tell_taken(&mut self, conn: &mut Conn) -> Result<(), Broken> {
         let taken = self.input.taken();
         let moved = taken.written >= conn.taken.written.saturating_add(PROGRESS);
         let emptied = taken.waiting == 0 && conn.taken.waiting > 0;
         let news = (taken.highest, taken.closed) != (conn.taken.highest, conn.taken.closed);
-        self.owes_taken = (moved || emptied || news) && !conn.blocked;
-        if self.owes_taken && (spoke || self.overdue) {
-            self.owes_taken = false;
+        if !(moved || emptied || news) || conn.blocked {
+            self.owes_taken = None;
+            return Ok(());
+        }
+        let now = now();
+        let since = *self.owes_taken.get_or_insert(now);
+        let many = taken.highest >= conn.taken.highest.saturating_add(FRAMES);
+        if moved || many || self.overdue || now >= since.saturating_add(WHILE) {
+            self.owes_taken = None;
             if conn.tell(&Reply::Taken(taken))? {
                 conn.taken = taken;
             }
