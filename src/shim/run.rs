@@ -250,7 +250,8 @@ impl Shim {
             return;
         }
         let nought = Timespec { tv_sec: 0, tv_nsec: 0 };
-        let value = next.map_or(nought, |at| Timespec {
+        // Instants are counted from a millisecond that had begun: one more, and nothing comes too early.
+        let value = next.map(|at| at.saturating_add(1)).map_or(nought, |at| Timespec {
             tv_sec: i64::try_from(at / 1000).unwrap_or(i64::MAX),
             // An instant of nought would switch the timer off.
             tv_nsec: i64::try_from(at % 1000 * 1_000_000).unwrap_or(0).max(1),

@@ -118,6 +118,13 @@ impl Shim {
         Start { spool: Some(self.spool.path().to_owned()), ..start }
     }
 
+    /// All that descends from it, held.
+    pub fn family(&self) -> Vec<OwnedFd> {
+        let hold =
+            |pid: u32| rustix::process::pidfd_open(Pid::from_raw(pid.try_into().ok()?)?, PidfdFlags::empty()).ok();
+        ostler::shim::family::descendants(self.child.id()).into_iter().filter_map(hold).collect()
+    }
+
     /// Whether it has left, asked now.
     pub fn has_left(&mut self) -> bool {
         self.child.try_wait().unwrap().is_some()
@@ -133,8 +140,18 @@ impl Shim {
 
 impl Drop for Shim {
     fn drop(&mut self) {
+        // A killed shim takes its agent with it, but not what that has started.
+        let left = self.family();
         let _ = self.child.kill();
         let _ = self.child.wait();
+        end(&left);
+    }
+}
+
+/// Ends these processes.
+pub fn end(held: &[OwnedFd]) {
+    for fd in held {
+        let _ = rustix::process::pidfd_send_signal(fd, rustix::process::Signal::KILL);
     }
 }
 
