@@ -119,7 +119,7 @@ impl Shim {
     }
 
     /// All that descends from it, held.
-    pub fn family(&self) -> Vec<OwnedFd> {
+    fn family(&self) -> Vec<OwnedFd> {
         let hold =
             |pid: u32| rustix::process::pidfd_open(Pid::from_raw(pid.try_into().ok()?)?, PidfdFlags::empty()).ok();
         ostler::shim::family::descendants(self.child.id()).into_iter().filter_map(hold).collect()
@@ -144,14 +144,9 @@ impl Drop for Shim {
         let left = self.family();
         let _ = self.child.kill();
         let _ = self.child.wait();
-        end(&left);
-    }
-}
-
-/// Ends these processes.
-pub fn end(held: &[OwnedFd]) {
-    for fd in held {
-        let _ = rustix::process::pidfd_send_signal(fd, rustix::process::Signal::KILL);
+        for fd in left {
+            let _ = rustix::process::pidfd_send_signal(fd, rustix::process::Signal::KILL);
+        }
     }
 }
 
