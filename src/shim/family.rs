@@ -6,7 +6,8 @@
 use std::collections::{HashMap, HashSet};
 use std::fs;
 
-use rustix::process::{Pid, PidfdFlags, Signal, WaitOptions};
+use rustix::io::Errno;
+use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, WaitOptions};
 
 use crate::proc::procfs;
 
@@ -25,6 +26,23 @@ pub fn descendants(of: u32) -> Vec<u32> {
     }
     found.retain(|pid| procfs::stat(*pid).is_some_and(|stat| stat.is_live()));
     found.sort_unstable();
+    found
+}
+
+/// What of this process's descendants lives still, for good: the kernel's lists of children may leave one out while another
+/// dies. Without any child, dead or alive, there is none: each has a parent below this process, or this one.
+#[must_use]
+pub fn left() -> Vec<u32> {
+    let peek = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+    if rustix::process::waitid(WaitId::All, peek).is_err_and(|e| e == Errno::CHILD) {
+        return Vec::new();
+    }
+    let own = std::process::id();
+    let mut found = descendants(own);
+    if found.is_empty() {
+        found = by_parents(own);
+        found.retain(|pid| procfs::stat(*pid).is_some_and(|stat| stat.is_live()));
+    }
     found
 }
 

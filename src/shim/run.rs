@@ -266,8 +266,7 @@ impl Shim {
         let _ = rustix::io::read(&self.timer, &mut [0; 8]);
         self.timer_at = None;
         let now = now();
-        let own = self.own.pid;
-        self.machine.tick(now, || family::descendants(own));
+        self.machine.tick(now, family::left);
         self.candidates.retain(|candidate| candidate.until > now);
         if self.retry_at.is_some_and(|at| now >= at) {
             self.retry_at = None;
@@ -319,9 +318,9 @@ impl Shim {
             agent.kill();
         }
         let own = self.own.pid;
-        family::descendants(own).into_iter().for_each(|pid| family::kill(pid, own));
+        family::left().into_iter().for_each(|pid| family::kill(pid, own));
         self.reap();
-        if self.machine.status().is_some() && family::descendants(self.own.pid).is_empty() {
+        if self.machine.status().is_some() && family::left().is_empty() {
             self.machine.child_died(now(), &[]);
         }
     }
@@ -360,7 +359,7 @@ impl Shim {
         if child {
             self.reap();
             if self.machine.is_sweeping() {
-                self.machine.child_died(now(), &family::descendants(self.own.pid));
+                self.machine.child_died(now(), &family::left());
             }
         }
     }
