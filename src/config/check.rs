@@ -16,6 +16,8 @@ use crate::model::names;
 const SLACK: Duration = Duration::from_secs(1);
 /// Below this a Lua state cannot load its libraries and a script.
 const LEAST_MEMORY: u64 = 1 << 20;
+/// Two of an agent's longest lines: a daemon must be able to read one while the agent begins the next.
+const LEAST_SPOOL: u64 = 64 << 20;
 /// Threads for hooks, each with a Lua state of its own.
 const MOST_THREADS: usize = 256;
 
@@ -29,6 +31,7 @@ fn fail<T>(key: impl Into<String>, why: impl Into<String>) -> Result<T, (String,
 pub fn config(c: &Config, given: &BTreeMap<String, RawAgent>) -> Check {
     sessions(c)?;
     shutdown(c)?;
+    keeping(c)?;
     http(c)?;
     hooks(c)?;
     if c.retention.reports == 0 {
@@ -88,6 +91,13 @@ fn shutdown(c: &Config) -> Check {
             t(s.deadline)
         ),
     )
+}
+
+fn keeping(c: &Config) -> Check {
+    if c.keeping.spool < LEAST_SPOOL {
+        return fail("agents.spool", "an agent's line may have 32 MiB; at least \"64MiB\"");
+    }
+    above_zero("agents.orphan_after", Some(c.keeping.orphan_after), "end every agent at once")
 }
 
 fn http(c: &Config) -> Check {

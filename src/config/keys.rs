@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 
-use super::{Agent, Budget, Config, Daemon, Hooks, Http, Retention, Route, Sessions};
+use super::{Agent, Budget, Config, Daemon, Hooks, Http, Keeping, Retention, Route, Sessions};
 
 /// One key, for manuals.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,6 +56,7 @@ pub static SECTIONS: &[(&str, &str)] = &[
     ("hooks", "Lua scripts and their limits."),
     ("hooks.config", "Any values; scripts read them as `ostler.config`."),
     ("retention", "What is pruned, and when; a duration or \"never\"."),
+    ("agents", "Agents (acp, exec) that outlive the daemon."),
     ("agent.*", "An agent, by name. `default` serves keys that no route claims; when it is not defined, echo does."),
     ("route", "Which agent serves which keys: the first route that matches wins."),
 ];
@@ -151,6 +152,19 @@ pub static KEYS: &[KeyDoc] = &[
     key("retention.ids", "\"7d\"", "Idempotency ids."),
     key("retention.journal", "\"7d\"", "Settled deliveries; deliveries that were set aside are kept 30 days."),
     key("retention.reports", "100", "Stop reports, a count."),
+    key(
+        "agents.keep",
+        "\"restart\"",
+        "Which exits keep agents: \"restart\" a restart or upgrade, and a crash; \"crash\" only what the daemon did not \
+         decide; \"never\". A stop ends them all. `ostler stop --keep` and `ostler restart --end` differ for one time.",
+    ),
+    key("agents.orphan_after", "\"2m\"", "An agent without a daemon works on for this long, then it is ended."),
+    key(
+        "agents.spool",
+        "\"256MiB\"",
+        "What an agent may say while no daemon reads it, in memory and in a file in the state directory; then it waits. \
+         At least \"64MiB\".",
+    ),
     shown(
         "agent.*.kind",
         "\"echo\"",
@@ -303,7 +317,8 @@ macro_rules! put {
 /// Every key in force with its value as text.
 pub(super) fn flat(c: &Config) -> BTreeMap<String, String> {
     let mut out = BTreeMap::new();
-    let Config { daemon, http, sessions, shutdown, hooks, retention, agents, routes, file: _, warnings: _ } = c;
+    let Config { daemon, http, sessions, shutdown, hooks, retention, keeping, agents, routes, file: _, warnings: _ } =
+        c;
     put!(out, "daemon", daemon, Daemon { log });
     if let Some(http) = http {
         put!(out, "http", http, Http { listen, token_file });
@@ -333,6 +348,7 @@ pub(super) fn flat(c: &Config) -> BTreeMap<String, String> {
         attempts, config
     });
     put!(out, "retention", retention, Retention { ended, events, ids, journal, reports });
+    put!(out, "agents", keeping, Keeping { keep, orphan_after, spool });
     for agent in agents.values() {
         let at = super::locate::join("agent", &agent.name);
         put!(out, at, agent, Agent {

@@ -27,6 +27,7 @@ mod read;
 mod show;
 mod text;
 
+pub use crate::model::keep_policy::Keep;
 pub use crate::model::settings::{Budget, Busy, OnInterrupt, Resume};
 pub use check::is_unseen;
 pub use keys::{KEYS, KeyDoc, diff, needs_restart};
@@ -80,6 +81,8 @@ pub struct Config {
     pub hooks: Hooks,
     /// `[retention]`
     pub retention: Retention,
+    /// `[agents]`
+    pub keeping: Keeping,
     /// `[agent.NAME]`; always has `default`, which answers keys without a route (echo if it is not configured).
     pub agents: BTreeMap<String, Agent>,
     /// `[[route]]`, in order.
@@ -189,6 +192,20 @@ pub struct Retention {
     pub journal: Maybe,
     /// Stop reports, a count.
     pub reports: u32,
+}
+
+/// `[agents]`: agents that outlive the daemon.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Keeping {
+    /// Which exits keep them.
+    pub keep: Keep,
+    /// How long one works on without a daemon.
+    #[serde(deserialize_with = "text::duration")]
+    pub orphan_after: Duration,
+    /// What an agent may say without a daemon, in bytes; then it waits.
+    #[serde(deserialize_with = "text::size")]
+    pub spool: u64,
 }
 
 /// `[agent.NAME]`
@@ -330,11 +347,18 @@ impl Default for Config {
             shutdown: Budget::default(),
             hooks: Hooks::default(),
             retention: Retention::default(),
+            keeping: Keeping::default(),
             agents: BTreeMap::from([(DEFAULT_AGENT.to_owned(), ECHO.clone())]),
             routes: Vec::new(),
             file: None,
             warnings: Vec::new(),
         }
+    }
+}
+
+impl Default for Keeping {
+    fn default() -> Self {
+        Self { keep: Keep::Restart, orphan_after: Duration::from_secs(120), spool: 256 << 20 }
     }
 }
 

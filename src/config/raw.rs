@@ -10,8 +10,8 @@ use serde::Deserialize;
 
 use super::text::{duration, json_table, size, some_duration, some_maybe, some_size};
 use super::{
-    Agent, AgentKind, Budget, Config, DEFAULT_AGENT, Daemon, Hooks, Http, Maybe, OnInterrupt, PermissionPolicy,
-    Retention, Route, Sessions,
+    Agent, AgentKind, Budget, Config, DEFAULT_AGENT, Daemon, Hooks, Http, Keeping, Maybe, OnInterrupt,
+    PermissionPolicy, Retention, Route, Sessions,
 };
 
 /// `[shutdown]` as it stands in the file.
@@ -54,6 +54,7 @@ pub struct Raw {
     shutdown: BudgetTable,
     hooks: RawHooks,
     retention: Retention,
+    agents: Keeping,
     agent: BTreeMap<String, RawAgent>,
     route: Vec<RawRoute>,
 }
@@ -170,6 +171,7 @@ pub fn build(raw: Raw, file: Option<&Path>) -> (Config, BTreeMap<String, RawAgen
         shutdown: raw.shutdown.into(),
         hooks,
         retention: raw.retention,
+        keeping: raw.agents,
         agents,
         routes: raw.route.into_iter().map(|r| Route { pattern: r.pattern, agent: r.agent }).collect(),
         file: file.map(Path::to_path_buf),

@@ -10,7 +10,7 @@ use toml::{Table, Value};
 
 use super::login::without_login;
 use super::text::duration_text;
-use super::{Agent, AgentKind, Budget, Config, Daemon, Hooks, Http, Maybe, Retention, Route, Sessions};
+use super::{Agent, AgentKind, Budget, Config, Daemon, Hooks, Http, Keeping, Maybe, Retention, Route, Sessions};
 
 /// The text in place of a secret.
 const HIDDEN: &str = "(not shown)";
@@ -21,7 +21,8 @@ const SECRET: [&str; 9] = ["key", "token", "secret", "pass", "credential", "auth
 /// `[hooks.config]` and arguments of commands whose name says that they are secret, and logins in URLs are not shown.
 #[must_use]
 pub fn show(c: &Config) -> String {
-    let Config { daemon, http, sessions, shutdown, hooks, retention, agents, routes, file: _, warnings: _ } = c;
+    let Config { daemon, http, sessions, shutdown, hooks, retention, keeping, agents, routes, file: _, warnings: _ } =
+        c;
     let mut out = Table::new();
     let Daemon { log } = daemon;
     out.insert("daemon".into(), table([("log", text(log))]));
@@ -70,6 +71,9 @@ pub fn show(c: &Config) -> String {
     let ages = [("ended", ended), ("events", events), ("ids", ids), ("journal", journal)].map(|(k, d)| (k, maybe(*d)));
     let reports = ("reports", number(*reports as usize));
     out.insert("retention".into(), table(ages.into_iter().chain([reports])));
+    let Keeping { keep, orphan_after, spool } = keeping;
+    let (keep, orphan_after) = (("keep", text(keep.as_str())), ("orphan_after", duration(*orphan_after)));
+    out.insert("agents".into(), table([keep, orphan_after, ("spool", size(*spool))]));
     let agents = agents.iter().map(|(name, a)| (name.as_str(), agent(a)));
     out.insert("agent".into(), table(agents));
     let routes =

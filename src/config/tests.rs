@@ -36,7 +36,7 @@ fn the_contracts_example_parses() {
     // The table shows the keys of every kind at once: those of other kinds are told, not refused.
     let told: Vec<_> = c.warnings.iter().map(|w| w.split(": ").nth(1).unwrap()).collect();
     assert_eq!(told, ["url", "model", "api_key_file", "handler", "delay"].map(|k| format!("agent.default.{k}")));
-    assert!(c.warnings[0].starts_with("/etc/ostler/ostler.toml:57: agent.default.url: "), "{}", c.warnings[0]);
+    assert!(c.warnings[0].starts_with("/etc/ostler/ostler.toml:62: agent.default.url: "), "{}", c.warnings[0]);
 }
 
 #[test]
@@ -168,6 +168,9 @@ const BAD: &[(&str, usize, &str, &str)] = &[
     ("[shutdown]\ndrain = true", 2, "shutdown.drain", "true is not a duration"),
     ("[shutdown]\ndrain = \"35s\"", 1, "shutdown.deadline", "drain 35s + interrupt 10s + hooks 10s + close 5s = 1m"),
     ("[shutdown]\nclose = \"5s\"\ndeadline = \"55s\"", 3, "shutdown.deadline", "at least 1s below the deadline of 55s"),
+    ("[agents]\nkeep = \"always\"", 2, "agents.keep", "expected one of `restart`, `crash`, `never`"),
+    ("[agents]\norphan_after = \"0s\"", 2, "agents.orphan_after", "end every agent at once"),
+    ("[agents]\nspool = \"63MiB\"", 2, "agents.spool", "at least \"64MiB\""),
     ("[daemon]\nlog = \"inof\"", 2, "daemon.log", "\"inof\" is neither a level nor MODULE=LEVEL"),
     ("[daemon]\nlog = \"info,ostler=loud\"", 2, "daemon.log", "is not a log filter"),
     ("[daemon]\nlog = 3", 2, "daemon.log", "3 is not a log filter"),
