@@ -176,7 +176,7 @@ fn configuration(config: &Config) -> Vec<Check> {
 /// The files with secrets exist, and only we can read them.
 pub(super) fn secrets(config: &Config) -> Vec<Check> {
     let token = config.http.iter().filter_map(|h| h.token_file.as_ref()).map(|f| ("http.token_file".to_owned(), f));
-    let keys = config.agents.values().filter(|a| a.kind == AgentKind::Openai);
+    let keys = config.agent.values().filter(|a| a.kind == AgentKind::Openai);
     let keys = keys.filter_map(|a| Some((format!("agent.{}.api_key_file", a.name), a.api_key_file.as_ref()?)));
     token.chain(keys).map(|(name, file)| secret(name, file, config)).collect()
 }
@@ -243,7 +243,7 @@ pub(super) fn scripts(dir: &Path) -> Vec<Check> {
 /// The programs and files of the agents exist.
 fn agents(config: &Config, hooks_dir: Option<&Path>) -> Vec<Check> {
     config
-        .agents
+        .agent
         .values()
         .map(|agent| {
             let name = format!("agent {}", agent.name);

@@ -9,17 +9,27 @@ use std::time::Duration;
 use super::locate::join;
 use super::raw::RawAgent;
 use super::text::duration_text;
-use super::{Agent, AgentKind, Config, DEFAULT_AGENT, PermissionPolicy};
+use super::{Agent, AgentKind, Config, Confine, DEFAULT_AGENT, LEAST_CONFINEMENT, PermissionPolicy};
 use crate::model::names;
 
 /// The least time between the stop's phases and its deadline.
 const SLACK: Duration = Duration::from_secs(1);
 /// Below this a Lua state cannot load its libraries and a script.
 const LEAST_MEMORY: u64 = 1 << 20;
-/// Two of an agent's longest lines: a daemon must be able to read one while the agent begins the next.
-const LEAST_SPOOL: u64 = 64 << 20;
 /// Threads for hooks, each with a Lua state of its own.
 const MOST_THREADS: usize = 256;
+/// Two of an agent's longest lines: a daemon must be able to read one while the agent begins the next.
+const LEAST_SPOOL: u64 = 64 << 20;
+/// Below this no program of any size starts.
+const LEAST_AGENT_MEMORY: u64 = 16 << 20;
+/// The most processes that the kernel can count.
+const MOST_PROCESSES: u32 = 4 << 20;
+/// Ten thousand processors.
+const MOST_CPU: u32 = 1_000_000;
+/// No version of Landlock is as high.
+const MOST_CONFINEMENT: u32 = 1000;
+/// Each is a rule of every start.
+const MOST_PLACES: usize = 256;
 
 type Check = Result<(), (String, String)>;
 
@@ -31,21 +41,21 @@ fn fail<T>(key: impl Into<String>, why: impl Into<String>) -> Result<T, (String,
 pub fn config(c: &Config, given: &BTreeMap<String, RawAgent>) -> Check {
     sessions(c)?;
     shutdown(c)?;
-    keeping(c)?;
     http(c)?;
     hooks(c)?;
     if c.retention.reports == 0 {
         return fail("retention.reports", "0 would keep no report, not even of the stop in progress; at least 1");
     }
-    for (name, agent) in &c.agents {
+    agents(c)?;
+    for (name, agent) in &c.agent {
         one_agent(agent, given.get(name))?;
     }
     for (n, route) in c.routes.iter().enumerate() {
         if route.pattern.is_empty() {
             return fail(format!("route[{n}].match"), "is empty and would match no key");
         }
-        if !c.agents.contains_key(&route.agent) {
-            let known: Vec<_> = c.agents.keys().map(String::as_str).collect();
+        if !c.agent.contains_key(&route.agent) {
+            let known: Vec<_> = c.agent.keys().map(String::as_str).collect();
             let why = format!("there is no agent {:?} (known: {})", route.agent, known.join(", "));
             return fail(format!("route[{n}].agent"), why);
         }
@@ -93,13 +103,6 @@ fn shutdown(c: &Config) -> Check {
     )
 }
 
-fn keeping(c: &Config) -> Check {
-    if c.keeping.spool < LEAST_SPOOL {
-        return fail("agents.spool", "an agent's line may have 32 MiB; at least \"64MiB\"");
-    }
-    above_zero("agents.orphan_after", Some(c.keeping.orphan_after), "end every agent at once")
-}
-
 fn http(c: &Config) -> Check {
     match &c.http {
         Some(h) if !h.listen.ip().is_loopback() && h.token_file.is_none() => {
@@ -130,6 +133,45 @@ fn hooks(c: &Config) -> Check {
         if !root.is_absolute() {
             return fail(format!("hooks.fs_roots[{n}]"), format!("{:?} is not an absolute path", root.display()));
         }
+    }
+    Ok(())
+}
+
+fn agents(c: &Config) -> Check {
+    if c.agents.spool < LEAST_SPOOL {
+        return fail("agents.spool", "an agent's line may have 32 MiB; at least \"64MiB\"");
+    }
+    above_zero("agents.orphan_after", Some(c.agents.orphan_after), "end every agent at once; say keep = \"never\"")
+}
+
+/// Limits and confinement.
+fn bounds(a: &Agent, key: &dyn Fn(&str) -> String) -> Check {
+    if let Some(memory) = a.memory.filter(|m| *m < LEAST_AGENT_MEMORY) {
+        return fail(key("memory"), format!("{memory} bytes are too few for any agent; at least 16MiB"));
+    }
+    let within = |name: &str, n: u32, least: u32, most: u32| {
+        if (least..=most).contains(&n) { Ok(()) } else { fail(key(name), format!("{n}: {least} to {most}")) }
+    };
+    within("processes", a.processes, 1, MOST_PROCESSES)?;
+    within("cpu_weight", a.cpu_weight, 1, 10_000)?;
+    within("confine_abi", a.confine_abi, LEAST_CONFINEMENT, MOST_CONFINEMENT)?;
+    if let Some(percent) = a.cpu.filter(|p| !(1..=MOST_CPU).contains(p)) {
+        return fail(key("cpu"), format!("{percent}%: 1% to {MOST_CPU}%"));
+    }
+    for (n, place) in a.write.iter().enumerate() {
+        let whole = place.starts_with('/') || place == "~" || place.starts_with("~/");
+        if !whole || place.contains('\0') {
+            return fail(
+                format!("{}[{n}]", key("write")),
+                format!("{place:?} is neither an absolute path nor below ~"),
+            );
+        }
+    }
+    if a.write.len() > MOST_PLACES {
+        return fail(key("write"), format!("{} places; at most {MOST_PLACES}", a.write.len()));
+    }
+    if a.confine_required && a.confine == Some(Confine::None) {
+        return fail(key("confine_required"), "contradicts confine = \"none\"");
     }
     Ok(())
 }
@@ -172,6 +214,7 @@ fn one_agent(a: &Agent, given: Option<&RawAgent>) -> Check {
             return fail(key(of), format!("{name:?} is not the name of a variable"));
         }
     }
+    bounds(a, &key)?;
     if let Some((name, _)) = a.env.iter().find(|(_, v)| v.contains('\0')) {
         return fail(key("env"), format!("the value of {name} has a NUL byte"));
     }
@@ -219,8 +262,9 @@ fn kind_has_its_keys(a: &Agent, given: Option<&RawAgent>, key: &dyn Fn(&str) -> 
 
 /// The given keys that belong to some kinds only.
 fn kind_keys(given: &RawAgent) -> Vec<(&'static str, &'static [AgentKind])> {
+    const PROCESS: &[AgentKind] = &[AgentKind::Acp, AgentKind::Exec];
     use AgentKind::{Acp, Echo, Exec, Lua, Openai};
-    let all: [(bool, &'static str, &'static [AgentKind]); 7] = [
+    let all: [(bool, &'static str, &'static [AgentKind]); 15] = [
         (given.command.is_some(), "command", &[Acp, Exec]),
         (given.url.is_some(), "url", &[Openai]),
         (given.model.is_some(), "model", &[Openai]),
@@ -228,6 +272,14 @@ fn kind_keys(given: &RawAgent) -> Vec<(&'static str, &'static [AgentKind])> {
         (given.history.is_some(), "history", &[Acp, Openai]),
         (given.handler.is_some(), "handler", &[Lua]),
         (given.delay.is_some(), "delay", &[Echo]),
+        (given.memory.is_some(), "memory", PROCESS),
+        (given.processes.is_some(), "processes", PROCESS),
+        (given.cpu.is_some(), "cpu", PROCESS),
+        (given.cpu_weight.is_some(), "cpu_weight", PROCESS),
+        (given.confine.is_some(), "confine", PROCESS),
+        (given.write.is_some(), "write", PROCESS),
+        (given.confine_required.is_some(), "confine_required", PROCESS),
+        (given.confine_abi.is_some(), "confine_abi", PROCESS),
     ];
     all.into_iter().filter(|(is, ..)| *is).map(|(_, name, kinds)| (name, kinds)).collect()
 }
@@ -246,6 +298,9 @@ pub fn warnings(c: &Config, given: &BTreeMap<String, RawAgent>) -> Vec<(String, 
         if raw.permission_timeout.is_some() && raw.permission.is_some_and(|p| p != PermissionPolicy::Ask) {
             let why = "has no effect unless permission = \"ask\"".to_owned();
             warn(join(&join("agent", name), "permission_timeout"), why);
+        }
+        if !matches!(raw.write.as_deref(), None | Some([])) && raw.confine != Some(Confine::Workdir) {
+            warn(join(&join("agent", name), "write"), "has no effect unless confine = \"workdir\"".into());
         }
         if name != DEFAULT_AGENT && !c.routes.iter().any(|r| r.agent == *name) {
             warn(join("agent", name), "is never used: no route names it, and it is not `default`".into());
@@ -267,7 +322,7 @@ pub fn warnings(c: &Config, given: &BTreeMap<String, RawAgent>) -> Vec<(String, 
             warn(format!("route[{n}].match"), format!("{:?} matches no key: every key has a colon", route.pattern));
         }
     }
-    for (name, agent) in c.agents.iter().filter(|(_, a)| a.kind == AgentKind::Openai) {
+    for (name, agent) in c.agent.iter().filter(|(_, a)| a.kind == AgentKind::Openai) {
         let path = agent.url.split(['?', '#']).next().unwrap_or_default().trim_end_matches('/');
         if path.ends_with("/chat/completions") {
             let base = path.trim_end_matches("/chat/completions");

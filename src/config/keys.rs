@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 
-use super::{Agent, Budget, Config, Daemon, Hooks, Http, Keeping, Retention, Route, Sessions};
+use super::{Agent, Agents, Budget, Config, Daemon, Hooks, Http, Retention, Route, Sessions};
 
 /// One key, for manuals.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,7 +56,7 @@ pub static SECTIONS: &[(&str, &str)] = &[
     ("hooks", "Lua scripts and their limits."),
     ("hooks.config", "Any values; scripts read them as `ostler.config`."),
     ("retention", "What is pruned, and when; a duration or \"never\"."),
-    ("agents", "Agents (acp, exec) that outlive the daemon."),
+    ("agents", "Agents that are processes (acp, exec), and what they outlive."),
     ("agent.*", "An agent, by name. `default` serves keys that no route claims; when it is not defined, echo does."),
     ("route", "Which agent serves which keys: the first route that matches wins."),
 ];
@@ -155,15 +155,20 @@ pub static KEYS: &[KeyDoc] = &[
     key(
         "agents.keep",
         "\"restart\"",
-        "Which exits keep agents: \"restart\" a restart or upgrade, and a crash; \"crash\" only what the daemon did not \
-         decide; \"never\". A stop ends them all. `ostler stop --keep` and `ostler restart --end` differ for one time.",
+        "What running agents outlive: \"restart\" a crash or a restart of the daemon, \"crash\" a crash only, \"never\" \
+         nothing. A stop ends them. `ostler stop --keep` and `ostler restart --end` differ for one time.",
     ),
-    key("agents.orphan_after", "\"2m\"", "An agent without a daemon works on for this long, then it is ended."),
+    key(
+        "agents.orphan_after",
+        "\"2m\"",
+        "How long an agent works on without a daemon; then it is ended. Also the time for which a stop of the service that \
+         comes after a crash and before the next start leaves agents running.",
+    ),
     key(
         "agents.spool",
         "\"256MiB\"",
-        "What an agent may say while no daemon reads it, in memory and in a file in the state directory; then it waits. \
-         At least \"64MiB\".",
+        "What one agent may write while no daemon reads it: 1MiB in memory, the rest in the state directory; then the agent \
+         waits. At least 64MiB.",
     ),
     shown(
         "agent.*.kind",
@@ -234,6 +239,39 @@ pub static KEYS: &[KeyDoc] = &[
     ),
     shown("agent.*.handler", "\"\"", "\"reply.lua\"", "lua: a file below `agents` in the hooks directory."),
     key("agent.*.delay", "\"0s\"", "echo: time before the answer."),
+    absent(
+        "agent.*.memory",
+        "\"2GiB\"",
+        "acp, exec: memory of all processes of a session together. Beyond it the kernel ends one of them, and the turn \
+         fails (out_of_memory) if that was the agent itself. This and the next three need control groups, which the \
+         packaged service delegates with systemd 254 or later: `ostler doctor` says whether they are in force.",
+    ),
+    key("agent.*.processes", "512", "acp, exec: processes and threads of a session together."),
+    absent("agent.*.cpu", "\"200%\"", "acp, exec: processor time of a session; \"100%\" is one processor."),
+    key("agent.*.cpu_weight", "100", "acp, exec: share of a session while processors are short, 1 to 10000."),
+    absent(
+        "agent.*.confine",
+        "\"state\"",
+        "acp, exec: which files the agent's processes may reach, by Landlock. \"state\": all that the user may, except \
+         the state directory (but for the session's own working directory) and the credentials directory. \"workdir\": \
+         the same for reading; writing only below the working directory, HOME, TMPDIR and write. \"none\": all that the user \
+         may; for agents with a sandbox of their own (bubblewrap, rootless containers) and for sudo, which fail \
+         otherwise. The default is \"state\" where the daemon's user may not write to any directory above the state \
+         directory, as in the packaged service, else \"none\".",
+    ),
+    shown(
+        "agent.*.write",
+        "[]",
+        "[\"~/notes\", \"/srv/shared\"]",
+        "acp, exec: with confine = \"workdir\", further places that the agent may write; ~ is its HOME.",
+    ),
+    key("agent.*.confine_required", "false", "acp, exec: an agent is not started where the kernel cannot confine it."),
+    key(
+        "agent.*.confine_abi",
+        "3",
+        "acp, exec: the least version of Landlock that confine_required takes. Before 3 an agent can truncate the \
+         database, before 5 it can control devices, before 6 it can signal processes and reach abstract sockets.",
+    ),
     absent(
         "route.match",
         "\"telegram:*\"",
@@ -317,8 +355,7 @@ macro_rules! put {
 /// Every key in force with its value as text.
 pub(super) fn flat(c: &Config) -> BTreeMap<String, String> {
     let mut out = BTreeMap::new();
-    let Config { daemon, http, sessions, shutdown, hooks, retention, keeping, agents, routes, file: _, warnings: _ } =
-        c;
+    let Config { daemon, http, sessions, shutdown, hooks, retention, agents, agent, routes, file: _, warnings: _ } = c;
     put!(out, "daemon", daemon, Daemon { log });
     if let Some(http) = http {
         put!(out, "http", http, Http { listen, token_file });
@@ -348,12 +385,13 @@ pub(super) fn flat(c: &Config) -> BTreeMap<String, String> {
         attempts, config
     });
     put!(out, "retention", retention, Retention { ended, events, ids, journal, reports });
-    put!(out, "agents", keeping, Keeping { keep, orphan_after, spool });
-    for agent in agents.values() {
+    put!(out, "agents", agents, Agents { keep, orphan_after, spool });
+    for agent in agent.values() {
         let at = super::locate::join("agent", &agent.name);
         put!(out, at, agent, Agent {
             kind, command, cwd, env, env_pass, max_processes, start_timeout, start_retries, turn_timeout, silence_timeout, permission,
-            permission_timeout, on_interrupt, url, model, api_key_file, history, handler, delay; name
+            permission_timeout, on_interrupt, url, model, api_key_file, history, handler, delay, memory, processes,
+            cpu, cpu_weight, confine, write, confine_required, confine_abi; name
         });
     }
     for (n, route) in routes.iter().enumerate() {

@@ -28,7 +28,7 @@ mod show;
 mod text;
 
 pub use crate::model::keep_policy::Keep;
-pub use crate::model::settings::{Budget, Busy, OnInterrupt, Resume};
+pub use crate::model::settings::{Budget, Busy, Confine, OnInterrupt, Resume};
 pub use check::is_unseen;
 pub use keys::{KEYS, KeyDoc, diff, needs_restart};
 pub use paths::{Paths, find_file};
@@ -81,10 +81,10 @@ pub struct Config {
     pub hooks: Hooks,
     /// `[retention]`
     pub retention: Retention,
-    /// `[agents]`
-    pub keeping: Keeping,
+    /// `[agents]`: what holds for all agents that are processes.
+    pub agents: Agents,
     /// `[agent.NAME]`; always has `default`, which answers keys without a route (echo if it is not configured).
-    pub agents: BTreeMap<String, Agent>,
+    pub agent: BTreeMap<String, Agent>,
     /// `[[route]]`, in order.
     pub routes: Vec<Route>,
     /// The file it came from, `None` for the defaults.
@@ -194,16 +194,16 @@ pub struct Retention {
     pub reports: u32,
 }
 
-/// `[agents]`: agents that outlive the daemon.
+/// `[agents]`
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub struct Keeping {
-    /// Which exits keep them.
+pub struct Agents {
+    /// Which exits of the daemon they outlive.
     pub keep: Keep,
-    /// How long one works on without a daemon.
+    /// How long a kept agent works on without a daemon.
     #[serde(deserialize_with = "text::duration")]
     pub orphan_after: Duration,
-    /// What an agent may say without a daemon, in bytes; then it waits.
+    /// What an agent may say while nobody takes it in, in bytes; then it waits.
     #[serde(deserialize_with = "text::size")]
     pub spool: u64,
 }
@@ -251,6 +251,22 @@ pub struct Agent {
     pub handler: String,
     /// echo
     pub delay: Duration,
+    /// acp, exec: memory of one session's processes together, in bytes; `None`: no limit.
+    pub memory: Option<u64>,
+    /// acp, exec: how many processes and threads they may be.
+    pub processes: u32,
+    /// acp, exec: their processor time, in percent of one processor; `None`: no limit.
+    pub cpu: Option<u32>,
+    /// acp, exec: their share where processors are wanted by more than there are, 1 to 10,000.
+    pub cpu_weight: u32,
+    /// acp, exec: what they may reach; `None`: decided where the daemon starts, by who may write above its state.
+    pub confine: Option<Confine>,
+    /// acp, exec: with [`Confine::Workdir`], more places that they may write; absolute, or below `~`, the agent's HOME.
+    pub write: Vec<String>,
+    /// acp, exec: an agent that cannot be confined is not started.
+    pub confine_required: bool,
+    /// acp, exec: the least version of Landlock that `confine_required` is content with.
+    pub confine_abi: u32,
 }
 
 /// `[[route]]`
@@ -324,6 +340,9 @@ pub fn load(file: Option<&Path>) -> Result<Config, ConfigError> {
     parse(&text, Some(path))
 }
 
+/// The least version of Landlock that protects the database: before it, a file that may not be opened can be truncated.
+pub const LEAST_CONFINEMENT: u32 = 3;
+
 /// The name of the agent that serves keys without a route.
 pub const DEFAULT_AGENT: &str = "default";
 
@@ -334,7 +353,7 @@ impl Config {
     #[must_use]
     pub fn route<'a>(&'a self, key: &str) -> &'a Agent {
         let name = self.routes.iter().find(|r| r.matches(key)).map_or(DEFAULT_AGENT, |r| r.agent.as_str());
-        self.agents.get(name).or_else(|| self.agents.get(DEFAULT_AGENT)).unwrap_or(&ECHO)
+        self.agent.get(name).or_else(|| self.agent.get(DEFAULT_AGENT)).unwrap_or(&ECHO)
     }
 }
 
@@ -347,18 +366,12 @@ impl Default for Config {
             shutdown: Budget::default(),
             hooks: Hooks::default(),
             retention: Retention::default(),
-            keeping: Keeping::default(),
-            agents: BTreeMap::from([(DEFAULT_AGENT.to_owned(), ECHO.clone())]),
+            agents: Agents::default(),
+            agent: BTreeMap::from([(DEFAULT_AGENT.to_owned(), ECHO.clone())]),
             routes: Vec::new(),
             file: None,
             warnings: Vec::new(),
         }
-    }
-}
-
-impl Default for Keeping {
-    fn default() -> Self {
-        Self { keep: Keep::Restart, orphan_after: Duration::from_secs(120), spool: 256 << 20 }
     }
 }
 
@@ -416,6 +429,12 @@ impl Default for Retention {
     }
 }
 
+impl Default for Agents {
+    fn default() -> Self {
+        Self { keep: Keep::Restart, orphan_after: minutes(2), spool: 256 << 20 }
+    }
+}
+
 impl Agent {
     /// An agent of that kind with every default.
     #[must_use]
@@ -441,6 +460,14 @@ impl Agent {
             history: 64 << 10,
             handler: String::new(),
             delay: Duration::ZERO,
+            memory: None,
+            processes: 512,
+            cpu: None,
+            cpu_weight: 100,
+            confine: None,
+            write: Vec::new(),
+            confine_required: false,
+            confine_abi: LEAST_CONFINEMENT,
         }
     }
 }

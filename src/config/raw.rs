@@ -8,9 +8,9 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
-use super::text::{duration, json_table, size, some_duration, some_maybe, some_size};
+use super::text::{duration, json_table, size, some_duration, some_maybe, some_percent, some_size};
 use super::{
-    Agent, AgentKind, Budget, Config, DEFAULT_AGENT, Daemon, Hooks, Http, Keeping, Maybe, OnInterrupt,
+    Agent, AgentKind, Agents, Budget, Config, Confine, DEFAULT_AGENT, Daemon, Hooks, Http, Maybe, OnInterrupt,
     PermissionPolicy, Retention, Route, Sessions,
 };
 
@@ -54,7 +54,7 @@ pub struct Raw {
     shutdown: BudgetTable,
     hooks: RawHooks,
     retention: Retention,
-    agents: Keeping,
+    agents: Agents,
     agent: BTreeMap<String, RawAgent>,
     route: Vec<RawRoute>,
 }
@@ -129,6 +129,16 @@ pub struct RawAgent {
     pub handler: Option<String>,
     #[serde(deserialize_with = "some_duration")]
     pub delay: Option<Duration>,
+    #[serde(deserialize_with = "some_size")]
+    pub memory: Option<u64>,
+    pub processes: Option<u32>,
+    #[serde(deserialize_with = "some_percent")]
+    pub cpu: Option<u32>,
+    pub cpu_weight: Option<u32>,
+    pub confine: Option<Confine>,
+    pub write: Option<Vec<String>>,
+    pub confine_required: Option<bool>,
+    pub confine_abi: Option<u32>,
 }
 
 #[derive(Deserialize)]
@@ -162,8 +172,8 @@ pub fn build(raw: Raw, file: Option<&Path>) -> (Config, BTreeMap<String, RawAgen
         attempts: raw.hooks.attempts,
         config: raw.hooks.config,
     };
-    let mut agents = Config::default().agents;
-    agents.extend(raw.agent.iter().map(|(name, given)| (name.clone(), agent(name, given))));
+    let mut named = Config::default().agent;
+    named.extend(raw.agent.iter().map(|(name, given)| (name.clone(), agent(name, given))));
     let config = Config {
         daemon: raw.daemon,
         http: raw.http,
@@ -171,8 +181,8 @@ pub fn build(raw: Raw, file: Option<&Path>) -> (Config, BTreeMap<String, RawAgen
         shutdown: raw.shutdown.into(),
         hooks,
         retention: raw.retention,
-        keeping: raw.agents,
-        agents,
+        agents: raw.agents,
+        agent: named,
         routes: raw.route.into_iter().map(|r| Route { pattern: r.pattern, agent: r.agent }).collect(),
         file: file.map(Path::to_path_buf),
         warnings: Vec::new(),
@@ -203,5 +213,13 @@ fn agent(name: &str, given: &RawAgent) -> Agent {
         history: given.history.unwrap_or(d.history),
         handler: given.handler.clone().unwrap_or(d.handler),
         delay: given.delay.unwrap_or(d.delay),
+        memory: given.memory.or(d.memory),
+        processes: given.processes.unwrap_or(d.processes),
+        cpu: given.cpu.or(d.cpu),
+        cpu_weight: given.cpu_weight.unwrap_or(d.cpu_weight),
+        confine: given.confine.or(d.confine),
+        write: given.write.clone().unwrap_or(d.write),
+        confine_required: given.confine_required.unwrap_or(d.confine_required),
+        confine_abi: given.confine_abi.unwrap_or(d.confine_abi),
     }
 }

@@ -10,7 +10,7 @@ use toml::{Table, Value};
 
 use super::login::without_login;
 use super::text::duration_text;
-use super::{Agent, AgentKind, Budget, Config, Daemon, Hooks, Http, Keeping, Maybe, Retention, Route, Sessions};
+use super::{Agent, AgentKind, Agents, Budget, Config, Daemon, Hooks, Http, Maybe, Retention, Route, Sessions};
 
 /// The text in place of a secret.
 const HIDDEN: &str = "(not shown)";
@@ -21,8 +21,19 @@ const SECRET: [&str; 9] = ["key", "token", "secret", "pass", "credential", "auth
 /// `[hooks.config]` and arguments of commands whose name says that they are secret, and logins in URLs are not shown.
 #[must_use]
 pub fn show(c: &Config) -> String {
-    let Config { daemon, http, sessions, shutdown, hooks, retention, keeping, agents, routes, file: _, warnings: _ } =
-        c;
+    let Config {
+        daemon,
+        http,
+        sessions,
+        shutdown,
+        hooks,
+        retention,
+        agents,
+        agent: named,
+        routes,
+        file: _,
+        warnings: _,
+    } = c;
     let mut out = Table::new();
     let Daemon { log } = daemon;
     out.insert("daemon".into(), table([("log", text(log))]));
@@ -71,11 +82,10 @@ pub fn show(c: &Config) -> String {
     let ages = [("ended", ended), ("events", events), ("ids", ids), ("journal", journal)].map(|(k, d)| (k, maybe(*d)));
     let reports = ("reports", number(*reports as usize));
     out.insert("retention".into(), table(ages.into_iter().chain([reports])));
-    let Keeping { keep, orphan_after, spool } = keeping;
-    let (keep, orphan_after) = (("keep", text(keep.as_str())), ("orphan_after", duration(*orphan_after)));
-    out.insert("agents".into(), table([keep, orphan_after, ("spool", size(*spool))]));
-    let agents = agents.iter().map(|(name, a)| (name.as_str(), agent(a)));
-    out.insert("agent".into(), table(agents));
+    let Agents { keep, orphan_after, spool } = agents;
+    let agents = [("keep", text(keep.as_str())), ("orphan_after", duration(*orphan_after)), ("spool", size(*spool))];
+    out.insert("agents".into(), table(agents));
+    out.insert("agent".into(), table(named.iter().map(|(name, a)| (name.as_str(), agent(a)))));
     let routes =
         routes.iter().map(|Route { pattern, agent }| table([("match", text(pattern)), ("agent", text(agent))]));
     let routes: Vec<_> = routes.collect();
@@ -124,7 +134,16 @@ fn agent(a: &Agent) -> Value {
         history,
         handler,
         delay,
+        memory,
+        processes,
+        cpu,
+        cpu_weight,
+        confine,
+        write,
+        confine_required,
+        confine_abi,
     } = a;
+    let process = matches!(kind, AgentKind::Acp | AgentKind::Exec);
     let list = |all: &[String]| Value::Array(all.iter().map(|s| text(s)).collect());
     let usual = Agent::of_kind("", *kind).env;
     let env = env.iter().map(|(n, v)| (n.as_str(), text(if usual.get(n) == Some(v) { v } else { HIDDEN })));
@@ -150,6 +169,14 @@ fn agent(a: &Agent) -> Value {
             ("history", matches!(kind, AgentKind::Acp | AgentKind::Openai).then(|| size(*history))),
             ("handler", some(handler)),
             ("delay", (!delay.is_zero()).then(|| duration(*delay))),
+            ("memory", memory.map(size)),
+            ("processes", process.then(|| number(*processes as usize))),
+            ("cpu", cpu.map(|percent| text(&format!("{percent}%")))),
+            ("cpu_weight", process.then(|| number(*cpu_weight as usize))),
+            ("confine", confine.map(|c| text(c.as_str()))),
+            ("write", (!write.is_empty()).then(|| list(write))),
+            ("confine_required", process.then_some(Value::Boolean(*confine_required))),
+            ("confine_abi", process.then(|| number(*confine_abi as usize))),
         ]
         .into_iter()
         .filter_map(|(k, v)| Some((k, v?))),
@@ -249,7 +276,8 @@ mod tests {
             [sessions]\npark_after = \"1h 30m\"\ndaily_reset = \"04:05\"\n\
             [hooks]\ndir = \"/h\"\nallow = [\"fs\"]\nfs_roots = [\"/r\"]\nmemory = \"5MiB\"\n\
             [hooks.config]\nn = 1\nlist = [1.5, true]\n[hooks.config.deep]\nwho = \"me\"\n\
-            [agent.default]\nkind = \"acp\"\ncommand = [\"a\", \"--acp\"]\n\
+            [agent.default]\nkind = \"acp\"\ncommand = [\"a\", \"--acp\"]\nmemory = \"2GiB\"\ncpu = \"150%\"\n\
+            confine = \"workdir\"\nwrite = [\"/srv\"]\n[agents]\nkeep = \"crash\"\n\
             [agent.o]\nkind = \"openai\"\nurl = \"http://h/v1\"\nmodel = \"m\"\n\
             [[route]]\nmatch = \"o:*\"\nagent = \"o\"\n";
         for text in ["", given] {

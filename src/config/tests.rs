@@ -20,14 +20,14 @@ fn an_empty_file_is_valid_and_means_the_defaults() {
     assert_eq!(c.sessions.park_after, Some(secs(1800)));
     assert_eq!(c.shutdown.sum(), secs(55));
     assert_eq!(c.retention.events, Some(secs(7 * 86_400)));
-    assert_eq!(c.agents[DEFAULT_AGENT].kind, AgentKind::Echo);
+    assert_eq!(c.agent[DEFAULT_AGENT].kind, AgentKind::Echo);
     assert!(c.http.is_none() && c.warnings.is_empty());
 }
 
 #[test]
 fn the_contracts_example_parses() {
     let c = ok(include_str!("testdata/interface.toml"));
-    let a = &c.agents[DEFAULT_AGENT];
+    let a = &c.agent[DEFAULT_AGENT];
     assert_eq!((a.kind, a.on_interrupt), (AgentKind::Acp, OnInterrupt::Resume));
     assert_eq!(a.command, ["my-agent", "--acp"]);
     assert_eq!((a.history, a.turn_timeout), (64 << 10, Some(secs(7200))));
@@ -54,6 +54,12 @@ fn every_key_of_the_table_parses_with_its_default() {
                 "url" | "model" | "api_key_file" => "kind = \"openai\"\nmodel = \"m\"\nurl = \"http://h\"",
                 "handler" => "kind = \"lua\"",
                 "history" => "kind = \"acp\"\ncommand = [\"a\"]",
+                "memory" | "processes" | "cpu" | "cpu_weight" | "confine" | "write" | "confine_required"
+                | "confine_abi"
+                    if section == "agent.*" =>
+                {
+                    "kind = \"exec\"\ncommand = [\"a\"]"
+                }
                 "kind" if value.contains("acp") => "command = [\"a\"]",
                 _ => "",
             };
@@ -64,6 +70,10 @@ fn every_key_of_the_table_parses_with_its_default() {
                 kind.lines().filter(|l| !l.starts_with(&format!("{name} "))).map(|l| format!("{l}\n")).collect();
             let text = format!("{header}\n{kind}{name} = {value}\n");
             let c = ok(&text);
+            if Some(value) == k.default && kind.contains("exec") && name != "command" {
+                let plain = ok("[agent.default]\nkind = \"exec\"\ncommand = [\"a\"]\n");
+                assert_eq!(Config { warnings: Vec::new(), ..c.clone() }, plain, "{text}");
+            }
             if Some(value) == k.default && kind.is_empty() && !matches!(section, "http" | "route") {
                 assert_eq!(Config { file: None, ..c }, Config::default(), "{text}");
             }
@@ -76,7 +86,7 @@ fn every_key_of_the_table_parses_with_its_default() {
 #[test]
 fn no_key_of_the_parser_is_missing_in_the_table() {
     let mut c = ok("[http]\n[[route]]\nmatch = \"*\"");
-    c.agents.retain(|name, _| name == DEFAULT_AGENT);
+    c.agent.retain(|name, _| name == DEFAULT_AGENT);
     for key in keys::flat(&c).keys() {
         let generic = key.replace("agent.default.", "agent.*.").replace("route[0].", "route.");
         let in_table = KEYS.iter().any(|k| k.key == generic) || generic == "hooks.config";
@@ -102,7 +112,7 @@ fn the_sample_is_valid_as_it_is_and_with_every_key_in_force() {
         .collect();
     let in_force = in_force.replace("kind = \"echo\"", "kind = \"exec\"");
     let c = ok(&in_force);
-    assert_eq!(c.agents[DEFAULT_AGENT].command, ["my-agent", "--acp"]);
+    assert_eq!(c.agent[DEFAULT_AGENT].command, ["my-agent", "--acp"]);
     assert_eq!(c.routes.len(), 1);
 }
 
@@ -168,7 +178,6 @@ const BAD: &[(&str, usize, &str, &str)] = &[
     ("[shutdown]\ndrain = true", 2, "shutdown.drain", "true is not a duration"),
     ("[shutdown]\ndrain = \"35s\"", 1, "shutdown.deadline", "drain 35s + interrupt 10s + hooks 10s + close 5s = 1m"),
     ("[shutdown]\nclose = \"5s\"\ndeadline = \"55s\"", 3, "shutdown.deadline", "at least 1s below the deadline of 55s"),
-    ("[agents]\nkeep = \"always\"", 2, "agents.keep", "expected one of `restart`, `crash`, `never`"),
     ("[agents]\norphan_after = \"0s\"", 2, "agents.orphan_after", "end every agent at once"),
     ("[agents]\nspool = \"63MiB\"", 2, "agents.spool", "at least \"64MiB\""),
     ("[daemon]\nlog = \"inof\"", 2, "daemon.log", "\"inof\" is neither a level nor MODULE=LEVEL"),
@@ -238,6 +247,25 @@ const BAD: &[(&str, usize, &str, &str)] = &[
     ("[route]\nmatch = \"*\"", 1, "route", "write [[route]]"),
     ("[agent.a]\nkind = \"robot\"", 2, "agent.a.kind", "unknown value `robot`"),
     ("[http]\nlisten = \"localhost:80\"", 2, "http.listen", "such as \"127.0.0.1:7411\""),
+    ("[agents]\nkeep = \"always\"", 2, "agents.keep", "expected one of `restart`, `crash`, `never`"),
+    ("[agents]\norphan_after = \"never\"", 2, "agents.orphan_after", "\"never\" is not a duration"),
+    ("[agent.a]\nmemory = \"1GiB\"", 1, "agent.a.kind", "is missing (`memory` is for acp and exec)"),
+    ("[agent.a]\nkind = \"exec\"\ncommand = [\"a\"]\nmemory = \"1MiB\"", 4, "agent.a.memory", "at least 16MiB"),
+    ("[agent.a]\nkind = \"exec\"\ncommand = [\"a\"]\nmemory = 7", 4, "agent.a.memory", "7 is not a size"),
+    ("[agent.a]\nkind = \"exec\"\ncommand = [\"a\"]\nprocesses = 0", 4, "agent.a.processes", "0: 1 to 4194304"),
+    ("[agent.a]\nkind = \"exec\"\ncommand = [\"a\"]\ncpu = \"0%\"", 4, "agent.a.cpu", "0%: 1% to 1000000%"),
+    ("[agent.a]\nkind = \"exec\"\ncommand = [\"a\"]\ncpu = 2", 4, "agent.a.cpu", "2 is not a part of the processors"),
+    ("[agent.a]\nkind = \"exec\"\ncommand = [\"a\"]\ncpu = \"+5%\"", 4, "agent.a.cpu", "is not a part"),
+    ("[agent.a]\nkind = \"exec\"\ncommand = [\"a\"]\ncpu_weight = 10001", 4, "agent.a.cpu_weight", "1 to 10000"),
+    ("[agent.a]\nkind = \"exec\"\ncommand = [\"a\"]\nconfine = \"home\"", 4, "agent.a.confine", "expected one of"),
+    ("[agent.a]\nkind = \"exec\"\ncommand = [\"a\"]\nwrite = [\"notes\"]", 4, "agent.a.write[0]", "nor below ~"),
+    ("[agent.a]\nkind = \"exec\"\ncommand = [\"a\"]\nconfine_abi = 2", 4, "agent.a.confine_abi", "2: 3 to"),
+    (
+        "[agent.a]\nkind = \"exec\"\ncommand = [\"a\"]\nconfine = \"none\"\nconfine_required = true",
+        5,
+        "agent.a.confine_required",
+        "contradicts confine",
+    ),
     ("[hooks]\nthreads = 100000", 2, "hooks.threads", "at most 256"),
 ];
 
@@ -355,6 +383,13 @@ fn what_has_no_effect_is_told() {
         "4: agent.default.url: requests go to URL/chat/completions: leave that out (\"http://h/v1\")",
     );
     warns("[hooks]\nfs_roots = [\"/srv\"]", "2: hooks.fs_roots: has no effect without \"fs\"");
+    warns(
+        "[agent.default]\nmemory = \"1GiB\"\nkind = \"echo\"",
+        "2: agent.default.memory: has no effect on an agent of kind echo",
+    );
+    let exec = "[agent.default]\nkind = \"exec\"\ncommand = [\"a\"]\n";
+    warns(&format!("{exec}write = [\"~\"]"), "4: agent.default.write: has no effect unless confine = \"workdir\"");
+    assert!(ok(&format!("{exec}write = [\"~\"]\nconfine = \"workdir\"")).warnings.is_empty());
     warns("[agent.default]\npermission = \"deny\"\npermission_timeout = \"1m\"", "3: agent.default.permission_timeout");
 }
 

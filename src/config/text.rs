@@ -15,6 +15,7 @@ const LONGEST: Duration = Duration::from_secs(100 * 365 * 86_400);
 const DURATION: &str = "a duration (such as \"30s\", \"5m\", \"1h30m\")";
 const MAYBE: &str = "a duration (such as \"30s\", \"5m\", \"1h30m\") or \"never\"";
 const SIZE: &str = "a size (such as \"64KiB\", \"64MiB\")";
+const PERCENT: &str = "a part of the processors (such as \"50%\" of one, \"200%\" for two)";
 const LOCAL_TIME: &str = "a local time (HH:MM) or \"never\"";
 
 /// Reads a duration such as `30s`, `5m`, `1h30m` or `7d` (a day is 24 hours).
@@ -59,6 +60,11 @@ fn parse_size(text: &str) -> Result<u64, String> {
         Ok(size) if text.starts_with(|c: char| c.is_ascii_digit()) => Ok(size.as_u64()),
         _ => Err(format!("{text:?} is not {SIZE}")),
     }
+}
+
+fn parse_percent(text: &str) -> Result<u32, String> {
+    let digits = text.strip_suffix('%').filter(|d| d.bytes().all(|b| b.is_ascii_digit()));
+    digits.and_then(|d| d.parse().ok()).ok_or_else(|| format!("{text:?} is not {PERCENT}"))
 }
 
 fn parse_local_time(text: &str) -> Result<Option<(i8, i8)>, String> {
@@ -147,6 +153,10 @@ pub(super) fn some_maybe<'de, D: Deserializer<'de>>(d: D) -> Result<Option<Maybe
 
 pub(super) fn some_size<'de, D: Deserializer<'de>>(d: D) -> Result<Option<u64>, D::Error> {
     size(d).map(Some)
+}
+
+pub(super) fn some_percent<'de, D: Deserializer<'de>>(d: D) -> Result<Option<u32>, D::Error> {
+    string_as(d, PERCENT, parse_percent).map(Some)
 }
 
 /// A table of any values, as JSON, which Lua sees as `ostler.config`. Dates become strings.

@@ -40,6 +40,18 @@ string_enum! {
     }
 }
 
+string_enum! {
+    /// What of the file system an agent's processes may reach.
+    Confine {
+        /// Everything but the daemon's own state and other sessions' directories.
+        State = "state",
+        /// The same for reading; for writing only its own places.
+        Workdir = "workdir",
+        /// Everything that its user may.
+        None = "none",
+    }
+}
+
 /// The budget of a stop: how long each phase may take (`[shutdown]`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Budget {

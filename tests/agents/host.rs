@@ -244,12 +244,7 @@ pub fn config(kind: config::AgentKind, command: &[&str]) -> config::Agent {
         permission: config::PermissionPolicy::Ask,
         permission_timeout: None,
         on_interrupt: config::OnInterrupt::Resume,
-        url: String::new(),
-        model: String::new(),
-        api_key_file: None,
-        history: 65_536,
-        handler: String::new(),
-        delay: Duration::ZERO,
+        ..config::Agent::of_kind("test", kind)
     }
 }
 
