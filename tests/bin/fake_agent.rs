@@ -18,12 +18,16 @@
 //!   --banner           prints text to stdout before it speaks
 //!   --auth             wants a login for a session
 //!   --unknown-refuses  a prompt of an unknown session is answered with `refusal` instead of -32002
+//!   --exec             a command instead: tests/bin/fake_agent/exec.rs
 //! $FAKE_AGENT_STATE names a directory in which its sessions live on; without it they die with the process.
+//! $FAKE_AGENT_DIARY names one in which it writes down all that it hears and says: tests/bin/fake_agent/diary.rs
 //!
 //! A prompt is a list of commands separated by `;`, looked for in the last line of the last text block that begins with
 //! a command; any other prompt is answered with `heard: TEXT`:
 //!   say X              answers X                        think X           a thought
 //!   stream N MS        N pieces `0 1 2 …`, paced        plan, usage       one of each
+//!   lines N MS         says the turn's next N lines, paced: `line 1`, `line 2`, …
+//!   paced PATH N       the next N lines, each for a byte that comes from PATH (a FIFO), or until a cancel
 //!   tool [ID]          tool_call, permission, update; says `tool done` or `tool denied`
 //!   tool-open ID       tool_call in progress, titled `Run ID`, of which nothing more is heard
 //!   permission         asks about an unannounced tool; says `outcome: …`
@@ -50,6 +54,8 @@
 //!   late-ask           asks for permission after the turn's end; says `late: OUTCOME OPTION`
 //!   late TEXT          says TEXT after the turn's end   foreign TEXT      says TEXT under another session's id
 //!   signal PATH        opens and closes PATH (a FIFO) for writing after the turn's end, `late` words included
+//!   notify PATH        the same at once
+//!   own PATH TEXT      goes on, and says TEXT and opens PATH.said (a FIFO) for writing when PATH can be opened for reading
 //!   recall             says how many prompts of this session came before: `prompts before: N`
 //!   echo-context       says all blocks of the prompt, each in a line `[TEXT]`
 //!   wait-file PATH     until PATH (a FIFO) can be opened for reading, or a cancel
@@ -59,7 +65,7 @@
 #![allow(clippy::unwrap_used, clippy::zombie_processes)]
 
 use std::collections::HashMap;
-use std::io::{BufRead, Write};
+use std::io::{BufRead, Read, Write};
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Command, exit};
@@ -68,10 +74,17 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
+#[path = "fake_agent/diary.rs"]
+mod diary;
+#[path = "fake_agent/exec.rs"]
+mod exec;
+
 const COMMANDS: &[&str] = &[
     "say",
     "think",
     "stream",
+    "lines",
+    "paced",
     "plan",
     "usage",
     "tool",
@@ -106,6 +119,8 @@ const COMMANDS: &[&str] = &[
     "late",
     "late-ask",
     "signal",
+    "notify",
+    "own",
     "foreign",
     "recall",
     "echo-context",
@@ -145,6 +160,8 @@ struct Agent {
     wedged: bool,
     /// The id of the running prompt.
     prompt: Value,
+    /// How many of its lines were said.
+    line: u64,
 }
 
 fn main() {
@@ -156,11 +173,16 @@ fn main() {
         let me = std::env::current_exe().unwrap();
         panic!("{}", Command::new("/bin/sh").arg("-c").arg(script).arg(me).args(args).exec());
     }
+    if args.iter().any(|a| a == "--exec") {
+        return exec::run();
+    }
+    diary::began("acp");
     let (sender, input) = channel();
     let lines = sender.clone();
     std::thread::spawn(move || {
         for line in std::io::stdin().lock().lines().map_while(Result::ok) {
             if let Ok(value) = serde_json::from_str(&line) {
+                diary::heard(&value);
                 let _ = lines.send(Input::Line(value));
             }
         }
@@ -180,6 +202,7 @@ fn main() {
         bye: false,
         wedged: false,
         prompt: Value::Null,
+        line: 0,
     };
     if agent.has("--banner") {
         println!("Welcome to the fake agent!\n[not json");
@@ -188,6 +211,7 @@ fn main() {
 }
 
 fn send(message: &Value) {
+    diary::said(message);
     let mut line = message.to_string();
     line.push('\n');
     send_raw(line.as_bytes());
@@ -372,6 +396,7 @@ impl Agent {
         let text = blocks.last().copied().unwrap_or_default();
         let before = prompts.len();
         self.prompt = id.clone();
+        self.line = 0;
         prompts.push(text.to_string());
         self.keep(&session, prompts);
         let line = text.lines().rfind(|l| COMMANDS.contains(&l.split([' ', ';']).next().unwrap_or_default()));
@@ -414,7 +439,9 @@ impl Agent {
                 session,
                 json!({ "sessionUpdate": "agent_thought_chunk", "content": { "type": "text", "text": rest } }),
             ),
-            "stream" => return self.stream(session, number(0), number(1)),
+            "stream" => return self.stream(number(0), number(1), |_, n| say(session, &format!("{n} "))),
+            "lines" => return self.stream(number(0), number(1), |agent, _| agent.next_line(session)),
+            "paced" => return self.paced(session, rest),
             "plan" => update(
                 session,
                 json!({ "sessionUpdate": "plan", "entries": [
@@ -540,6 +567,16 @@ impl Agent {
             }
             "late" => self.late.push(message(session, rest)),
             "signal" => self.signal = Some(rest.to_string()),
+            "notify" => drop(std::fs::File::options().write(true).open(rest).unwrap()),
+            "own" => {
+                let (path, text) = rest.split_once(' ').unwrap();
+                let (path, words) = (path.to_string(), message(session, text));
+                std::thread::spawn(move || {
+                    drop(std::fs::File::open(&path).unwrap());
+                    send(&words);
+                    drop(std::fs::File::options().write(true).open(path + ".said").unwrap());
+                });
+            }
             "foreign" => say("somebody-else", rest),
             "recall" => say(session, &format!("prompts before: {before}")),
             "echo-context" => blocks.iter().for_each(|b| say(session, &format!("[{b}]\n"))),
@@ -580,9 +617,35 @@ impl Agent {
         send_raw(&bytes);
     }
 
-    fn stream(&mut self, session: &str, count: usize, ms: usize) -> Flow {
+    fn next_line(&mut self, session: &str) {
+        self.line += 1;
+        say(session, &format!("line {}\n", self.line));
+    }
+
+    /// A line for each byte that comes.
+    fn paced(&mut self, session: &str, rest: &str) -> Flow {
+        let (path, count) = rest.rsplit_once(' ').unwrap();
+        let (path, count, came) = (path.to_string(), count.parse::<usize>().unwrap(), self.sender.clone());
+        std::thread::spawn(move || {
+            let mut paces = std::fs::File::open(path).unwrap();
+            for _ in 0..count {
+                if paces.read_exact(&mut [0]).is_err() || came.send(Input::Opened).is_err() {
+                    return;
+                }
+            }
+        });
+        for _ in 0..count {
+            match self.until_cancel() {
+                Flow::Next => self.next_line(session),
+                other => return other,
+            }
+        }
+        Flow::Next
+    }
+
+    fn stream(&mut self, count: usize, ms: usize, mut piece: impl FnMut(&mut Self, usize)) -> Flow {
         for n in 0..count {
-            say(session, &format!("{n} "));
+            piece(self, n);
             let until = Instant::now() + Duration::from_millis(ms as u64);
             loop {
                 match self.input.recv_timeout(until.saturating_duration_since(Instant::now())) {

@@ -106,26 +106,26 @@ impl Rng {
 
 /// What clients and the executioner tell each other.
 #[derive(Default)]
-struct Clock {
+pub struct Clock {
     state: Mutex<(u64, usize)>,
     moved: Condvar,
 }
 
 impl Clock {
     /// An event was seen.
-    fn tick(&self) {
+    pub fn tick(&self) {
         self.state.lock().unwrap().0 += 1;
         self.moved.notify_all();
     }
 
     /// A client has nothing more to do in this round.
-    fn done(&self) {
+    pub fn done(&self) {
         self.state.lock().unwrap().1 += 1;
         self.moved.notify_all();
     }
 
     /// Until as many events were seen, or all clients are done.
-    fn wait(&self, events: u64, clients: usize) {
+    pub fn wait(&self, events: u64, clients: usize) {
         let lock = self.state.lock().unwrap();
         let (lock, late) = self.moved.wait_timeout_while(lock, PATIENCE, |s| s.0 < events && s.1 < clients).unwrap();
         assert!(!late.timed_out(), "no event comes: {:?}", *lock);

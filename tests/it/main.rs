@@ -16,6 +16,7 @@ mod ends;
 mod flight;
 mod hooks;
 mod invariants;
+mod kept;
 mod kill;
 mod leftovers;
 mod limits;

@@ -12,6 +12,7 @@ use std::process::{Command, ExitStatus, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crossbeam_channel::Receiver;
 use ostler::client::{Client, ClientError, SseEvent, session_path};
 use rustix::process::Signal;
 use serde_json::{Value, json};
@@ -20,9 +21,11 @@ use ureq::http::Method;
 
 use crate::invariants;
 
+mod diary;
 mod events;
 mod proc;
 
+pub use diary::Diary;
 pub use events::{Events, Turn};
 pub use proc::{Lines, Proc, Ran, open_pid, run, wait_pidfd};
 
@@ -39,6 +42,33 @@ impl Gate {
     /// Whoever waits goes on, and whoever comes later.
     pub fn open(&mut self) {
         self.open = Some(std::fs::File::options().read(true).write(true).open(&self.path).unwrap());
+    }
+}
+
+/// A pipe with a name that an agent opens (`notify PATH`) when it has come so far.
+pub struct Bell {
+    pub path: PathBuf,
+    rang: Receiver<()>,
+}
+
+impl Bell {
+    /// Until the agent has rung it.
+    #[track_caller]
+    pub fn wait(&self) {
+        self.rang.recv_timeout(PATIENCE).unwrap_or_else(|_| panic!("nobody opens {}", self.path.display()));
+    }
+}
+
+/// A pipe with a name from which an agent (`paced PATH N`) takes a byte for each line that it says.
+pub struct Pace {
+    pub path: PathBuf,
+    file: std::fs::File,
+}
+
+impl Pace {
+    /// Lets the agent say so many more lines.
+    pub fn step(&mut self, lines: usize) {
+        self.file.write_all(&vec![b'.'; lines]).unwrap();
     }
 }
 
@@ -74,6 +104,9 @@ impl Daemon {
         // A short name: the path of a socket has 107 bytes.
         let dir = tempfile::Builder::new().prefix("ost").tempdir_in("/tmp").unwrap();
         std::fs::create_dir(dir.path().join("hooks.d")).unwrap();
+        for name in ["diary", "memory"] {
+            std::fs::create_dir(dir.path().join(name)).unwrap();
+        }
         std::fs::write(dir.path().join("ostler.toml"), "").unwrap();
         let notes = Arc::new(Lines::default());
         let socket = UnixDatagram::bind(dir.path().join("notify")).unwrap();
@@ -172,7 +205,7 @@ impl Daemon {
         self.dir.path().join(name)
     }
 
-    pub fn gate(&self, name: &str) -> Gate {
+    fn fifo(&self, name: &str) -> PathBuf {
         let path = self.path(name);
         rustix::fs::mknodat(
             rustix::fs::CWD,
@@ -182,7 +215,34 @@ impl Daemon {
             0,
         )
         .unwrap();
-        Gate { path, open: None }
+        path
+    }
+
+    pub fn gate(&self, name: &str) -> Gate {
+        Gate { path: self.fifo(name), open: None }
+    }
+
+    pub fn bell(&self, name: &str) -> Bell {
+        let path = self.fifo(name);
+        let (ring, rang) = crossbeam_channel::bounded(1);
+        let listened = path.clone();
+        std::thread::spawn(move || {
+            if std::fs::File::open(listened).is_ok() {
+                let _ = ring.send(());
+            }
+        });
+        Bell { path, rang }
+    }
+
+    pub fn pace(&self, name: &str) -> Pace {
+        let path = self.fifo(name);
+        let file = std::fs::File::options().read(true).write(true).open(&path).unwrap();
+        Pace { path, file }
+    }
+
+    /// What a session's agents wrote down; see [`kept`].
+    pub fn diary(&self, session: &str) -> Diary {
+        Diary::read(&self.path("diary").join(session))
     }
 
     pub fn socket(&self) -> PathBuf {
@@ -553,6 +613,22 @@ pub fn fake(flags: &[&str], more: &str) -> String {
     let mut command = vec!["@FAKE@"];
     command.extend(flags);
     format!("[agent.default]\nkind = \"acp\"\ncommand = {}\n{more}\n", json!(command))
+}
+
+/// Agents that write down what they hear and say: the scripted one for each key (`flags` and `more` as in [`fake`]), the
+/// same as a command for `local:x*`, and as one that is always allowed for `local:y*`.
+pub fn kept(flags: &[&str], more: &str) -> String {
+    let env = "env = { FAKE_AGENT_DIARY = \"@DIR@/diary\", FAKE_AGENT_STATE = \"@DIR@/memory\" }";
+    let mut command = vec!["@FAKE@"];
+    command.extend(flags);
+    format!(
+        "[agent.default]\nkind = \"acp\"\ncommand = {}\n{env}\n{more}\n\
+         [agent.command]\nkind = \"exec\"\ncommand = [\"@FAKE@\", \"--exec\"]\n{env}\n\
+         [agent.allowed]\nkind = \"acp\"\ncommand = [\"@FAKE@\"]\npermission = \"allow\"\n{env}\n\
+         [[route]]\nmatch = \"local:x*\"\nagent = \"command\"\n\
+         [[route]]\nmatch = \"local:y*\"\nagent = \"allowed\"\n",
+        json!(command)
+    )
 }
 
 /// Whether a file is where nobody can say that it is used: its bytes.
