@@ -1,6 +1,7 @@
 //! Processes: how children are started, marked and reaped, and what /proc says of processes. Agents and `ostler.exec`
 //! use it. It must not know what they run.
 
+pub mod cgroup;
 mod children;
 pub mod mark;
 pub mod moment;
