@@ -1844,7 +1844,7 @@ _ostler() {
             return 0
             ;;
         ostler__subcmd__restart)
-            opts="-h -V --json --force --socket --url --token-file --help --version"
+            opts="-h -V --json --force --end --socket --url --token-file --help --version"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -2088,7 +2088,7 @@ _ostler() {
             return 0
             ;;
         ostler__subcmd__stop)
-            opts="-h -V --json --fast --now --socket --url --token-file --help --version"
+            opts="-h -V --json --fast --now --keep --socket --url --token-file --help --version"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0

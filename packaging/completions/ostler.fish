@@ -236,6 +236,7 @@ complete -c ostler -n "__fish_ostler_using_subcommand stop" -l token-file -d 'Fi
 complete -c ostler -n "__fish_ostler_using_subcommand stop" -l json -d 'Print the API\'s JSON; errors too'
 complete -c ostler -n "__fish_ostler_using_subcommand stop" -l fast -d 'Interrupt running turns instead of waiting for them'
 complete -c ostler -n "__fish_ostler_using_subcommand stop" -l now -d 'Kill the agents, close the database and exit'
+complete -c ostler -n "__fish_ostler_using_subcommand stop" -l keep -d 'Let the agents work on; the next daemon takes them up if it starts within [agents] orphan_after'
 complete -c ostler -n "__fish_ostler_using_subcommand stop" -s h -l help -d 'Print help'
 complete -c ostler -n "__fish_ostler_using_subcommand stop" -s V -l version -d 'Print version'
 complete -c ostler -n "__fish_ostler_using_subcommand restart" -l socket -d 'The daemon\'s socket [default: $OSTLER_SOCKET, else the user\'s socket, else the service\'s]' -r -F
@@ -243,6 +244,7 @@ complete -c ostler -n "__fish_ostler_using_subcommand restart" -l url -d 'The da
 complete -c ostler -n "__fish_ostler_using_subcommand restart" -l token-file -d 'File with the bearer token for the URL [default: $OSTLER_TOKEN_FILE]' -r -F
 complete -c ostler -n "__fish_ostler_using_subcommand restart" -l json -d 'Print the API\'s JSON; errors too'
 complete -c ostler -n "__fish_ostler_using_subcommand restart" -l force -d 'Stop the daemon even if no supervisor starts it again'
+complete -c ostler -n "__fish_ostler_using_subcommand restart" -l end -d 'End the agents, which a restart keeps otherwise'
 complete -c ostler -n "__fish_ostler_using_subcommand restart" -s h -l help -d 'Print help'
 complete -c ostler -n "__fish_ostler_using_subcommand restart" -s V -l version -d 'Print version'
 complete -c ostler -n "__fish_ostler_using_subcommand reload" -l socket -d 'The daemon\'s socket [default: $OSTLER_SOCKET, else the user\'s socket, else the service\'s]' -r -F

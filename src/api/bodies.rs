@@ -110,6 +110,8 @@ pub struct Stop {
     pub reason: Field,
     /// `graceful`, `fast` or `now`.
     pub urgency: Field,
+    /// `keep` or `end`: what becomes of the agents this time.
+    pub agents: Field,
 }
 
 /// A copy of the database.

@@ -8,6 +8,7 @@ use super::route::Query;
 use super::{Answer, Api, ApiError, bodies};
 use crate::http::{Peer, Request, Response};
 use crate::model::event::{StopReason, Urgency};
+use crate::model::keep_policy::{Agents, StopRequest};
 
 pub fn status(api: &Api) -> Answer {
     Ok(Response::json(200, &api.service.status()?))
@@ -45,8 +46,12 @@ pub fn stop(api: &Api, request: &Request) -> Answer {
             Urgency::parse(&w).ok_or_else(|| ApiError::parameter(format!("urgency: {w:?}: graceful, fast or now")))?
         }
     };
-    let (reason, urgency) = api.service.stop(reason, urgency)?;
-    Ok(Response::json(202, &json!({ "reason": reason, "urgency": urgency })))
+    let agents = match body.agents.optional("agents")? {
+        None => None,
+        Some(w) => Some(Agents::parse(&w).ok_or_else(|| ApiError::parameter(format!("agents: {w:?}: keep or end")))?),
+    };
+    let StopRequest { reason, urgency, agents } = api.service.stop(StopRequest { reason, urgency, agents })?;
+    Ok(Response::json(202, &json!({ "reason": reason, "urgency": urgency, "agents": agents })))
 }
 
 pub fn reload(api: &Api) -> Answer {

@@ -371,6 +371,9 @@ pub struct Stop {
     /// Kill the agents, close the database and exit
     #[arg(long)]
     pub now: bool,
+    /// Let the agents work on; the next daemon takes them up if it starts within [agents] orphan_after
+    #[arg(long)]
+    pub keep: bool,
 }
 
 #[allow(missing_docs)]
@@ -381,6 +384,9 @@ pub struct Restart {
     /// Stop the daemon even if no supervisor starts it again
     #[arg(long)]
     pub force: bool,
+    /// End the agents, which a restart keeps otherwise
+    #[arg(long)]
+    pub end: bool,
 }
 
 #[allow(missing_docs)]

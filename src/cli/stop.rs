@@ -14,6 +14,7 @@ use super::{Done, Failure, Ui, report};
 use crate::client::{Client, ClientError};
 use crate::clock;
 use crate::model::event::{StopReason, Urgency};
+use crate::model::keep_policy::Agents;
 use crate::thread;
 
 /// The status is read this often; the end of the process is noticed at once.
@@ -36,7 +37,7 @@ pub fn stop(client: &Client, a: &Stop, ui: &mut Ui) -> Done {
         (_, true) => Urgency::Fast,
         _ => Urgency::Graceful,
     };
-    let gone = bring_down(client, StopReason::Shutdown, urgency, ui)?;
+    let gone = bring_down(client, StopReason::Shutdown, urgency, a.keep.then_some(Agents::Keep), ui)?;
     verdict(&gone, "stopped", a.plain.json, ui)
 }
 
@@ -49,7 +50,7 @@ pub fn restart(client: &Client, a: &Restart, ui: &mut Ui) -> Done {
             return Err(Failure::new("restart", why));
         }
     }
-    let mut gone = bring_down(client, StopReason::Restart, Urgency::Graceful, ui)?;
+    let mut gone = bring_down(client, StopReason::Restart, Urgency::Graceful, a.end.then_some(Agents::End), ui)?;
     if !gone.supervised {
         let done = verdict(&gone, "stopped", a.plain.json, ui);
         ui.note("restart: the daemon has no supervisor, so nothing starts it again: start it with `ostler serve`");
@@ -94,12 +95,21 @@ fn verdict(gone: &Gone, word: &str, json: bool, ui: &mut Ui) -> Done {
 }
 
 /// Asks for a stop and waits until the process is gone.
-fn bring_down(client: &Client, reason: StopReason, urgency: Urgency, ui: &mut Ui) -> Result<Gone, Failure> {
+fn bring_down(
+    client: &Client,
+    reason: StopReason,
+    urgency: Urgency,
+    agents: Option<Agents>,
+    ui: &mut Ui,
+) -> Result<Gone, Failure> {
     let fail = |e: &ClientError| Failure::api(if reason == StopReason::Restart { "restart" } else { "stop" }, e);
     let before = client.status(STATUS).map_err(|e| fail(&e))?;
     let mut watch = BootWatch::at(client, &before);
     let since = Instant::now();
-    let body = json!({ "reason": reason.as_str(), "urgency": urgency.as_str() });
+    let mut body = json!({ "reason": reason.as_str(), "urgency": urgency.as_str() });
+    if let Some(agents) = agents {
+        body["agents"] = agents.as_str().into();
+    }
     client.post("/v1/stop", Some(&body)).map_err(|e| fail(&e))?;
     let report = wait_for_report(client, &watch.boot);
     let mut progress = Progress::new(ui);

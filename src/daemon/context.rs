@@ -17,6 +17,7 @@ use crate::clock;
 use crate::config::{self, Config};
 use crate::hooks::Hooks;
 use crate::model::event::{HookEvent, Outcome, StopReason, Urgency};
+use crate::model::keep_policy::{Agents, StopRequest};
 use crate::model::session::Policy;
 use crate::store::{Acted, Limits, Store};
 
@@ -24,7 +25,7 @@ use crate::store::{Acted, Limits, Store};
 #[derive(Debug)]
 pub enum Request {
     /// Stop, or raise the urgency of a stop. The answer comes at once.
-    Stop(StopReason, Urgency, Sender<Result<(), &'static str>>),
+    Stop(StopRequest, Sender<Result<(), &'static str>>),
     /// Reload configuration and hooks.
     Reload(Sender<Result<Reloaded, String>>),
     /// Accept messages, start no turns.
@@ -135,6 +136,8 @@ pub struct Board {
     pub held: bool,
     /// The stop in progress: reason, urgency, deadline by the wall clock.
     pub stop: Option<(StopReason, Urgency, clock::Millis)>,
+    /// What becomes of the agents in that stop.
+    pub agents: Option<Agents>,
 }
 
 /// The parts of a [`Context`].

@@ -25,6 +25,7 @@ pub mod files;
 pub mod handlers;
 pub mod hook_events;
 pub mod hub;
+mod job;
 pub mod limits;
 pub mod lock;
 pub mod mailbox;

@@ -6,13 +6,16 @@ use crossbeam_channel::{Receiver, Sender};
 use signal_hook::consts::{SIGCHLD, SIGHUP, SIGINT, SIGTERM, SIGUSR1};
 use signal_hook::iterator::Signals;
 
+use super::notify;
 use crate::thread;
 
 /// The meaning of a signal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Signal {
-    /// SIGTERM, SIGINT: stop. Each further signal raises the urgency.
+    /// SIGINT, or SIGTERM without a service manager: stop. Each further signal raises the urgency.
     Stop,
+    /// SIGTERM under a service manager, which knows whether it is a stop or a restart.
+    Terminate,
     /// SIGUSR1: restart.
     Restart,
     /// SIGHUP: reload configuration and hooks.
@@ -24,11 +27,13 @@ pub enum Signal {
 /// # Errors
 /// The handlers or the thread cannot be set up.
 pub fn listen(reap: impl Fn() + Send + 'static) -> io::Result<Receiver<Signal>> {
+    let managed = notify::is_supervised();
     let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP, SIGUSR1, SIGCHLD])?;
     let (send, receive): (Sender<Signal>, _) = crossbeam_channel::bounded(64);
     thread::spawn_own("signals", thread::IO_STACK, move || {
         for signal in signals.forever() {
             let meaning = match signal {
+                SIGTERM if managed => Signal::Terminate,
                 SIGTERM | SIGINT => Signal::Stop,
                 SIGUSR1 => Signal::Restart,
                 SIGHUP => Signal::Reload,

@@ -9,7 +9,7 @@
 //! A wish (`ostler stop --keep`, `ostler restart --end`) says otherwise for one time. It knows nothing of shims: how
 //! agents are kept, and which cannot be, is decided where they run.
 
-use super::event::{StopReason, string_enum};
+use super::event::{StopReason, Urgency, string_enum};
 
 string_enum! {
     /// Which exits keep agents (`[agents] keep`).
@@ -31,6 +31,17 @@ string_enum! {
         /// They are ended.
         End = "end",
     }
+}
+
+/// A stop, as it is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StopRequest {
+    /// Why.
+    pub reason: StopReason,
+    /// How much of the ladder it walks.
+    pub urgency: Urgency,
+    /// What becomes of the agents this time, if it is not what the configuration says.
+    pub agents: Option<Agents>,
 }
 
 /// How the daemon goes.

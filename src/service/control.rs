@@ -10,7 +10,7 @@ use super::{Fault, Service};
 use crate::clock;
 use crate::daemon::context::{Reloaded, Request};
 use crate::daemon::registry::Numbers;
-use crate::model::event::{StopReason, Urgency};
+use crate::model::keep_policy::StopRequest;
 use crate::store::{Counts, JournalCounts};
 use crate::thread;
 
@@ -45,7 +45,10 @@ impl Service {
                 .into_iter()
                 .map(|b| json!({ "key": b.key, "turn_id": b.turn_id, "age_ms": b.age.as_millis() as u64, "tool": b.tool }))
                 .collect();
-            json!({ "reason": reason, "urgency": urgency, "deadline_at": clock::rfc3339(deadline_at), "blocking": blocking })
+            json!({
+                "reason": reason, "urgency": urgency, "agents": board.agents, "deadline_at": clock::rfc3339(deadline_at),
+                "blocking": blocking,
+            })
         });
         Ok(json!({
             "version": env!("CARGO_PKG_VERSION"), "pid": std::process::id(), "boot_id": ctx.boot_id, "phase": board.phase,
@@ -99,14 +102,16 @@ impl Service {
         (running && reason.is_none(), board.phase, reason)
     }
 
-    /// Asks for a stop, or for a harder one; gives the reason and urgency in force.
+    /// Asks for a stop, or for a harder one; gives what is in force.
     ///
     /// # Errors
     /// The stop that is under way has another reason, or the daemon is leaving.
-    pub fn stop(&self, reason: StopReason, urgency: Urgency) -> Result<(StopReason, Urgency), Fault> {
-        let answer = self.ask("the daemon is leaving", PATIENCE, |send| Request::Stop(reason, urgency, send))?;
+    pub fn stop(&self, asked: StopRequest) -> Result<StopRequest, Fault> {
+        let answer = self.ask("the daemon is leaving", PATIENCE, |send| Request::Stop(asked, send))?;
         answer.map_err(|why| Fault::Conflict(why.to_owned()))?;
-        Ok(self.ctx.board().stop.map_or((reason, urgency), |(r, u, _)| (r, u.max(urgency))))
+        let board = self.ctx.board();
+        let (reason, urgency) = board.stop.map_or((asked.reason, asked.urgency), |(r, u, _)| (r, u.max(asked.urgency)));
+        Ok(StopRequest { reason, urgency, agents: board.agents })
     }
 
     /// Reads the configuration and the scripts anew, and puts them in force, all or nothing.

@@ -5,6 +5,7 @@ mod accept;
 mod access;
 mod agents;
 mod bad;
+mod bus;
 mod busy;
 mod completion;
 #[allow(dead_code)] // Shared with the tests of faults.

@@ -9,6 +9,7 @@ use ostler::client::session_path;
 use rustix::process::Signal;
 use serde_json::json;
 
+use crate::bus::{Bus, Says};
 use crate::daemon::{Daemon, Lines, PATIENCE, Proc, fake, run};
 
 /// The socket is the service manager's: no connection is refused while the daemon restarts, what is asked in between is
@@ -177,4 +178,89 @@ fn a_second_replace_waits_for_the_drain_of_the_first() {
     winner.signal(Signal::TERM);
     assert_eq!(winner.wait_for(PATIENCE).unwrap().code(), Some(0));
     d.check(true);
+}
+
+/// A daemon that finds this bus, whichever it looks for.
+fn on_a_bus(says: Says) -> (Daemon, Bus) {
+    let d = Daemon::new().config(&fake(&[], ""));
+    let bus = Bus::new(&d.path("bus"), says);
+    let address = format!("unix:path={}", d.path("bus").display());
+    let d = d.env("DBUS_SYSTEM_BUS_ADDRESS", &address).env("DBUS_SESSION_BUS_ADDRESS", &address);
+    (d, bus)
+}
+
+/// `systemctl restart` and `systemctl stop` send the same signal; which of them it was is what the bus says.
+#[test]
+fn a_sigterm_is_what_the_service_managers_job_says() {
+    for (says, reason) in [
+        (Says::Job(Some("restart"), "running"), "restart"),
+        (Says::Job(Some("restart"), "degraded"), "restart"),
+        (Says::Job(Some("restart"), "stopping"), "shutdown"),
+        (Says::Job(Some("stop"), "running"), "shutdown"),
+        (Says::Job(None, "running"), "shutdown"),
+        (Says::NoUnit, "shutdown"),
+    ] {
+        let (d, bus) = on_a_bus(says);
+        let mut d = d.start();
+        d.send("local:a", "say hello");
+        d.sigterm();
+        assert_eq!(d.exit_code(), if reason == "restart" { 75 } else { 0 });
+        let report = d.cli(&["report", "--json", "--state-dir", d.path("state").to_str().unwrap()]);
+        let report: serde_json::Value = serde_json::from_str(&report.out).unwrap();
+        assert_eq!((&report["reason"], &report["clean"]), (&json!(reason), &json!(true)));
+        let heard: Vec<String> = bus.heard.try_iter().collect();
+        let expected: &[&str] = match says {
+            Says::Job(Some(_), _) => &["Hello", "SystemState", "GetUnitByPID", "Job", "JobType"],
+            Says::Job(None, _) => &["Hello", "SystemState", "GetUnitByPID", "Job"],
+            Says::NoUnit | Says::Nothing => &[],
+        };
+        assert_eq!(heard, expected);
+    }
+}
+
+/// A bus that does not answer holds nothing up for more than a second, and a signal whose meaning is known not even that.
+#[test]
+fn a_silent_bus_makes_a_shutdown_of_a_sigterm() {
+    let mut reasons = Vec::new();
+    for second in [None, Some(Signal::INT)] {
+        let (d, bus) = on_a_bus(Says::Nothing);
+        let mut d = d.start();
+        let began = std::time::Instant::now();
+        d.sigterm();
+        bus.heard.recv_timeout(PATIENCE).unwrap();
+        if let Some(signal) = second {
+            d.signal(signal);
+        }
+        assert_eq!(d.exit_code(), 0);
+        reasons.push(began.elapsed());
+    }
+    assert!(reasons[0] >= Duration::from_millis(900), "it was waited for: {reasons:?}");
+    assert!(reasons[1] < reasons[0], "a known reason needs no answer: {reasons:?}");
+}
+
+/// While the service manager is asked no turn starts: what is sent then is answered by the next boot.
+#[test]
+fn no_turn_starts_while_the_reason_is_not_known() {
+    let (d, bus) = on_a_bus(Says::Nothing);
+    let mut d = d.start();
+    d.send("local:a", "say hello");
+    d.sigterm();
+    bus.heard.recv_timeout(PATIENCE).unwrap();
+    assert_eq!(d.post("local:a", "say late")["deferred"], true);
+    let refused = d.refusal(ureq::http::Method::POST, "/v1/stop", Some(&json!({ "reason": "restart" })));
+    assert_eq!(refused.0, 409, "{refused:?}");
+    assert_eq!(d.exit_code(), 0);
+    assert_eq!(d.sql::<i64>("SELECT count(*) FROM turns WHERE started_at IS NOT NULL"), 1);
+}
+
+/// Nobody is asked by a daemon that no service manager started.
+#[test]
+fn without_a_service_manager_the_bus_is_not_asked() {
+    let (mut d, bus) = on_a_bus(Says::Job(Some("restart"), "running"));
+    d.set_wrapper(&["env", "-u", "NOTIFY_SOCKET"]);
+    d.spawn();
+    d.log.find(0, "ready", |l| l.contains("ready,"));
+    d.sigterm();
+    assert_eq!(d.exit_code(), 0);
+    assert_eq!(bus.heard.try_iter().count(), 0);
 }

@@ -179,7 +179,15 @@ fn a_stop_by_the_api() {
         d.refusal(Method::POST, "/v1/stop", Some(&json!({ "reason": "because" }))),
         (400, "invalid_parameter".into())
     );
-    assert_eq!(post(json!({ "reason": "shutdown", "urgency": "graceful" })).unwrap()["urgency"], "graceful");
+    let refused = d.refusal(Method::POST, "/v1/stop", Some(&json!({ "agents": "some" })));
+    assert_eq!(refused, (400, "invalid_parameter".into()));
+    let asked = post(json!({ "reason": "shutdown", "urgency": "graceful", "agents": "keep" })).unwrap();
+    assert_eq!((&asked["urgency"], &asked["agents"]), (&json!("graceful"), &json!("keep")));
+    // What is to end is not kept after all.
+    for (agents, now) in [(json!("keep"), "keep"), (json!(null), "end"), (json!("keep"), "end")] {
+        assert_eq!(post(json!({ "reason": "shutdown", "agents": agents })).unwrap()["agents"], now);
+        assert_eq!(d.status()["stop"]["agents"], now);
+    }
     stopping(&d);
     let e = post(json!({ "reason": "restart" })).unwrap_err();
     assert_eq!((e.status, e.code.as_str()), (409, "conflict"));

@@ -21,6 +21,7 @@ use ostler::daemon::signals::Signal;
 use ostler::daemon::worker::{Input, Next, Worker};
 use ostler::hooks::{self, Hooks};
 use ostler::model::event::{HandlerId, StopReason, Urgency};
+use ostler::model::keep_policy::{Agents, StopRequest};
 use ostler::store::{BootInfo, Env, Error, Store};
 
 use crate::dice::Dice;

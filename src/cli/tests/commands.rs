@@ -383,6 +383,14 @@ fn a_stop_shows_what_blocks_and_reports_how_it_went() {
     assert_eq!(asked.json(), json!({ "reason": "shutdown", "urgency": "fast" }));
     drop(fake);
 
+    // Whether agents are kept is said only where it is not as configured.
+    let kept = json!({ "clean": true, "sessions": [] });
+    let fake = stopping(&dir, true, Some(kept));
+    assert_eq!(at(&socket, &["stop", "--keep"]).code, 0);
+    let asked = fake.seen().into_iter().find(|r| r.path == "/v1/stop").unwrap();
+    assert_eq!(asked.json(), json!({ "reason": "shutdown", "urgency": "graceful", "agents": "keep" }));
+    drop(fake);
+
     let fake = stopping(&dir, true, Some(json!({ "clean": false, "sessions": [outcome("abandoned")] })));
     let ran = at(&socket, &["stop"]);
     assert!(ran.code == 1 && ran.out.ends_with(", not clean: 1 abandoned\n"), "{ran:?}");
@@ -406,6 +414,11 @@ fn a_restart_waits_for_the_next_boot_if_there_will_be_one() {
     let fake = stopping(&dir, true, None);
     let ran = at(&socket, &["restart"]);
     assert!(ran.code == 0 && ran.out.starts_with("restarted (boot new) after "), "{ran:?}");
+    drop(fake);
+    let fake = stopping(&dir, true, None);
+    assert_eq!(at(&socket, &["restart", "--end"]).code, 0);
+    let asked = fake.seen().into_iter().find(|r| r.path == "/v1/stop").unwrap();
+    assert_eq!(asked.json(), json!({ "reason": "restart", "urgency": "graceful", "agents": "end" }));
     drop(fake);
     let fake = stopping(&dir, false, None);
     let ran = at(&socket, &["restart"]);

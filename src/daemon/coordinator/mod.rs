@@ -23,7 +23,8 @@ use super::signals::Signal;
 use super::{hook_events, notify, prune, reload, worker};
 use crate::clock;
 use crate::config::{self, AgentKind};
-use crate::model::event::{HookEvent, StopReason, Urgency};
+use crate::model::event::{HookEvent, StopReason};
+use crate::model::keep_policy::Agents;
 use crate::model::lifecycle::{self, Action, Lifecycle, Phase};
 use crate::model::op_queue::OpQueue;
 use crate::model::schedule::{self, Continuations, Refused, Retry, WithoutThread, retry_after};
@@ -33,6 +34,7 @@ use crate::thread;
 
 mod aside;
 mod closing;
+mod kind;
 mod stop;
 
 /// A timer. A timer that is no longer needed still fires and finds nothing to do.
@@ -56,6 +58,8 @@ enum Timer {
     Schedule,
     /// Remove files of deleted sessions.
     Tidy,
+    /// The end of the time in which the service manager may say which kind of stop it is.
+    Kind,
     /// Update a stop's status line.
     Progress,
     /// The end of delivery's time to note which handlers it did not call.
@@ -79,6 +83,8 @@ pub enum Event {
     Life(lifecycle::Event),
     /// `daemon_start` handlers are done: the journal may be delivered.
     Started,
+    /// The service manager said which kind of stop it is, or did not.
+    KindKnown(StopReason),
     /// A worker's thread is about to end.
     WorkerEnded(i64),
     /// A reload has read configuration and scripts.
@@ -131,6 +137,10 @@ pub struct Ending {
     pub clean: bool,
     /// When the process must be gone.
     pub deadline: Option<Instant>,
+    /// What became of the agents.
+    pub agents: Agents,
+    /// A restart, into which no shutdown came.
+    pub again: bool,
 }
 
 /// A worker to start.
@@ -177,6 +187,12 @@ pub struct Coordinator {
     here: VecDeque<Event>,
     /// Events for the machine once its actions are performed.
     later: VecDeque<lifecycle::Event>,
+    /// A SIGTERM whose kind the service manager is asked for.
+    question: Option<kind::Question>,
+    /// What becomes of the agents at the end of the stop in progress.
+    agents: Agents,
+    /// A shutdown came into a restart.
+    overtaken: bool,
     report: Option<Report>,
     continuations: Continuations,
     timers: Timers<Timer>,
@@ -222,6 +238,9 @@ impl Coordinator {
             own: crossbeam_channel::bounded(4096),
             here: VecDeque::new(),
             later: VecDeque::new(),
+            question: None,
+            agents: Agents::End,
+            overtaken: false,
             report: None,
             continuations: Continuations::default(),
             timers,
@@ -314,6 +333,8 @@ impl Coordinator {
             reason: stop.map_or(StopReason::Shutdown, |s| s.reason),
             clean: self.released && self.may_be_clean(),
             deadline: stop.map(|s| s.deadline),
+            agents: self.agents,
+            again: stop.is_some_and(|s| s.reason == StopReason::Restart) && !self.overtaken,
         }
     }
 
@@ -373,6 +394,7 @@ impl Coordinator {
             Timer::Tidy => self.tidy(),
             Timer::Doubt => self.doubt(),
             Timer::Schedule => self.search_waiting(),
+            Timer::Kind => self.kind_known(StopReason::Shutdown),
             Timer::Progress => self.show_progress(now),
             Timer::DeliveryEnd => self.delivery_ended(),
         }
@@ -460,6 +482,7 @@ impl Coordinator {
                 crate::failpoint::hit("boot", "started");
                 self.delivery.send(Message::Go);
             }
+            Event::KindKnown(reason) => self.kind_known(reason),
             Event::WorkerEnded(sid) => self.worker_ended(sid),
             Event::Prepared(prepared) => self.prepared(prepared),
             Event::Scheduled(requests) => self.scheduled(requests),
@@ -507,25 +530,10 @@ impl Coordinator {
         }
     }
 
-    fn signal(&mut self, signal: Signal) {
-        let again = self.machine.stop().map_or(Urgency::Graceful, |s| s.urgency.raised());
-        match signal {
-            Signal::Stop => self.ask_stop(StopReason::Shutdown, again),
-            Signal::Restart => self.ask_stop(StopReason::Restart, again),
-            Signal::Reload => self.reload(None),
-        }
-    }
-
     fn request(&mut self, request: Request) {
         match request {
-            Request::Stop(reason, urgency, answer) => {
-                let shutting = self.machine.stop().is_some_and(|s| s.reason == StopReason::Shutdown);
-                if shutting && reason == StopReason::Restart {
-                    let _ = answer.try_send(Err("a shutdown is in progress"));
-                } else {
-                    let _ = answer.try_send(Ok(()));
-                    self.ask_stop(reason, urgency);
-                }
+            Request::Stop(asked, answer) => {
+                let _ = answer.try_send(self.request_stop(asked));
             }
             Request::Reload(answer) => self.reload(Some(answer)),
             Request::Hold(hold) => self.hold(hold),
@@ -541,7 +549,7 @@ impl Coordinator {
     }
 
     fn hold(&mut self, hold: bool) {
-        if self.machine.stop().is_some() {
+        if self.machine.stop().is_some() || self.question.is_some() {
             return;
         }
         self.ctx.store.set_admission(if hold { Admission::Held } else { Admission::Open });
@@ -553,16 +561,15 @@ impl Coordinator {
         }
     }
 
-    fn ask_stop(&mut self, reason: StopReason, urgency: Urgency) {
-        self.machine.set_budget(self.ctx.config().shutdown);
-        self.step(lifecycle::Event::StopAsked(reason, urgency));
-        self.refuse_reloads();
-    }
-
     /// Feeds an event to the machine and performs its actions.
     fn step(&mut self, event: lifecycle::Event) {
+        self.step_at(event, self.ctx.now());
+    }
+
+    /// As [`Self::step`], for what happened at an instant.
+    fn step_at(&mut self, event: lifecycle::Event, at: Instant) {
         let before = self.machine.phase();
-        let actions = self.machine.step(event, self.ctx.now());
+        let actions = self.machine.step(event, at);
         let phase = self.machine.phase();
         if let Some(stop) = self.machine.stop() {
             let deadline_at = self.ctx.wall() + millis(self.ctx.left(stop.deadline));

@@ -288,7 +288,8 @@ impl Sim {
         let (answer, _) = bounded(1);
         let urgency = *self.dice.pick(Urgency::ALL);
         let reason = *self.dice.pick(StopReason::ALL);
-        self.request(Request::Stop(reason, urgency, answer));
+        let agents = *self.dice.pick(&[None, Some(Agents::Keep), Some(Agents::End)]);
+        self.request(Request::Stop(StopRequest { reason, urgency, agents }, answer));
     }
 
     pub(super) fn request(&mut self, request: Request) {
