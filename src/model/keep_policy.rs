@@ -6,7 +6,7 @@
 //! | restart: `ostler restart`, SIGUSR1, exit code 75, `systemctl restart`, an upgrade | kept | ended | ended |
 //! | shutdown: SIGTERM, SIGINT, `ostler stop` | ended | ended | ended |
 //!
-//! A wish (`ostler stop --keep`, `ostler restart --end`) says otherwise for one time. It knows nothing of shims: how
+//! `ostler stop --keep` and `ostler restart --end` say otherwise for one time. It knows nothing of shims: how
 //! agents are kept, and which cannot be, is decided where they run.
 
 use super::event::{StopReason, Urgency, string_enum};
@@ -53,14 +53,14 @@ pub enum Exit {
     Stop(StopReason),
 }
 
-/// What becomes of the agents at an exit. `wish` is what was asked for this time; where `keep` is `never` there is
+/// What becomes of the agents at an exit. `this_time` is what the request itself said; where `keep` is `never` there is
 /// nothing that could be kept, and a daemon that died was asked nothing.
 #[must_use]
-pub const fn agents_at(exit: Exit, keep: Keep, wish: Option<Agents>) -> Agents {
-    match (keep, exit, wish) {
+pub const fn agents_at(exit: Exit, keep: Keep, this_time: Option<Agents>) -> Agents {
+    match (keep, exit, this_time) {
         (Keep::Never, Exit::Died | Exit::Stop(_), _) => Agents::End,
         (Keep::Restart | Keep::Crash, Exit::Died, _) => Agents::Keep,
-        (Keep::Restart | Keep::Crash, Exit::Stop(_), Some(wish)) => wish,
+        (Keep::Restart | Keep::Crash, Exit::Stop(_), Some(this_time)) => this_time,
         (Keep::Restart, Exit::Stop(StopReason::Restart), None) => Agents::Keep,
         (Keep::Restart | Keep::Crash, Exit::Stop(StopReason::Shutdown), None)
         | (Keep::Crash, Exit::Stop(StopReason::Restart), None) => Agents::End,
@@ -68,7 +68,7 @@ pub const fn agents_at(exit: Exit, keep: Keep, wish: Option<Agents>) -> Agents {
 }
 
 /// What becomes of them when a further request comes in a stop: what was to be ended is ended, and a shutdown during a
-/// restart ends what would have been kept. `asked` is the stop's reason and wish as [`agents_at`] judged it.
+/// restart ends what would have been kept. `asked` is what [`agents_at`] makes of it.
 #[must_use]
 pub const fn agents_after(now: Agents, asked: Agents) -> Agents {
     match (now, asked) {
@@ -87,7 +87,7 @@ mod tests {
         const SHUTDOWN: Exit = Exit::Stop(StopReason::Shutdown);
         const KEPT: Agents = Agents::Keep;
         const ENDED: Agents = Agents::End;
-        // For no wish, the wish to keep, the wish to end.
+        // For a request that says nothing, to keep, to end.
         let table = [
             (Exit::Died, Keep::Restart, [KEPT, KEPT, KEPT]),
             (Exit::Died, Keep::Crash, [KEPT, KEPT, KEPT]),
@@ -100,7 +100,7 @@ mod tests {
             (SHUTDOWN, Keep::Never, [ENDED, ENDED, ENDED]),
         ];
         for (exit, keep, expected) in table {
-            let got = [None, Some(KEPT), Some(ENDED)].map(|wish| agents_at(exit, keep, wish));
+            let got = [None, Some(KEPT), Some(ENDED)].map(|this_time| agents_at(exit, keep, this_time));
             assert_eq!(got, expected, "{exit:?}, {keep}");
         }
     }

@@ -107,7 +107,7 @@ impl Coordinator {
     fn ask_stop(&mut self, asked: StopRequest) {
         let StopRequest { reason, urgency, agents } = asked;
         let config = self.ctx.config();
-        let agents = agents_at(Exit::Stop(reason), config.keeping.keep, agents);
+        let agents = agents_at(Exit::Stop(reason), config.agents.keep, agents);
         let now = self.ctx.now();
         let began = match self.machine.stop() {
             None => {
