@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::daemon::{Daemon, fake};
+use crate::daemon::{Daemon, not_kept};
 use crate::rig::{FS, NOTE, boot_ready, check_answers, check_calls, check_kept, settled};
 
 const DAY: i64 = 86_400_000;
@@ -16,7 +16,7 @@ fn the_wall_clock_jumps() {
     // A mark that is a day old by the clock is too old, whatever the clock did; one from the future is fresh.
     for (jump, next, window) in [(-DAY, -DAY, "1h"), (-DAY, 0, "never"), (DAY, DAY, "1h"), (DAY, 0, "1h")] {
         let case = format!("{jump} then {next}");
-        let config = fake(&[], "env = { FAKE_AGENT_STATE = \"@DIR@\" }")
+        let config = not_kept(&[], "env = { FAKE_AGENT_STATE = \"@DIR@\" }")
             + FS
             + &format!("[sessions]\nidle_reset = \"48h\"\nresume_window = \"{window}\"\n")
             + "[shutdown]\ndrain = \"400ms\"\ninterrupt = \"5s\"\n";
@@ -80,7 +80,7 @@ fn running_text(d: &Daemon) -> String {
 /// comes three hours later finds it too old. What had finished gets no turn of its own.
 #[test]
 fn a_crash_is_as_old_as_its_last_sign_of_life() {
-    let config = fake(&[], "") + "[sessions]\nresume_window = \"1h\"\n";
+    let config = not_kept(&[], "") + "[sessions]\nresume_window = \"1h\"\n";
     let mut d = boot_ready(Daemon::new().config(&config), "");
     assert_eq!(d.send("local:done", "say done"), "done");
     let (_gate, events, turn) = d.waiting("local:a", "");
@@ -104,7 +104,7 @@ fn a_crash_is_as_old_as_its_last_sign_of_life() {
 #[test]
 fn a_clock_that_is_wrong_at_a_boot_costs_nothing() {
     for (wrong, told) in [(11 * 365 * DAY, "far ahead"), (-365 * DAY, "behind")] {
-        let config = fake(&[], "") + "[sessions]\nresume_window = \"1h\"\n";
+        let config = not_kept(&[], "") + "[sessions]\nresume_window = \"1h\"\n";
         let mut d = boot_ready(Daemon::new().config(&config), "");
         let mut gate = d.gate("gate");
         let mut events = d.events("local:a");

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use crate::daemon::{Daemon, Gate, fake};
+use crate::daemon::{Daemon, Gate, not_kept};
 use crate::rig::{Came, FS, NOTE, boot_ready, check_answers, check_calls, check_kept, settled, stop_or_die};
 
 /// Hit by every stop.
@@ -61,7 +61,7 @@ fn make(drain: &str, failpoints: &str) -> Daemon {
                 [[route]]\nmatch = \"local:e*\"\nagent = \"echo\"\n";
     let config = format!(
         "{}{FS}[sessions]\nstuck_threshold = 0\n[shutdown]\ndrain = \"{drain}\"\ninterrupt = \"5s\"\nhooks = \"6s\"\n",
-        fake(&[], more)
+        not_kept(&[], more)
     );
     let d = Daemon::new().config(&config).hook("note.lua", NOTE);
     std::fs::create_dir(d.path("agent")).unwrap();
@@ -255,7 +255,7 @@ fn a_late_result() {
     let more = "env = { FAKE_AGENT_STATE = \"@DIR@/agent\" }\n";
     let config = format!(
         "{}[shutdown]\ndrain = \"50ms\"\ninterrupt = \"300ms\"\nhooks = \"8s\"\n[hooks]\ntimeout = \"6s\"\n",
-        fake(&[], more)
+        not_kept(&[], more)
     );
     // Tells the end for longer than the worker is late.
     let script = "ostler.on(\"session_end\", function()\n  local since = os.time()\n  while os.time() - since < 4 do end\nend)\n";

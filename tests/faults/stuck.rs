@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::daemon::{Daemon, fake, open_pid, wait_pidfd};
+use crate::daemon::{Daemon, not_kept, open_pid, wait_pidfd};
 use crate::rig::{Came, boot, boot_ready, end, settled};
 
 /// Checklist 52. A session that kills the daemon each time it runs is resumed alone at last, and suspended; none of those
@@ -12,7 +12,7 @@ use crate::rig::{Came, boot, boot_ready, end, settled};
 #[test]
 fn a_deadly_session_is_suspended_alone() {
     let rule = "prompt.before@local:bad=kill:1";
-    let mut d = boot_ready(Daemon::new().config(&fake(&[], "")), rule);
+    let mut d = boot_ready(Daemon::new().config(&not_kept(&[], "")), rule);
     let mut gate = d.gate("gate");
     let mut turns: Vec<(String, Value)> = Vec::new();
     for n in 0..3 {
@@ -56,7 +56,7 @@ fn a_deadly_session_is_suspended_alone() {
 #[test]
 fn a_prompt_that_never_arrived() {
     for point in ["begin_turn.committed", "prompt.before", "prompt.answered", "finish_turn.before"] {
-        let mut d = boot_ready(Daemon::new().config(&fake(&[], "")), &format!("{point}=kill:1"));
+        let mut d = boot_ready(Daemon::new().config(&not_kept(&[], "")), &format!("{point}=kill:1"));
         let _ = d.try_post("local:a", "what is the capital", Some("one"));
         assert_eq!(end(&mut d), Came::Died, "{point}");
         let mut d = boot_ready(d, "");
@@ -76,7 +76,7 @@ fn a_prompt_that_never_arrived() {
 /// while they look for it and end it.
 #[test]
 fn what_a_dead_boot_left_is_ended() {
-    let mut d = boot_ready(Daemon::new().config(&fake(&["--ignore-term", "--ignore-eof"], "")), "");
+    let mut d = boot_ready(Daemon::new().config(&not_kept(&["--ignore-term", "--ignore-eof"], "")), "");
     let mut old = Vec::new();
     for key in ["local:a", "local:b"] {
         let mut events = d.events(key);
@@ -117,7 +117,7 @@ fn what_a_dead_boot_left_is_ended() {
 #[test]
 fn a_search_that_fails_holds_up_nobody() {
     for point in ["sweep.begun", "sweep.round"] {
-        let mut d = boot_ready(Daemon::new().config(&fake(&["--ignore-term", "--ignore-eof"], "")), "");
+        let mut d = boot_ready(Daemon::new().config(&not_kept(&["--ignore-term", "--ignore-eof"], "")), "");
         let mut events = d.events("local:a");
         let turn = d.post("local:a", "pid; hang-hard");
         events.until("text");

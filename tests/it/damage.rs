@@ -1,10 +1,10 @@
 //! One session's rows are damaged while the daemon is down: it starts, serves everybody else, and says which session it is.
 
-use crate::daemon::{Daemon, fake};
+use crate::daemon::{Daemon, not_kept};
 
 #[test]
 fn a_damaged_session_keeps_nobody_from_being_served() {
-    let mut d = Daemon::new().config(&fake(&[], "")).start();
+    let mut d = Daemon::new().config(&not_kept(&[], "")).start();
     let gate = d.gate("gate");
     let text = format!("say begun; wait-file {}; say done", gate.path.display());
     let mut running = Vec::new();

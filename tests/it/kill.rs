@@ -6,12 +6,12 @@ use std::sync::{Condvar, Mutex};
 
 use serde_json::{Value, json};
 
-use crate::daemon::{Daemon, PATIENCE, fake, open_pid, wait_pidfd};
+use crate::daemon::{Daemon, PATIENCE, fake, not_kept, open_pid, wait_pidfd};
 
 /// Checklist 7, 13, 51. A turn that is cut off by a death is interrupted by the next boot, its activation ended as a crash, and goes on once.
 #[test]
 fn a_turn_survives_a_death() {
-    let mut d = Daemon::new().config(&fake(&[], "")).start();
+    let mut d = Daemon::new().config(&not_kept(&[], "")).start();
     let gate = d.gate("gate");
     let mut events = d.events("local:a");
     let running = d.post_id("local:a", &format!("say begun; wait-file {}; say done", gate.path.display()), "one");
@@ -60,7 +60,7 @@ fn a_finished_session_is_left_alone() {
 /// Checklist 53. What a dead boot's agent left running is gone before its session runs again.
 #[test]
 fn agents_of_a_dead_boot_are_ended_first() {
-    let mut d = Daemon::new().config(&fake(&["--ignore-term", "--ignore-eof"], "")).start();
+    let mut d = Daemon::new().config(&not_kept(&["--ignore-term", "--ignore-eof"], "")).start();
     let mut events = d.events("local:a");
     d.post("local:a", "pid; grandchild; hang-hard");
     let text = events.until_where("both", |e| e.event == "text" && e.text("text").contains("grandchild"));
@@ -85,12 +85,12 @@ fn agents_of_a_dead_boot_are_ended_first() {
 /// A session that was running at three deaths in a row is suspended, told, and brought back by resume; others go on.
 #[test]
 fn a_stuck_session_is_suspended() {
-    let config = fake(&[], "") + "[agent.echo]\nkind = \"echo\"\n[[route]]\nmatch = \"echo:*\"\nagent = \"echo\"\n";
+    let config = not_kept(&[], "") + "[agent.echo]\nkind = \"echo\"\n[[route]]\nmatch = \"echo:*\"\nagent = \"echo\"\n";
     let mut d = Daemon::new().config(&config).start();
     let (gate, _events, first) = d.waiting("local:a", "");
     d.kill9();
     for round in 0..2 {
-        d.write_config(&fake(&["--never-init"], ""));
+        d.write_config(&not_kept(&["--never-init"], ""));
         d.boot();
         // Its continuation would wait for its pace; a message makes it go on now, and cuts off again.
         d.write_config(&config);

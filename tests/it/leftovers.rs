@@ -7,7 +7,7 @@ use std::time::Duration;
 use rustix::process::Signal;
 use serde_json::Value;
 
-use crate::daemon::{Daemon, PATIENCE, Proc, fake, open_pid, run, wait_pidfd};
+use crate::daemon::{Daemon, NEVER, PATIENCE, Proc, fake, open_pid, run, wait_pidfd};
 
 fn lives(fd: &OwnedFd) -> bool {
     !wait_pidfd(fd, Duration::ZERO)
@@ -120,7 +120,7 @@ fn leave(d: &Daemon, name: &str) -> String {
 /// descends from them, and what had lost its parent before.
 #[test]
 fn what_cleared_its_environment_is_ended_with_the_rest() {
-    let mut d = Daemon::new().config(SHELL).start();
+    let mut d = Daemon::new().config(&format!("{NEVER}{SHELL}")).start();
     let below = d.path("below").display().to_string();
     let script = format!(
         "{}; env -i setsid sh -c 'sleep 1000 & echo $! >{below}; wait' & while [ ! -s {below} ]; do :; done; echo begun; sleep 1000",

@@ -6,12 +6,12 @@ use serde_json::{Value, json};
 
 use rustix::process::Signal;
 
-use crate::daemon::{Daemon, Gate, fake};
+use crate::daemon::{Daemon, Gate, fake, not_kept};
 
 /// A daemon that stopped while `local:a` was in a turn, and is down.
 fn cut_off(config: &str) -> (Daemon, Gate, Value) {
     let config =
-        format!("[shutdown]\ndrain = \"10ms\"\n{config}\n{}", fake(&[], "env = { FAKE_AGENT_STATE = \"@DIR@\" }"));
+        format!("[shutdown]\ndrain = \"10ms\"\n{config}\n{}", not_kept(&[], "env = { FAKE_AGENT_STATE = \"@DIR@\" }"));
     let mut d = Daemon::new().config(&config).start();
     let gate = d.gate("gate");
     let turn = begin(&d, "local:a", &gate);
@@ -191,7 +191,7 @@ fn the_note() {
     for (how, word) in [("stop", "was stopped"), ("restart", "was restarted"), ("crash", "crashed")] {
         let config = format!(
             "[sessions]\nresume = \"on_message\"\n[shutdown]\ndrain = \"10ms\"\n{}",
-            fake(&[], "permission = \"allow\"")
+            not_kept(&[], "permission = \"allow\"")
         );
         let mut d = Daemon::new().config(&config).start();
         let gate = d.gate("gate");

@@ -568,9 +568,12 @@ impl Daemon {
         }
     }
 
-    /// Processes that stand in the test's directory or have it in their environment.
+    /// Processes that stand in the test's directory or have it in their environment, and shims that say that they are of its
+    /// state directory.
     pub fn leftovers(&self) -> Vec<(u32, String)> {
         let dir = self.dir.path();
+        let state = ostler::proc::mark::state_id(&self.path(&self.state));
+        let of_state = state.map(|id| format!("{}={id}\0", ostler::proc::mark::STATE_VAR));
         let mut found = Vec::new();
         for entry in std::fs::read_dir("/proc").unwrap().flatten() {
             let Some(pid) = entry.file_name().to_str().and_then(|n| n.parse::<u32>().ok()) else { continue };
@@ -580,8 +583,9 @@ impl Daemon {
             let inside = std::fs::read_link(entry.path().join("cwd")).is_ok_and(|cwd| cwd.starts_with(dir));
             let marked = || {
                 let home = format!("HOME={}\0", dir.display());
+                let has = |e: &[u8], text: &str| memchr::memmem::find(e, text.as_bytes()).is_some();
                 std::fs::read(entry.path().join("environ"))
-                    .is_ok_and(|e| memchr::memmem::find(&e, home.as_bytes()).is_some())
+                    .is_ok_and(|e| has(&e, &home) || of_state.as_ref().is_ok_and(|mark| has(&e, mark)))
             };
             if inside || marked() {
                 let name = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
@@ -614,6 +618,14 @@ pub fn fake(flags: &[&str], more: &str) -> String {
     command.extend(flags);
     format!("[agent.default]\nkind = \"acp\"\ncommand = {}\n{more}\n", json!(command))
 }
+
+/// The same, where a daemon's death is the agent's too.
+pub fn not_kept(flags: &[&str], more: &str) -> String {
+    format!("{NEVER}{}", fake(flags, more))
+}
+
+/// Agents are children of the daemon.
+pub const NEVER: &str = "[agents]\nkeep = \"never\"\n";
 
 /// Agents that write down what they hear and say: the scripted one for each key (`flags` and `more` as in [`fake`]), the
 /// same as a command for `local:x*`, and as one that is always allowed for `local:y*`.
