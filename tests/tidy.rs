@@ -97,7 +97,7 @@ const ROOMS: &[(&str, &[&str])] = &[
         "daemon",
         &["agent", "clock", "config", "exit", "failpoint", "hooks", "log", "model", "proc", "store", "sys", "thread"],
     ),
-    ("agent", &["clock", "config", "failpoint", "hooks", "model", "proc", "sse", "thread"]),
+    ("agent", &["clock", "config", "failpoint", "hooks", "model", "proc", "shim", "sse", "thread"]),
     ("hooks", &["awake", "clock", "config", "failpoint", "log", "model", "proc", "reserved", "sys", "thread"]),
     ("http", &["sse", "sys", "thread"]),
     ("store", &["clock", "config", "failpoint", "model", "thread"]),

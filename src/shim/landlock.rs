@@ -4,7 +4,7 @@
 use std::io;
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
 
-use rustix::fs::{CWD, FileType, Mode, OFlags};
+use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
 use super::frame::Confined;
@@ -70,11 +70,16 @@ pub fn rules(confine: &Confinement) -> io::Result<(Option<OwnedFd>, Confined)> {
     for rule in &confine.rules {
         match add(set.as_fd(), rule, confined.files) {
             Ok(()) => {}
-            Err(e) if e.kind() == io::ErrorKind::NotFound => confined.missing += 1,
+            Err(e) if is_not_there(&e) => confined.missing += 1,
             Err(e) => return Err(io::Error::new(e.kind(), format!("{}: {e}", rule.path.display()))),
         }
     }
     Ok((Some(set), confined))
+}
+
+/// Whether a rule's path is not there, or is a symbolic link now.
+fn is_not_there(e: &io::Error) -> bool {
+    e.kind() == io::ErrorKind::NotFound || e.raw_os_error() == Some(Errno::LOOP.raw_os_error())
 }
 
 #[allow(unsafe_code)]
@@ -93,7 +98,9 @@ fn create(confined: &Confined) -> io::Result<OwnedFd> {
 #[allow(unsafe_code)]
 fn add(set: BorrowedFd<'_>, rule: &Rule, handled: u64) -> io::Result<()> {
     const PATH_BENEATH: u32 = 1;
-    let path = rustix::fs::openat(CWD, &rule.path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
+    // Paths are given without symbolic links. One that is there now was put there since, perhaps by an earlier agent.
+    let flags = OFlags::PATH | OFlags::CLOEXEC;
+    let path = rustix::fs::openat2(CWD, &rule.path, flags, Mode::empty(), ResolveFlags::NO_SYMLINKS)?;
     let is_dir = FileType::from_raw_mode(rustix::fs::fstat(&path)?.st_mode).is_dir();
     let access = rule.access & handled & (if is_dir { u64::MAX } else { OF_FILES });
     if access == 0 {

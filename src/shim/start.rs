@@ -28,7 +28,7 @@ pub struct ProcessLimit {
 /// A path, and what may be done below it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rule {
-    /// A file or a directory. One that is not there is left out and counted.
+    /// A file or a directory, without symbolic links. One that is not there, or is reached by one, is left out and counted.
     pub path: PathBuf,
     /// `LANDLOCK_ACCESS_FS_…`; what does not fit a plain file is taken off for one.
     pub access: u64,

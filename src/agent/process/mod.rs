@@ -20,6 +20,7 @@ use crate::proc::mark::{self, Tag};
 use crate::proc::moment::Moment;
 use crate::proc::{NoChild, PipedChild, procfs};
 
+pub mod confine;
 mod ladder;
 mod leftovers;
 mod tail;
