@@ -2,6 +2,7 @@
 //! service and the doors, and leaves in the opposite order. The one place that knows all of them; it decides nothing.
 
 use std::fs;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -22,6 +23,9 @@ use crate::store::Store;
 use crate::thread;
 
 mod socket;
+mod successor;
+
+use successor::{Left, Program};
 
 /// What `serve` was asked.
 #[derive(Clone, Debug)]
@@ -66,12 +70,14 @@ pub fn serve(options: Options) -> u8 {
 }
 
 fn start(mut options: Options) -> Result<u8, NoStart> {
+    let left = successor::left();
+    let program = Program::note(&left).map_err(|e| NoStart(exit::INTERNAL, e.to_string()))?;
     crate::sys::bound_arenas();
     // Before anything is started that it could be passed on to.
     if let Err(e) = crate::sys::keep_inherited() {
         log::warn!("what was open at the start may be passed on to agents: {e}");
     }
-    crate::proc::note_inherited();
+    crate::proc::note_inherited(left.inherited.clone());
     let bad_config = |e: String| NoStart(exit::CONFIG, e);
     let unusable = |e: String| NoStart(exit::STATE, e);
     options.config.hooks.dir = config::paths::hooks_dir(&options.config);
@@ -96,6 +102,10 @@ fn start(mut options: Options) -> Result<u8, NoStart> {
         crate::proc::reap_strays();
     })
     .map_err(internal)?;
+    if left.inherited.is_some() {
+        // The last program left them blocked: what came meanwhile is heard now.
+        crate::sys::unblock_signals();
+    }
     // Until the process ends: what comes after the stop's last phase is a part of the stop too.
     let watched = watchdog::start().map_err(internal)?;
     if let Err(e) = rustix::process::set_child_subreaper(Some(rustix::process::getpid())) {
@@ -112,15 +122,32 @@ fn start(mut options: Options) -> Result<u8, NoStart> {
     crate::reserved::keep(&options.state_dir);
     let lock = files::watch(&options.state_dir, lock, store.clone()).map_err(internal)?;
     let opened = store.clone();
-    let (code, deadline) = run(options, token, store, scripts, signals).inspect_err(|_| {
+    let ended = run(options, token, store, scripts, signals, left).inspect_err(|_| {
         // A start that fails leaves the file as a stop does; after a stop it is closed already.
         let _ = opened.close(Instant::now() + Duration::from_secs(2));
     })?;
     drop(lock);
     crate::failpoint::hit("stop", "unlocked");
-    crate::log::flush(within(Duration::from_secs(2), deadline));
+    if ended.goes_on.is_some() {
+        log::info!("restarting in place: {}", program.path().display());
+    }
+    crate::log::flush(within(Duration::from_secs(2), ended.deadline));
     drop(watched);
-    Ok(code)
+    if let Some((sockets, own)) = ended.goes_on {
+        let e = program.go_on(&sockets);
+        log::error!("cannot restart in place, nothing starts the daemon again: {}: {e}", program.path().display());
+        own.iter().for_each(socket::Own::remove);
+        crate::log::flush(Instant::now() + Duration::from_secs(1));
+    }
+    Ok(ended.code)
+}
+
+/// How the daemon ended.
+struct Ended {
+    code: u8,
+    deadline: Option<Instant>,
+    /// The process goes on in another program: with these sockets, and the file of our own.
+    goes_on: Option<(Vec<(successor::Role, OwnedFd)>, Option<socket::Own>)>,
 }
 
 fn run(
@@ -129,7 +156,8 @@ fn run(
     store: Store,
     scripts: hooks::Scripts,
     signals: Receiver<signals::Signal>,
-) -> Result<(u8, Option<Instant>), NoStart> {
+    left: Left,
+) -> Result<Ended, NoStart> {
     let internal = |e: std::io::Error| NoStart(exit::INTERNAL, e.to_string());
     crate::failpoint::hit("boot", "opened");
     let boot_id = uuid::Uuid::new_v4().to_string();
@@ -140,6 +168,7 @@ fn run(
     let host = ScriptHost::new(store.clone());
     let hooks = Hooks::start(scripts, host.clone(), &boot_id).map_err(internal)?;
     let Options { config, state_dir, no_resume, socket, .. } = options;
+    let dir = state_dir.clone();
     let http = config.http.clone();
     let wired =
         Wired::new(daemon::Setup { config, store: store.clone(), hooks, boot_id, state_dir, no_resume, signals });
@@ -148,7 +177,9 @@ fn run(
     // A timer that was missed while the daemon was down may run, and send, from here on.
     host.enter(&service);
     // Before the boot is noted: a daemon that cannot be reached, because another one sits on its socket, had no boot.
-    let opened = socket::listen(&socket, http.as_ref(), token.is_some())?;
+    // Without a service manager a restart goes on in this process, with these sockets.
+    let opened = socket::listen(&socket, http.as_ref(), token.is_some(), left.sockets, !ctx.supervised)?;
+    let mut kept = opened.kept;
     let daemon = wired.recover()?;
 
     let api = Arc::new(Api::new(service, token, &opened.listeners));
@@ -165,6 +196,13 @@ fn run(
     let ending = daemon.run();
 
     crate::failpoint::hit("stop", "left");
+    // Whoever asked for the state goes on with it: this daemon is not to be started again.
+    let wanted = lock::is_wanted(&dir);
+    let goes_on = ending.again && !ctx.supervised && !wanted;
+    if !goes_on {
+        kept.clear();
+        keeper.iter().for_each(socket::Keeper::keep_nothing);
+    }
     ctx.hub.close();
     let cut = server.drain(within(Duration::from_millis(500), ending.deadline));
     if cut > 0 {
@@ -175,16 +213,25 @@ fn run(
             log::error!("what an agent left behind could not be ended: {left}");
         }
     }
-    if let Some(keeper) = keeper {
-        keeper.end();
-    }
+    let own = match keeper {
+        Some(keeper) if goes_on => {
+            let (own, socket) = keeper.hand_over();
+            kept.extend(socket);
+            Some(own)
+        }
+        Some(keeper) => {
+            keeper.end();
+            None
+        }
+        None => None,
+    };
     log::info!("stopped{}", if ending.clean { "" } else { ", uncleanly" });
     let code = match (ending.reason, ending.clean) {
-        (StopReason::Restart, _) => exit::RESTART,
-        (StopReason::Shutdown, true) => exit::OK,
-        (StopReason::Shutdown, false) => exit::FAILURE,
+        (StopReason::Restart, _) if !wanted => exit::RESTART,
+        (StopReason::Shutdown | StopReason::Restart, true) => exit::OK,
+        (StopReason::Shutdown | StopReason::Restart, false) => exit::FAILURE,
     };
-    Ok((code, ending.deadline))
+    Ok(Ended { code, deadline: ending.deadline, goes_on: goes_on.then_some((kept, own)) })
 }
 
 /// So long from now, but not beyond a tenth of a second before the stop's deadline: then the watchdog leaves.

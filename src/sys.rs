@@ -177,18 +177,66 @@ pub fn passed_sockets() -> io::Result<Vec<(OwnedFd, SocketKind)>> {
         // that the service manager opened for it to own. They were open before anything of ours was, nothing else in this
         // process knows them, and this function runs once, so each has exactly one owner from here on.
         let fd = unsafe { OwnedFd::from_raw_fd(raw) };
-        rustix::io::fcntl_setfd(&fd, rustix::io::FdFlags::CLOEXEC)?;
-        if sockopt::socket_type(fd.as_fd())? != SocketType::STREAM {
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, "a passed socket is not a stream"));
-        }
-        let kind = match sockopt::socket_domain(fd.as_fd())? {
-            AddressFamily::UNIX => SocketKind::Unix,
-            AddressFamily::INET | AddressFamily::INET6 => SocketKind::Tcp,
-            _ => return Err(io::Error::new(io::ErrorKind::InvalidInput, "a passed socket is neither unix nor TCP")),
-        };
+        let kind = kind_of(&fd)?;
         sockets.push((fd, kind));
     }
     Ok(sockets)
+}
+
+/// Which kind of listening socket a descriptor is, which from now on is not passed on.
+fn kind_of(fd: &OwnedFd) -> io::Result<SocketKind> {
+    rustix::io::fcntl_setfd(fd, rustix::io::FdFlags::CLOEXEC)?;
+    if sockopt::socket_type(fd)? != SocketType::STREAM {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "a passed socket is not a stream"));
+    }
+    match sockopt::socket_domain(fd)? {
+        AddressFamily::UNIX => Ok(SocketKind::Unix),
+        AddressFamily::INET | AddressFamily::INET6 => Ok(SocketKind::Tcp),
+        _ => Err(io::Error::new(io::ErrorKind::InvalidInput, "a passed socket is neither unix nor TCP")),
+    }
+}
+
+/// A listening socket that the program which this process ran before left open under a number. Called at the start, before
+/// anything here listens, and once for each number. What is no listening socket is left as it is.
+///
+/// # Errors
+/// There is no such descriptor, or it is no listening stream socket of a kind that is served.
+#[allow(unsafe_code)]
+pub fn left_socket(number: RawFd) -> io::Result<(OwnedFd, SocketKind)> {
+    // SAFETY: the call takes integers, and fails if the number is not open.
+    if number <= 2 || unsafe { libc::fcntl(number, libc::F_GETFD) } == -1 {
+        return Err(io::ErrorKind::NotFound.into());
+    }
+    // SAFETY: the descriptor is open, as was just seen, and is borrowed for the one call below.
+    let listens = sockopt::socket_acceptconn(unsafe { BorrowedFd::borrow_raw(number) });
+    if !listens.unwrap_or(false) {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "no listening socket"));
+    }
+    // SAFETY: nothing in this process listens yet, so this socket was left by the last program for this one to own; each
+    // number is asked for once, so it has exactly one owner from here on.
+    let fd = unsafe { OwnedFd::from_raw_fd(number) };
+    let kind = kind_of(&fd)?;
+    Ok((fd, kind))
+}
+
+/// Has this process go on as another program. SIGTERM, SIGINT, SIGHUP and SIGUSR1 are blocked meanwhile, so that one that
+/// comes before the next program listens is not lost and ends nothing; it takes the block off ([`unblock_signals`]).
+/// Returns only if it fails.
+#[allow(unsafe_code)]
+pub fn go_on_as(command: &mut Command) -> io::Error {
+    // SAFETY: the closure runs in this process, just before the program is replaced; it takes no lock and allocates nothing.
+    unsafe {
+        command.pre_exec(|| {
+            let mut set: libc::sigset_t = std::mem::zeroed();
+            libc::sigemptyset(&raw mut set);
+            for signal in [libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGUSR1] {
+                libc::sigaddset(&raw mut set, signal);
+            }
+            libc::sigprocmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut());
+            Ok(())
+        });
+    }
+    command.exec()
 }
 
 /// Has a child begin a session of its own, so that no terminal is its own and its group bears its number, with the soft

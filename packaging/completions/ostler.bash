@@ -1844,7 +1844,7 @@ _ostler() {
             return 0
             ;;
         ostler__subcmd__restart)
-            opts="-h -V --json --force --end --socket --url --token-file --help --version"
+            opts="-h -V --json --end --socket --url --token-file --help --version"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0

@@ -137,8 +137,8 @@ pub enum Command {
     /// Stop the daemon and wait until it has exited
     #[command(after_help = "Examples:\n  ostler stop\n  ostler stop --fast")]
     Stop(Stop),
-    /// Stop the daemon, let its supervisor start it again, and wait until it is ready
-    #[command(after_help = "Examples:\n  ostler restart\n  ostler restart --force")]
+    /// Restart the daemon, by its service manager or in its own process, and wait until it is ready
+    #[command(after_help = "Examples:\n  ostler restart\n  ostler restart --end")]
     Restart(Restart),
     /// Reload configuration and hooks
     #[command(after_help = "Examples:\n  ostler reload\n  ostler reload --json")]
@@ -381,9 +381,6 @@ pub struct Stop {
 pub struct Restart {
     #[command(flatten)]
     pub plain: Plain,
-    /// Stop the daemon even if no supervisor starts it again
-    #[arg(long)]
-    pub force: bool,
     /// End the agents, which a restart keeps otherwise
     #[arg(long)]
     pub end: bool,

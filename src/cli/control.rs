@@ -85,7 +85,8 @@ fn print_status(s: &Value, open: usize, json: bool, ui: &mut Ui) -> Done {
         0 => String::new(),
         n => format!("{} dropped", count(n, "line")),
     };
-    let supervised = if s["supervised"] == true { "yes" } else { "no: nothing starts it again" };
+    let supervised =
+        if s["supervised"] == true { "yes" } else { "no: it restarts itself, but after a crash nothing starts it" };
     let held = if s["held"] == true { ", held: no turn starts (ostler release)" } else { "" };
     let title = bold(ui.color, &format!("{}{held}", clean(&text(s, "/phase"))));
     let rows = [

@@ -27,7 +27,7 @@ const ANSWER: Duration = Duration::from_secs(3);
 const GRACE: Duration = Duration::from_secs(15);
 /// How long a stop without a known deadline may take.
 const UNKNOWN: Duration = Duration::from_secs(600);
-/// How long a supervisor may take until the next daemon is ready.
+/// How long it may take until the next daemon is ready.
 const NEXT_BOOT: Duration = Duration::from_secs(300);
 
 /// `stop`
@@ -43,20 +43,8 @@ pub fn stop(client: &Client, a: &Stop, ui: &mut Ui) -> Done {
 
 /// `restart`
 pub fn restart(client: &Client, a: &Restart, ui: &mut Ui) -> Done {
-    if !a.force {
-        let before = client.status(STATUS).map_err(|e| Failure::api("restart", &e))?;
-        if before["supervised"] != true {
-            let why = "the daemon has no supervisor, so nothing starts it again; it was not stopped (use --force)";
-            return Err(Failure::new("restart", why));
-        }
-    }
     let mut gone = bring_down(client, StopReason::Restart, Urgency::Graceful, a.end.then_some(Agents::End), ui)?;
-    if !gone.supervised {
-        let done = verdict(&gone, "stopped", a.plain.json, ui);
-        ui.note("restart: the daemon has no supervisor, so nothing starts it again: start it with `ostler serve`");
-        return done;
-    }
-    let ready = next_boot(client, &gone.boot)?;
+    let ready = next_boot(client, &gone)?;
     if gone.report.is_none() {
         gone.report = client.get(&format!("/v1/reports/{}", gone.boot)).ok();
     }
@@ -64,10 +52,13 @@ pub fn restart(client: &Client, a: &Restart, ui: &mut Ui) -> Done {
     verdict(&gone, &format!("restarted (boot {ready})"), a.plain.json, ui)
 }
 
-/// A daemon that is no more.
+/// A boot that is no more.
 struct Gone {
     boot: String,
+    /// A service manager starts the next one; otherwise it is the same process.
     supervised: bool,
+    /// The process, if it is on this machine.
+    process: Option<OwnedFd>,
     since: Instant,
     took: Duration,
     report: Option<Value>,
@@ -136,7 +127,8 @@ fn bring_down(
     let took = since.elapsed();
     // The answer was sent before the exit: it is here by now, or will never come.
     let report = report.and_then(|r| r.recv_timeout(Duration::from_secs(1)).ok());
-    Ok(Gone { boot: watch.boot, supervised: before["supervised"] == true, since, took, report, urgency: said })
+    let supervised = before["supervised"] == true;
+    Ok(Gone { boot: watch.boot, supervised, process: watch.process, since, took, report, urgency: said })
 }
 
 /// The report is asked for while the daemon still answers: `wait=1` holds the answer back until it is complete.
@@ -158,18 +150,23 @@ fn deadline(status: &Value) -> Option<Instant> {
     Some(Instant::now() + Duration::from_millis(left))
 }
 
-fn next_boot(client: &Client, old: &str) -> Result<String, Failure> {
+fn next_boot(client: &Client, old: &Gone) -> Result<String, Failure> {
     let until = Instant::now() + NEXT_BOOT;
     loop {
         if let Ok(reply) = client.request(Method::GET, "/v1/status", None, ANSWER) {
             let boot = text(&reply.body, "/boot_id");
             let phase = text(&reply.body, "/phase");
-            if boot != old && phase != "starting" {
+            if boot != old.boot && phase != "starting" {
                 return Ok(boot);
             }
         }
+        if !old.supervised && old.process.as_ref().is_some_and(|process| ended(process, Duration::ZERO)) {
+            let why =
+                "the daemon has ended and nothing starts it again; its log says why. Start it with `ostler serve`";
+            return Err(Failure::new("restart", why));
+        }
         if Instant::now() > until {
-            let why = format!("the supervisor has not started the daemon again within {NEXT_BOOT:?}");
+            let why = format!("the daemon has not started again within {NEXT_BOOT:?}");
             return Err(Failure::new("restart", why));
         }
         std::thread::sleep(LOOK);

@@ -15,6 +15,8 @@ use crate::proc::procfs;
 const BEGINNING: Duration = Duration::from_secs(5);
 /// The pause between two tries.
 const AGAIN: Duration = Duration::from_millis(50);
+/// Locked by a process that waits for the state of a live owner.
+const REPLACE: &str = "lock.replace";
 
 /// The lock, until it is dropped. The directory itself is locked too: a second daemon must not start beside the first
 /// because an operator removed the file.
@@ -138,7 +140,7 @@ impl Lock {
         LockState::Remade
     }
 
-    /// Takes the lock from a live owner: asks it to stop, waits, then kills it. Only the process that holds the lock is
+    /// Takes the lock from a live owner: asks it for a restart, so that its agents are kept, waits, then kills it. Only the process that holds the lock is
     /// signalled, whatever pid stands in the file. An owner that is stopping already (`is_stopping`, asked with its
     /// pid) gets no further signal, which would cut its stop short. The same holds if another process has just asked
     /// it.
@@ -171,13 +173,13 @@ impl Lock {
             }
             // Only one of several processes that want the lock signals the owner.
             if speaks.is_none() {
-                speaks = open(&dir.join("lock.replace")).ok().filter(|f| f.try_lock().is_ok());
+                speaks = open(&dir.join(REPLACE)).ok().filter(|f| f.try_lock().is_ok());
             }
             let (signal, what) = match (asked, &speaks) {
-                (None, None) => (None, "another process has asked it to stop; waiting"),
+                (None, None) => (None, "another process has asked it to leave; waiting"),
                 (None, Some(_)) if is_stopping(pid) => (None, "it is already stopping; waiting"),
-                (None, Some(_)) => (Some(Signal::TERM), "asking it to stop"),
-                (Some(_), Some(_)) => (Some(Signal::KILL), "it did not stop in time; killing it"),
+                (None, Some(_)) => (Some(Signal::USR1), "asking it to leave"),
+                (Some(_), Some(_)) => (Some(Signal::KILL), "it did not leave in time; killing it"),
                 (Some(_), None) => return Self::take(dir),
             };
             log::info!("another ostler (pid {pid}) owns {}: {what}", dir.display());
@@ -227,6 +229,13 @@ pub fn holder(dir: &Path) -> Option<i32> {
         Err(TryLockError::WouldBlock) => read_pid(&mut file),
         Ok(()) | Err(TryLockError::Error(_)) => None,
     }
+}
+
+/// Whether another process waits for this directory ([`Lock::replace`]): its owner must not go on in a new program.
+#[must_use]
+pub fn is_wanted(dir: &Path) -> bool {
+    let Ok(file) = File::open(dir.join(REPLACE)) else { return false };
+    matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock))
 }
 
 fn read_pid(file: &mut File) -> Option<i32> {

@@ -45,7 +45,15 @@ pub fn status(text: &str) {
 /// Whether a service manager starts the daemon again after exit code 75.
 #[must_use]
 pub fn is_supervised() -> bool {
-    std::env::var_os("NOTIFY_SOCKET").is_some() || std::env::var_os("INVOCATION_ID").is_some()
+    let env = |name: &str| std::env::var(name).ok();
+    is_supervised_by(&env, std::process::id())
+}
+
+/// As [`is_supervised`], for a process with this environment. What a service starts inherits INVOCATION_ID, a terminal for
+/// example, and everything in it; SYSTEMD_EXEC_PID says which process is the service itself.
+fn is_supervised_by(env: &dyn Fn(&str) -> Option<String>, pid: u32) -> bool {
+    let is_ours = || env("SYSTEMD_EXEC_PID").is_none_or(|of| of == pid.to_string());
+    env("NOTIFY_SOCKET").is_some() || (env("INVOCATION_ID").is_some() && is_ours())
 }
 
 /// The timing of the watchdog, from the period of the service manager: the pause between two rounds, the time for both
@@ -92,6 +100,22 @@ pub fn watchdog(coordinator: Sender<Request>, store: Store) -> Option<Sender<()>
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_service_started_is_no_service() {
+        for (set, expected) in [
+            (&[][..], false),
+            (&[("NOTIFY_SOCKET", "/n")], true),
+            (&[("INVOCATION_ID", "1")], true),
+            (&[("INVOCATION_ID", "1"), ("SYSTEMD_EXEC_PID", "7")], true),
+            (&[("INVOCATION_ID", "1"), ("SYSTEMD_EXEC_PID", "8")], false),
+            (&[("INVOCATION_ID", "1"), ("SYSTEMD_EXEC_PID", "8"), ("NOTIFY_SOCKET", "/n")], true),
+            (&[("SYSTEMD_EXEC_PID", "7")], false),
+        ] {
+            let env = |name: &str| set.iter().find(|(n, _)| *n == name).map(|(_, v)| (*v).to_owned());
+            assert_eq!(is_supervised_by(&env, 7), expected, "{set:?}");
+        }
+    }
 
     #[test]
     fn the_watchdog_is_fed_within_its_period_even_if_answers_are_late() {

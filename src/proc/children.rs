@@ -43,11 +43,22 @@ static INHERITED: OnceLock<Vec<(u32, u64)>> = OnceLock::new();
 /// The soft limit of descriptors that this process was started with; its children get it back.
 static DESCRIPTORS: OnceLock<u64> = OnceLock::new();
 
-/// Notes the inherited children. Called once, before the first child is made.
-pub fn note_inherited() {
+/// Notes the inherited children: those that are there, or, in a process that had another program before, those that the
+/// first program found. Called once, before the first child is made.
+pub fn note_inherited(first: Option<Vec<(u32, u64)>>) {
+    if let Some(all) = first {
+        let _ = INHERITED.set(all);
+        return;
+    }
     let me = std::process::id();
     let of_ours = |(stat, _): &(procfs::Stat, _)| (stat.parent == me).then_some((stat.pid, stat.start));
     let _ = INHERITED.set(procfs::picture().all.iter().filter_map(of_ours).collect());
+}
+
+/// The inherited children: pid and start.
+#[must_use]
+pub fn inherited() -> Vec<(u32, u64)> {
+    INHERITED.get().cloned().unwrap_or_default()
 }
 
 /// Whether this process is an inherited child.

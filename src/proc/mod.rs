@@ -10,6 +10,7 @@ mod piped_child;
 pub mod procfs;
 
 pub use children::{
-    Registered, any_made, is_inherited, is_registered, note_descriptors, note_inherited, reap_strays, set_apart, spawn,
+    Registered, any_made, inherited, is_inherited, is_registered, note_descriptors, note_inherited, reap_strays,
+    set_apart, spawn,
 };
 pub use piped_child::{NoChild, PipedChild, has_ended};

@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{RecvTimeoutError, Sender};
 
 use super::NoStart;
+use super::successor::Role;
 use crate::client;
 use crate::config::{self, paths};
 use crate::exit;
@@ -26,6 +27,8 @@ use crate::thread;
 pub(super) struct Opened {
     pub listeners: Vec<Listener>,
     pub own: Option<Own>,
+    /// Second descriptors of all but our own, for the next program of this process.
+    pub kept: Vec<(Role, OwnedFd)>,
 }
 
 /// The place of our own socket among the listeners.
@@ -37,9 +40,16 @@ pub(super) struct Own {
     path: PathBuf,
     /// Device and inode: another daemon may have replaced the file with its own.
     id: (u64, u64),
+    /// A second descriptor, for the next program of this process.
+    kept: Option<OwnedFd>,
 }
 
 impl Own {
+    /// What the next program gets.
+    pub fn take_kept(&mut self) -> Option<(Role, OwnedFd)> {
+        Some((Role::Own(self.id.0, self.id.1), self.kept.take()?))
+    }
+
     /// Removes the file, if it is still ours.
     pub fn remove(&self) {
         if identity(&self.path) == Some(self.id) {
@@ -79,13 +89,25 @@ impl Keeper {
         Self { own, thread: thread.map(|t| (stop, t)) }
     }
 
+    /// Nothing is kept for a next program: once the server accepts no more, clients are refused.
+    pub fn keep_nothing(&self) {
+        self.own.lock().unwrap_or_else(PoisonError::into_inner).kept = None;
+    }
+
     /// Ends the checks and removes the file.
     pub fn end(self) {
-        if let Some((stop, thread)) = self.thread {
+        self.hand_over().0.remove();
+    }
+
+    /// Ends the checks; the file stays, for the next program of this process.
+    pub fn hand_over(mut self) -> (Own, Option<(Role, OwnedFd)>) {
+        if let Some((stop, thread)) = self.thread.take() {
             drop(stop);
             let _ = thread.join();
         }
-        self.own.lock().unwrap_or_else(PoisonError::into_inner).remove();
+        let mut own = self.own.lock().unwrap_or_else(PoisonError::into_inner);
+        let kept = own.take_kept();
+        (Own { path: own.path.clone(), id: own.id, kept: None }, kept)
     }
 }
 
@@ -109,7 +131,7 @@ fn check(own: &mut Own, server: &Server, obstacle: &mut Option<Obstacle>) {
     if there.is_some() && obstacle.as_ref().is_some_and(|o| o.id == there && o.at.elapsed() < KNOCK_EVERY) {
         return;
     }
-    let made = bind(&own.path).map_err(|e| e.1).and_then(|(listener, made)| {
+    let made = bind(&own.path, own.kept.is_some()).map_err(|e| e.1).and_then(|(listener, made)| {
         server.replace(OWN_PLACE, Listener::Unix(listener)).map_err(|e| e.to_string())?;
         Ok(made)
     });
@@ -134,13 +156,42 @@ fn identity(path: &Path) -> Option<(u64, u64)> {
     meta.file_type().is_socket().then(|| (meta.dev(), meta.ino()))
 }
 
-/// Opens the listeners. `token`: clients over TCP need one.
-pub(super) fn listen(socket: &Path, http: Option<&config::Http>, token: bool) -> Result<Opened, NoStart> {
-    let passed = crate::sys::passed_sockets().map_err(|e| NoStart(exit::INTERNAL, format!("LISTEN_FDS: {e}")))?;
-    let mut listeners: Vec<Listener> = passed.into_iter().map(of_the_manager).collect();
-    let mut own = None;
+/// Opens the listeners, or takes those that the last program of this process left. `token`: clients over TCP need one.
+/// `keep`: second descriptors are kept for the next program.
+pub(super) fn listen(
+    socket: &Path,
+    http: Option<&config::Http>,
+    token: bool,
+    left: Vec<(Role, OwnedFd, SocketKind)>,
+    keep: bool,
+) -> Result<Opened, NoStart> {
+    let internal = |e: io::Error| NoStart(exit::INTERNAL, format!("a listening socket: {e}"));
+    let mut passed = crate::sys::passed_sockets().map_err(|e| NoStart(exit::INTERNAL, format!("LISTEN_FDS: {e}")))?;
+    let (mut left_own, mut left_http) = (None, None);
+    for (role, fd, kind) in left {
+        match (role, kind) {
+            (Role::Passed, kind) => passed.push((fd, kind)),
+            (Role::Own(dev, inode), SocketKind::Unix) if identity(socket) == Some((dev, inode)) => left_own = Some(fd),
+            (Role::Http, SocketKind::Tcp) => left_http = Some(TcpListener::from(fd)),
+            // It listens where nothing is to listen any more.
+            (Role::Own(..) | Role::Http, SocketKind::Unix | SocketKind::Tcp) => drop(fd),
+        }
+    }
+    let (mut listeners, mut kept, mut own) = (Vec::new(), Vec::new(), None);
+    for (fd, kind) in passed {
+        if keep {
+            kept.push((Role::Passed, fd.try_clone().map_err(internal)?));
+        }
+        listeners.push(of_the_manager((fd, kind)));
+    }
     if listeners.is_empty() {
-        let (listener, made) = bind(socket)?;
+        let (listener, made) = match left_own.zip(identity(socket)) {
+            Some((fd, id)) => {
+                let kept = if keep { Some(fd.try_clone().map_err(internal)?) } else { None };
+                (fd.into(), Own { path: socket.to_path_buf(), id, kept })
+            }
+            None => bind(socket, keep)?,
+        };
         log::info!("listening on {}", socket.display());
         // It is the first: see `OWN_PLACE`.
         listeners.push(Listener::Unix(listener));
@@ -160,13 +211,24 @@ pub(super) fn listen(socket: &Path, http: Option<&config::Http>, token: bool) ->
         log::info!("listening on the sockets of the service manager");
     }
     if let Some(http) = http {
-        let tcp = TcpListener::bind(http.listen)
-            .map_err(|e| NoStart(exit::STATE, format!("[http] listen = {:?}: {e}", http.listen.to_string())))?;
+        let tcp = tcp_listener(http.listen, left_http)?;
+        if keep {
+            kept.push((Role::Http, tcp.try_clone().map_err(internal)?.into()));
+        }
         listeners.push(Listener::Tcp(tcp));
         log::info!("listening on http://{}", http.listen);
     }
     listeners.iter().filter_map(|l| doubt(l, token)).for_each(|what| log::warn!("{what}"));
-    Ok(Opened { listeners, own })
+    Ok(Opened { listeners, own, kept })
+}
+
+/// The listener of `[http]`: the one that was left, if it listens there.
+fn tcp_listener(at: SocketAddr, left: Option<TcpListener>) -> Result<TcpListener, NoStart> {
+    let fits = |a: SocketAddr| a.ip() == at.ip() && (a.port() == at.port() || at.port() == 0);
+    if let Some(tcp) = left.filter(|tcp| tcp.local_addr().is_ok_and(fits)) {
+        return Ok(tcp);
+    }
+    TcpListener::bind(at).map_err(|e| NoStart(exit::STATE, format!("[http] listen = {:?}: {e}", at.to_string())))
 }
 
 /// The listener of a socket from the service manager.
@@ -177,8 +239,8 @@ fn of_the_manager((fd, kind): (OwnedFd, SocketKind)) -> Listener {
     }
 }
 
-/// Creates our own socket, with its mode.
-fn bind(socket: &Path) -> Result<(UnixListener, Own), NoStart> {
+/// Creates our own socket, with its mode. `keep`: with a second descriptor.
+fn bind(socket: &Path, keep: bool) -> Result<(UnixListener, Own), NoStart> {
     let no = |e: io::Error| NoStart(exit::STATE, format!("{}: {e}", socket.display()));
     if let Some(dir) = socket.parent() {
         fs::create_dir_all(dir).map_err(no)?;
@@ -204,7 +266,8 @@ fn bind(socket: &Path) -> Result<(UnixListener, Own), NoStart> {
     let mode = if std::env::var_os("RUNTIME_DIRECTORY").is_some() { 0o660 } else { 0o600 };
     fs::set_permissions(socket, fs::Permissions::from_mode(mode)).map_err(no)?;
     let id = identity(socket).ok_or_else(|| no(io::ErrorKind::NotFound.into()))?;
-    Ok((listener, Own { path: socket.to_path_buf(), id }))
+    let kept = if keep { Some(listener.try_clone().map_err(no)?.into()) } else { None };
+    Ok((listener, Own { path: socket.to_path_buf(), id, kept }))
 }
 
 /// Why a TCP listener is unsafe, or `None`. A client's address proves nothing, so a listener that the network can reach
@@ -264,9 +327,9 @@ mod tests {
     fn a_file_that_another_made_is_left_alone() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("s");
-        let (first, own) = bind(&path).map_err(|e| e.1).unwrap();
+        let (first, own) = bind(&path, false).map_err(|e| e.1).unwrap();
         fs::remove_file(&path).unwrap();
-        let (_second, others) = bind(&path).map_err(|e| e.1).unwrap();
+        let (_second, others) = bind(&path, false).map_err(|e| e.1).unwrap();
         own.remove();
         assert!(path.exists(), "it was not the first one's to remove");
         others.remove();

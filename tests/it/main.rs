@@ -16,6 +16,7 @@ mod endpoint;
 mod ends;
 mod flight;
 mod hooks;
+mod in_place;
 mod invariants;
 mod kept;
 mod kill;

@@ -115,7 +115,7 @@ fn a_deaf_owner_is_forced() {
     d.client().post("/v1/stop", None).unwrap();
     let ran = replacing.join().unwrap();
     assert_eq!(ran.code, 0, "{ran:?}");
-    let (asked, killed) = (ran.err.find("asking it to stop"), ran.err.find("killing it"));
+    let (asked, killed) = (ran.err.find("asking it to leave"), ran.err.find("killing it"));
     assert!(asked.is_some() && asked < killed, "{ran:?}");
     d.check(true);
 }

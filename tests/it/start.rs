@@ -145,6 +145,7 @@ fn replace() {
     assert_eq!(ran.code, 0, "{ran:?}");
     assert_eq!(d.exit_code(), 0, "the old one left in order");
     assert_eq!(d.sql::<i64>("SELECT count(*) FROM boots WHERE clean=1"), 2);
+    assert_eq!(d.sql::<String>("SELECT stop_reason FROM boots ORDER BY rowid LIMIT 1"), "restart", "agents are kept");
 }
 
 /// Checklist 31. A database file that is not ours is refused and left as it is, byte for byte.
