@@ -2,7 +2,6 @@
 //! service and the doors, and leaves in the opposite order. The one place that knows all of them; it decides nothing.
 
 use std::fs;
-use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -25,7 +24,7 @@ use crate::thread;
 mod socket;
 mod successor;
 
-use successor::{Left, Program};
+use successor::{Kept, Left, Program};
 
 /// What `serve` was asked.
 #[derive(Clone, Debug)]
@@ -147,7 +146,7 @@ struct Ended {
     code: u8,
     deadline: Option<Instant>,
     /// The process goes on in another program: with these sockets, and the file of our own.
-    goes_on: Option<(Vec<(successor::Role, OwnedFd)>, Option<socket::Own>)>,
+    goes_on: Option<(Kept, Option<socket::Own>)>,
 }
 
 fn run(

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{RecvTimeoutError, Sender};
 
 use super::NoStart;
-use super::successor::Role;
+use super::successor::{Kept, Role};
 use crate::client;
 use crate::config::{self, paths};
 use crate::exit;
@@ -28,7 +28,7 @@ pub(super) struct Opened {
     pub listeners: Vec<Listener>,
     pub own: Option<Own>,
     /// Second descriptors of all but our own, for the next program of this process.
-    pub kept: Vec<(Role, OwnedFd)>,
+    pub kept: Kept,
 }
 
 /// The place of our own socket among the listeners.

@@ -37,6 +37,9 @@ pub(super) enum Role {
     Http,
 }
 
+/// The listening sockets that the next program gets.
+pub(super) type Kept = Vec<(Role, OwnedFd)>;
+
 /// What the variable says.
 #[derive(Debug, Serialize, Deserialize)]
 struct Note {
@@ -106,14 +109,14 @@ impl Program {
     }
 
     /// Goes on in the program that is there now. Returns only if that fails.
-    pub fn go_on(&self, sockets: &[(Role, OwnedFd)]) -> io::Error {
-        match self.command(sockets) {
+    pub fn go_on(&self, kept: &Kept) -> io::Error {
+        match self.command(kept) {
             Ok(mut command) => sys::go_on_as(&mut command),
             Err(e) => e,
         }
     }
 
-    fn command(&self, sockets: &[(Role, OwnedFd)]) -> io::Result<Command> {
+    fn command(&self, sockets: &Kept) -> io::Result<Command> {
         let pid = std::process::id();
         let start = procfs::stat(pid).ok_or(io::ErrorKind::NotFound)?.start;
         let mut inherited = proc::inherited();
@@ -164,8 +167,8 @@ mod tests {
         let me = std::process::id();
         let start = procfs::stat(me).unwrap().start;
         let text = |pid: u32, start: u64| {
-            let note =
-                Note { pid, start, sockets: vec![(Role::Own(1, 2), 7), (Role::Http, 8)], inherited: vec![(3, 4)] };
+            let sockets = vec![(Role::Own(1, 2), 7), (Role::Http, 8)];
+            let note = Note { pid, start, program: Some("/p".into()), sockets, inherited: vec![(3, 4)] };
             serde_json::to_string(&note).unwrap()
         };
         let note = read(&text(me, start), me).unwrap();

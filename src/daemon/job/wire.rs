@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 /// The longest packet that is read; what systemd answers here has a few hundred bytes.
 const LONGEST: usize = 64 << 10;
-/// How many packets that are no answer are passed over: a bus sends a signal or two to every newcomer.
+/// How many packets that are no answer are passed over: a bus sends a signal or two to every client that is new.
 const OTHERS: usize = 64;
 /// The longest line of the greeting.
 const LINE: usize = 256;
