@@ -118,6 +118,9 @@ _ostler() {
             ostler,suspend)
                 cmd="ostler__subcmd__suspend"
                 ;;
+            ostler,top)
+                cmd="ostler__subcmd__top"
+                ;;
             ostler,transcript)
                 cmd="ostler__subcmd__transcript"
                 ;;
@@ -232,6 +235,9 @@ _ostler() {
             ostler__subcmd__help,suspend)
                 cmd="ostler__subcmd__help__subcmd__suspend"
                 ;;
+            ostler__subcmd__help,top)
+                cmd="ostler__subcmd__help__subcmd__top"
+                ;;
             ostler__subcmd__help,transcript)
                 cmd="ostler__subcmd__help__subcmd__transcript"
                 ;;
@@ -308,7 +314,7 @@ _ostler() {
 
     case "${cmd}" in
         ostler)
-            opts="-h -V --socket --url --token-file --help --version serve chat send sessions ls show transcript logs events export cancel reset suspend resume delete rm permissions allow deny hold release status stop restart reload report hooks check-config doctor backup restore completions complete generate help"
+            opts="-h -V --socket --url --token-file --help --version serve chat send sessions ls show transcript logs events export cancel reset suspend resume delete rm permissions allow deny hold release status top stop restart reload report hooks check-config doctor backup restore completions complete generate help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -800,7 +806,7 @@ _ostler() {
             return 0
             ;;
         ostler__subcmd__help)
-            opts="serve chat send sessions show transcript events export cancel reset suspend resume delete permissions allow deny hold release status stop restart reload report hooks check-config doctor backup restore completions complete generate help"
+            opts="serve chat send sessions show transcript events export cancel reset suspend resume delete permissions allow deny hold release status top stop restart reload report hooks check-config doctor backup restore completions complete generate help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -1346,6 +1352,20 @@ _ostler() {
             return 0
             ;;
         ostler__subcmd__help__subcmd__suspend)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        ostler__subcmd__help__subcmd__top)
             opts=""
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
@@ -2120,6 +2140,36 @@ _ostler() {
                 return 0
             fi
             case "${prev}" in
+                --socket)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --url)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --token-file)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        ostler__subcmd__top)
+            opts="-h -V --sort --once --json --socket --url --token-file --help --version"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --sort)
+                    COMPREPLY=($(compgen -W "memory cpu processes key" -- "${cur}"))
+                    return 0
+                    ;;
                 --socket)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0

@@ -3,6 +3,8 @@
 use std::fmt::Write as _;
 use std::sync::atomic::Ordering;
 
+use serde_json::Value;
+
 use super::{Api, ApiError};
 use crate::hooks::HandlerInfo;
 use crate::http::Response;
@@ -74,7 +76,41 @@ pub fn text(api: &Api) -> Result<Response, ApiError> {
     family(&mut out, "hook_failures_total", "Calls that failed.", of(|h| h.failures));
     family(&mut out, "hook_timeouts_total", "Calls that ran out of time.", of(|h| h.timeouts));
     family(&mut out, "hook_skipped_total", "Times that it was skipped after three timeouts.", of(|h| h.skipped));
+    processes(&mut out, &api.service.processes());
     Ok(Response::new(200).header("Content-Type", "text/plain; version=0.0.4; charset=utf-8").body(out))
+}
+
+/// The sessions that have lines of their own: those that use most memory.
+const LARGEST: usize = 10;
+
+/// What the agents' processes use: the sum, and the largest of them. A session's lines end with it, so they are gauges.
+fn processes(out: &mut String, all: &[Value]) {
+    let of = |p: &Value, name: &str| p[name].as_u64().unwrap_or(0);
+    let mut largest: Vec<&Value> = all.iter().collect();
+    largest.sort_by_key(|p| std::cmp::Reverse(of(p, "memory")));
+    largest.truncate(LARGEST);
+    let gauges: [(&str, &str, &str, f64); 3] = [
+        ("memory_bytes", "memory", "Memory of agents' processes", 1.0),
+        ("cpu_seconds", "cpu_ms", "Processor time of agents' processes that live", 1000.0),
+        ("processes", "processes", "Processes of agents", 1.0),
+    ];
+    let _ = writeln!(out, "# HELP ostler_agents Agents that are a process.\n# TYPE ostler_agents gauge");
+    let _ = writeln!(out, "ostler_agents {}", all.len());
+    for (name, field, help, unit) in gauges {
+        let sum: u64 = all.iter().map(|p| of(p, field)).sum();
+        let _ = writeln!(out, "# HELP ostler_agents_{name} {help}, together.\n# TYPE ostler_agents_{name} gauge");
+        let _ = writeln!(out, "ostler_agents_{name} {}", sum as f64 / unit);
+        let _ = writeln!(out, "# HELP ostler_agent_{name} {help}, of the largest.\n# TYPE ostler_agent_{name} gauge");
+        for p in &largest {
+            let key = quoted(p["key"].as_str().unwrap_or_default());
+            let _ = writeln!(out, "ostler_agent_{name}{{key=\"{key}\"}} {}", of(p, field) as f64 / unit);
+        }
+    }
+}
+
+/// A label's value.
+fn quoted(text: &str) -> String {
+    text.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
 }
 
 /// A counter with a line for each of what it counts.
@@ -92,6 +128,5 @@ fn by<'a>(label: &str, counts: impl IntoIterator<Item = (&'a str, u64)>) -> impl
 
 /// What names a handler.
 fn labels(h: &HandlerInfo) -> String {
-    let quoted = |text: &str| text.replace('\\', "\\\\").replace('"', "\\\"");
     format!("event=\"{}\",script=\"{}\",name=\"{}\"", h.event, quoted(&h.script), quoted(&h.name))
 }

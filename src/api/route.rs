@@ -131,6 +131,7 @@ fn answer(api: &Api, method: &str, parts: &[&str], request: &Request, query: &Qu
         ("POST", ["v1", "hooks", "failed", id, "retry"]) => hooks::retry(api, &decode(id)?),
         ("DELETE", ["v1", "hooks", "failed", id]) => hooks::discard(api, &decode(id)?),
         ("GET", ["v1", "permissions"]) => Ok(sessions::permissions(api)),
+        ("GET", ["v1", "processes"]) => Ok(sessions::processes(api)),
         ("GET", ["v1", "sessions"]) => sessions::list(api, query),
         ("GET", ["v1", "sessions", key]) => sessions::show(api, &target(key)?),
         ("DELETE", ["v1", "sessions", key]) => sessions::delete(api, target(key)?, query),
@@ -183,7 +184,7 @@ pub fn agent_may(head: &Head, session_id: &str, key: &str) -> bool {
 fn allowed(parts: &[&str]) -> Option<&'static str> {
     match parts {
         ["healthz" | "readyz" | "metrics"]
-        | ["v1", "status" | "reports" | "hooks" | "sessions" | "permissions"]
+        | ["v1", "status" | "reports" | "hooks" | "sessions" | "permissions" | "processes"]
         | ["v1", "reports", _]
         | ["v1", "hooks", "failed"]
         | ["v1", "sessions", _, "transcript"] => Some("GET, HEAD"),
@@ -227,6 +228,7 @@ mod tests {
         for (method, path) in [
             ("GET", "/v1/sessions"),
             ("GET", "/v1/events"),
+            ("GET", "/v1/processes"),
             ("GET", "/v1/status"),
             ("GET", "/v1/hooks"),
             ("GET", "/metrics"),

@@ -33,6 +33,11 @@ pub fn permissions(api: &Api) -> Response {
     Response::json(200, &json!({ "permissions": api.service.permissions() }))
 }
 
+/// The processes of all live sessions' agents.
+pub fn processes(api: &Api) -> Response {
+    Response::json(200, &json!({ "processes": api.service.processes() }))
+}
+
 pub fn transcript(api: &Api, target: &Target, query: &Query) -> Answer {
     let after = query.number("after")?.unwrap_or(0);
     let limit = usize::try_from(query.number("limit")?.unwrap_or(100)).unwrap_or(100).clamp(1, 1000);

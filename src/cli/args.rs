@@ -134,6 +134,9 @@ pub enum Command {
     /// Show the daemon's status, and what a stop is waiting for
     #[command(after_help = "Examples:\n  ostler status\n  ostler status --watch")]
     Status(Status),
+    /// Show what agents' processes use: memory, processor time, processes; live on a terminal
+    #[command(after_help = "Examples:\n  ostler top\n  ostler top --sort cpu\n  ostler top --json")]
+    Top(Top),
     /// Stop the daemon and wait until it has exited
     #[command(after_help = "Examples:\n  ostler stop\n  ostler stop --fast")]
     Stop(Stop),
@@ -358,6 +361,33 @@ pub struct Status {
     /// Keep showing the status until the daemon has exited; with --json one line per change, at most one per second
     #[arg(long, short)]
     pub watch: bool,
+}
+
+#[allow(missing_docs)]
+#[derive(Debug, Args)]
+pub struct Top {
+    /// What comes first
+    #[arg(long, value_name = "COLUMN", value_enum, default_value_t = TopOrder::Memory)]
+    pub sort: TopOrder,
+    /// Show it once, on a terminal too
+    #[arg(long)]
+    pub once: bool,
+    /// Print the API's JSON once; errors too
+    #[arg(long, display_order = JSON)]
+    pub json: bool,
+}
+
+/// The order of `top`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum TopOrder {
+    /// Most memory
+    Memory,
+    /// Most processor time since the last look
+    Cpu,
+    /// Most processes
+    Processes,
+    /// By key
+    Key,
 }
 
 #[allow(missing_docs)]

@@ -36,6 +36,7 @@ mod serve;
 mod sessions;
 mod signals;
 mod stop;
+mod top;
 mod transcript;
 
 use args::{Cli, Command, Connect};
@@ -340,6 +341,7 @@ fn run(cli: Cli, doors: &Doors, ui: &mut Ui) -> Done {
         Command::Hold(a) => control::hold(&client(to)?, &a, true, ui),
         Command::Release(a) => control::hold(&client(to)?, &a, false, ui),
         Command::Status(a) => control::status(&client(to)?, &a, ui),
+        Command::Top(a) => top::top(&client(to)?, &a, ui),
         Command::Stop(a) => stop::stop(&client(to)?, &a, ui),
         Command::Restart(a) => stop::restart(&client(to)?, &a, ui),
         Command::Reload(a) => control::reload(&client(to)?, &a, ui),

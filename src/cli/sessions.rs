@@ -174,6 +174,7 @@ pub fn print(s: &Value, json: bool, ui: &mut Ui) -> Done {
         ("state", text(s, "/state")),
         ("agent", text(s, "/agent")),
         ("turn", turn),
+        ("process", process(s)),
         ("queued", queued(s)),
         ("permission", permissions::waiting(s)),
         ("interrupted", mark),
@@ -190,6 +191,26 @@ pub fn print(s: &Value, json: bool, ui: &mut Ui) -> Done {
     ui.styled(title)?;
     ui.say(fields(&rows))?;
     Ok(0)
+}
+
+/// The agent's process in a line: what it uses, and how it is confined.
+fn process(s: &Value) -> String {
+    let Some(p) = s.get("process").filter(|p| p.is_object()) else { return String::new() };
+    let size = |name: &str| p[name].as_u64().map(|bytes| bytesize::ByteSize(bytes).to_string());
+    let mut parts = vec![format!("pid {}", text(p, "/pid"))];
+    parts.extend(size("memory").map(|now| match size("memory_peak") {
+        Some(peak) => format!("{now} of memory (at most {peak})"),
+        None => format!("{now} of memory"),
+    }));
+    parts.extend(p["cpu_ms"].as_u64().map(|ms| format!("{}s of processor time", ms / 1000)));
+    parts.extend(p["processes"].as_i64().map(|n| if n == 1 { "1 process".into() } else { format!("{n} processes") }));
+    if let Some(confined) = p.get("confined").filter(|c| c.is_object()) {
+        let without: Vec<String> = items(&confined["not_enforced"]).iter().map(|w| text(w, "")).collect();
+        let without =
+            if without.is_empty() { String::new() } else { format!(", not enforced: {}", without.join(", ")) };
+        parts.push(format!("confined: {} (Landlock {}{without})", text(confined, "/confine"), text(confined, "/abi")));
+    }
+    parts.join(", ")
 }
 
 /// `reset`, `suspend`: asked for, and said in a line.

@@ -226,16 +226,22 @@ impl Groups {
     /// What a group's processes use and have used.
     #[must_use]
     pub fn usage(&self, group: &Path) -> Usage {
-        let one = |name: &str| read(&group.join(name)).and_then(|text| text.trim().parse().ok());
-        let field = |file: &str, name: &str| read(&group.join(file)).and_then(|text| field(&text, name));
-        Usage {
-            memory: one("memory.current"),
-            memory_peak: one("memory.peak"),
-            memory_limit: one("memory.max"),
-            cpu_ms: field("cpu.stat", "usage_usec").map(|us| us / 1000),
-            processes: one("pids.current").or_else(|| processes(group).ok()),
-            oom_kill: field("memory.events.local", "oom_kill"),
-        }
+        usage(group)
+    }
+}
+
+/// What a group's processes use and have used.
+#[must_use]
+pub fn usage(group: &Path) -> Usage {
+    let one = |name: &str| read(&group.join(name)).and_then(|text| text.trim().parse().ok());
+    let field = |file: &str, name: &str| read(&group.join(file)).and_then(|text| field(&text, name));
+    Usage {
+        memory: one("memory.current"),
+        memory_peak: one("memory.peak"),
+        memory_limit: one("memory.max"),
+        cpu_ms: field("cpu.stat", "usage_usec").map(|us| us / 1000),
+        processes: one("pids.current").or_else(|| processes(group).ok()),
+        oom_kill: field("memory.events.local", "oom_kill"),
     }
 }
 

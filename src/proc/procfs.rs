@@ -8,7 +8,7 @@ use std::fs;
 use std::io::Read as _;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::mark::{Marks, Tag};
 
@@ -41,6 +41,17 @@ impl Stat {
 #[must_use]
 pub fn stat(pid: u32) -> Option<Stat> {
     parse_stat(std::str::from_utf8(&read(&format!("/proc/{pid}/stat"))?).ok()?)
+}
+
+/// For how long a process has run that began at so many clock ticks since boot; the time in which the machine was suspended
+/// counts.
+#[must_use]
+pub fn age(start: u64) -> Duration {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+    let now = Duration::try_from(now).unwrap_or_default();
+    let ticks = rustix::param::clock_ticks_per_second().max(1);
+    let began = Duration::from_secs(start / ticks) + Duration::from_millis(start % ticks * 1000 / ticks);
+    now.saturating_sub(began)
 }
 
 /// The numbers of all processes.

@@ -3,9 +3,11 @@
 use serde_json::{Value, json};
 
 use super::{Fault, Service};
-use crate::daemon::registry::Answered;
+use crate::clock;
+use crate::daemon::registry::{Answered, ProcessInfo};
 use crate::model::event::Actor;
 use crate::model::session::key_error;
+use crate::proc::procfs;
 use crate::store::{Acted, Error, Page, Refusal, SessionFilter, SessionView, Target, TranscriptEntry};
 
 /// The states that a listing can be filtered by.
@@ -35,7 +37,38 @@ impl Service {
     /// There is none, or the store fails.
     pub fn session(&self, target: &Target) -> Result<Value, Fault> {
         let view = self.ctx.store.session(target).map_err(|e| self.missing(target, e))?;
-        Ok(self.whole(view))
+        let sid = view.sid;
+        let mut json = self.whole(view);
+        let process = self.ctx.registry.process(sid).filter(ProcessInfo::is_live);
+        json["process"] = process.map_or(Value::Null, |process| self.process(&process));
+        Ok(json)
+    }
+
+    /// The processes of all live sessions' agents, by key: what they use, as far as control groups say so.
+    #[must_use]
+    pub fn processes(&self) -> Vec<Value> {
+        let mut all = self.ctx.registry.processes();
+        all.retain(|(_, process)| process.is_live());
+        all.sort_by(|a, b| a.0.cmp(&b.0));
+        let shown = all.into_iter().map(|(key, process)| {
+            let mut json = json!({ "key": key, "session_id": process.session_id, "agent": process.agent });
+            for (name, value) in self.process(&process).as_object().into_iter().flatten() {
+                json[name] = value.clone();
+            }
+            json
+        });
+        shown.collect()
+    }
+
+    /// A process, as the API shows it.
+    fn process(&self, process: &ProcessInfo) -> Value {
+        let usage = process.usage();
+        let age = i64::try_from(procfs::age(process.start).as_millis()).unwrap_or(0);
+        json!({
+            "pid": process.pid, "since": clock::rfc3339(self.ctx.wall() - age),
+            "memory": usage.memory, "memory_peak": usage.memory_peak, "memory_limit": usage.memory_limit,
+            "cpu_ms": usage.cpu_ms, "processes": usage.processes, "confined": process.confined,
+        })
     }
 
     /// A session with its open permissions, which only the registry knows.

@@ -553,3 +553,28 @@ fn a_session_keeps_its_directory() {
     assert!(turn.text().starts_with(&d.path("state/mine").join(turn.session()).display().to_string()), "{turn:?}");
     assert_eq!(d.stop(), 0);
 }
+
+/// The agent's process is shown while it lives: in the session, in the list of all, in `top` and the metrics.
+#[test]
+fn the_process_of_an_agent() {
+    let mut d = Daemon::new().config(&fake(&[], "")).start();
+    assert_eq!(d.get("/v1/processes")["processes"], json!([]));
+    let (mut gate, mut events, turn) = d.waiting("local:a", "; say done");
+    let shown = d.show("local:a")["process"].clone();
+    let pid = shown["pid"].as_u64().unwrap();
+    let command = std::fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap();
+    assert!(command.contains("fake-agent"), "{command}");
+    let since: jiff::Timestamp = shown["since"].as_str().unwrap().parse().unwrap();
+    let age = jiff::Timestamp::now().duration_since(since).as_secs();
+    assert!((-2..600).contains(&age), "{since}");
+    let all = d.get("/v1/processes")["processes"].clone();
+    assert_eq!((all.as_array().unwrap().len(), &all[0]["key"], &all[0]["pid"]), (1, &json!("local:a"), &json!(pid)));
+    let top = d.cli(&["top"]);
+    assert!(top.out.contains("local:a") && top.out.contains(&pid.to_string()), "{top:?}");
+    assert!(d.cli(&["show", "a"]).out.contains(&format!("pid {pid}")));
+    assert!(d.get("/metrics").as_str().unwrap().contains("\nostler_agents 1\n"));
+    gate.open();
+    assert_eq!(events.end_of(&turn).0, "completed");
+    assert_eq!(d.show("local:a")["process"]["pid"], json!(pid), "an idle agent's too");
+    assert_eq!(d.stop(), 0);
+}

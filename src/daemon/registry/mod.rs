@@ -21,9 +21,11 @@ use crate::model::roster::{Effect, Roster, Route, Routes, Waiting};
 mod direct_begin;
 mod not_yet;
 mod permissions;
+mod process;
 
 pub use direct_begin::Reservation;
 pub use permissions::{Answered, OpenPermission};
+pub use process::ProcessInfo;
 
 /// The handles of a live session.
 #[derive(Default)]
@@ -31,6 +33,7 @@ struct Handle {
     mailbox: Arc<Mailbox>,
     join: Option<JoinHandle<()>>,
     permissions: Vec<OpenPermission>,
+    process: Option<ProcessInfo>,
 }
 
 #[derive(Default)]

@@ -480,6 +480,9 @@ impl Host for TurnHost {
             // The environment marker still identifies the process.
             log::warn!(key = self.identity.key; "the agent's process {pid} could not be noted: {e}");
         }
+        let (session_id, agent) = (self.identity.session_id.clone(), self.agent.name.clone());
+        let process = super::registry::ProcessInfo { session_id, agent, pid, start, cgroup: None, confined: None };
+        self.ctx.registry.set_process(self.sid, process);
     }
 
     fn left_unclean(&mut self) -> bool {
