@@ -131,8 +131,27 @@ fn the_unit_gives_the_default_stop_its_time_and_knows_the_exit_codes() {
     for code in [exit::FAILURE, exit::UNAVAILABLE, exit::CONFIG] {
         assert!(setting(&unit, "RestartPreventExitStatus").split(' ').any(|c| c == code.to_string()), "{code}");
     }
-    assert_eq!(setting(&unit, "KillMode"), "mixed");
     assert!(!unit.contains("\nExecStop"), "SIGTERM is the stop");
+    // A user's own is the same where agents outlive it.
+    let user = read("user/ostler.service");
+    for key in [
+        "KillMode",
+        "Delegate",
+        "DelegateSubgroup",
+        "TimeoutStopSec",
+        "WatchdogSec",
+        "RestartForceExitStatus",
+        "RestartPreventExitStatus",
+        "SuccessExitStatus",
+        "OOMPolicy",
+        "PrivateTmp",
+        "ExecStart",
+        "Type",
+    ] {
+        assert_eq!(setting(&user, key), setting(&unit, key), "{key}");
+    }
+    assert_eq!((setting(&unit, "KillMode"), setting(&unit, "Delegate")), ("process", "yes"));
+    assert!(!unit.contains("\nProtectControlGroups"), "the daemon makes groups");
     let tasks: usize = setting(&unit, "TasksMax").parse().unwrap();
     let wanted = Config::default().sessions.max_live + crate::http::Limits::default().max_connections + 64;
     assert!(tasks * 4 / 5 > wanted, "TasksMax={tasks}: {wanted} threads may be wanted, and agents have some too");
@@ -141,13 +160,24 @@ fn the_unit_gives_the_default_stop_its_time_and_knows_the_exit_codes() {
 #[test]
 fn what_is_installed_is_where_the_code_looks() {
     use crate::config::paths::{SERVICE_CONFIG, SERVICE_SOCKET, SERVICE_STATE};
+    use crate::shim::launch::{LIBEXEC, PROGRAM};
     let unit = read("ostler.service");
-    assert_eq!(format!("/var/lib/{}", setting(&unit, "StateDirectory")), SERVICE_STATE);
+    let mut dirs = setting(&unit, "StateDirectory").split(' ').map(|dir| format!("/var/lib/{dir}"));
+    assert_eq!(dirs.next().as_deref(), Some(SERVICE_STATE), "$STATE_DIRECTORY is the first of them");
+    let (home, tmp) = (dirs.next().unwrap(), dirs.next().unwrap());
+    assert_eq!(setting(&unit, "Environment"), format!("HOME={home} TMPDIR={tmp}"));
+    assert_eq!(setting(&unit, "BindPaths"), format!("{tmp}:/tmp {tmp}:/var/tmp"));
     assert_eq!(format!("/run/{}/ostler.sock", setting(&unit, "RuntimeDirectory")), SERVICE_SOCKET);
     assert_eq!(setting(&read("ostler.socket"), "ListenStream"), SERVICE_SOCKET);
     assert!(read("sysusers.d/ostler.conf").contains(SERVICE_STATE), "the user's home");
     let manifest = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("Cargo.toml")).unwrap();
-    for name in ["ostler.toml", "ostler.service", "ostler.socket", "hooks.d/README", "agents.conf"] {
+    let shim = format!("target/release/{PROGRAM}");
+    assert!(manifest.contains(&format!("[\"{shim}\", \"{}/\", \"755\"]", LIBEXEC.trim_start_matches('/'))));
+    assert!(manifest.contains(&format!("{{ source = \"{shim}\", dest = \"{LIBEXEC}/{PROGRAM}\"")));
+    assert!(read("arch/PKGBUILD").contains(&format!("\"$pkgdir{LIBEXEC}/{PROGRAM}\"")));
+    for name in
+        ["ostler.toml", "ostler.service", "user/ostler.service", "ostler.socket", "hooks.d/README", "agents.conf"]
+    {
         let source = format!("\"packaging/{name}\"");
         assert_eq!(manifest.matches(&source).count(), 2, "{name} belongs into the deb and the rpm");
         assert!(read("arch/PKGBUILD").contains(&format!("packaging/{name}")), "{name} belongs into the PKGBUILD");
