@@ -20,6 +20,14 @@ fn system() -> Millis {
     }
 }
 
+/// Milliseconds since the machine's boot, with the time in which it slept. It goes on while no daemon runs.
+#[must_use]
+pub fn since_boot() -> u64 {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+    let (seconds, nanos) = (u64::try_from(time.tv_sec).unwrap_or(0), u64::try_from(time.tv_nsec).unwrap_or(0));
+    seconds.saturating_mul(1000).saturating_add(nanos / 1_000_000)
+}
+
 /// RFC 3339 in UTC with milliseconds, as the API shows times: `2026-11-22T01:36:12.345Z`.
 #[must_use]
 pub fn rfc3339(at: Millis) -> String {

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use super::process::{Launch, Process, Rung};
 use super::text::Utf8;
-use super::{Agent, Answer, Failure, Host, Interrupt, Progress, Prompt, Said, Watch, say};
+use super::{Agent, Answer, Failure, Host, Interrupt, Mark, Outlived, Progress, Prompt, RunsOn, Said, Watch, say};
 use crate::config;
 
 /// How long the output may stay open after the command has exited: something that it started still holds it.
@@ -53,16 +53,23 @@ impl Exec {
             extra.push(("OSTLER_RESUMED", "1"));
         }
         let launch = Launch { command: &self.command, env: &self.env, env_pass: &self.env_pass, extra: &extra };
-        let mut process = Process::spawn(&launch, host.identity())?;
-        host.process_started(process.id(), process.start_time());
-        if let Some(context) = &prompt.context {
-            process.send(context.as_bytes());
-            process.send(b"\n\n");
-        }
-        process.send(prompt.text.as_bytes());
-        process.finish_input();
+        let mut process = Process::spawn(&launch, host)?;
+        give(&mut process, prompt);
+        process.set_direct(false);
         Ok(process)
     }
+}
+
+/// Gives a command its input. Below a shim that is frame 1, and its end frame 2; what the shim has it does not take again.
+fn give(process: &mut Process, prompt: &Prompt) {
+    let context = prompt.context.as_ref().map(|context| format!("{context}\n\n")).unwrap_or_default();
+    let input = [context.as_bytes(), prompt.text.as_bytes()].concat();
+    if process.shim().is_none() {
+        process.send(&input);
+        return process.finish_input();
+    }
+    process.transmit(1, input);
+    process.transmit_end(2);
 }
 
 impl Agent for Exec {
@@ -97,6 +104,28 @@ impl Agent for Exec {
         Progress::Done(Answer::Failed(Failure::new("agent_error", format!("agent {}: {why}", self.name))))
     }
 
+    fn durable(&mut self, host: &mut dyn Host) {
+        let durable = host.durable();
+        if let (Some(running), Some(offset)) = (self.running.as_mut(), durable.offset) {
+            running.process.acknowledge(offset);
+        }
+    }
+
+    fn let_go(&mut self) -> bool {
+        if let Some(running) = self.running.take() {
+            running.process.let_go();
+        }
+        true
+    }
+
+    fn attach(&mut self, host: &mut dyn Host, outlived: Outlived) -> Result<Option<Progress>, Failure> {
+        let Some(RunsOn { prompt: Some(prompt), .. }) = outlived.running else { return Ok(None) };
+        let Some(mut process) = outlived.process else { return Ok(Some(self.begin(host, &prompt))) };
+        give(&mut process, &prompt);
+        self.running = Some(RunningCommand { process, text: Utf8::default(), linger: None, interrupted: None });
+        Ok(Some(self.input(host)))
+    }
+
     fn end(&mut self, host: &mut dyn Host) {
         let Some(running) = self.running.take() else { return };
         let (rung, until) = match running.interrupted {
@@ -115,12 +144,22 @@ impl Agent for Exec {
 }
 
 impl RunningCommand {
+    /// Marks how far the output was taken in: whole characters, or all once nothing more comes.
+    fn mark(&self, host: &mut dyn Host) {
+        let Some(shim) = self.process.shim() else { return };
+        let ending = self.process.is_ending();
+        let partial = if ending { 0 } else { self.text.pending() as u64 };
+        let offset = self.process.received().saturating_sub(partial);
+        host.mark(Mark { shim: shim.to_owned(), offset, state: "null".to_owned(), urgent: ending, ..Mark::default() });
+    }
+
     /// Passes on what is there of the output. `None`: the command is over and its output is read, or the host wants it
     /// to end; else until when there may be nothing to do.
     fn read(&mut self, host: &mut dyn Host) -> Option<Option<Instant>> {
         let mut out = Vec::new();
         self.process.take_in(&mut out);
         say(host, Said::Text(self.text.push(&out)));
+        self.mark(host);
         if self.process.has_exited() {
             let now = host.now();
             let until = *self.linger.get_or_insert(now + LINGER);

@@ -18,6 +18,15 @@ pub struct Lines {
     skipped: usize,
     /// How that line began, and how it went on last.
     ends: [Vec<u8>; 2],
+    /// How many bytes of the stream were given out as lines, or skipped.
+    passed: u64,
+}
+
+/// How far a stream was cut into lines, to go on from there with another [`Lines`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Skipping {
+    skipped: usize,
+    ends: [Vec<u8>; 2],
 }
 
 /// What came on a line.
@@ -32,7 +41,27 @@ pub enum Line<T> {
 impl Lines {
     /// Reads lines of at most so many bytes.
     pub const fn new(limit: usize) -> Self {
-        Self { limit, buffer: Vec::new(), begin: 0, scanned: 0, skipped: 0, ends: [Vec::new(), Vec::new()] }
+        Self { limit, buffer: Vec::new(), begin: 0, scanned: 0, skipped: 0, ends: [Vec::new(), Vec::new()], passed: 0 }
+    }
+
+    /// Goes on with a stream from this offset, where it stood so.
+    pub fn resume(limit: usize, offset: u64, at: Skipping) -> Self {
+        Self { skipped: at.skipped, ends: at.ends, passed: offset, ..Self::new(limit) }
+    }
+
+    /// The offset in the stream of the first byte that was neither given out nor skipped.
+    pub const fn position(&self) -> u64 {
+        self.passed
+    }
+
+    /// How it stands there.
+    pub fn skipping(&self) -> Skipping {
+        Skipping { skipped: self.skipped, ends: self.ends.clone() }
+    }
+
+    /// Whether [`Self::next`] has looked at all that there is.
+    pub const fn is_dry(&self) -> bool {
+        self.scanned == self.buffer.len()
     }
 
     /// Takes in what was read.
@@ -65,8 +94,10 @@ impl Lines {
             self.begin = begin;
             self.skip(end);
             self.begin = end + 1;
+            self.passed += 1;
             return Some(Line::TooLong(std::mem::take(&mut self.skipped), std::mem::take(&mut self.ends).concat()));
         }
+        self.passed += (end + 1 - begin) as u64;
         let line = &self.buffer[begin..end];
         Some(Line::Whole(read(line.strip_suffix(b"\r").unwrap_or(line))))
     }
@@ -84,6 +115,7 @@ impl Lines {
         let over = self.ends[1].len().saturating_sub(END_KEPT);
         self.ends[1].drain(..over);
         self.skipped += bytes.len();
+        self.passed += bytes.len() as u64;
     }
 }
 
@@ -110,6 +142,38 @@ mod tests {
             }
             let expected: Vec<_> = texts.into_iter().map(Line::Whole).collect();
             prop_assert_eq!(got, expected);
+        }
+    }
+
+    /// Wherever a stream is left and taken up again, each line comes once.
+    #[test]
+    fn a_stream_is_taken_up_where_it_was_left() {
+        let long = "x".repeat(40);
+        let stream = format!("one\n{long}\ntwo\r\n\n{long}{long}\nend\n").into_bytes();
+        let mut whole = Lines::new(20);
+        whole.push(&stream);
+        let expected = all(&mut whole);
+        assert_eq!((whole.position(), expected.len()), (stream.len() as u64, 6));
+        for size in 1..30 {
+            let (mut lines, mut got) = (Lines::new(20), Vec::new());
+            let mut at = 0;
+            while at < stream.len() {
+                let end = (at + size).min(stream.len());
+                lines.push(&stream[at..end]);
+                got.extend(all(&mut lines));
+                assert!(lines.is_dry());
+                at = usize::try_from(lines.position()).unwrap();
+                if at < end && end < stream.len() {
+                    // What was not given out is read again, and a little more.
+                    lines = Lines::resume(20, at as u64, lines.skipping());
+                    lines.push(&stream[at..end]);
+                    got.extend(all(&mut lines));
+                    at = end;
+                } else {
+                    at = end;
+                }
+            }
+            assert_eq!(got, expected, "in pieces of {size}");
         }
     }
 

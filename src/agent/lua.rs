@@ -314,7 +314,7 @@ mod tests {
     }
 
     fn prompt(text: &str) -> Prompt {
-        Prompt { turn_id: "T".to_owned(), text: text.to_owned(), context: None, resumed: false }
+        Prompt { turn_id: "T".to_owned(), text: text.to_owned(), context: None, frame: None, resumed: false }
     }
 
     /// The answer to a prompt: the function runs to its end when it begins.

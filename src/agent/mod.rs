@@ -110,6 +110,8 @@ pub struct Prompt {
     pub text: String,
     /// Put before the prompt: context given by hooks.
     pub context: Option<String>,
+    /// Its number among the frames that are sent to an agent below a shim.
+    pub frame: Option<u64>,
     /// Whether this runs again what an interrupted turn had begun.
     pub resumed: bool,
 }
@@ -129,7 +131,7 @@ pub enum Answer {
 }
 
 /// One tool call, as far as it is known. Upserted by `id`: a `None` leaves what was known.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct ToolCall {
     /// The agent's id for the call.
     pub id: String,
@@ -212,7 +214,7 @@ pub struct PermissionOption {
 }
 
 /// The agent asks for permission.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct PermissionRequest {
     /// Ours, unique within the activation; names the request in the API.
     pub request_id: String,
@@ -264,6 +266,92 @@ pub struct Watch<'a> {
     pub ready: bool,
 }
 
+/// A shim that listens, and whose agent is not started yet.
+#[derive(Clone, PartialEq, Eq)]
+pub struct NewShim {
+    /// The name of its socket.
+    pub name: String,
+    /// The secret that it shares with the daemon.
+    pub token: [u8; 32],
+    /// The boot of the machine.
+    pub machine: String,
+    /// Its process.
+    pub pid: u32,
+    /// That process's start time.
+    pub start: u64,
+}
+
+impl std::fmt::Debug for NewShim {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("NewShim").field("name", &self.name).field("pid", &self.pid).finish_non_exhaustive()
+    }
+}
+
+/// How far the output of an agent below a shim was taken, and what is to be sent because of that.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Mark {
+    /// The shim.
+    pub shim: String,
+    /// All bytes before this offset were taken.
+    pub offset: u64,
+    /// And so many messages of the line that begins there.
+    pub skip: usize,
+    /// What the agent must know to go on from here in another daemon, as JSON.
+    pub state: String,
+    /// What is to be sent once this is durable.
+    pub frames: Vec<Vec<u8>>,
+    /// The shim has all frames up to this one.
+    pub heard: u64,
+    /// The shim waits for it to be kept: it has to tell the exit.
+    pub urgent: bool,
+}
+
+/// What is durable since it was asked last.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Durable {
+    /// Up to there the output is kept.
+    pub offset: Option<u64>,
+    /// What may be sent now, by number.
+    pub frames: Vec<(u64, Vec<u8>)>,
+}
+
+impl Durable {
+    /// More is durable.
+    pub fn add(&mut self, offset: i64, frames: Vec<(i64, Vec<u8>)>) {
+        self.offset = self.offset.max(u64::try_from(offset).ok());
+        let numbered = frames.into_iter().filter_map(|(number, bytes)| Some((u64::try_from(number).ok()?, bytes)));
+        self.frames.extend(numbered);
+    }
+}
+
+/// An agent that has outlived a daemon, for [`Agent::attach`].
+#[derive(Debug)]
+pub struct Outlived {
+    /// Its process, attached to; `None`: it was never started (a command, once a turn).
+    pub process: Option<process::Process>,
+    /// Up to there its output is kept.
+    pub offset: u64,
+    /// And so many messages of the line that begins there.
+    pub skip: usize,
+    /// What it had marked there.
+    pub state: Option<String>,
+    /// What was decided to be sent to it, by number.
+    pub unsent: Vec<(u64, Vec<u8>)>,
+    /// The turn that runs.
+    pub running: Option<RunsOn>,
+}
+
+/// A turn that runs on.
+#[derive(Clone, Debug)]
+pub struct RunsOn {
+    /// Its prompt; `None`: the agent has begun it by itself.
+    pub prompt: Option<Prompt>,
+    /// Its tool calls so far.
+    pub tools: Vec<ToolCall>,
+    /// What the agent had marked belongs to this turn.
+    pub marked: bool,
+}
+
 /// What a worker lends to its agent. All of it is called on the worker's thread.
 pub trait Host {
     /// Who the agent serves.
@@ -311,6 +399,46 @@ pub trait Host {
     /// A process of the agent began: noted durably, so that the next boot finds it. `start` is its start time in clock
     /// ticks since boot, field 22 of `/proc/PID/stat`.
     fn process_started(&mut self, pid: u32, start: u64);
+
+    /// What agents' shims have in common; `None`: an agent is a plain child of the daemon.
+    fn keeper(&self) -> Option<Arc<process::Keeper>> {
+        None
+    }
+
+    /// A shim listens. It is noted durably; only then may its agent be started.
+    ///
+    /// # Errors
+    /// It is not noted: says why.
+    fn shim_started(&mut self, _shim: NewShim) -> Result<(), String> {
+        Ok(())
+    }
+
+    /// A shim is gone, with all that its agent had started.
+    fn shim_ended(&mut self, _name: &str) {}
+
+    /// The agent below a shim is ready for prompts, after so many frames: from here on it may outlive the daemon.
+    ///
+    /// # Errors
+    /// That is not noted: says why.
+    fn agent_ready(&mut self, _frames: u64, _session: &str, _mark: Mark) -> Result<(), String> {
+        Ok(())
+    }
+
+    /// What was read up to here was taken in, and all that the agent said so far belongs to it.
+    fn mark(&mut self, _mark: Mark) {}
+
+    /// The same at the end of a turn: it becomes durable with the turn's outcome, and not before.
+    fn mark_last(&mut self, _mark: Mark) {}
+
+    /// Whether a mark should come before more is read: what was said is to be durable.
+    fn wants_mark(&self) -> bool {
+        false
+    }
+
+    /// What of the marks is durable.
+    fn durable(&mut self) -> Durable {
+        Durable::default()
+    }
 
     /// Whether the agent's last process before this activation had no time to write anything down.
     fn left_unclean(&mut self) -> bool {
@@ -385,6 +513,22 @@ pub trait Agent: Send {
     /// Whether it has begun to say or ask something between turns: [`Agent::listen`] is to be called, in a turn of its
     /// own.
     fn wants_turn(&self) -> bool {
+        false
+    }
+
+    /// Something that was marked has become durable: says so to the agent's shim, and sends what waited for it.
+    fn durable(&mut self, _host: &mut dyn Host) {}
+
+    /// Goes on with an agent that has outlived a daemon. `Some`: its turn goes on.
+    ///
+    /// # Errors
+    /// What it had marked cannot be used. It is to be closed.
+    fn attach(&mut self, _host: &mut dyn Host, _outlived: Outlived) -> Result<Option<Progress>, Failure> {
+        Err(Failure::new("internal", "this agent lives in the daemon"))
+    }
+
+    /// Goes away and leaves an agent below a shim running. `false`: it has none, and is to be closed.
+    fn let_go(&mut self) -> bool {
         false
     }
 

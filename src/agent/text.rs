@@ -8,7 +8,7 @@ use std::str::from_utf8;
 
 /// Makes text of bytes that come in pieces: a character cut in two waits for its rest, what is none is replaced. The
 /// halves of a surrogate pair are taken in the form that WTF-8 gives them.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default, serde::Serialize, serde::Deserialize)]
 pub struct Utf8 {
     begun: Vec<u8>,
 }
@@ -25,6 +25,11 @@ impl Utf8 {
         let (text, rest) = take(&self.begun, false);
         self.begun.drain(..self.begun.len() - rest);
         text
+    }
+
+    /// How many bytes wait for the rest of their character.
+    pub const fn pending(&self) -> usize {
+        self.begun.len()
     }
 
     /// What was begun and will never be whole.

@@ -6,13 +6,14 @@ use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::Sender;
+use crossbeam_channel::{Receiver, Sender};
 
 use super::handlers::Handlers;
 use super::hub::Hub;
 use super::registry::{Registry, WorkRequest};
 use super::runtime::Runtime;
 use crate::agent::Agent;
+use crate::agent::process::Keeper;
 use crate::clock;
 use crate::config::{self, Config};
 use crate::hooks::Hooks;
@@ -20,6 +21,19 @@ use crate::model::event::{HookEvent, Outcome, StopReason, Urgency};
 use crate::model::keep_policy::{Agents, StopRequest};
 use crate::model::session::Policy;
 use crate::store::{Acted, Limits, Store};
+
+/// So many sessions attach to their shims at a time after a start.
+pub const ATTACHING: usize = 32;
+
+/// A place among those who attach to shims.
+#[derive(Debug)]
+pub struct Attaching<'c>(&'c Receiver<()>);
+
+impl Drop for Attaching<'_> {
+    fn drop(&mut self) {
+        let _ = self.0.try_recv();
+    }
+}
 
 /// A request to the coordinator.
 #[derive(Debug)]
@@ -117,6 +131,9 @@ pub struct Context {
     pub board: RwLock<Board>,
     config: RwLock<Arc<Config>>,
     booted_with: Arc<Config>,
+    keeper: OnceLock<Option<Arc<Keeper>>>,
+    /// So many workers attach to shims at a time.
+    attaching: (Sender<()>, Receiver<()>),
     ready: OnceLock<Instant>,
     report: (Mutex<Option<serde_json::Value>>, Condvar),
 }
@@ -188,9 +205,29 @@ impl Context {
             board: RwLock::new(Board { phase: "starting", ..Board::default() }),
             config: RwLock::new(config.clone()),
             booted_with: config,
+            keeper: OnceLock::new(),
+            attaching: crossbeam_channel::bounded(ATTACHING),
             ready: OnceLock::new(),
             report: (Mutex::new(None), Condvar::new()),
         }
+    }
+
+    /// What agents' shims have in common; `None`: agents do not outlive the daemon.
+    #[must_use]
+    pub fn keeper(&self) -> Option<Arc<Keeper>> {
+        self.keeper.get().cloned().flatten()
+    }
+
+    /// Sets what agents' shims have in common, once, before the first agent is made.
+    pub fn set_keeper(&self, keeper: Option<Arc<Keeper>>) {
+        let _ = self.keeper.set(keeper);
+    }
+
+    /// Waits until fewer than [`ATTACHING`] others attach to shims; the place is held while the value lives.
+    #[must_use]
+    pub fn attaching(&self) -> Attaching<'_> {
+        let _ = self.attaching.0.send(());
+        Attaching(&self.attaching.1)
     }
 
     /// The monotonic clock, for every deadline.

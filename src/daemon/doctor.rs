@@ -137,7 +137,9 @@ fn examine_database(db: &Path, holder: Option<i32>) -> Vec<Finding> {
 fn examine_leftovers(state_dir: &Path, db: &Path, boot_id: Option<&str>) -> Finding {
     let state_id = mark::state_id(state_dir).ok();
     let owner = lock::holder(state_dir).and_then(|pid| u32::try_from(pid).ok());
-    let claim = Claim { state_id: state_id.as_deref(), boot_id, owner };
+    // Agents that work on alone are no leftovers; those of a file that cannot be read are told of with the file.
+    let kept = if db.exists() { store::shims_of(db).unwrap_or_default() } else { Vec::new() };
+    let claim = Claim { state_id: state_id.as_deref(), boot_id, owner, kept: &kept };
     let ours = |id: &str| db.exists() && store::knows_session(db, id).unwrap_or(false);
     let left: Vec<String> = process::find_dead(&claim)
         .into_iter()

@@ -27,6 +27,8 @@ pub struct Letters {
     pub begun: Option<Box<Begun>>,
     /// Close, after the running turn.
     pub close: Option<Close>,
+    /// Let the agent go: it outlives the daemon.
+    pub let_go: bool,
     /// End the running turn.
     pub interrupt: Option<(Interrupt, Why)>,
     /// End this turn (its row) by the deadline. If it has ended meanwhile, nothing happens.
@@ -35,6 +37,8 @@ pub struct Letters {
     pub close_by: Option<Instant>,
     /// Settled permissions: request, outcome, by whom.
     pub permissions: Vec<(String, PermissionOutcome, &'static str)>,
+    /// Permissions that clients have answered, durably: request, outcome.
+    pub answers: Vec<(String, PermissionOutcome)>,
     /// The verdicts of hooks about permissions.
     pub verdicts: Vec<(String, Verdict)>,
     /// The verdict of the `before_turn` hooks, and the number of its ask.
@@ -54,10 +58,12 @@ impl Letters {
             || self.auto_continue
             || self.begun.is_some()
             || self.close.is_some()
+            || self.let_go
             || self.interrupt.is_some()
             || self.cancel.is_some()
             || self.close_by.is_some()
             || !self.permissions.is_empty()
+            || !self.answers.is_empty()
             || !self.verdicts.is_empty()
             || self.before_turn.is_some()
     }
@@ -68,12 +74,14 @@ impl Letters {
         self.auto_continue |= later.auto_continue;
         self.begun = later.begun.or(self.begun.take());
         self.close = self.close.max(later.close);
+        self.let_go |= later.let_go;
         if let Some((interrupt, why)) = later.interrupt {
             self.raise(interrupt, why);
         }
         self.cancel = later.cancel.or(self.cancel);
         self.close_by = later.close_by.or(self.close_by);
         self.permissions.extend(later.permissions);
+        self.answers.extend(later.answers);
         self.verdicts.extend(later.verdicts);
         newer(&mut self.before_turn, later.before_turn);
     }

@@ -11,8 +11,10 @@ use std::time::Duration;
 
 use crossbeam_channel::Receiver;
 
+use crate::agent::process::Keeper;
 use crate::config::{self, Config};
 use crate::hooks::{Event, Hooks, Verdict};
+use crate::model::keep_policy::Keep;
 use crate::store::{BootInfo, Recovered, Store};
 use crate::thread;
 
@@ -155,8 +157,11 @@ impl Wired {
     pub fn recover(self) -> Result<Daemon, StartError> {
         let Self { ctx, delivery, delivery_inbox, requests, signals, no_resume } = self;
         let threshold = i64::from(ctx.config().sessions.stuck_threshold);
-        let boot = BootInfo { boot_id: ctx.boot_id.clone(), pid: std::process::id(), threshold };
+        let keep = ctx.config().agents.keep != Keep::Never;
+        let machine = if keep && !no_resume { Keeper::machine().ok() } else { None };
+        let boot = BootInfo { boot_id: ctx.boot_id.clone(), pid: std::process::id(), threshold, machine };
         let recovered = recover(&ctx.store, boot, no_resume)?;
+        ctx.set_keeper(keeper(&ctx, keep));
         crate::failpoint::hit("boot", "recovered");
         let (nudge, nudges) = crossbeam_channel::bounded(1);
         ctx.hub.set_nudge(nudge.clone());
@@ -168,7 +173,7 @@ impl Wired {
             // A notice that already waits is enough.
             let _ = doubt.try_send(());
         }));
-        sweep::start(&ctx);
+        sweep::start(&ctx, spared(&ctx.store, &recovered, no_resume));
         crate::failpoint::hit("boot", "swept");
         let (courier, me) = (ctx.clone(), delivery.clone());
         thread::spawn_own("delivery", thread::IO_STACK, move || delivery::run(courier, me, &delivery_inbox))?;
@@ -183,6 +188,27 @@ impl Daemon {
         let start_worker = Box::new(coordinator::start_worker);
         coordinator::Coordinator::new(self.ctx, self.delivery, start_worker).run(&self.inboxes, &self.recovered)
     }
+}
+
+/// What agents' shims have in common. Without it agents are the daemon's own children, and end with it.
+fn keeper(ctx: &Context, keep: bool) -> Option<Arc<Keeper>> {
+    if !keep {
+        return None;
+    }
+    let config = ctx.config();
+    let opened = Keeper::open(&ctx.state_dir, ctx.store.boot(), config.agents.spool, config.agents.orphan_after);
+    opened.inspect_err(|e| log::error!("agents do not outlive the daemon: {e}")).ok().map(Arc::new)
+}
+
+/// The shims that no search for leftovers may end: those whose agents may go on. Without a resume nothing that a row names is
+/// ended; their agents end by themselves.
+fn spared(store: &Store, recovered: &Recovered, no_resume: bool) -> Vec<(u32, u64)> {
+    let shims = store.shims().unwrap_or_else(|e| {
+        log::error!("the shims of agents cannot be read: {e}");
+        Vec::new()
+    });
+    let goes_on = |sid: i64| no_resume || recovered.pending.iter().any(|p| p.sid == sid);
+    shims.into_iter().filter(|(sid, _)| goes_on(*sid)).map(|(_, shim)| (shim.pid, shim.pid_start)).collect()
 }
 
 /// Notes the boot and recovers from the last one.

@@ -7,7 +7,8 @@ use std::sync::mpsc::{Receiver, sync_channel};
 use std::time::{Duration, Instant};
 
 use super::context::Context;
-use crate::store::{Batch, Error, Item, Outbox, PATIENCE, Refusal, TurnRef};
+use crate::agent::Durable;
+use crate::store::{Batch, Error, Item, Keep, Outbox, PATIENCE, Refusal, TurnRef};
 
 /// The longest time before text is committed.
 const FLUSH: Duration = Duration::from_millis(100);
@@ -22,6 +23,8 @@ const PIECE: usize = 64 << 10;
 /// not wait for the commit.
 struct Sent {
     size: usize,
+    /// What is durable once it is kept: an offset of the agent's output, and frames for it.
+    durable: Option<(i64, Vec<(i64, Vec<u8>)>)>,
     outcome: Receiver<Result<(), Error>>,
 }
 
@@ -35,14 +38,105 @@ pub struct TurnOutbox {
     flush_at: Option<Instant>,
     sent: Option<Sent>,
     stale: bool,
+    /// The agent marks how far its output was taken: only what was said before a mark is committed, together with it.
+    marked: bool,
+    /// What was said since the last mark.
+    loose: Vec<Item>,
+    /// The next mark is to be committed at once.
+    urgent: bool,
+    /// The last mark was made: it is committed with the outcome.
+    held: bool,
+    durable: Durable,
 }
 
 impl TurnOutbox {
     /// An outbox for a turn whose agent may say this many bytes.
     #[must_use]
-    pub fn new(turn: TurnRef, most: usize) -> Self {
-        let batches = Outbox::default();
-        Self { turn, batches, unwritten: 0, left: most, flush_at: None, sent: None, stale: false }
+    pub fn new(turn: TurnRef, most: usize, pieces: i64) -> Self {
+        Self {
+            turn,
+            batches: Outbox::after(pieces),
+            unwritten: 0,
+            left: most,
+            flush_at: None,
+            sent: None,
+            stale: false,
+            marked: false,
+            loose: Vec::new(),
+            urgent: false,
+            held: false,
+            durable: Durable::default(),
+        }
+    }
+
+    /// From now on the agent marks how far its output was taken.
+    pub fn set_marked(&mut self) {
+        self.marked = true;
+    }
+
+    /// Whether a mark should come before more is read.
+    #[must_use]
+    pub const fn wants_mark(&self) -> bool {
+        self.marked && self.urgent && !self.held
+    }
+
+    /// Whether something was said since the last mark.
+    #[must_use]
+    pub fn is_loose(&self) -> bool {
+        !self.loose.is_empty() || self.urgent
+    }
+
+    /// Whether all that was said is committed.
+    #[must_use]
+    pub fn is_clear(&self) -> bool {
+        self.loose.is_empty() && self.batches.is_empty() && self.sent.is_none()
+    }
+
+    /// What of the marks is durable.
+    pub fn take_durable(&mut self) -> Durable {
+        std::mem::take(&mut self.durable)
+    }
+
+    /// A mark: it is committed with what was said before it. `urgent`: at once.
+    pub fn mark(&mut self, ctx: &Context, keep: Keep, urgent: bool) {
+        if self.stale {
+            return;
+        }
+        let urgent = urgent || std::mem::take(&mut self.urgent) || !keep.frames.is_empty();
+        self.settle(keep);
+        let now = ctx.now();
+        if urgent {
+            self.flush(ctx);
+        } else if self.unwritten >= PIECE && self.flush_at.is_none_or(|at| at <= now + FLUSH)
+            || self.flush_at.is_some_and(|at| at <= now)
+        {
+            self.send(ctx);
+        } else if self.flush_at.is_none() {
+            self.flush_at = Some(now + FLUSH);
+        }
+    }
+
+    /// The last mark: it is committed with the outcome, and not before.
+    pub fn mark_last(&mut self, keep: Keep) {
+        if !self.stale {
+            self.settle(keep);
+            self.held = true;
+        }
+    }
+
+    fn settle(&mut self, keep: Keep) {
+        for item in std::mem::take(&mut self.loose) {
+            self.batches.push(item);
+        }
+        self.batches.keep(keep);
+    }
+
+    /// Takes an item that does not come of the agent's output, and commits it at once.
+    pub fn push_own(&mut self, ctx: &Context, item: Item) -> bool {
+        let marked = std::mem::replace(&mut self.marked, false);
+        let taken = self.push(ctx, item, true);
+        self.marked = marked;
+        taken
     }
 
     /// How many more bytes the agent may say.
@@ -70,7 +164,7 @@ impl TurnOutbox {
         self.flush_at
     }
 
-    /// Takes an item. `at_once`: this item and all before it are committed before this returns, unless the store fails.
+    /// Takes an item. If the agent marks, it waits for the mark. `at_once`: this item and all before it are committed before this returns, unless the store fails.
     /// `false`: the item exceeds the limit of the answer and was not taken.
     pub fn push(&mut self, ctx: &Context, item: Item, at_once: bool) -> bool {
         if self.stale {
@@ -79,8 +173,13 @@ impl TurnOutbox {
         let Some(left) = self.left.checked_sub(size(&item)) else { return false };
         self.unwritten += self.left - left;
         self.left = left;
-        self.batches.push(item);
         let now = ctx.now();
+        if self.marked {
+            self.loose.push(item);
+            self.urgent |= at_once;
+            return true;
+        }
+        self.batches.push(item);
         if at_once {
             self.flush(ctx);
         } else if self.unwritten >= PIECE && self.flush_at.is_none_or(|at| at <= now + FLUSH)
@@ -96,6 +195,9 @@ impl TurnOutbox {
 
     /// Sends the text that is due.
     pub fn act(&mut self, ctx: &Context) {
+        if self.held {
+            self.flush_at = None;
+        }
         if self.flush_at.is_none_or(|at| at > ctx.now()) {
             return;
         }
@@ -116,11 +218,17 @@ impl TurnOutbox {
     /// The turn has ended: the output that must be written with its outcome.
     #[must_use]
     pub fn finish(&mut self) -> Vec<Batch> {
+        for item in std::mem::take(&mut self.loose) {
+            self.batches.push(item);
+        }
         self.batches.send()
     }
 
     /// Sends the output so far to the store. Waits for the commit of the batch before, but not for this one.
     fn send(&mut self, ctx: &Context) {
+        if self.held {
+            return;
+        }
         if !self.await_sent(ctx) {
             return;
         }
@@ -129,8 +237,10 @@ impl TurnOutbox {
             return;
         }
         let (tell, outcome) = sync_channel(1);
+        crate::failpoint::hit("append", "before");
         ctx.store.append_then(self.turn, self.batches.send(), move |kept| drop(tell.send(kept)));
-        self.sent = Some(Sent { size: std::mem::take(&mut self.unwritten), outcome });
+        let (size, durable) = (std::mem::take(&mut self.unwritten), self.batches.sent_keep());
+        self.sent = Some(Sent { size, durable, outcome });
     }
 
     /// Waits for the append in progress. `false`: it may not be committed and is sent again later.
@@ -140,11 +250,16 @@ impl TurnOutbox {
         match outcome.unwrap_or_else(|e| Err(Error::Unavailable(format!("append: the disk did not answer: {e}")))) {
             Ok(()) => {
                 self.batches.kept();
+                crate::failpoint::hit("append", "after");
+                if let Some((offset, frames)) = sent.durable {
+                    self.durable.add(offset, frames);
+                }
                 true
             }
             Err(Error::Refused(Refusal::Stale)) => {
                 self.stale = true;
                 self.batches.forget();
+                self.loose.clear();
                 self.flush_at = None;
                 true
             }
@@ -164,5 +279,7 @@ fn size(item: &Item) -> usize {
         Item::Text(t) | Item::Thought(t) => t.len(),
         Item::Tool { title, detail, .. } => title.len() + detail.to_string().len(),
         Item::Event(_, v) => v.to_string().len(),
+        // Shown by an event of its own.
+        Item::Asked { .. } | Item::Settled(_) => 0,
     }
 }

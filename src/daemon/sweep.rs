@@ -18,12 +18,15 @@ const ROUND: Duration = Duration::from_secs(10);
 const PAUSE: Duration = Duration::from_secs(1);
 
 /// Starts the search.
-pub fn start(ctx: &Arc<Context>) {
+///
+/// Shims come first: those whose agents go on (`kept`, by pid and start time), and all that descends from them, are no
+/// leftovers.
+pub fn start(ctx: &Arc<Context>, kept: Vec<(u32, u64)>) {
     ctx.registry.search_leftovers();
-    let sweeper = ctx.clone();
-    if let Err(e) = thread::spawn_own("sweep", thread::IO_STACK, move || sweep(&sweeper)) {
+    let (sweeper, spared) = (ctx.clone(), kept.clone());
+    if let Err(e) = thread::spawn_own("sweep", thread::IO_STACK, move || sweep(&sweeper, &spared)) {
         log::warn!("cannot start a thread to search for processes of earlier agents, so the start waits for it: {e}");
-        sweep(ctx);
+        sweep(ctx, &kept);
     }
 }
 
@@ -40,11 +43,12 @@ impl Drop for Search<'_> {
     }
 }
 
-fn sweep(ctx: &Context) {
+fn sweep(ctx: &Context, kept: &[(u32, u64)]) {
     let _search = Search(ctx);
     crate::failpoint::hit("sweep", "begun");
     let stops = || ctx.board().stop.is_some();
-    let claim = Claim { state_id: mark::own_state(), boot_id: Some(&ctx.boot_id), owner: Some(std::process::id()) };
+    let claim =
+        Claim { state_id: mark::own_state(), boot_id: Some(&ctx.boot_id), owner: Some(std::process::id()), kept };
     let found = process::find_dead(&claim);
     let mut left = ours(
         found,
@@ -59,7 +63,7 @@ fn sweep(ctx: &Context) {
     ctx.registry.block_on_leftovers(left.iter().filter_map(|(sid, _)| *sid));
     ctx.tidy_now();
     if left.is_empty() {
-        return;
+        return forget_dead(ctx, kept);
     }
     log::warn!("{} processes of earlier agents still run; they are ended before their sessions start", left.len());
     for round in 0u32.. {
@@ -81,13 +85,28 @@ fn sweep(ctx: &Context) {
         }
         crate::failpoint::hit("sweep", "round");
         if left.is_empty() || stops() {
-            return;
+            return forget_dead(ctx, kept);
         }
         if round == 0 {
             for (_, l) in &left {
                 log::error!(session_id = l.session_id.as_deref().unwrap_or_default();
                     "{l} cannot be ended; its session waits");
             }
+        }
+    }
+}
+
+/// Removes the rows of shims that are gone.
+fn forget_dead(ctx: &Context, kept: &[(u32, u64)]) {
+    let Ok(shims) = ctx.store.shims() else { return };
+    for (_, shim) in shims {
+        let who = (shim.pid, shim.pid_start);
+        // One that this daemon has made since is alive.
+        if !kept.contains(&who)
+            && !process::is_alive(who.0, who.1)
+            && let Err(e) = ctx.store.shim_gone(shim.name)
+        {
+            return log::warn!("the row of a shim that is gone cannot be removed: {e}");
         }
     }
 }

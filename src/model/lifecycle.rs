@@ -110,6 +110,8 @@ pub enum Action {
     DeliverEnds(Instant),
     /// Call the `stopped` handlers, cut off at the instant.
     CallStopped(Instant),
+    /// Agents that outlive the daemon are let go: all that they said so far is committed.
+    LetGo,
     /// Write the clean record, checkpoint, close, by the instant.
     CloseStore(Instant),
     /// Exit.
@@ -391,7 +393,7 @@ impl Lifecycle {
         let until = now + self.budget.close - self.swept.min(self.budget.close / 2);
         self.phase = Phase::Closing;
         self.alarm = Some(until);
-        vec![Action::CloseStore(until)]
+        vec![Action::LetGo, Action::CloseStore(until)]
     }
 
     fn end_sweep(&mut self, now: Instant) {

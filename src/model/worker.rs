@@ -7,6 +7,9 @@
 //! |-----------|------------------------------------------------|-------------------------------------------------------------|
 //! | Opening   | the activation is opened                       | [`opened`]: open → Idle; refused → Gone; in doubt → the same |
 //! |           |                                                | after a pause, or Gone if it must close                      |
+//! | Attaching | the shim of an agent that outlived another      | attached → Idle or Running; gone → settled as at a boot,     |
+//! |           | daemon is attached to                          | Gone; in doubt, or another runs alone → the same after a     |
+//! |           |                                                | pause                                                        |
 //! | Idle      | decides what to do next ([`look`]), or waits   | Starting, Beginning, Running, Closing, or the next letter    |
 //! | Starting  | the agent is started                           | [`started`]: ready → Beginning or Running; failed → Idle,    |
 //! |           |                                                | backing off; must close → Idle; refused → Closing            |
@@ -32,6 +35,8 @@ const BACKOFF: Duration = Duration::from_secs(60);
 pub enum State {
     /// Its activation is being opened.
     Opening,
+    /// It goes on with the activation of another daemon: its agent's shim is attached to.
+    Attaching,
     /// No turn runs and none begins.
     Idle,
     /// Its agent is being started.
@@ -75,6 +80,8 @@ pub enum Close {
 pub struct AtRest {
     /// A stop ends it at once.
     pub killed: bool,
+    /// It must let its agent go, which outlives the daemon.
+    pub let_go: bool,
     /// It must close.
     pub close: Option<Close>,
     /// A turn was begun for it.
@@ -96,6 +103,8 @@ pub struct AtRest {
 pub enum Act {
     /// Closes.
     Close(Close),
+    /// Lets its agent go.
+    LetGo,
     /// Starts its agent, for the waiting work.
     Start,
     /// Runs the turn that was begun for it.
@@ -120,6 +129,7 @@ pub const fn look(f: &AtRest) -> Act {
     }
     match f.close {
         Some(Close::Retire) => Act::Close(Close::Retire),
+        None if f.let_go => Act::LetGo,
         Some(_) | None if f.begun => start_or(f, Act::Run),
         Some(_) if f.reserved => Act::Rest,
         Some(close) => Act::Close(close),
@@ -376,10 +386,11 @@ mod tests {
     const CLOSES: [Option<Close>; 4] = [None, Some(Close::Park), Some(Close::Stop), Some(Close::Retire)];
 
     fn all_facts() -> impl Iterator<Item = AtRest> {
-        (0..128_u32).flat_map(|bits| {
+        (0..256_u32).flat_map(|bits| {
             let bit = move |n: u32| bits >> n & 1 == 1;
             CLOSES.into_iter().map(move |close| AtRest {
                 killed: bit(0),
+                let_go: bit(7),
                 close,
                 begun: bit(1),
                 reserved: bit(2),
@@ -402,11 +413,14 @@ mod tests {
                 Act::Begin => assert!(f.work && f.agent_ready, "{f:?}"),
                 Act::Start => assert!(!f.agent_ready && (f.begun || f.work), "{f:?}"),
                 Act::BeginOwn => assert!(f.agent_speaks, "{f:?}"),
+                Act::LetGo => assert!(f.let_go && f.close.is_none() && !f.killed, "{f:?}"),
                 Act::Rest => {}
             }
             let closes = matches!(act, Act::Close(_));
             if f.killed || f.close == Some(Close::Retire) {
                 assert!(closes, "{f:?}");
+            } else if f.let_go && f.close.is_none() {
+                assert_eq!(act, Act::LetGo, "{f:?}");
             } else if f.begun {
                 assert!(matches!(act, Act::Run | Act::Start), "a turn that was begun is run: {f:?}");
             } else if f.close.is_some() {

@@ -99,10 +99,23 @@ impl Service {
     /// There is no such session, the permission is settled, or the option was not offered.
     pub fn answer_permission(&self, target: &Target, request_id: &str, option_id: &str) -> Result<Value, Fault> {
         let session = self.ctx.store.session(target)?;
-        match self.ctx.registry.answer_permission(session.sid, request_id, Some(option_id), "client") {
-            Answered::Settled => self.session(&Target::Id(session.id)),
-            Answered::Resolved => Err(Fault::Resolved),
-            Answered::NotOffered => Err(Fault::Parameter(format!("option_id: {option_id:?} was not offered"))),
+        let registry = &self.ctx.registry;
+        let open = registry.claim_permission(session.sid, request_id, option_id).map_err(|why| match why {
+            Answered::NotOffered => Fault::Parameter(format!("option_id: {option_id:?} was not offered")),
+            Answered::Resolved | Answered::Settled => Fault::Resolved,
+        })?;
+        // The answer is durable before anybody is told, so that the agent gets it whatever dies.
+        let (id, option) = (request_id.to_owned(), Some(option_id.to_owned()));
+        match self.ctx.store.answer_permission(session.sid, id, option, "client") {
+            Ok(true) => {
+                registry.answered(session.sid, request_id, option_id);
+                self.session(&Target::Id(session.id))
+            }
+            Ok(false) => Err(Fault::Resolved),
+            Err(e) => {
+                registry.open_permission(session.sid, open);
+                Err(e.into())
+            }
         }
     }
 

@@ -280,7 +280,7 @@ impl Tx<'_> {
     fn begin_accepted(&mut self, a: &Accept, s: SessionRow, epoch: i64) -> Result<(Accepted, Option<Begun>), Error> {
         crate::failpoint::hit("begin_turn", "before");
         let turn_id = new_id(self.now);
-        let tid = self.begin_row(&s, epoch, &turn_id, TurnRow::New { messages: 1 }, &plain_start())?;
+        let (tid, frame) = self.begin_row(&s, epoch, &turn_id, TurnRow::New { messages: 1 }, &plain_start())?;
         let (mid, message_id) = self.keep_message(a, s.sid, tid)?;
         self.tell(
             "UPDATE sessions SET messages=messages+1, turns=turns+1, active_at=?2 WHERE sid=?1",
@@ -299,6 +299,7 @@ impl Tx<'_> {
             first: s.turns == 0,
             turns: s.turns,
             on_probation: false,
+            frame,
         };
         let accepted = Accepted {
             sid: s.sid,

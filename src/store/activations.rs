@@ -7,6 +7,15 @@ use super::tx::Tx;
 use super::{Error, Refusal, Store};
 use crate::model::event::{Actor, EndReason, EventKind, HookEvent, MarkReason, Outcome, StartReason};
 
+/// The definition of an agent that may outlive the daemon.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Definition {
+    /// It, as JSON.
+    pub json: String,
+    /// Its processes live for a turn.
+    pub per_turn: bool,
+}
+
 /// An activation that was opened.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Opened {
@@ -32,18 +41,26 @@ pub struct OpenedSession {
 }
 
 impl Store {
-    /// Opens an activation: `session_start`. The session becomes live.
+    /// Opens an activation: `session_start`. The session becomes live. `kept`: its agent may outlive the daemon.
     ///
     /// # Errors
     /// [`Refusal::Stale`]: the session is not open any more, or is live already. [`Refusal::Closed`]: a stop has begun.
     /// [`Refusal::Damaged`]: its rows cannot be used.
-    pub fn open_activation(&self, sid: i64, agent: String, cwd: String) -> Result<Opened, Error> {
-        self.write("open_activation", move |tx| match tx.in_savepoint(|tx| tx.open_activation(sid, &agent, &cwd))? {
-            Err(why) if why.refusal().is_none() => {
-                tx.name_damaged("activation", sid, &why);
-                Err(Refusal::Damaged.into())
+    pub fn open_activation(
+        &self,
+        sid: i64,
+        agent: String,
+        cwd: String,
+        kept: Option<Definition>,
+    ) -> Result<Opened, Error> {
+        self.write("open_activation", move |tx| {
+            match tx.in_savepoint(|tx| tx.open_activation(sid, (&agent, &cwd), kept.as_ref()))? {
+                Err(why) if why.refusal().is_none() => {
+                    tx.name_damaged("activation", sid, &why);
+                    Err(Refusal::Damaged.into())
+                }
+                opened => opened,
             }
-            opened => opened,
         })
     }
 
@@ -152,7 +169,12 @@ impl Store {
 }
 
 impl Tx<'_> {
-    fn open_activation(&mut self, sid: i64, agent: &str, cwd: &str) -> Result<Opened, Error> {
+    fn open_activation(
+        &mut self,
+        sid: i64,
+        (agent, cwd): (&str, &str),
+        kept: Option<&Definition>,
+    ) -> Result<Opened, Error> {
         if self.admission() == super::Admission::Stopping {
             return Err(Refusal::Closed.into());
         }
@@ -176,6 +198,13 @@ impl Tx<'_> {
              VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
             params![sid, epoch, self.bid, reason.as_str(), agent, cwd, self.now, s.turns, s.messages.saturating_sub(s.queued)],
         )?;
+        if let Some(kept) = kept {
+            self.tell(
+                "INSERT INTO kept (sid, epoch, definition, per_turn) VALUES (?1, ?2, ?3, ?4)
+                 ON CONFLICT (sid) DO UPDATE SET epoch=?2, definition=?3, per_turn=?4, tid=NULL, frame=NULL",
+                params![sid, epoch, kept.json, kept.per_turn],
+            )?;
+        }
         let fields = json!({
             "epoch": epoch, "reason": reason, "previous_id": s.previous_id, "agent": agent, "cwd": cwd,
         });

@@ -4,6 +4,7 @@ use std::time::Instant;
 
 use serde_json::Value;
 
+use super::shims::Pending;
 use super::sql::params;
 use super::tx::{SessionRow, Tx};
 use super::{Error, Store};
@@ -20,6 +21,8 @@ pub struct BootInfo {
     pub pid: u32,
     /// `stuck_threshold`.
     pub threshold: i64,
+    /// The boot of the machine, if agents of the last boot may be attached to.
+    pub machine: Option<String>,
 }
 
 /// What recovery found and did.
@@ -35,6 +38,8 @@ pub struct Recovered {
     pub suspended: i64,
     /// Unclean boots within the last five minutes.
     pub recent_deaths: u32,
+    /// Sessions whose agents may have outlived the last boot: not judged yet.
+    pub pending: Vec<Pending>,
 }
 
 /// A stop, as noted at its first signal.
@@ -46,6 +51,8 @@ pub struct StopNote {
     pub urgency: Urgency,
     /// When it must be over, by the wall clock.
     pub deadline_at: Millis,
+    /// Agents that may outlive the daemon go on: their turns are not marked.
+    pub keep: bool,
 }
 
 /// How many activations one transaction closes. A stop of ten thousand sessions thus lets other writers in between.
@@ -92,9 +99,13 @@ impl Store {
                 "INSERT INTO boots (boot_id, pid, version, started_at, alive_at) VALUES (?1, ?2, ?3, ?4, ?4) RETURNING bid",
                 params![info.boot_id, info.pid, env!("CARGO_PKG_VERSION"), tx.now],
             )?;
-            let mut r = Recovered { deaths: deaths.len() as i64, ..Recovered::default() };
-            for (bid, death, probation) in &deaths {
-                tx.recover(*bid, death, *probation, info.threshold, &mut r)?;
+            let died = deaths.iter().filter(|(.., ended)| !ended).count();
+            let mut r = Recovered { deaths: died as i64, ..Recovered::default() };
+            for (bid, death, probation, ended) in &deaths {
+                tx.recover(*bid, death, *probation, &info, &mut r)?;
+                if *ended {
+                    continue;
+                }
                 let ended = tx.in_savepoint(|tx| {
                     Ok(tx.run(
                         "UPDATE boots SET ended_at=coalesce(ended_at, ?2), clean=0, solo=NULL WHERE bid=?1",
@@ -121,6 +132,12 @@ impl Store {
             log::warn!("{problem}");
         }
         Ok(recovered)
+    }
+
+    /// The number of this boot, which only rises.
+    #[must_use]
+    pub fn boot(&self) -> i64 {
+        self.shared.boot.load(std::sync::atomic::Ordering::SeqCst)
     }
 
     /// A sign of life, noted once a minute while a turn runs.
@@ -171,22 +188,30 @@ impl Store {
                 "UPDATE boots SET stop_reason=?2, stop_urgency=?3, stop_at=coalesce(stop_at, ?4), stop_deadline=?5 WHERE bid=?1",
                 params![tx.bid, stop.reason.as_str(), stop.urgency.as_str(), tx.now, stop.deadline_at],
             )?;
+            if stop.keep {
+                tx.tell(
+                    "INSERT INTO meta (name, value) VALUES ('keeps', ?1) ON CONFLICT (name) DO UPDATE SET value=?1",
+                    params![tx.bid],
+                )?;
+            }
             // Earlier marks stay as they are; the new ones are remembered as this stop's.
             let (now, bid) = (tx.now, tx.bid);
             tx.update_sessions(
                 "stop",
                 "mark_reason=?1, marked_at=?2, mark_boot=?3",
-                "mark_reason IS NULL AND status='open' AND sid IN (SELECT sid FROM turns WHERE state='running')",
-                params![stop.reason.mark().as_str(), now, bid],
+                "mark_reason IS NULL AND status='open' AND sid IN (SELECT sid FROM turns WHERE state='running')
+                 AND (?4=0 OR sid NOT IN (SELECT sid FROM kept))",
+                params![stop.reason.mark().as_str(), now, bid, stop.keep],
             )
         })
     }
 
-    /// The drain is over: the mark of every session that still runs gets this stop's reason and time.
+    /// The drain is over: the mark of every session that still runs gets this stop's reason and time. `keep`: as in
+    /// [`StopNote`].
     ///
     /// # Errors
     /// As for [`Store::mark_running`].
-    pub fn refresh_marks(&self, reason: MarkReason) -> Result<usize, Error> {
+    pub fn refresh_marks(&self, reason: MarkReason, keep: bool) -> Result<usize, Error> {
         self.write("refresh_marks", move |tx| {
             // An earlier mark gets the reason and the time too, but is not this stop's: only a completed turn clears
             // it.
@@ -194,22 +219,25 @@ impl Store {
             tx.update_sessions(
                 "stop",
                 "mark_boot=CASE WHEN mark_reason IS NULL THEN ?3 ELSE mark_boot END, mark_reason=?1, marked_at=?2",
-                "status='open' AND sid IN (SELECT sid FROM turns WHERE state='running')",
-                params![reason.as_str(), now, bid],
+                "status='open' AND sid IN (SELECT sid FROM turns WHERE state='running')
+                 AND (?4=0 OR sid NOT IN (SELECT sid FROM kept))",
+                params![reason.as_str(), now, bid, keep],
             )
         })
     }
 
     /// Closes every open activation, running or idle: `session_end`, once each. Running turns become interrupted; for
-    /// abandoned workers that counts as an unclean death.
+    /// abandoned workers that counts as an unclean death. `spare`: activations whose agents may go on stay open; the boot
+    /// of the machine.
     ///
     /// # Errors
     /// The store fails; the next boot writes the ends.
-    pub fn close_activations(&self, reason: StopReason, threshold: i64) -> Result<i64, Error> {
+    pub fn close_activations(&self, reason: StopReason, threshold: i64, spare: Option<String>) -> Result<i64, Error> {
         let (mut closed, mut after) = (0, i64::MIN);
         // All batches share one deadline.
         let until = Instant::now() + self.patience;
         loop {
+            let spare = spare.clone();
             let (batch, last) = self.until(until).write("close_activations", move |tx| {
                 let open = tx.sids(
                     "SELECT sid FROM activations WHERE closed_at IS NULL AND sid>?1 ORDER BY sid LIMIT ?2",
@@ -218,6 +246,11 @@ impl Store {
                 let now = Death { stop: Some(reason), last_life: tx.now, on_probation: false };
                 let mut batch = 0;
                 for sid in &open {
+                    if let Some(machine) = &spare
+                        && tx.for_one("stop", *sid, |tx| tx.goes_on(*sid, machine))? == Some(true)
+                    {
+                        continue;
+                    }
                     batch += i64::from(tx.settle_session(*sid, &now, None, threshold)?.is_some());
                 }
                 Ok((batch, open.last().copied()))
@@ -288,22 +321,28 @@ impl Store {
 impl Tx<'_> {
     /// Boots that never ended, and boots whose stop could not write every end. Their processes are dead, for this one
     /// holds the state directory's lock.
-    fn deaths(&self) -> Result<Vec<(i64, Death, Option<i64>)>, Error> {
+    fn deaths(&self) -> Result<Vec<(i64, Death, Option<i64>, bool)>, Error> {
         let boots = self.rows(
-            "SELECT bid, alive_at, stop_reason, solo FROM boots WHERE ended_at IS NULL
+            "SELECT bid, alive_at, stop_reason, solo, ended_at FROM boots WHERE ended_at IS NULL
              OR bid IN (SELECT bid FROM activations WHERE closed_at IS NULL) ORDER BY bid",
             params![],
-            |r| Ok((r.get::<i64>(0)?, r.number(1)?, r.maybe_text(2)?, r.maybe_number(3)?)),
+            |r| {
+                let ended = r.maybe_number(4)?.is_some();
+                Ok((r.get::<i64>(0)?, r.number(1)?, r.maybe_text(2)?, r.maybe_number(3)?, ended))
+            },
         )?;
         let newest = self.newest_commit()?.unwrap_or(0);
+        let keeps = self.row("SELECT value FROM meta WHERE name='keeps'", params![], |r| r.maybe_number(0))?.flatten();
         Ok(boots
             .into_iter()
-            .map(|(bid, alive, stop, probation)| {
+            .map(|(bid, alive, stop, probation, ended)| {
                 // Not limited to the present time: if the clock is behind, the age would stay wrong once the clock is
                 // right.
                 let last_life = alive.max(newest);
                 let stop = stop.as_deref().and_then(StopReason::parse);
-                (bid, Death { stop, last_life, on_probation: probation.is_some() }, probation)
+                // A shutdown that keeps agents is a restart for them.
+                let stop = if stop.is_some() && keeps == Some(bid) { Some(StopReason::Restart) } else { stop };
+                (bid, Death { stop, last_life, on_probation: probation.is_some() }, probation, ended)
             })
             .collect())
     }
@@ -331,13 +370,20 @@ impl Tx<'_> {
         bid: i64,
         death: &Death,
         probation: Option<i64>,
-        threshold: i64,
+        info: &BootInfo,
         r: &mut Recovered,
     ) -> Result<(), Error> {
         let left =
             self.sids("SELECT sid FROM activations WHERE closed_at IS NULL AND bid=?1 ORDER BY sid", params![bid])?;
         for sid in left {
-            if let Some(verdict) = self.settle_session(sid, death, probation, threshold)? {
+            if let Some(machine) = &info.machine
+                && let Some(Some(pending)) = self
+                    .for_one("recovery", sid, |tx| tx.leave_pending(sid, death, probation, info.threshold, machine))?
+            {
+                r.pending.push(pending);
+                continue;
+            }
+            if let Some(verdict) = self.settle_session(sid, death, probation, info.threshold)? {
                 r.count(&verdict);
             }
         }
@@ -379,6 +425,55 @@ impl Tx<'_> {
         })
     }
 
+    /// A session whose agent may live on is not judged yet, but its death counts. `None`: it is to be judged.
+    fn leave_pending(
+        &mut self,
+        sid: i64,
+        death: &Death,
+        probation: Option<i64>,
+        threshold: i64,
+        machine: &str,
+    ) -> Result<Option<Pending>, Error> {
+        let Some(s) = self.session_any(sid)? else { return Ok(None) };
+        let Some(per_turn) = self.may_live_on(&s, death, machine)? else { return Ok(None) };
+        let verdict = judge(death, &self.left(&s, probation)?, threshold);
+        if verdict.suspend {
+            return Ok(None);
+        }
+        let blamed = verdict.unclean > s.unclean;
+        if blamed {
+            self.tell("UPDATE sessions SET unclean=?2 WHERE sid=?1", params![sid, verdict.unclean])?;
+        }
+        let alone = verdict.turn.is_some() && threshold > 0 && verdict.unclean >= (threshold - 1).max(1);
+        let (key, epoch, agent) = (s.key, s.epoch, s.agent);
+        Ok(Some(Pending { sid, key, epoch, agent, per_turn, alone, death: *death, blamed }))
+    }
+
+    /// Whether the agent of a session goes on without a daemon.
+    fn goes_on(&self, sid: i64, machine: &str) -> Result<bool, Error> {
+        let death = Death { stop: None, last_life: self.now, on_probation: false };
+        match self.session_any(sid)? {
+            Some(s) => Ok(self.may_live_on(&s, &death, machine)?.is_some()),
+            None => Ok(false),
+        }
+    }
+
+    /// Settles a session whose agent did not live on after all.
+    pub(super) fn settle_late(
+        &mut self,
+        sid: i64,
+        death: &Death,
+        blamed: bool,
+        threshold: i64,
+    ) -> Result<Option<Verdict>, Error> {
+        // Its death is counted already.
+        if blamed {
+            self.tell("UPDATE sessions SET unclean=unclean-1 WHERE sid=?1 AND unclean>0", params![sid])?;
+        }
+        let death = Death { on_probation: !blamed && death.stop.is_none(), ..*death };
+        self.settle_session(sid, &death, None, threshold)
+    }
+
     /// Ends an activation or a turn whose session is gone. Nobody is notified.
     fn settle_nobody(&mut self, sid: i64, death: &Death) -> Result<Verdict, Error> {
         log::warn!("recovery: session row {sid} is missing; what was left of it is closed");
@@ -395,14 +490,8 @@ impl Tx<'_> {
         Ok(verdict)
     }
 
-    /// Settles one session, as the model judges it.
-    fn settle_left(
-        &mut self,
-        s: SessionRow,
-        death: &Death,
-        probation: Option<i64>,
-        threshold: i64,
-    ) -> Result<Verdict, Error> {
+    /// What the model is told of a session that was left live.
+    fn left(&self, s: &SessionRow, probation: Option<i64>) -> Result<Left, Error> {
         let cancel = self.row("SELECT cancel FROM turns WHERE sid=?1 AND state='running'", params![s.sid], |row| {
             row.maybe_text(0)
         })?;
@@ -411,14 +500,24 @@ impl Tx<'_> {
                 "SELECT 1 FROM activations WHERE sid=?1 AND closed_at IS NULL AND abandoned=1",
                 params![s.sid],
             )?;
-        let facts = Left {
+        Ok(Left {
             running: cancel.is_some(),
             cancelled: matches!(cancel, Some(Some(_))),
             on_probation: probation == Some(s.sid),
             abandoned,
             unclean: s.unclean,
-        };
-        let verdict = judge(death, &facts, threshold);
+        })
+    }
+
+    /// Settles one session, as the model judges it.
+    fn settle_left(
+        &mut self,
+        s: SessionRow,
+        death: &Death,
+        probation: Option<i64>,
+        threshold: i64,
+    ) -> Result<Verdict, Error> {
+        let verdict = judge(death, &self.left(&s, probation)?, threshold);
         if let Some(outcome) = verdict.turn {
             self.end_running(&s, outcome, verdict.mark, None)?;
             self.tell("UPDATE sessions SET unclean=?2 WHERE sid=?1", params![s.sid, verdict.unclean])?;

@@ -38,6 +38,7 @@ mod output;
 mod read;
 mod retention;
 mod sessions;
+mod shims;
 mod sql;
 mod sqlite;
 mod turns;
@@ -45,7 +46,7 @@ mod tx;
 mod write_queue;
 
 pub use accept::{Accept, Accepted, Limits};
-pub use activations::{Opened, OpenedSession};
+pub use activations::{Definition, Opened, OpenedSession};
 pub use boots::{BootInfo, Recovered, StopNote, StopOutcome};
 pub use damage::Damaged;
 pub use dirs::DeletedFiles;
@@ -56,8 +57,9 @@ pub use output::Item;
 pub use read::{Counts, EventRow, History, Page, SessionFilter, SessionView, TranscriptEntry, TurnView};
 pub use retention::Pruned;
 pub use sessions::{Acted, Target, Wanted};
+pub use shims::{Asked, Keep, Pending, Readied, Resumed, RunsOn, ShimRow};
 pub use sql::SqlError;
-pub use sqlite::{Exam, examine, knows_session, reports_of, restore, version as schema_version};
+pub use sqlite::{Exam, examine, knows_session, reports_of, restore, shims_of, version as schema_version};
 pub use turns::{Begin, Begun, Cut, Ended, Overlooked, TurnRef};
 pub use tx::{Commit, Published, Tx};
 

@@ -40,6 +40,19 @@ pub enum Item {
     },
     /// Any other event of the stream, as it is.
     Event(EventKind, Json),
+    /// The agent asks for permission: kept until it is settled, and shown by an event of its own.
+    Asked {
+        /// Its id.
+        request_id: String,
+        /// The request.
+        request: Json,
+        /// How often handlers were asked.
+        asks: i64,
+        /// Clients may answer it.
+        shown: bool,
+    },
+    /// A permission is settled, and what the agent is sent is decided.
+    Settled(String),
 }
 
 /// A text event's own fields.
@@ -88,6 +101,7 @@ impl Tx<'_> {
             }
         }
         self.write_rest(s.sid, tid, said)?;
+        batches.iter().filter_map(|b| b.keep.as_ref()).try_for_each(|keep| self.keep(keep))?;
         Ok(last)
     }
 
@@ -96,6 +110,9 @@ impl Tx<'_> {
         for batch in batches {
             if self.run("UPDATE turns SET pieces=?2 WHERE tid=?1 AND pieces<?2", params![tid, batch.number])? > 0 {
                 self.add(s, tid, turn_id, &batch.items)?;
+                if let Some(keep) = &batch.keep {
+                    self.keep(keep)?;
+                }
             }
         }
         Ok(())
@@ -110,6 +127,7 @@ impl Tx<'_> {
                 Item::Event(kind, data) => {
                     self.emit(*kind, &s.key, &s.id, Some(turn_id), data)?;
                 }
+                Item::Asked { .. } | Item::Settled(_) => self.keep_permission(s.sid, tid, item)?,
                 Item::Tool { id, title, kind, status, detail } => {
                     self.seal(s, tid, turn_id)?;
                     let data = json!({ "tool_call_id": id, "title": title, "kind": kind, "status": status });

@@ -332,6 +332,7 @@ impl Tx<'_> {
             "UPDATE activations SET closed_at=?2, end_reason=?3 WHERE aid=?1",
             params![a.aid, self.now, reason.as_str()],
         )?;
+        self.tell("DELETE FROM kept WHERE sid=?1", params![s.sid])?;
         let fields = json!({
             "epoch": a.epoch, "reason": reason, "final": reason.is_final(), "actor": actor, "agent": a.agent, "cwd": a.cwd,
             "started_at": clock::rfc3339(a.opened_at), "ended_at": clock::rfc3339(self.now),

@@ -44,7 +44,7 @@ pub(super) fn directory() -> tempfile::TempDir {
 
 /// What a turn says at once, under its number.
 pub(super) fn batch(number: i64, items: Vec<Item>) -> Vec<Batch> {
-    vec![Batch { number, items }]
+    vec![Batch { number, items, keep: None }]
 }
 
 /// A store, its clock and its file.
@@ -70,7 +70,9 @@ impl Rig {
 
     pub fn boot(&mut self, threshold: i64) -> Recovered {
         self.boots += 1;
-        self.store.open_boot(BootInfo { boot_id: format!("boot-{}", self.boots), pid: 1, threshold }).unwrap()
+        self.store
+            .open_boot(BootInfo { boot_id: format!("boot-{}", self.boots), pid: 1, threshold, machine: None })
+            .unwrap()
     }
 
     /// The process dies, and a new one starts.
@@ -87,7 +89,7 @@ impl Rig {
     pub fn restart(&mut self) -> Recovered {
         self.store.set_admission(Admission::Stopping);
         self.store.mark_running(note()).unwrap();
-        self.store.close_activations(StopReason::Restart, 3).unwrap();
+        self.store.close_activations(StopReason::Restart, 3, None).unwrap();
         self.store.close_boot(true, Value::Null, 100).unwrap();
         self.crash()
     }
@@ -113,7 +115,7 @@ impl Rig {
     }
 
     pub fn open(&self, sid: i64) -> i64 {
-        self.store.open_activation(sid, "agent".into(), "/w".into()).unwrap().epoch
+        self.store.open_activation(sid, "agent".into(), "/w".into(), None).unwrap().epoch
     }
 
     pub fn next_turn(&self, sid: i64, epoch: i64) -> Begin {
@@ -264,7 +266,7 @@ pub(super) fn open(path: &std::path::Path, now: &Arc<AtomicI64>) -> Store {
 }
 
 pub(super) const fn note() -> StopNote {
-    StopNote { reason: StopReason::Restart, urgency: Urgency::Graceful, deadline_at: T0 + 60_000 }
+    StopNote { reason: StopReason::Restart, urgency: Urgency::Graceful, deadline_at: T0 + 60_000, keep: false }
 }
 
 /// The refusal of something that must be refused.

@@ -21,6 +21,9 @@ const CHAIN: usize = 16 << 20;
 /// The text in place of a message that is lost.
 const GONE: &str = "[Note from the session's host: the message that was cut off is lost.]";
 
+/// What is told when messages had to be left out of a continuation.
+const LOST: &str = "messages of the interrupted turns are not told to the agent again: they are too much, or lost";
+
 /// The turn for which a worker writes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TurnRef {
@@ -81,6 +84,8 @@ pub struct Begun {
     pub turns: i64,
     /// The session is on probation: one death short of suspension, it runs alone for a while.
     pub on_probation: bool,
+    /// The number of its prompt among the frames that are sent to its agent, if that agent may be kept.
+    pub frame: Option<i64>,
 }
 
 /// An interrupted turn that its agent may have forgotten.
@@ -332,7 +337,7 @@ impl Tx<'_> {
         // A worker has one turn at a time. A turn that runs already was begun by a commit in doubt of its own.
         if let Some(tid) = self.running_turn(b.sid)? {
             let before = SessionRow { turns: s.turns.saturating_sub(1), ..s };
-            return self.begun(&before, b, tid).map(|(begun, ..)| Some(begun));
+            return self.begun_again(&before, TurnRef { sid: b.sid, epoch: b.epoch, tid }).map(Some);
         }
         if self.admission() != Admission::Open {
             return Err(Refusal::Closed.into());
@@ -379,16 +384,15 @@ impl Tx<'_> {
             self.tell("UPDATE turns SET continued_by=?2 WHERE tid=?1", params![cut, tid])?;
             self.tell("UPDATE sessions SET cut_turn=NULL WHERE sid=?1", params![s.sid])?;
         }
-        let (begun, note, lost) = self.begun(&s, b, tid)?;
+        let (mut begun, note, lost) = self.begun(&s, TurnRef { sid: b.sid, epoch: b.epoch, tid })?;
         let data = json!({ "continues": begun.continues.as_ref().map(|c| &c.turn_id), "resumed": resumed });
-        self.begin_row(&s, b.epoch, &turn_id, TurnRow::Queued(tid), &data)?;
+        begun.frame = self.begin_row(&s, b.epoch, &turn_id, TurnRow::Queued(tid), &data)?.1;
         if let (Some(note), Some(cut)) = (note, &begun.continues) {
             self.entry(s.sid, Some(tid), Role::System, &note, Some(&json!({ "continues": cut.turn_id })))?;
         }
         if lost {
-            let text = "messages of the interrupted turns are not told to the agent again: they are too much, or lost";
-            self.notice(&s, Some(&turn_id), "message_lost", text)?;
-            self.entry(s.sid, Some(tid), Role::System, text, None)?;
+            self.notice(&s, Some(&turn_id), "message_lost", LOST)?;
+            self.entry(s.sid, Some(tid), Role::System, LOST, None)?;
         }
         if let Some(context) = &b.context {
             self.entry(s.sid, Some(tid), Role::System, context, None)?;
@@ -411,17 +415,17 @@ impl Tx<'_> {
                     return Err(Refusal::Closed.into());
                 }
                 let data = json!({ "continues": null, "resumed": false, "origin": "agent" });
-                let tid = self.begin_row(&s, epoch, id, TurnRow::New { messages: 0 }, &data)?;
+                let (tid, _) = self.begin_row(&s, epoch, id, TurnRow::New { messages: 0 }, &data)?;
                 self.tell("UPDATE sessions SET turns=turns+1 WHERE sid=?1", params![sid])?;
                 (tid, id.to_owned(), s.turns)
             }
         };
         let (turn, prompt) = (TurnRef { sid, epoch, tid }, String::new());
-        Ok(Begun { turn, turn_id, prompt, continues: None, first: turns == 0, turns, on_probation: false })
+        Ok(Begun { turn, turn_id, prompt, continues: None, first: turns == 0, turns, on_probation: false, frame: None })
     }
 
     /// Whether another session is on probation now.
-    fn another_is_on_probation(&self, sid: i64) -> Result<bool, Error> {
+    pub(super) fn another_is_on_probation(&self, sid: i64) -> Result<bool, Error> {
         Ok(self.exists("SELECT 1 FROM boots WHERE bid=?1 AND solo<>?2", params![self.bid, sid])?)
     }
 
@@ -431,7 +435,8 @@ impl Tx<'_> {
         self.tell("UPDATE sessions SET turns=turns+1, queued=queued-?2 WHERE sid=?1", params![sid, messages])
     }
 
-    /// The one begin of a turn: its event, and its row, which is running from here on. Returns the turn's row.
+    /// The one begin of a turn: its event, and its row, which is running from here on. Returns the turn's row, and the
+    /// number of its prompt if its agent may be kept.
     pub(super) fn begin_row(
         &mut self,
         s: &SessionRow,
@@ -439,28 +444,33 @@ impl Tx<'_> {
         id: &str,
         row: TurnRow,
         start: &serde_json::Value,
-    ) -> Result<i64, Error> {
+    ) -> Result<(i64, Option<i64>), Error> {
         let seq = self.emit(EventKind::TurnStart, &s.key, &s.id, Some(id), start)?;
-        match row {
+        let tid = match row {
             TurnRow::Queued(tid) => {
                 self.tell(
                     "UPDATE turns SET state='running', epoch=?2, started_at=?3, sealed=?4 WHERE tid=?1",
                     params![tid, epoch, self.now, seq],
                 )?;
-                Ok(tid)
+                tid
             }
-            TurnRow::New { messages } => Ok(self.insert(
+            TurnRow::New { messages } => self.insert(
                 "INSERT INTO turns (id, sid, state, messages, epoch, created_at, started_at, sealed, events_after)
                  VALUES (?1, ?2, 'running', ?3, ?4, ?5, ?5, ?6, ?7) RETURNING tid",
                 params![id, s.sid, messages, epoch, self.now, seq, seq - 1],
-            )?),
-        }
+            )?,
+        };
+        let frame = match row {
+            TurnRow::New { messages: 0 } => None,
+            TurnRow::New { .. } | TurnRow::Queued(_) => self.decide_prompt(s.sid, epoch, tid)?,
+        };
+        Ok((tid, frame))
     }
 
     /// Begins a turn that continues no other, as nearly every turn does, in few statements.
     fn begin_plainly(&mut self, s: &SessionRow, b: &Begin, turn: QueuedTurn) -> Result<Begun, Error> {
         let QueuedTurn { tid, id: turn_id, messages } = turn;
-        self.begin_row(s, b.epoch, &turn_id, TurnRow::Queued(tid), &plain_start())?;
+        let (_, frame) = self.begin_row(s, b.epoch, &turn_id, TurnRow::Queued(tid), &plain_start())?;
         self.begins(s.sid, messages)?;
         if let Some(context) = &b.context {
             self.entry(s.sid, Some(tid), Role::System, context, None)?;
@@ -468,12 +478,14 @@ impl Tx<'_> {
         self.user_entries(s, tid)?;
         let prompt = self.messages_of(tid)?.join("\n\n");
         let turn = TurnRef { sid: b.sid, epoch: b.epoch, tid };
-        Ok(Begun { turn, turn_id, prompt, continues: None, first: s.turns == 0, turns: s.turns, on_probation: false })
+        let (first, turns) = (s.turns == 0, s.turns);
+        Ok(Begun { turn, turn_id, prompt, continues: None, first, turns, on_probation: false, frame })
     }
 
     /// Reads what a worker needs of a turn that has begun, and reads it again if that commit was in doubt. Also returns
     /// the note of a continuation, and whether messages had to be left out of it.
-    fn begun(&self, s: &SessionRow, b: &Begin, tid: i64) -> Result<(Begun, Option<String>, bool), Error> {
+    fn begun(&self, s: &SessionRow, turn: TurnRef) -> Result<(Begun, Option<String>, bool), Error> {
+        let tid = turn.tid;
         let (turn_id, cut, resumed) = self
             .row("SELECT id, continues, resumed FROM turns WHERE tid=?1", params![tid], |r| {
                 Ok((r.get::<String>(0)?, r.get::<Option<i64>>(1)?, r.get::<bool>(2)?))
@@ -485,8 +497,24 @@ impl Tx<'_> {
             None => (own, None, None, false),
             Some(cut) => self.take_up(s, cut, resumed, &own)?,
         };
-        let turn = TurnRef { sid: b.sid, epoch: b.epoch, tid };
-        Ok((Begun { turn, turn_id, prompt, continues, first: s.turns == 0, turns: s.turns, on_probation }, note, lost))
+        let (first, turns) = (s.turns == 0, s.turns);
+        Ok((Begun { turn, turn_id, prompt, continues, first, turns, on_probation, frame: None }, note, lost))
+    }
+
+    /// Reads a turn again that has begun.
+    pub(super) fn begun_again(&self, s: &SessionRow, turn: TurnRef) -> Result<Begun, Error> {
+        let (mut begun, ..) = self.begun(s, turn)?;
+        begun.frame = self.prompt_of(turn.sid, turn.tid)?;
+        Ok(begun)
+    }
+
+    /// What hooks put before the prompt of a turn that has begun.
+    pub(super) fn context_of(&self, tid: i64) -> Result<Option<String>, Error> {
+        Ok(self.row(
+            "SELECT text FROM entries WHERE tid=?1 AND role='system' AND detail IS NULL AND text<>?2 ORDER BY seq LIMIT 1",
+            params![tid, LOST],
+            |r| r.text(0),
+        )?)
     }
 
     /// The prompt of a turn that continues the turn `cut`, the note in it, and whether messages had to be left out.
@@ -717,6 +745,7 @@ impl Tx<'_> {
             }
         }
         self.tell("UPDATE boots SET solo=NULL WHERE bid=?1 AND solo=?2", params![self.bid, s.sid])?;
+        self.tell("DELETE FROM permissions WHERE tid=?1", params![tid])?;
         let error = error.map(|(code, message)| json!({ "code": code, "message": message }));
         let mut data = json!({ "outcome": outcome, "error": error });
         if let (Outcome::Cancelled, Some(why)) = (outcome, cancel) {

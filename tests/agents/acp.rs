@@ -500,6 +500,7 @@ fn context_stands_before_the_prompt() {
         turn_id: "t".into(),
         text: "echo-context".into(),
         context: Some("the time is noon".into()),
+        frame: None,
         resumed: false,
     };
     let begun = agent.begin(&mut host, &prompt);

@@ -25,7 +25,8 @@ fn the_message_is_the_input_and_the_output_the_answer() {
     let text = format!("für 10 € {}", "🐎".repeat(200_000));
     assert_eq!(host.prompt(&mut agent, &text), done());
     assert_eq!(host.text(), text, "more than a pipe holds, in both directions");
-    let prompt = Prompt { turn_id: "t".into(), text: "hi".into(), context: Some("note".into()), resumed: false };
+    let prompt =
+        Prompt { turn_id: "t".into(), text: "hi".into(), context: Some("note".into()), frame: None, resumed: false };
     host.said.clear();
     let begun = agent.begin(&mut host, &prompt);
     assert_eq!(host.drive(&mut agent, begun), done());
@@ -36,7 +37,7 @@ fn the_message_is_the_input_and_the_output_the_answer() {
 #[test]
 fn a_turn_is_put_down_and_taken_up_on_another_thread() {
     let (mut host, mut agent) = shell("cat; sleep 0.1; echo more");
-    let prompt = Prompt { turn_id: "t".into(), text: "hi ".into(), context: None, resumed: false };
+    let prompt = Prompt { turn_id: "t".into(), text: "hi ".into(), context: None, frame: None, resumed: false };
     let begun = agent.begin(&mut host, &prompt);
     assert_eq!(begun, Progress::Pending { until: None });
     let other = std::thread::spawn(move || {
@@ -74,7 +75,7 @@ fn the_turn_and_its_rerun_are_in_the_environment() {
     let (mut host, mut agent) = shell("echo $OSTLER_TURN_ID ${OSTLER_RESUMED-first} $OSTLER_KEY");
     assert_eq!(host.prompt(&mut agent, "hi"), done());
     assert_eq!(host.text(), format!("turn-1 first {}\n", host.identity().key));
-    let prompt = Prompt { turn_id: "turn-2".into(), text: "hi".into(), context: None, resumed: true };
+    let prompt = Prompt { turn_id: "turn-2".into(), text: "hi".into(), context: None, frame: None, resumed: true };
     host.said.clear();
     let begun = agent.begin(&mut host, &prompt);
     assert_eq!(host.drive(&mut agent, begun), done());

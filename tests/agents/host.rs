@@ -117,7 +117,7 @@ impl TestHost {
     pub fn prompt(&mut self, agent: &mut dyn Agent, text: &str) -> Answer {
         self.said.clear();
         self.controls.interrupt = None;
-        let prompt = Prompt { turn_id: "turn-1".into(), text: text.into(), context: None, resumed: false };
+        let prompt = Prompt { turn_id: "turn-1".into(), text: text.into(), context: None, frame: None, resumed: false };
         let begun = agent.begin(self, &prompt);
         self.drive(agent, begun)
     }

@@ -92,8 +92,13 @@ fn an_answer_is_streamed_and_the_conversation_given() {
     ];
     let mut agent = Openai::new(&config);
     host.start(&mut agent);
-    let prompt =
-        Prompt { turn_id: "t".into(), text: "and now?".into(), context: Some("it rains".into()), resumed: false };
+    let prompt = Prompt {
+        turn_id: "t".into(),
+        text: "and now?".into(),
+        context: Some("it rains".into()),
+        frame: None,
+        resumed: false,
+    };
     let begun = agent.begin(&mut host, &prompt);
     let answer = host.drive(&mut agent, begun);
     assert_eq!(answer, Answer::Completed { stop_reason: Some("stop".into()) });

@@ -277,7 +277,7 @@ fn recovers(case: &Case, root: &Path, garbage: bool) -> Result<(), String> {
     // This boot's own writes need not wait for the disk.
     let world = Env { durable: false, inline: true, readers: 1, ..Env::default() };
     let store = Store::open_in(&path, world).map_err(|e| e.to_string())?;
-    let info = BootInfo { boot_id: uuid::Uuid::new_v4().to_string(), pid: 1, threshold: 0 };
+    let info = BootInfo { boot_id: uuid::Uuid::new_v4().to_string(), pid: 1, threshold: 0, machine: None };
     store.open_boot(info).map_err(|e| format!("recovery: {e}"))?;
     let db = Connection::open(&path).map_err(|e| e.to_string())?;
     invariants::holds(&db, false)?;

@@ -18,7 +18,7 @@ use ostler::daemon::delivery::{Delivery, Message, Pump};
 use ostler::daemon::hub::{Delivering, Hub, Listening};
 use ostler::daemon::mailbox::Mailbox;
 use ostler::daemon::signals::Signal;
-use ostler::daemon::worker::{Input, Next, Worker};
+use ostler::daemon::worker::{Begins, Input, Next, Worker};
 use ostler::hooks::{self, Hooks};
 use ostler::model::event::{HandlerId, StopReason, Urgency};
 use ostler::model::keep_policy::{Agents, StopRequest};
@@ -255,6 +255,7 @@ impl Sim {
                 boot_id: format!("b{}", self.boots),
                 pid: 1,
                 threshold: self.config.sessions.stuck_threshold.into(),
+                machine: None,
             };
             let mut process = self.assemble(&store);
             match self.guarded(|_| store.open_boot(info)) {

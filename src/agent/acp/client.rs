@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use super::wire::{self, Id, Lost, Message, RpcError};
 use crate::agent::json::Raw;
-use crate::agent::lines::{Line, Lines};
+use crate::agent::lines::{Line, Lines, Skipping};
 use crate::agent::process::Process;
 use crate::agent::{Host, Wake, one_line};
 
@@ -59,6 +59,13 @@ pub enum CallError {
     Interrupted,
 }
 
+/// What another daemon must know of a connection.
+#[derive(Debug, Default, serde::Serialize, serde::Deserialize)]
+pub struct SavedClient {
+    requests: u64,
+    skipping: Skipping,
+}
+
 /// A connection to an agent.
 #[derive(Debug)]
 pub struct Client {
@@ -68,6 +75,10 @@ pub struct Client {
     read: Vec<u8>,
     /// The other messages of the line that was read last.
     messages: VecDeque<Message>,
+    /// Where that line began, and how many of its messages were given out.
+    line: (u64, usize),
+    /// So many messages of the next line were handled by another daemon.
+    skip: usize,
     requests: u64,
     junk: u32,
     /// The last line without a message: some agents say there why they exit.
@@ -82,10 +93,54 @@ impl Client {
             lines: Lines::new(LINE_LIMIT),
             read: Vec::new(),
             messages: VecDeque::new(),
+            line: (0, 0),
+            skip: 0,
             requests: 0,
             junk: 0,
             last_junk: String::new(),
         }
+    }
+
+    /// Goes on with the connection of another daemon from an offset, and so many messages of the line that begins there.
+    pub fn resume(process: Process, (offset, skip): (u64, usize), saved: SavedClient) -> Self {
+        let SavedClient { requests, skipping } = saved;
+        let lines = Lines::resume(LINE_LIMIT, offset, skipping);
+        Self { lines, requests, skip, line: (offset, 0), ..Self::new(process) }
+    }
+
+    /// What another daemon must know of it.
+    pub fn saved(&self) -> SavedClient {
+        SavedClient { requests: self.requests, skipping: self.lines.skipping() }
+    }
+
+    /// All before this offset was given out, and so many messages of the line that begins there.
+    pub fn position(&self) -> (u64, usize) {
+        if !self.messages.is_empty() {
+            return self.line;
+        }
+        if self.process.is_ending() && self.lines.is_dry() {
+            // The end of a last line that has no end is no message, and its exit is told once that is acknowledged.
+            return (self.process.received(), 0);
+        }
+        (self.lines.position(), 0)
+    }
+
+    /// The number that the next request will have.
+    pub const fn next_number(&self) -> u64 {
+        self.requests + 1
+    }
+
+    /// That request was sent by another daemon.
+    pub const fn note_request(&mut self) {
+        self.requests += 1;
+    }
+
+    /// Sends a request that is decided already, as this frame, and returns its number.
+    pub fn request_as(&mut self, frame: Option<u64>, method: &str, params: &Value) -> u64 {
+        let Some(frame) = frame.filter(|_| self.process.shim().is_some()) else { return self.request(method, params) };
+        self.requests += 1;
+        self.process.transmit(frame, wire::request(self.requests, method, params));
+        self.requests
     }
 
     /// Sends a request and returns its number.
@@ -176,6 +231,9 @@ impl Client {
                 Event::Lost(lost) if lost.answers() == Some(number) => return Err(CallError::Lost(lost.what)),
                 Event::Response(..) | Event::Lost(_) | Event::CheckHost => {}
             }
+            // An agent that is not ready for prompts, or not any more, is not kept.
+            let (taken, _) = self.position();
+            self.process.acknowledge(taken);
             // A flood of updates must not outrun the deadline.
             if Instant::now() >= until {
                 return Err(CallError::Timeout);
@@ -215,14 +273,20 @@ impl Client {
     fn next_read(&mut self) -> Option<Event> {
         loop {
             let Some(message) = self.messages.pop_front() else {
+                self.line = (self.lines.position(), 0);
                 match self.lines.next(Message::read)? {
-                    Line::Whole(messages) => self.messages = messages.into(),
+                    Line::Whole(messages) => {
+                        self.messages = messages.into();
+                        self.line.1 = std::mem::take(&mut self.skip).min(self.messages.len());
+                        self.messages.drain(..self.line.1);
+                    }
                     Line::TooLong(bytes, ends) => {
                         self.messages.push_back(Message::Lost(Lost::too_long(bytes, &ends)));
                     }
                 }
                 continue;
             };
+            self.line.1 += 1;
             match message {
                 Message::Request(id, method, params) => return Some(Event::Request(id, method, params)),
                 Message::Notification(method, params) => return Some(Event::Notification(method, params)),

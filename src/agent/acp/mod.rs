@@ -18,10 +18,12 @@ use serde_json::{Value, json};
 
 use super::json::Raw;
 use super::process::{Launch, Process, Rung};
-use super::{Agent, Answer, Continuity, Failure, Host, Interrupt, Progress, Prompt, Said, Started, Watch};
+use super::{
+    Agent, Answer, Continuity, Failure, Host, Interrupt, Mark, Outlived, Progress, Prompt, Said, Started, Watch,
+};
 use crate::config;
-use client::{CallError, Client, Event};
-use running::{End, Running};
+use client::{CallError, Client, Event, SavedClient};
+use running::{End, Running, SavedRunning, Step};
 use session::{Capabilities, SessionRequest, Trouble};
 
 mod client;
@@ -39,6 +41,8 @@ const CLOSE_TIME: Duration = Duration::from_secs(1);
 const IDLE_EVENTS: usize = 50_000;
 /// How much is shown of updates that came too late for a turn of their own, in bytes.
 const LATE_SHOWN: usize = 16 * 1024;
+/// Between turns so much of an agent's output is taken in before that is made durable.
+const UNMARKED: u64 = 256 * 1024;
 /// After this many failures in a row to reopen a session it counts as lost.
 const REOPEN_FAILURES: u32 = 2;
 
@@ -64,6 +68,22 @@ pub struct Acp {
     running: Option<Running>,
     /// The last turn left a process that must be ended: from which rung, and by when.
     condemned: Option<(Rung, Instant)>,
+    /// Between turns: up to there the output was marked.
+    marked_upto: u64,
+}
+
+/// What another daemon must know of an agent.
+#[derive(serde::Serialize, serde::Deserialize)]
+struct Saved {
+    session: String,
+    can: Capabilities,
+    proven: bool,
+    changed: bool,
+    client: SavedClient,
+    forgot: bool,
+    lacks: Option<String>,
+    reopen_failures: u32,
+    running: Option<SavedRunning>,
 }
 
 /// A running agent.
@@ -79,6 +99,8 @@ struct Live {
     /// The first event of work that the agent began between turns; it gets a turn of its own. Nothing after it has been
     /// read.
     own: Option<Event>,
+    /// The place of that event in the agent's output.
+    own_at: Option<(u64, usize)>,
 }
 
 impl Live {
@@ -121,6 +143,7 @@ impl Acp {
             unclean: None,
             running: None,
             condemned: None,
+            marked_upto: 0,
         }
     }
 
@@ -164,18 +187,24 @@ impl Acp {
         until: Instant,
     ) -> Result<Started, Stumble> {
         let launch = Launch { command: &self.command, env: &self.env, env_pass: &self.env_pass, extra: &[] };
-        let spawned = Process::spawn(&launch, host.identity());
+        let spawned = Process::spawn(&launch, host);
         let process = spawned.map_err(|failure| Stumble::Final(self.named(failure)))?;
-        host.process_started(process.id(), process.start_time());
         let mut client = Client::new(process);
         match self.handshake(&mut client, host, (agent_session, had_turns), until) {
             Ok((can, opened)) => {
                 self.forgot = opened.continuity == Continuity::Lost;
                 self.lacks = opened.lacks;
                 let started = Started { agent_session: Some(opened.id.clone()), continuity: opened.continuity };
+                let proven = opened.proven;
                 self.live =
-                    Some(Live { client, can, session: opened.id, proven: opened.proven, changed: false, own: None });
-                Ok(started)
+                    Some(Live { client, can, session: opened.id, proven, changed: false, own: None, own_at: None });
+                match self.ready(host) {
+                    Ok(()) => Ok(started),
+                    Err(why) => {
+                        self.end_live(host, Rung::Terminate, Instant::now() + END_TIME);
+                        Err(Stumble::Again(self.named(Failure::new("agent_start", why))))
+                    }
+                }
             }
             Err(failure) => {
                 let (rung, until) = hurry(host.interrupt());
@@ -183,6 +212,67 @@ impl Acp {
                 let failure = self.named(failure);
                 Err(if failure.code == "auth_required" { Stumble::Final(failure) } else { Stumble::Again(failure) })
             }
+        }
+    }
+
+    /// The agent is ready for prompts: below a shim it may outlive the daemon from here on.
+    fn ready(&mut self, host: &mut dyn Host) -> Result<(), String> {
+        let Some(mark) = self.marked() else { return Ok(()) };
+        let Some(live) = self.live.as_mut() else { return Ok(()) };
+        let (frames, offset) = (live.client.process.frames().0, mark.offset);
+        crate::failpoint::hit_for("ready", "before", &host.identity().key);
+        host.agent_ready(frames, &live.session, mark).map_err(|why| format!("its start cannot be noted: {why}"))?;
+        crate::failpoint::hit_for("ready", "after", &host.identity().key);
+        live.client.process.set_direct(false);
+        live.client.process.acknowledge(offset);
+        Ok(())
+    }
+
+    /// What another daemon must know to go on from here; `None`: the agent has no shim.
+    fn marked(&mut self) -> Option<Mark> {
+        let live = self.live.as_mut()?;
+        let shim = live.client.process.shim()?.to_owned();
+        let (offset, skip) = live.own_at.unwrap_or_else(|| live.client.position());
+        let saved = Saved {
+            session: live.session.clone(),
+            can: live.can,
+            proven: live.proven,
+            changed: live.changed,
+            client: live.client.saved(),
+            forgot: self.forgot,
+            lacks: self.lacks.clone(),
+            reopen_failures: self.reopen_failures,
+            running: self.running.as_ref().map(Running::saved),
+        };
+        Some(Mark {
+            shim,
+            offset,
+            skip,
+            state: serde_json::to_string(&saved).unwrap_or_default(),
+            frames: live.client.process.take_loose(),
+            heard: live.client.process.frames().1,
+            urgent: live.client.process.is_ending(),
+        })
+    }
+
+    /// Marks how far the agent's output was taken in, with all that is to be sent because of it.
+    fn mark(&mut self, host: &mut dyn Host) {
+        if let Some(mark) = self.marked() {
+            host.mark(mark);
+            self.durable(host);
+        }
+    }
+
+    /// Marks between turns, if something waits for it.
+    fn mark_between(&mut self, host: &mut dyn Host) {
+        let waits = |live: &Live| {
+            let process = &live.client.process;
+            let far = live.client.position().0.saturating_sub(self.marked_upto) > UNMARKED;
+            process.has_loose() || far || process.is_ending() && !process.has_exited()
+        };
+        if self.running.is_none() && self.live.as_ref().is_some_and(waits) {
+            self.marked_upto = self.live.as_ref().map_or(0, |live| live.client.position().0);
+            self.mark(host);
         }
     }
 
@@ -198,8 +288,9 @@ impl Acp {
     fn take_in(&mut self, host: &mut dyn Host) {
         for _ in 0..IDLE_EVENTS {
             let Some(live) = self.live.as_mut().filter(|live| live.own.is_none()) else { return };
+            let at = live.client.position();
             match live.client.try_next() {
-                Some(event) if live.is_own_work(&event) => live.own = Some(event),
+                Some(event) if live.is_own_work(&event) => (live.own, live.own_at) = (Some(event), Some(at)),
                 Some(Event::Request(id, method, _)) => live.client.refuse(&id, &method),
                 Some(Event::Gone) => {
                     let how = live.client.process.exit_text().unwrap_or_else(|| "closed its output".to_string());
@@ -210,7 +301,9 @@ impl Acp {
                     );
                     if let Some(live) = self.live.take() {
                         self.unclean = Some(true);
+                        let shim = live.client.process.shim().map(str::to_owned);
                         live.client.process.end_now();
+                        shim.iter().for_each(|shim| host.shim_ended(shim));
                     }
                 }
                 Some(_) => {}
@@ -227,6 +320,7 @@ impl Acp {
         for _ in 0..IDLE_EVENTS {
             let Some(live) = self.live.as_mut() else { break };
             let Some(event) = live.own.take() else { break };
+            live.own_at = None;
             match event {
                 Event::Notification(_, params) => {
                     let words = turn::words(Raw::of(&params).get("update"));
@@ -255,8 +349,8 @@ impl Acp {
     }
 
     /// Sends a prompt, preceded by the conversation that the agent lacks. `renewed`: the agent opened a new session for
-    /// it.
-    fn send(&mut self, host: &mut dyn Host, prompt: Prompt, renewed: bool) -> Result<(), End> {
+    /// it. `sent`: another daemon has sent it already, and only what is told with it is told.
+    fn send(&mut self, host: &mut dyn Host, prompt: Prompt, renewed: bool, sent: bool) -> Result<(), End> {
         let mut blocks = Vec::new();
         if self.forgot {
             let text = session::history_text(&host.history(self.history));
@@ -275,7 +369,15 @@ impl Acp {
             return Err(End::Broken(Failure::new("agent_died", "the agent is not running")));
         };
         let params = json!({ "sessionId": live.session, "prompt": blocks });
-        let number = live.client.request("session/prompt", &params);
+        let frame = prompt.frame.filter(|_| !renewed);
+        let number = match sent {
+            // Another daemon has sent it.
+            true => {
+                live.client.note_request();
+                live.client.next_number() - 1
+            }
+            false => live.client.request_as(frame, "session/prompt", &params),
+        };
         self.running = Some(Running::prompt(prompt, number, renewed, live.changed));
         Ok(())
     }
@@ -287,7 +389,14 @@ impl Acp {
                 return self.over(host, End::Broken(Failure::new("agent_died", "the agent is not running")));
             };
             let end = match running.advance(live, host) {
-                Ok(until) => return Progress::Pending { until },
+                Ok(Step::Wait(until)) => {
+                    self.mark(host);
+                    return Progress::Pending { until };
+                }
+                Ok(Step::Mark) => {
+                    self.mark(host);
+                    continue;
+                }
                 Err(end) => end,
             };
             running.turn.flush(host);
@@ -304,7 +413,7 @@ impl Acp {
                 End::Renewed => {
                     self.forgot = true;
                     let Some(prompt) = running.again.take() else { return self.over(host, End::UnknownSession) };
-                    match self.send(host, prompt, true) {
+                    match self.send(host, prompt, true, false) {
                         Ok(()) => continue,
                         Err(end) => end,
                     }
@@ -318,6 +427,10 @@ impl Acp {
     /// The turn is over: decides what becomes of the process ([`Agent::end`] does it), and returns the answer.
     fn over(&mut self, host: &mut dyn Host, end: End) -> Progress {
         self.running = None;
+        if let Some(mark) = self.marked() {
+            // It becomes durable with the outcome, and not before: the answer is not read again.
+            host.mark_last(mark);
+        }
         let interrupt = host.interrupt();
         let (answer, condemned) = match end {
             End::Over(answer) => (answer, None),
@@ -387,7 +500,7 @@ impl Agent for Acp {
         if host.interrupt().is_some() {
             return Progress::Done(Answer::Cancelled);
         }
-        match self.send(host, prompt.clone(), false) {
+        match self.send(host, prompt.clone(), false, false) {
             Ok(()) => self.advance(host),
             Err(end) => self.over(host, end),
         }
@@ -417,18 +530,83 @@ impl Agent for Acp {
     }
 
     fn listen(&mut self, host: &mut dyn Host) -> Progress {
-        let first = self.live.as_mut().and_then(|live| live.own.take());
+        let own = |live: &mut Live| {
+            live.own_at = None;
+            live.own.take()
+        };
+        let first = self.live.as_mut().and_then(own);
         self.running = Some(Running::own(first, host.now()));
         self.advance(host)
     }
 
     fn idle(&mut self, host: &mut dyn Host) {
         self.take_in(host);
+        self.mark_between(host);
+    }
+
+    fn durable(&mut self, host: &mut dyn Host) {
+        let durable = host.durable();
+        let Some(live) = self.live.as_mut() else { return };
+        for (number, bytes) in durable.frames {
+            live.client.process.transmit(number, bytes);
+        }
+        if let Some(offset) = durable.offset {
+            live.client.process.acknowledge(offset);
+        }
+    }
+
+    fn let_go(&mut self) -> bool {
+        match self.live.take() {
+            Some(live) if live.client.process.shim().is_some() => {
+                live.client.process.let_go();
+                true
+            }
+            live => {
+                self.live = live;
+                false
+            }
+        }
+    }
+
+    fn attach(&mut self, host: &mut dyn Host, outlived: Outlived) -> Result<Option<Progress>, Failure> {
+        let Outlived { process, offset, skip, state, unsent, running } = outlived;
+        let failed = |why: &str| Failure::new("internal", format!("what was kept of the agent cannot be used: {why}"));
+        let mut process = process.ok_or_else(|| failed("it has no process"))?;
+        let saved: Saved = serde_json::from_str(&state.unwrap_or_default()).map_err(|e| failed(&e.to_string()))?;
+        let highest = process.frames().1;
+        // The prompt, if it was not sent, comes before what was decided after it.
+        let prompt = running.as_ref().and_then(|r| r.prompt.clone());
+        let frame = prompt.as_ref().map(|p| p.frame.unwrap_or(u64::MAX));
+        let sent = frame.is_none_or(|frame| frame <= highest);
+        let (before, after): (Vec<_>, Vec<_>) =
+            unsent.into_iter().partition(|(n, _)| frame.is_none_or(|f| sent || *n < f));
+        before.into_iter().for_each(|(number, bytes)| process.transmit(number, bytes));
+        let client = Client::resume(process, (offset, skip), saved.client);
+        let (can, proven, changed) = (saved.can, saved.proven, saved.changed);
+        self.live = Some(Live { client, can, session: saved.session, proven, changed, own: None, own_at: None });
+        (self.forgot, self.lacks, self.reopen_failures) = (saved.forgot, saved.lacks, saved.reopen_failures);
+        self.marked_upto = offset;
+        let Some(turn) = running else { return Ok(None) };
+        match (saved.running.filter(|_| turn.marked), turn.prompt) {
+            (Some(saved), prompt) => self.running = Some(Running::resume(saved, prompt, turn.tools, host.now())),
+            (None, None) => self.running = Some(Running::own(None, host.now())),
+            (None, Some(prompt)) => {
+                if let Err(end) = self.send(host, prompt, false, sent) {
+                    return Ok(Some(self.over(host, end)));
+                }
+            }
+        }
+        if let Some(live) = self.live.as_mut() {
+            after.into_iter().for_each(|(number, bytes)| live.client.process.transmit(number, bytes));
+        }
+        Ok(Some(self.input(host)))
     }
 
     fn close(&mut self, host: &mut dyn Host, until: Instant) -> Vec<String> {
         self.take_in(host);
         let Some(mut live) = self.live.take() else { return Vec::new() };
+        live.client.process.set_direct(true);
+        live.client.process.discard();
         if live.own.is_some() {
             log::warn!(
                 "{}: the agent had begun work by itself; it was closed before that got a turn",

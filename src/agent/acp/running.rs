@@ -7,11 +7,11 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use super::client::{CallError, EXIT_AFTER_EOF, Event};
-use super::turn::{self, Turn};
+use super::turn::{self, SavedTurn, Turn};
 use super::wire::{self, Id};
 use super::{Live, session};
 use crate::agent::json::Raw;
-use crate::agent::{Answer, Failure, Host, Interrupt, PermissionOutcome, Prompt, Said};
+use crate::agent::{Answer, Failure, Host, Interrupt, PermissionOutcome, Prompt, Said, ToolCall};
 
 /// The longest time that a cancel waits for the agent's answer.
 const CANCEL_TIME: Duration = Duration::from_secs(5);
@@ -52,6 +52,34 @@ enum Stage {
     Exit { method: Option<&'static str>, until: Instant },
 }
 
+/// What came of an advance.
+#[derive(Debug)]
+pub enum Step {
+    /// When to advance again if no event comes before.
+    Wait(Option<Instant>),
+    /// What was said so far is to be marked before more is read.
+    Mark,
+}
+
+/// What another daemon must know of a turn in progress.
+#[derive(Debug, serde::Serialize, serde::Deserialize)]
+pub struct SavedRunning {
+    turn: SavedTurn,
+    stage: SavedStage,
+    number: u64,
+    renewed: bool,
+    changed_before: bool,
+    cancelled: bool,
+}
+
+#[derive(Debug, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum SavedStage {
+    Answer,
+    Words,
+    Session,
+}
+
 /// A turn in progress.
 #[derive(Debug)]
 pub struct Running {
@@ -87,6 +115,41 @@ impl Running {
         Self { turn, again: None, renewed: false, changed_before: false, stage, number, cancel: None, first }
     }
 
+    /// What another daemon must know of it.
+    pub fn saved(&self) -> SavedRunning {
+        SavedRunning {
+            turn: self.turn.saved(),
+            stage: match self.stage {
+                // The exit is told again.
+                Stage::Answer | Stage::Exit { method: None, .. } => SavedStage::Answer,
+                Stage::Words { .. } => SavedStage::Words,
+                Stage::Session { .. } | Stage::Exit { method: Some(_), .. } => SavedStage::Session,
+            },
+            number: self.number,
+            renewed: self.renewed,
+            changed_before: self.changed_before,
+            cancelled: self.cancel.is_some(),
+        }
+    }
+
+    /// A turn that goes on. `prompt`: `None` if the agent began it by itself.
+    pub fn resume(saved: SavedRunning, prompt: Option<Prompt>, tools: Vec<ToolCall>, now: Instant) -> Self {
+        Self {
+            turn: Turn::resume(saved.turn, tools),
+            again: prompt,
+            renewed: saved.renewed,
+            changed_before: saved.changed_before,
+            stage: match saved.stage {
+                SavedStage::Answer => Stage::Answer,
+                SavedStage::Words => Stage::Words { quiet_at: now + QUIET },
+                SavedStage::Session => Stage::Session { until: now + RENEW_TIME },
+            },
+            number: saved.number,
+            cancel: saved.cancelled.then(|| now + CANCEL_TIME),
+            first: None,
+        }
+    }
+
     /// Whether it began with a prompt.
     pub const fn is_prompt(&self) -> bool {
         self.again.is_some()
@@ -100,15 +163,18 @@ impl Running {
         self.stage = Stage::Session { until: host.now() + RENEW_TIME };
     }
 
-    /// Advances as far as possible without waiting. `Ok`: when to advance again if no event comes before.
+    /// Advances as far as possible without waiting, or until what was said is to be marked.
     ///
     /// # Errors
     /// The turn, or its stage, has ended.
-    pub fn advance(&mut self, live: &mut Live, host: &mut dyn Host) -> Result<Option<Instant>, End> {
+    pub fn advance(&mut self, live: &mut Live, host: &mut dyn Host) -> Result<Step, End> {
         let mut driven = Driven { live, it: self };
         loop {
             if let Some(end) = driven.check_host(host) {
                 return Err(end);
+            }
+            if driven.live.client.process.has_loose() || host.wants_mark() {
+                return Ok(Step::Mark);
             }
             match driven.next() {
                 Some(event) => {
@@ -123,7 +189,7 @@ impl Running {
                 None => {
                     return match driven.late(host).or_else(|| driven.quiet(host)) {
                         Some(end) => Err(end),
-                        None => Ok(driven.due(host)),
+                        None => Ok(Step::Wait(driven.due(host))),
                     };
                 }
             }

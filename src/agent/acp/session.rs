@@ -36,7 +36,7 @@ const LISTED: usize = 100_000;
 const LIST_TIME: Duration = Duration::from_secs(15);
 
 /// What an agent can do.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Capabilities {
     /// `session/load`
     pub load: bool,

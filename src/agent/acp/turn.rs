@@ -47,7 +47,43 @@ pub struct Turn {
     wrote: bool,
 }
 
+/// What another daemon must know of a turn, beside its tool calls.
+#[derive(Debug, serde::Serialize, serde::Deserialize)]
+pub struct SavedTurn {
+    spoke: bool,
+    settled: bool,
+    open: Vec<(String, Id)>,
+    text: Utf8,
+    thought: Utf8,
+    message: Option<String>,
+    newlines: usize,
+    wrote: bool,
+}
+
 impl Turn {
+    /// What another daemon must know of it.
+    pub fn saved(&self) -> SavedTurn {
+        SavedTurn {
+            spoke: self.spoke,
+            settled: self.settled,
+            open: self.open.clone(),
+            text: self.text.clone(),
+            thought: self.thought.clone(),
+            message: self.message.clone(),
+            newlines: self.newlines,
+            wrote: self.wrote,
+        }
+    }
+
+    /// A turn that goes on, with its tool calls.
+    pub fn resume(saved: SavedTurn, tools: Vec<ToolCall>) -> Self {
+        let SavedTurn { spoke, settled, open, text, thought, message, newlines, wrote } = saved;
+        let mut turn =
+            Self { spoke, settled, tools: HashMap::new(), details: 0, open, text, thought, message, newlines, wrote };
+        tools.into_iter().for_each(|tool| turn.merge(tool));
+        turn
+    }
+
     /// Handles the `update` of a `session/update`. Unknown kinds are ignored.
     pub fn update(&mut self, host: &mut dyn Host, update: Raw<'_>) {
         let [kind, content, message, entries] = update.fields(["sessionUpdate", "content", "messageId", "entries"]);

@@ -51,7 +51,7 @@ impl std::fmt::Display for RpcError {
 }
 
 /// A request's id, as the agent wrote it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Id(String);
 
 impl Id {

@@ -12,12 +12,13 @@ use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 
-use super::Process;
 use super::leftovers::Target;
+use super::{Body, Process};
 use crate::agent::{Host, Interrupt, Watch};
 use crate::proc::mark::Marks;
 use crate::proc::procfs::{self, Stat};
 use crate::proc::{self, moment};
+use crate::shim::frame::Ladder;
 
 /// The longest wait of each rung before the kill.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -37,16 +38,32 @@ pub enum Rung {
     Kill,
 }
 
+impl Rung {
+    /// As a shim knows it.
+    const fn of_shim(self) -> crate::shim::frame::Rung {
+        match self {
+            Self::EndOfInput => crate::shim::frame::Rung::EndOfInput,
+            Self::Terminate => crate::shim::frame::Rung::Terminate,
+            Self::Kill => crate::shim::frame::Rung::Kill,
+        }
+    }
+}
+
 impl Process {
     /// Ends it and all it started, over by the instant. Returns a line for each process that could not be ended.
     pub fn end(mut self, host: &mut dyn Host, from: Rung, until: Instant) -> Vec<String> {
+        if matches!(self.body, Body::Kept(_)) {
+            return self.end_kept(host, from, until);
+        }
         // Looked for while the leader lives: afterwards its descendants cannot be told from others.
         let gone = self.is_gone();
         let family = self.relatives();
         let over = gone && family.is_empty();
         let patience = (until.saturating_duration_since(Instant::now()) / 3).min(PATIENCE);
         if from <= Rung::EndOfInput {
-            self.child.close_input();
+            if let Body::Piped(child) = &mut self.body {
+                child.close_input();
+            }
             self.wait_for(host, Instant::now() + patience, &[], true);
         }
         if from <= Rung::Terminate && !over {
@@ -63,6 +80,53 @@ impl Process {
         left
     }
 
+    /// Has its shim end it and all it started. What a shim that is gone or late has left is found as without one.
+    fn end_kept(&mut self, host: &mut dyn Host, from: Rung, until: Instant) -> Vec<String> {
+        let family = if self.is_drained() { Vec::new() } else { self.relatives() };
+        let patience = (until.saturating_duration_since(Instant::now()) / 3).min(PATIENCE);
+        let millis = |time: Duration| u32::try_from(time.as_millis()).unwrap_or(u32::MAX);
+        let ladder = Ladder { input: millis(patience), term: millis(patience), kill: millis(patience), linger: 100 };
+        let Body::Kept(kept) = &mut self.body else { return Vec::new() };
+        let mut rung = from;
+        kept.discard();
+        kept.end(rung.of_shim(), ladder);
+        let late = until.max(Instant::now() + LAST_BREATH);
+        let mut thrown_away = Vec::new();
+        loop {
+            self.take_in(&mut thrown_away);
+            thrown_away.clear();
+            if self.has_exited() || Instant::now() >= late {
+                break;
+            }
+            if rung < Rung::Kill && host.interrupt() == Some(Interrupt::Kill) {
+                rung = Rung::Kill;
+                if let Body::Kept(kept) = &mut self.body {
+                    kept.end(rung.of_shim(), ladder);
+                }
+            }
+            host.wait(&mut self.watches(), Some(late));
+        }
+        let mut left = Vec::new();
+        let Body::Kept(kept) = &mut self.body else { return left };
+        let (shim, told) = (kept.name().to_owned(), kept.exit().cloned());
+        match &told {
+            Some(exit) => {
+                left.extend(exit.named.iter().map(|pid| format!("process {pid}")));
+                kept.dismiss(Instant::now() + Duration::from_secs(1));
+            }
+            None => {
+                kept.kill_shim();
+                kept.dismiss(Instant::now() + Duration::from_secs(1));
+                left = self.sweep(host, late, &family);
+            }
+        }
+        if left.is_empty() {
+            host.shim_ended(&shim);
+        }
+        self.reap();
+        left
+    }
+
     /// Kills all of it now, without waiting; processes that are not dead at once are reaped later.
     pub fn end_now(self) {
         drop(self);
@@ -71,6 +135,13 @@ impl Process {
     /// What a drop does, for instance when the stack of a dead worker is unwound.
     pub(super) fn kill(&mut self) {
         if !self.ended {
+            if let Body::Kept(kept) = &mut self.body {
+                // Its shim is told to, and goes on to do it.
+                kept.discard();
+                kept.end(crate::shim::frame::Rung::Kill, Ladder::default());
+                kept.dismiss(Instant::now());
+                return self.reap();
+            }
             let family = self.relatives();
             self.signal_group(Signal::KILL);
             self.strays(&family).iter().for_each(|t| t.signal(Signal::KILL));
@@ -82,8 +153,10 @@ impl Process {
     fn sweep(&mut self, host: &mut dyn Host, until: Instant, family: &[Stat]) -> Vec<String> {
         loop {
             let strays = self.strays(family);
-            if !self.is_gone() {
-                self.child.kill();
+            if !self.is_gone()
+                && let Body::Piped(child) = &self.body
+            {
+                child.kill();
             }
             strays.iter().for_each(|t| t.signal(Signal::KILL));
             if self.wait_for(host, until, &strays, false) && strays.is_empty() {
@@ -156,7 +229,9 @@ impl Process {
 
     fn reap(&mut self) {
         self.ended = true;
-        self.child.reap();
+        if let Body::Piped(child) = &mut self.body {
+            child.reap();
+        }
         proc::reap_strays();
     }
 }

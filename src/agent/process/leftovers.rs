@@ -54,6 +54,13 @@ pub fn is_alive(pid: u32, start: u64) -> bool {
     procfs::stat(pid).is_some_and(|s| s.start == start && s.is_live())
 }
 
+/// Kills that very process, if it still runs.
+pub fn kill(pid: u32, start: u64) {
+    if let Some(target) = Target::hold_if(pid, "", || is_alive(pid, start)) {
+        target.signal(Signal::KILL);
+    }
+}
+
 /// Whose leftovers are looked for.
 #[derive(Clone, Copy, Debug)]
 pub struct Claim<'a> {
@@ -63,6 +70,8 @@ pub struct Claim<'a> {
     pub boot_id: Option<&'a str>,
     /// The process that owns the state directory, if there is one: its descendants are no leftovers.
     pub owner: Option<u32>,
+    /// Shims whose agents go on, by pid and start time: nor are these and their descendants.
+    pub kept: &'a [(u32, u64)],
 }
 
 impl Claim<'_> {
@@ -79,6 +88,12 @@ impl Claim<'_> {
         if let Some(owner) = self.owner {
             spared.insert(owner);
             spared.extend(picture.descendants(owner).iter().map(|(s, _)| s.pid));
+        }
+        for (pid, start) in self.kept {
+            if picture.all.iter().any(|(s, _)| s.pid == *pid && s.start == *start) {
+                spared.insert(*pid);
+                spared.extend(picture.descendants(*pid).iter().map(|(s, _)| s.pid));
+            }
         }
         let dead = |l: &Leftover| {
             let ours = match &l.state_id {
@@ -340,7 +355,7 @@ mod tests {
         let found = |claim: Claim<'_>| -> Vec<String> {
             claim.choose(&picture, is_daemon, tag).into_iter().map(|l| l.name).collect()
         };
-        let claim = Claim { state_id: Some("here"), boot_id: Some("live"), owner: Some(pid(10)) };
+        let claim = Claim { state_id: Some("here"), boot_id: Some("live"), owner: Some(pid(10)), kept: &[] };
         assert_eq!(found(claim), ["dead", "older", "tagged", "tagged-of-none", "cleared", "cleared-below"]);
         let of = |name: &str| claim.choose(&picture, is_daemon, tag).into_iter().find(|l| l.name == name);
         assert_eq!(of("tagged").map(|l| (l.session_id, l.sid)), Some((None, Some(7))));
@@ -360,6 +375,9 @@ mod tests {
                 "cleared-below"
             ]
         );
-        assert_eq!(found(Claim { state_id: None, boot_id: Some("dead"), owner: None }), Vec::<String>::new());
+        assert_eq!(
+            found(Claim { state_id: None, boot_id: Some("dead"), owner: None, kept: &[] }),
+            Vec::<String>::new()
+        );
     }
 }

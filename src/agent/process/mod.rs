@@ -7,30 +7,50 @@
 //! given to a stranger while we still signal it.
 
 use std::collections::BTreeMap;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::io::{self, ErrorKind};
+use std::os::fd::AsRawFd as _;
 use std::path::Path;
 use std::process::Command;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 
-use super::{Failure, Host, Identity, Wake, Watch};
+use super::{Failure, Host, Identity, NewShim, Wake, Watch};
 use crate::proc::mark::{self, Tag};
 use crate::proc::moment::Moment;
-use crate::proc::{NoChild, PipedChild, procfs};
+use crate::proc::{NoChild, PipedChild, Registered, procfs, set_apart, spawn};
+use crate::shim::client::{Client, Refusal};
+use crate::shim::frame::{Attached, Ladder, Status};
+use crate::shim::launch::{Seed, SocketName};
+use crate::shim::machine::Patience;
+use crate::shim::proof::Token;
+use crate::shim::start::Start;
 
 pub mod confine;
+mod keeper;
+mod kept;
 mod ladder;
 mod leftovers;
 mod tail;
 
+use kept::KeptChild;
+
+pub use keeper::{Keeper, SOCKETS};
 pub use ladder::Rung;
-pub use leftovers::{Claim, Leftover, end_leftovers, end_orphans, find_dead, find_marked, is_alive};
+pub use leftovers::{Claim, Leftover, end_leftovers, end_orphans, find_dead, find_marked, is_alive, kill};
 pub use tail::Tail;
 
 /// The most bytes that may wait to be written: a prompt with its history, and many answers.
 const OUTGOING_LIMIT: usize = 64 * 1024 * 1024;
+/// A shim that was started listens within this time, and its agent has begun within the same.
+const START: Duration = Duration::from_secs(10);
+/// A shim that lives answers within this time.
+pub const ATTACH: Duration = Duration::from_secs(5);
+/// The kernel ends an agent before the daemon and its shim when memory is short.
+const OOM_ADJ: u16 = 200;
+
 /// An agent that takes no bytes for so long, while some wait, does not read its input.
 const WRITE_STALL: Duration = Duration::from_secs(60);
 
@@ -47,10 +67,30 @@ pub struct Launch<'a> {
     pub extra: &'a [(&'a str, &'a str)],
 }
 
+/// A shim that is to be attached to.
+#[derive(Clone, Debug)]
+pub struct KnownShim {
+    /// The name of its socket.
+    pub name: String,
+    /// The secret that it shares with the daemon.
+    pub token: [u8; 32],
+    /// The boot of the daemon that marks its processes.
+    pub boot_id: String,
+}
+
+/// Whose child it is.
+#[derive(Debug)]
+enum Body {
+    /// The daemon's, by pipes.
+    Piped(PipedChild),
+    /// A shim's.
+    Kept(Box<KeptChild>),
+}
+
 /// A running child. Dropped before [`Process::end`], its group is killed and it is left to be reaped.
 #[derive(Debug)]
 pub struct Process {
-    child: PipedChild,
+    body: Body,
     start: u64,
     name: String,
     session_id: String,
@@ -61,18 +101,25 @@ pub struct Process {
     overflowed: bool,
     ended: bool,
     tail: Tail,
+    /// What it said before its start was over.
+    early: Vec<u8>,
 }
 
 impl Process {
-    /// Starts it in the session's working directory, in a session of the kernel's and a group of its own.
+    /// Starts it in the session's working directory, in a session of the kernel's and a group of its own; below a shim,
+    /// if the host has a [`Keeper`]. Then what is sent goes at once, until [`Process::set_direct`] says otherwise.
     ///
     /// # Errors
-    /// `agent_start`: says which program, and why (not found, not executable, the working directory).
-    pub fn spawn(launch: &Launch<'_>, identity: &Identity) -> Result<Self, Failure> {
+    /// `agent_start`: says which program, and why (not found, not executable, the working directory, the shim).
+    pub fn spawn(launch: &Launch<'_>, host: &mut dyn Host) -> Result<Self, Failure> {
+        let identity = host.identity().clone();
         let (program, args) =
             launch.command.split_first().ok_or_else(|| Failure::new("agent_start", "command: it is empty"))?;
         make_cwd(&identity.cwd)?;
-        let env = environment(launch, identity);
+        let env = environment(launch, &identity);
+        if let Some(keeper) = host.keeper() {
+            return Self::spawn_kept(&keeper, host, &identity, (launch, program, env));
+        }
         let mut command = Command::new(program);
         command.args(args).current_dir(&identity.cwd).env_clear().envs(&env);
         let moment = Moment::now();
@@ -83,10 +130,104 @@ impl Process {
             };
             Failure::new("agent_start", why)
         })?;
-        Ok(Self {
-            start: procfs::stat(child.id()).map_or(0, |s| s.start),
-            child,
-            name: program.clone(),
+        let start = procfs::stat(child.id()).map_or(0, |s| s.start);
+        let process = Self::of(Body::Piped(child), start, program, &identity, moment);
+        host.process_started(process.id(), process.start);
+        Ok(process)
+    }
+
+    /// Starts a shim, notes it, and only then has it start the agent.
+    fn spawn_kept(
+        keeper: &Arc<Keeper>,
+        host: &mut dyn Host,
+        identity: &Identity,
+        (launch, program, env): (&Launch<'_>, &str, BTreeMap<String, OsString>),
+    ) -> Result<Self, Failure> {
+        let failed = |why: String| Failure::new("agent_start", why);
+        let moment = Moment::now();
+        let (name, child, client, attached, token) =
+            start_shim(keeper, identity).map_err(|why| failed(format!("its shim: {why}")))?;
+        let shim = client.shim();
+        let mut kept = KeptChild::new(keeper.clone(), name.clone(), client, Some(child), &attached);
+        crate::failpoint::hit_for("shim", "listens", &identity.key);
+        let row =
+            NewShim { name, token: *token.bytes(), machine: keeper.own_machine(), pid: shim.pid, start: shim.start };
+        // Without a START it leaves by itself.
+        host.shim_started(row).map_err(|why| failed(format!("its shim cannot be noted: {why}")))?;
+        crate::failpoint::hit_for("shim", "noted", &identity.key);
+        kept.set_direct(true);
+        kept.start(&Start {
+            argv: launch.command.iter().map(Into::into).collect(),
+            env: env.iter().map(|(k, v)| (k.into(), v.clone())).collect(),
+            cwd: identity.cwd.clone(),
+            limits: Vec::new(),
+            oom_adj: OOM_ADJ,
+            cgroup: None,
+            confine: None,
+            spool: Some(keeper.path().to_owned()),
+            spool_limit: keeper.spool(),
+            ladder: Ladder::default(),
+            orphan: u64::try_from(keeper.orphan().as_millis()).unwrap_or(u64::MAX),
+        });
+        let mut process = Self::of(Body::Kept(Box::new(kept)), 0, program, identity, moment);
+        process.await_start(program, &env)?;
+        crate::failpoint::hit_for("shim", "started", &identity.key);
+        Ok(process)
+    }
+
+    fn await_start(&mut self, program: &str, env: &BTreeMap<String, OsString>) -> Result<(), Failure> {
+        let until = Instant::now() + START;
+        let failed = |why: String| Failure::new("agent_start", why);
+        let Body::Kept(kept) = &mut self.body else { return Ok(()) };
+        let mut read = Vec::new();
+        while kept.agent().pid == 0 {
+            if let Some((number, text)) = kept.take_in(&mut read, &mut self.tail) {
+                let error =
+                    i32::try_from(number).map_or_else(|_| io::ErrorKind::Other.into(), io::Error::from_raw_os_error);
+                let why = if text.starts_with("program: ") { why_not(program, env, &error) } else { text };
+                self.ended = true;
+                return Err(failed(why));
+            }
+            let left = until.saturating_duration_since(Instant::now());
+            if kept.is_over() || left.is_zero() {
+                return Err(failed(format!("{program}: its shim does not start it")));
+            }
+            if kept.agent().pid == 0 {
+                kept.wait(left);
+            }
+        }
+        self.start = kept.agent().start;
+        self.early = read;
+        Ok(())
+    }
+
+    /// Attaches to the shim of an agent that has outlived a daemon. `from`: up to there its output is kept. Also returns
+    /// where the agent stands.
+    ///
+    /// # Errors
+    /// There is no such shim, or it refuses.
+    pub fn attach(
+        keeper: &Arc<Keeper>,
+        shim: &KnownShim,
+        (identity, program): (&Identity, &str),
+        from: u64,
+    ) -> Result<(Self, Attached), Refusal> {
+        let gone = |why: &str| Refusal::Gone(io::Error::new(ErrorKind::InvalidData, why.to_owned()));
+        let name = SocketName::parse(&shim.name).ok_or_else(|| gone("its socket has no name"))?;
+        let daemon = keeper.daemon(&Token::from_bytes(shim.token), from);
+        let (client, attached) = Client::attach(keeper.dir(), &name, daemon, Instant::now() + ATTACH)?;
+        let start = attached.agent.map_or(0, |a| a.start);
+        let kept = KeptChild::new(keeper.clone(), shim.name.clone(), client, None, &attached);
+        let mut process = Self::of(Body::Kept(Box::new(kept)), start, program, identity, None);
+        process.boot_id.clone_from(&shim.boot_id);
+        Ok((process, attached))
+    }
+
+    fn of(body: Body, start: u64, program: &str, identity: &Identity, moment: Option<Moment>) -> Self {
+        Self {
+            body,
+            start,
+            name: program.to_owned(),
             session_id: identity.session_id.clone(),
             boot_id: identity.boot_id.clone(),
             tag: mark::own_tag(identity.sid),
@@ -94,19 +235,107 @@ impl Process {
             overflowed: false,
             ended: false,
             tail: Tail::default(),
-        })
+            early: Vec::new(),
+        }
+    }
+
+    /// The name of its shim; `None`: it has none.
+    #[must_use]
+    pub fn shim(&self) -> Option<&str> {
+        match &self.body {
+            Body::Piped(_) => None,
+            Body::Kept(kept) => Some(kept.name()),
+        }
+    }
+
+    /// Below a shim: whether what is sent goes at once. Otherwise it waits in [`Process::take_loose`] until it is decided.
+    pub fn set_direct(&mut self, direct: bool) {
+        if let Body::Kept(kept) = &mut self.body {
+            kept.set_direct(direct);
+        }
+    }
+
+    /// From now on what it says is read by nobody.
+    pub fn discard(&mut self) {
+        if let Body::Kept(kept) = &mut self.body {
+            kept.discard();
+        }
+    }
+
+    /// What is to be sent once it is decided.
+    pub fn take_loose(&mut self) -> Vec<Vec<u8>> {
+        match &mut self.body {
+            Body::Piped(_) => Vec::new(),
+            Body::Kept(kept) => kept.take_loose(),
+        }
+    }
+
+    /// Whether something is to be decided.
+    #[must_use]
+    pub fn has_loose(&self) -> bool {
+        matches!(&self.body, Body::Kept(kept) if kept.has_loose())
+    }
+
+    /// Below a shim: sends what was decided, under its number.
+    pub fn transmit(&mut self, number: u64, bytes: Vec<u8>) {
+        if let Body::Kept(kept) = &mut self.body {
+            kept.transmit(number, bytes);
+        }
+    }
+
+    /// Below a shim: closes the agent's input by the frame of this number.
+    pub fn transmit_end(&mut self, number: u64) {
+        if let Body::Kept(kept) = &mut self.body {
+            kept.close_input(number);
+        }
+    }
+
+    /// Below a shim: what came before the offset is kept.
+    pub fn acknowledge(&mut self, offset: u64) {
+        if let Body::Kept(kept) = &mut self.body {
+            kept.acknowledge(offset);
+        }
+    }
+
+    /// Below a shim: the number of the last frame that was sent, and of the last that the shim has.
+    #[must_use]
+    pub fn frames(&self) -> (u64, u64) {
+        match &self.body {
+            Body::Piped(_) => (0, 0),
+            Body::Kept(kept) => (kept.number(), kept.heard()),
+        }
+    }
+
+    /// Below a shim: the offset behind all that was read.
+    #[must_use]
+    pub fn received(&self) -> u64 {
+        match &self.body {
+            Body::Piped(_) => 0,
+            Body::Kept(kept) => kept.received(),
+        }
+    }
+
+    /// Below a shim: whether it is being ended, or has ended by itself. Its exit is told once its output is acknowledged.
+    #[must_use]
+    pub fn is_ending(&self) -> bool {
+        matches!(&self.body, Body::Kept(kept) if kept.is_ending())
+    }
+
+    /// Goes away; below a shim the agent works on.
+    pub fn let_go(mut self) {
+        if let Body::Kept(kept) = &mut self.body {
+            kept.let_go();
+            self.ended = true;
+        }
     }
 
     /// Its process id, which is its group's too.
     #[must_use]
     pub fn id(&self) -> u32 {
-        self.child.id()
-    }
-
-    /// Its start time in clock ticks since boot.
-    #[must_use]
-    pub const fn start_time(&self) -> u64 {
-        self.start
+        match &self.body {
+            Body::Piped(child) => child.id(),
+            Body::Kept(kept) => kept.agent().pid,
+        }
     }
 
     /// The last of what it wrote to stderr.
@@ -115,36 +344,59 @@ impl Process {
         self.tail.text()
     }
 
-    /// Whether the leader was seen to have exited.
+    /// Whether the leader was seen to have exited; below a shim, when all that it started is gone too.
     #[must_use]
-    pub const fn has_exited(&self) -> bool {
-        self.child.has_exited()
+    pub fn has_exited(&self) -> bool {
+        match &self.body {
+            Body::Piped(child) => child.has_exited(),
+            Body::Kept(kept) => kept.is_over(),
+        }
     }
 
     /// Whether the leader has exited, asked of the kernel now.
     #[must_use]
     pub fn is_gone(&self) -> bool {
-        self.child.is_gone()
+        match &self.body {
+            Body::Piped(child) => child.is_gone(),
+            Body::Kept(kept) => kept.is_gone(),
+        }
     }
 
     /// Whether all that the leader itself wrote to stdout was read: it closed it, or exited and nothing more was there.
     #[must_use]
-    pub const fn is_drained(&self) -> bool {
-        self.child.is_drained()
+    pub fn is_drained(&self) -> bool {
+        match &self.body {
+            Body::Piped(child) => child.is_drained(),
+            Body::Kept(kept) => kept.is_over(),
+        }
     }
 
     /// Whether its stdout is still open somewhere.
     #[must_use]
-    pub const fn has_output(&self) -> bool {
-        self.child.has_output()
+    pub fn has_output(&self) -> bool {
+        match &self.body {
+            Body::Piped(child) => child.has_output(),
+            Body::Kept(kept) => !kept.is_over(),
+        }
     }
 
     /// `exited with status 3`, `was killed by signal 9`; `None` while it runs. Takes nothing: the leader stays
     /// unreaped.
     #[must_use]
     pub fn exit_text(&self) -> Option<String> {
-        let status = self.child.exit_status()?;
-        Some(match (status.exit_status(), status.terminating_signal()) {
+        let (code, signal) = match &self.body {
+            Body::Piped(child) => {
+                let status = child.exit_status()?;
+                (status.exit_status(), status.terminating_signal())
+            }
+            Body::Kept(kept) => match kept.status() {
+                Some(Status::Code(code)) => (Some(code), None),
+                Some(Status::Signal(signal)) => (None, Some(signal)),
+                None if kept.is_lost() => return Some("ended with its shim".to_string()),
+                None => return None,
+            },
+        };
+        Some(match (code, signal) {
             (Some(code), _) => format!("exited with status {code}"),
             (None, Some(signal)) => format!("was killed by signal {signal}"),
             (None, None) => "ended".to_string(),
@@ -154,34 +406,58 @@ impl Process {
     /// Whether it exited with status 0.
     #[must_use]
     pub fn succeeded(&self) -> bool {
-        self.child.exit_status().is_some_and(|s| s.exit_status() == Some(0))
+        match &self.body {
+            Body::Piped(child) => child.exit_status().is_some_and(|s| s.exit_status() == Some(0)),
+            Body::Kept(kept) => kept.status() == Some(Status::Code(0)),
+        }
     }
 
     /// Puts bytes into the outgoing buffer and writes what the pipe takes now. Beyond the buffer's limit they are
-    /// dropped, and [`Process::write_deadline`] has passed.
+    /// dropped, and [`Process::write_deadline`] has passed. Below a shim this is one frame.
     pub fn send(&mut self, bytes: &[u8]) {
-        self.overflowed |= self.child.outgoing() + bytes.len() > OUTGOING_LIMIT;
+        self.overflowed |= self.outgoing().saturating_add(bytes.len()) > OUTGOING_LIMIT;
         if !self.overflowed {
-            self.child.send(bytes);
+            match &mut self.body {
+                Body::Piped(child) => child.send(bytes),
+                Body::Kept(kept) => kept.send(bytes.to_vec()),
+            }
+        }
+    }
+
+    fn outgoing(&self) -> usize {
+        match &self.body {
+            Body::Piped(child) => child.outgoing(),
+            Body::Kept(kept) => kept.outgoing(),
         }
     }
 
     /// Closes stdin once everything is written.
     pub fn finish_input(&mut self) {
-        self.child.finish_input();
+        match &mut self.body {
+            Body::Piped(child) => child.finish_input(),
+            Body::Kept(kept) => kept.close_input(kept.number() + 1),
+        }
     }
 
     /// When to give up on an agent that takes nothing of its input; `None` when nothing waits to be written.
     #[must_use]
     pub fn write_deadline(&self) -> Option<Instant> {
         let patience = if self.overflowed { Duration::ZERO } else { WRITE_STALL };
-        (self.child.outgoing() > 0).then(|| self.child.progress() + patience)
+        let progress = match &self.body {
+            Body::Piped(child) => child.progress(),
+            Body::Kept(kept) => kept.progress(),
+        };
+        (self.outgoing() > 0).then(|| progress + patience)
     }
 
     /// Waits for the child or the host, moves one slice of bytes each way, and says why it came back. `out` takes what
     /// came from stdout. With nothing left to watch it waits for the host alone.
     pub fn step(&mut self, host: &mut dyn Host, until: Option<Instant>, out: &mut Vec<u8>) -> Wake {
-        let until = if self.has_exited() && !self.is_drained() { Some(Instant::now()) } else { until };
+        let until = if self.has_exited() && !self.is_drained() || !self.early.is_empty() {
+            Some(Instant::now())
+        } else {
+            until
+        };
         let wake = host.wait(&mut self.watches(), until);
         self.take_in(out);
         wake
@@ -189,26 +465,78 @@ impl Process {
 
     /// Takes in what is there now, at most a slice from each pipe, without waiting.
     pub fn take_in(&mut self, out: &mut Vec<u8>) {
-        let (pid, tail) = (self.child.id(), &mut self.tail);
-        self.child.take_in(&mut |bytes| out.extend_from_slice(bytes), &mut |bytes| {
-            tail.push(bytes);
-            log::debug!("agent process {pid}: {}", String::from_utf8_lossy(bytes).trim_end());
-        });
+        out.append(&mut self.early);
+        let tail = &mut self.tail;
+        match &mut self.body {
+            Body::Piped(child) => {
+                let pid = child.id();
+                child.take_in(&mut |bytes| out.extend_from_slice(bytes), &mut |bytes| {
+                    tail.push(bytes);
+                    log::debug!("agent process {pid}: {}", String::from_utf8_lossy(bytes).trim_end());
+                });
+            }
+            Body::Kept(kept) => {
+                kept.take_in(out, tail);
+            }
+        }
     }
 
-    /// What to wait for: readable pipes, a stdin that has something waiting, and the exit until it was seen.
+    /// What to wait for: readable pipes, a stdin that has something waiting, and the exit until it was seen; below a shim,
+    /// its connection.
     #[must_use]
     pub fn watches(&self) -> Vec<Watch<'_>> {
         let watch = |(fd, write): (_, bool)| Watch { fd, read: !write, write, ready: false };
-        self.child.descriptors().map(watch).collect()
+        match &self.body {
+            Body::Piped(child) => child.descriptors().map(watch).collect(),
+            Body::Kept(kept) => {
+                kept.descriptor().map(|(fd, write)| Watch { fd, read: true, write, ready: false }).into_iter().collect()
+            }
+        }
     }
 
-    /// Signals the whole group. The leader is not reaped yet, so the id is still its own.
+    /// Signals the whole group. The leader is not reaped yet, so the id is still its own; below a shim that is not known,
+    /// and the shim does it.
     fn signal_group(&self, signal: Signal) {
-        if let Err(e) = self.child.signal_group(signal) {
+        if let Body::Piped(child) = &self.body
+            && let Err(e) = child.signal_group(signal)
+        {
             log::warn!("{}: process group {}: cannot signal it: {e}", self.name, self.id());
         }
     }
+}
+
+/// Starts a shim and attaches to it: its name, the child, the connection, and the secret that both share.
+#[allow(clippy::type_complexity)]
+fn start_shim(
+    keeper: &Keeper,
+    identity: &Identity,
+) -> Result<(String, (std::process::Child, Registered), Client, Attached, Token), String> {
+    let text = |e: &dyn std::fmt::Display| e.to_string();
+    let (token, name) = (Token::new().map_err(|e| text(&e))?, SocketName::new().map_err(|e| text(&e))?);
+    let place = keeper.place();
+    let patience = Patience::default();
+    let seed = Seed { token: token.clone(), device: place.device, inode: place.inode, patience, name };
+    let own = [
+        (mark::KEY_VAR, Some(identity.key.as_str())),
+        (mark::SESSION_VAR, Some(&identity.session_id)),
+        (mark::BOOT_VAR, Some(&identity.boot_id)),
+        (mark::STATE_VAR, mark::own_state()),
+    ];
+    let marks: Vec<(&OsStr, &OsStr)> =
+        own.into_iter().filter_map(|(k, v)| Some((OsStr::new(k), OsStr::new(v?)))).collect();
+    let dir = format!("/proc/self/fd/{}", keeper.dir().as_raw_fd());
+    let mut spawned = keeper
+        .program()
+        .spawn(Path::new(&dir), &seed, &marks, |command| {
+            set_apart(command, identity.sid);
+            spawn(command)
+        })
+        .map_err(|e| format!("{}: {e}", keeper.program().path().display()))?;
+    let until = Instant::now() + START;
+    spawned.listens_until(until).map_err(|e| text(&e))?;
+    let (client, attached) =
+        Client::attach(keeper.dir(), &name, keeper.daemon(&token, 0), until).map_err(|e| text(&e))?;
+    Ok((name.as_str().to_owned(), (spawned.child, spawned.kept), client, attached, token))
 }
 
 impl Drop for Process {

@@ -116,7 +116,11 @@ impl Coordinator {
                 self.question.take().map_or(now, |question| question.at)
             }
             Some(stop) => {
-                self.agents = agents_after(self.agents, agents);
+                let before = self.agents;
+                self.agents = agents_after(before, agents);
+                if before == Agents::Keep && self.agents == Agents::End {
+                    self.spare_none();
+                }
                 self.overtaken |= stop.reason == StopReason::Restart && reason == StopReason::Shutdown;
                 now
             }

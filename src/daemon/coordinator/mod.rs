@@ -22,14 +22,14 @@ use super::report::Report;
 use super::signals::Signal;
 use super::{hook_events, notify, prune, reload, worker};
 use crate::clock;
-use crate::config::{self, AgentKind};
+use crate::config::AgentKind;
 use crate::model::event::{HookEvent, StopReason};
 use crate::model::keep_policy::Agents;
 use crate::model::lifecycle::{self, Action, Lifecycle, Phase};
 use crate::model::op_queue::OpQueue;
 use crate::model::schedule::{self, Continuations, Refused, Retry, WithoutThread, retry_after};
 use crate::model::timers::Timers;
-use crate::store::{Admission, Overlooked, Pruned, Recovered};
+use crate::store::{Admission, Overlooked, Pending, Pruned, Recovered};
 use crate::thread;
 
 mod aside;
@@ -60,6 +60,10 @@ enum Timer {
     Tidy,
     /// The end of the time in which the service manager may say which kind of stop it is.
     Kind,
+    /// The end of the time in which workers let their agents go.
+    LetGo,
+    /// The next try to start a thread for a session whose agent may have outlived the last boot.
+    Attach,
     /// Update a stop's status line.
     Progress,
     /// The end of delivery's time to note which handlers it did not call.
@@ -149,8 +153,8 @@ pub struct NewWorker {
     pub ctx: Arc<Context>,
     /// The session, and why it needs a worker.
     pub request: WorkRequest,
-    /// Its agent.
-    pub agent: config::Agent,
+    /// Its agent, or the activation that it goes on with.
+    pub begins: worker::Begins,
     /// Its mailbox.
     pub mailbox: Arc<Mailbox>,
     /// Called at its end.
@@ -165,11 +169,12 @@ pub type StartWorker = Box<dyn Fn(NewWorker) -> io::Result<Option<JoinHandle<()>
 /// # Errors
 /// The thread cannot be started.
 pub fn start_worker(new: NewWorker) -> io::Result<Option<JoinHandle<()>>> {
-    let NewWorker { ctx, request, agent, mailbox, ended } = new;
-    let stack = if agent.kind == AgentKind::Lua { thread::DEEP_STACK } else { thread::IO_STACK };
+    let NewWorker { ctx, request, begins, mailbox, ended } = new;
+    let is_deep = matches!(&begins, worker::Begins::Anew(agent) if agent.kind == AgentKind::Lua);
+    let stack = if is_deep { thread::DEEP_STACK } else { thread::IO_STACK };
     let (runtime, name) = (ctx.runtime.clone(), format!("s{}", request.sid));
     let job = move || {
-        worker::run(&ctx, &request, agent, &mailbox);
+        worker::run(&ctx, &request, begins, &mailbox);
         ended();
     };
     runtime.spawn(name, stack, Box::new(job))
@@ -205,6 +210,10 @@ pub struct Coordinator {
     refusals: OpQueue<()>,
     /// Sessions whose oldest message is to be failed, and why.
     to_refuse: VecDeque<(WorkRequest, String)>,
+    /// Agents that outlive the daemon are being let go.
+    letting_go: bool,
+    /// Sessions whose agents may have outlived the last boot, and which have no worker yet.
+    unattached: Vec<Pending>,
     /// Sessions that request a worker again after a pause.
     not_refused: Vec<WorkRequest>,
     pruned: prune::Round,
@@ -252,6 +261,8 @@ impl Coordinator {
             signs_of_life: OpQueue::default(),
             refusals: OpQueue::default(),
             to_refuse: VecDeque::new(),
+            letting_go: false,
+            unattached: Vec::new(),
             not_refused: Vec::new(),
             pruned: prune::Round::default(),
             actions: VecDeque::new(),
@@ -340,6 +351,11 @@ impl Coordinator {
 
     /// The daemon is ready: messages are accepted, and turns begin.
     pub fn begin(&mut self, recovered: &Recovered) {
+        // Before anything else can want a worker for them.
+        for pending in &recovered.pending {
+            self.ctx.registry.adopt(pending);
+        }
+        self.unattached.clone_from(&recovered.pending);
         self.step(lifecycle::Event::BecameReady);
         self.ctx.set_ready();
         notify::ready();
@@ -350,6 +366,7 @@ impl Coordinator {
             "recovered": {
                 "deaths": recovered.deaths, "activations": recovered.activations,
                 "interrupted": recovered.interrupted, "suspended": recovered.suspended,
+                "kept": recovered.pending.len(),
             },
         });
         let own = self.own.0.clone();
@@ -358,8 +375,35 @@ impl Coordinator {
             let _ = own.try_send(Event::Started);
         };
         self.ctx.handlers.notify(event, Box::new(started));
+        self.attach();
         self.schedule(recovered.recent_deaths);
         self.tidy();
+    }
+
+    /// Starts workers for the sessions whose agents may have outlived the last boot.
+    fn attach(&mut self) {
+        while let Some(pending) = self.unattached.pop() {
+            let sid = pending.sid;
+            let Some(mailbox) = self.ctx.registry.mailbox(sid) else { continue };
+            let own = self.own.0.clone();
+            let started = (self.start_worker)(NewWorker {
+                ctx: self.ctx.clone(),
+                request: WorkRequest { sid, key: pending.key.clone(), auto_continue: false },
+                begins: worker::Begins::Attaching(Box::new(pending.clone())),
+                mailbox,
+                ended: Box::new(move || {
+                    let _ = own.send(Event::WorkerEnded(sid));
+                }),
+            });
+            match started {
+                Ok(join) => self.ctx.registry.started(sid, join),
+                Err(e) => {
+                    log::warn!(key = pending.key; "cannot start a thread to attach to the agent, tried again in a second: {e}");
+                    self.unattached.push(pending);
+                    return self.retry(Retry::Thread, Timer::Attach);
+                }
+            }
+        }
     }
 
     fn is_open(&self) -> bool {
@@ -395,6 +439,8 @@ impl Coordinator {
             Timer::Doubt => self.doubt(),
             Timer::Schedule => self.search_waiting(),
             Timer::Kind => self.kind_known(StopReason::Shutdown),
+            Timer::Attach => self.attach(),
+            Timer::LetGo => self.look_let_go(true),
             Timer::Progress => self.show_progress(now),
             Timer::DeliveryEnd => self.delivery_ended(),
         }
@@ -440,7 +486,7 @@ impl Coordinator {
             };
             let started = (self.start_worker)(NewWorker {
                 ctx: self.ctx.clone(),
-                agent: config.route(&request.key).clone(),
+                begins: worker::Begins::Anew(Box::new(config.route(&request.key).clone())),
                 request: request.clone(),
                 mailbox: next.mailbox.clone(),
                 ended: Box::new(ended),
@@ -521,6 +567,7 @@ impl Coordinator {
             log::error!("the worker of session row {sid} panicked at its end");
         }
         self.ctx.registry.end_probation(sid);
+        self.look_let_go(false);
         if self.timers.is_set(Timer::Tidy) {
             // It may have worked in a directory that waits for its removal.
             self.tidy();

@@ -9,9 +9,15 @@ use crate::daemon::report::Report;
 use crate::daemon::{hook_events, notify, watchdog};
 use crate::exit;
 use crate::model::event::{HookEvent, StopReason};
+use crate::model::keep_policy::Agents;
 use crate::model::lifecycle::{self, Action, Phase, Stop};
 use crate::model::schedule::PROGRESS;
 use crate::store::{Admission, StopNote, Store};
+
+/// How long agents may work on alone over a restart, at most.
+const RESTARTS: Duration = Duration::from_secs(120);
+/// How long workers may take to let their agents go.
+const LET_GO: Duration = Duration::from_secs(2);
 
 impl Coordinator {
     /// Performs the machine's actions in order. An action on a thread of its own holds up the actions after it.
@@ -57,11 +63,12 @@ impl Coordinator {
             Action::CallShutdownHooks(until) => {
                 self.call_hooks(HookEvent::Shutdown, until, lifecycle::Event::ShutdownHooksEnded)
             }
-            Action::CloseWorkers => ctx.registry.close_all(),
+            Action::CloseWorkers => ctx.registry.close_all(self.keeps()),
             Action::RefreshMarks => {
                 crate::failpoint::hit("stop", "timeout");
+                let keep = self.keeps();
                 self.perform_aside("marks", ctx.config().shutdown.close, move |store| {
-                    if let Err(e) = store.refresh_marks(stop.reason.mark()) {
+                    if let Err(e) = store.refresh_marks(stop.reason.mark(), keep) {
                         log::error!("stop: cannot update the marks: {e}");
                     }
                     true
@@ -93,8 +100,9 @@ impl Coordinator {
             Action::CloseActivations => {
                 crate::failpoint::hit("stop", "swept");
                 let threshold = ctx.config().sessions.stuck_threshold.into();
+                let spare = ctx.keeper().filter(|_| self.keeps()).map(|keeper| keeper.own_machine());
                 self.perform_aside("ends", ctx.config().shutdown.close, move |store| {
-                    let closed = store.close_activations(stop.reason, threshold);
+                    let closed = store.close_activations(stop.reason, threshold, spare);
                     match &closed {
                         Ok(n) => log::info!("stop: {n} activations closed"),
                         Err(e) => log::error!("stop: cannot write the ends, the next boot writes them: {e}"),
@@ -115,6 +123,7 @@ impl Coordinator {
                 self.ctx.handlers.stop_calling();
                 self.call_hooks(HookEvent::Stopped, until, lifecycle::Event::StoppedHooksEnded);
             }
+            Action::LetGo => self.let_go(stop.reason),
             Action::CloseStore(until) => self.begin_closing(until),
             Action::Leave => self.leave = true,
         }
@@ -147,15 +156,71 @@ impl Coordinator {
 
     fn mark_running(&mut self, stop: Stop) {
         let deadline_at = self.ctx.wall() + millis(self.ctx.left(stop.deadline));
-        let note = StopNote { reason: stop.reason, urgency: stop.urgency, deadline_at };
+        let keep = self.keeps();
+        let note = StopNote { reason: stop.reason, urgency: stop.urgency, deadline_at, keep };
+        let ctx = self.ctx.clone();
         self.perform_aside("mark", self.ctx.config().shutdown.close, move |store| {
             match store.mark_running(note) {
                 Ok(n) => log::info!("stop: {n} running sessions are marked"),
                 Err(e) => log::error!("stop: cannot write the marks, the next boot derives them: {e}"),
             }
             crate::failpoint::hit("stop", "marked");
+            // Whatever becomes of this daemon from here on, its agents do not outlive a stop that ends them.
+            if let Some(keeper) = ctx.keeper() {
+                let alone = if keep { ctx.config().agents.orphan_after.min(RESTARTS) } else { Duration::ZERO };
+                keeper.set_orphan(alone);
+            }
             true
         });
+    }
+
+    /// Whether agents that may outlive the daemon do.
+    pub(super) fn keeps(&self) -> bool {
+        self.agents == Agents::Keep && self.ctx.keeper().is_some()
+    }
+
+    /// Agents are to be ended after all, in a stop that had left them alone.
+    pub(super) fn spare_none(&self) {
+        if let Some(keeper) = self.ctx.keeper() {
+            keeper.set_orphan(Duration::ZERO);
+        }
+        self.ctx.registry.spare_none();
+    }
+
+    /// The last act before the store is closed: agents that outlive the daemon are let go. A worker that does not come is
+    /// left: what it had not committed the next boot reads again.
+    fn let_go(&mut self, reason: StopReason) {
+        if !self.keeps() {
+            // What was left alone and is to be ended after all is closed like the rest.
+            if reason == StopReason::Restart && self.overtaken {
+                let threshold = self.ctx.config().sessions.stuck_threshold.into();
+                self.perform_aside("ends", self.ctx.config().shutdown.close / 4, move |store| {
+                    store.close_activations(StopReason::Shutdown, threshold, None).is_ok()
+                });
+            }
+            return;
+        }
+        let count = self.ctx.registry.let_go();
+        log::info!("stop: {count} agents go on");
+        if count > 0 {
+            self.letting_go = true;
+            self.performing.request(None);
+            let _ = self.performing.begin();
+            self.timers.set(Timer::LetGo, self.ctx.now() + LET_GO);
+        }
+    }
+
+    /// Whether all agents are let go, or the time for it is over.
+    pub(super) fn look_let_go(&mut self, late: bool) {
+        let left = self.ctx.registry.spared().len();
+        if self.letting_go && (left == 0 || late) {
+            self.letting_go = false;
+            self.timers.clear(Timer::LetGo);
+            if left > 0 {
+                log::warn!("stop: {left} workers are left with agents that go on");
+            }
+            self.here.push_back(Event::Performed { clean: true });
+        }
     }
 
     /// Tells the machine if all turns or all workers have ended.

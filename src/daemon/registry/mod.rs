@@ -17,6 +17,7 @@ use crate::agent::Interrupt;
 use crate::config::{AgentKind, Config};
 pub use crate::model::roster::{Blocking, Doing, Numbers, WorkRequest};
 use crate::model::roster::{Effect, Roster, Route, Routes, Waiting};
+use crate::store::Pending;
 
 mod direct_begin;
 mod not_yet;
@@ -202,6 +203,19 @@ impl Registry {
         admitted
     }
 
+    /// A session goes on with the agent of another daemon, whatever the limits say: from here on it is live.
+    pub fn adopt(&self, pending: &Pending) {
+        let mut inner = self.lock();
+        let request = WorkRequest { sid: pending.sid, key: pending.key.clone(), auto_continue: false };
+        inner.roster.adopt(&request, &pending.agent, pending.per_turn);
+        inner.handles.insert(pending.sid, Handle::default());
+    }
+
+    /// The mailbox of a live session.
+    pub fn mailbox(&self, sid: i64) -> Option<Arc<Mailbox>> {
+        self.lock().mailbox(sid)
+    }
+
     /// The worker of an admitted session could not be started: frees its slot and returns it to its place in the queue.
     pub fn give_back(&self, admitted: Admitted) {
         let Admitted { waiting, mailbox } = admitted;
@@ -265,12 +279,41 @@ impl Registry {
         self.perform(inner, effects, Some(by));
     }
 
-    /// A stop begins: admits no session from now on, and closes or releases every worker.
-    pub fn close_all(&self) {
+    /// A stop begins: admits no session from now on, and closes or releases every worker. `keep`: but for those whose agents
+    /// may outlive the daemon.
+    pub fn close_all(&self, keep: bool) {
         let mut guard = self.lock();
         let inner = &mut *guard;
-        let effects = inner.roster.close_all(has_letters(&inner.handles));
+        let effects = inner.roster.close_all(has_letters(&inner.handles), keep);
         self.perform(guard, effects, None);
+    }
+
+    /// The agents of a stop are to be ended after all.
+    pub fn spare_none(&self) {
+        let mut inner = self.lock();
+        let effects = inner.roster.spare_none();
+        self.perform(inner, effects, None);
+    }
+
+    /// Lets go of the agents that outlive the daemon. Returns how many workers are to end.
+    pub fn let_go(&self) -> usize {
+        let inner = self.lock();
+        let spared = inner.mailboxes(inner.roster.spared());
+        drop(inner);
+        for mailbox in &spared {
+            mailbox.post(|l| l.let_go = true);
+        }
+        spared.len()
+    }
+
+    /// The sessions whose agents a stop leaves alone.
+    pub fn spared(&self) -> Vec<i64> {
+        self.lock().roster.spared().collect()
+    }
+
+    /// Whether the session's agent may outlive the daemon from now on.
+    pub fn set_kept(&self, sid: i64, kept: bool) {
+        self.lock().roster.set_kept(sid, kept);
     }
 
     /// Interrupts every running turn.
@@ -289,7 +332,10 @@ impl Registry {
 
     /// Sets a deadline for every worker; with `kill`, agents are killed.
     pub fn hurry(&self, by: Instant, kill: bool) {
-        for mailbox in self.all() {
+        let inner = self.lock();
+        let closed = inner.mailboxes(inner.handles.keys().copied().filter(|sid| !inner.roster.is_spared(*sid)));
+        drop(inner);
+        for mailbox in closed {
             mailbox.post(|l| l.close_by = Some(by));
             if kill {
                 mailbox.interrupt(Interrupt::Kill, Why::Stop);
@@ -306,8 +352,10 @@ impl Registry {
 
     /// Abandons the workers that have not ended. Returns their sessions' rows and keys.
     pub fn abandon(&self) -> Vec<(i64, String)> {
-        let mut inner = self.lock();
-        inner.handles.clear();
+        let mut guard = self.lock();
+        let inner = &mut *guard;
+        let roster = &inner.roster;
+        inner.handles.retain(|sid, _| roster.is_spared(*sid));
         inner.roster.abandon()
     }
 

@@ -59,6 +59,27 @@ impl Registry {
         self.lock().handles.values().filter(|h| !h.permissions.is_empty()).count()
     }
 
+    /// A client answers an open permission: nobody else can settle it from here on. The answer is to be made durable and
+    /// then given to the worker ([`Registry::answered`]), or given back ([`Registry::open_permission`]).
+    ///
+    /// # Errors
+    /// As [`Answered`].
+    pub fn claim_permission(&self, sid: i64, request_id: &str, option: &str) -> Result<OpenPermission, Answered> {
+        let mut inner = self.lock();
+        let permissions = &mut inner.handles.get_mut(&sid).ok_or(Answered::Resolved)?.permissions;
+        let at = permissions.iter().position(|p| p.request_id == request_id).ok_or(Answered::Resolved)?;
+        if !permissions[at].options.iter().any(|o| o.option_id == option) {
+            return Err(Answered::NotOffered);
+        }
+        Ok(permissions.remove(at))
+    }
+
+    /// The answer of a client is durable: the worker gives it to its agent.
+    pub fn answered(&self, sid: i64, request_id: &str, option: &str) {
+        let outcome = PermissionOutcome::Selected(option.to_owned());
+        self.post(sid, |mailbox| mailbox.post(|l| l.answers.push((request_id.to_owned(), outcome))));
+    }
+
     /// Settles an open permission. The first answer counts.
     pub fn answer_permission(&self, sid: i64, request_id: &str, option: Option<&str>, by: &'static str) -> Answered {
         let mut inner = self.lock();

@@ -31,7 +31,7 @@ fn live(registry: &Registry, ready: Option<i64>) -> Arc<Mailbox> {
 fn begun() -> Box<Begun> {
     let turn = TurnRef { sid: 7, epoch: 3, tid: 5 };
     let (turn_id, prompt) = ("t".into(), "p".into());
-    Box::new(Begun { turn, turn_id, prompt, continues: None, first: true, turns: 0, on_probation: false })
+    Box::new(Begun { turn, turn_id, prompt, continues: None, first: true, turns: 0, on_probation: false, frame: None })
 }
 
 /// What the roster decides reaches the mailboxes and who is nudged.
@@ -139,7 +139,7 @@ fn a_stop_lets_go_who_rests_and_holds_nothing() {
         })
         .collect();
     mailboxes[3].post(|l| l.work = true);
-    registry.close_all();
+    registry.close_all(false);
     assert_eq!(registry.live().into_keys().collect::<Vec<_>>(), [2, 3, 4], "with an agent, starting, with a letter");
     let told: Vec<_> = mailboxes.iter().map(|m| m.take().close.is_some()).collect();
     assert_eq!(told, [false, true, true, true]);

@@ -14,8 +14,11 @@ use super::context::{CANCEL, Context};
 use super::hub::Preview;
 use super::mailbox::{Close, Letters, Mailbox, Why, Woken, newer, rises};
 use super::outbox::TurnOutbox;
+use super::registry::Answered;
+use crate::agent::process::Keeper;
 use crate::agent::{
-    Entry, Host, Identity, Interrupt, PermissionOutcome, PermissionRequest, Said, ToolCall, Wake, Watch,
+    Durable, Entry, Host, Identity, Interrupt, Mark, NewShim, PermissionOutcome, PermissionRequest, Said, ToolCall,
+    Wake, Watch,
 };
 use crate::config::{self, PermissionPolicy};
 use crate::hooks::Verdict;
@@ -24,6 +27,7 @@ use crate::model::turn::TurnState;
 use crate::model::turn_clock::TurnClock;
 use crate::store::{Batch, Begun, Item, TurnRef};
 
+mod kept;
 mod permissions;
 
 use permissions::{allow, deny};
@@ -48,6 +52,10 @@ struct Delta<'a> {
 struct Open {
     request: PermissionRequest,
     until: Option<Instant>,
+    /// How often handlers were asked.
+    asks: i64,
+    /// Clients may answer it.
+    shown: bool,
 }
 
 /// The state of the running turn.
@@ -70,6 +78,8 @@ pub struct Running {
     offsets: [usize; 2],
     tools: HashMap<String, ToolCall>,
     open: Vec<Open>,
+    /// Permissions of which somebody is told once they are durable.
+    untold: Vec<permissions::Untold>,
 }
 
 /// The host of a worker's agent, for one activation.
@@ -92,6 +102,8 @@ pub struct TurnHost {
     pub begun: Option<Box<Begun>>,
     /// Close, after the running turn.
     pub close: Option<Close>,
+    /// Let the agent go: it outlives the daemon.
+    pub let_go: bool,
     /// The deadline of the close.
     pub close_by: Option<Instant>,
     /// The verdict of the `before_turn` hooks, and the number of its ask.
@@ -107,6 +119,28 @@ pub struct TurnHost {
     history: VecDeque<Entry>,
     /// The newest entry that was read for it.
     history_upto: i64,
+    /// What is known of the agent's shim.
+    shim: kept::Shim,
+}
+
+impl Running {
+    fn new(begun: &Begun, outbox: TurnOutbox, clock: TurnClock, heard: Instant) -> Self {
+        Self {
+            turn: begun.turn,
+            turn_id: begun.turn_id.clone(),
+            timed_out: None,
+            too_large: None,
+            answer: String::new(),
+            outbox,
+            full: false,
+            clock,
+            heard,
+            offsets: [0; 2],
+            tools: HashMap::new(),
+            open: Vec::new(),
+            untold: Vec::new(),
+        }
+    }
 }
 
 impl TurnHost {
@@ -130,6 +164,7 @@ impl TurnHost {
             auto_continue: false,
             begun: None,
             close: None,
+            let_go: false,
             close_by: None,
             before_turn: None,
             cancel: None,
@@ -140,6 +175,7 @@ impl TurnHost {
             keep_answer: false,
             history: VecDeque::new(),
             history_upto: 0,
+            shim: kept::Shim::default(),
         }
     }
 
@@ -161,6 +197,7 @@ impl TurnHost {
         self.auto_continue |= letters.auto_continue;
         self.begun = letters.begun.or(self.begun.take());
         self.close = self.close.max(letters.close);
+        self.let_go |= letters.let_go;
         self.close_by = letters.close_by.or(self.close_by);
         newer(&mut self.before_turn, letters.before_turn);
         let mut concerns = letters.close.is_some() || letters.close_by.is_some();
@@ -182,6 +219,10 @@ impl TurnHost {
             self.settle(&id, outcome, by);
             concerns = true;
         }
+        for (id, outcome) in letters.answers {
+            self.settle_written(&id, outcome);
+            concerns = true;
+        }
         for (id, verdict) in letters.verdicts {
             concerns |= self.judged(&id, verdict);
         }
@@ -197,30 +238,27 @@ impl TurnHost {
             self.interrupt.get_or_insert((Interrupt::Cancel(by), Why::Cancelled));
         }
         self.mailbox.turn_flag(Some(begun.turn.tid), self.interrupt.is_some());
-        self.running = Some(Running {
-            turn: begun.turn,
-            turn_id: begun.turn_id.clone(),
-            timed_out: None,
-            too_large: None,
-            answer: String::new(),
-            outbox: TurnOutbox::new(begun.turn, most),
-            full: false,
-            clock: TurnClock::new(self.agent.turn_timeout.map(|t| now + t)),
-            heard: now,
-            offsets: [0; 2],
-            tools: HashMap::new(),
-            open: Vec::new(),
-        });
+        let clock = TurnClock::new(self.agent.turn_timeout.map(|t| now + t));
+        let mut outbox = TurnOutbox::new(begun.turn, most, 0);
+        if self.shim.begin(begun.frame) {
+            outbox.set_marked();
+        }
+        self.running = Some(Running::new(begun, outbox, clock, now));
     }
 
     /// A turn has ended for the agent. Returns the output that must still be written, and the interrupt.
     pub fn end(&mut self) -> Option<(Running, Vec<Batch>, Option<Why>)> {
         self.collect();
-        let open: Vec<String> =
-            self.running.iter().flat_map(|r| r.open.iter().map(|o| o.request.request_id.clone())).collect();
-        for id in open {
-            let _ = self.ctx.registry.answer_permission(self.sid, &id, None, "daemon");
-            self.settle(&id, PermissionOutcome::Cancelled, "daemon");
+        let open: Vec<(String, bool)> =
+            self.running.iter().flat_map(|r| r.open.iter().map(|o| (o.request.request_id.clone(), o.shown))).collect();
+        for (id, shown) in open {
+            let answered = self.ctx.registry.answer_permission(self.sid, &id, None, "daemon");
+            if shown && answered != Answered::Settled {
+                // A client's answer is being made durable just now, and is told of.
+                self.settle_written(&id, PermissionOutcome::Cancelled);
+            } else {
+                self.settle(&id, PermissionOutcome::Cancelled, "daemon");
+            }
         }
         self.settled.clear();
         let mut running = self.running.take()?;
@@ -228,6 +266,13 @@ impl TurnHost {
         let why = self.interrupt.take().map(|i| i.1);
         self.mailbox.turn_flag(None, false);
         Some((running, unconfirmed, why))
+    }
+
+    /// Commits what the agent said so far, before it is let go.
+    pub fn flush(&mut self) {
+        if let Some(r) = self.running.as_mut() {
+            r.outbox.flush(&self.ctx);
+        }
     }
 
     /// Whether a stop ends this worker at once.
@@ -240,7 +285,7 @@ impl TurnHost {
     #[must_use]
     pub fn due(&self) -> Option<Instant> {
         let r = self.running.as_ref()?;
-        let open = r.open.iter().filter_map(|o| o.until).chain(r.outbox.due());
+        let open = r.open.iter().filter_map(|o| o.until).chain(r.outbox.due()).chain(self.shim.due());
         if !r.open.is_empty() || r.full || self.interrupt.is_some() {
             return open.min();
         }
@@ -251,8 +296,11 @@ impl TurnHost {
     /// Does what is due. `true`: it concerns the agent.
     pub fn act_on_time(&mut self) -> bool {
         let now = self.ctx.now();
+        self.shim.act(&self.ctx, self.sid);
         let Some(r) = self.running.as_mut() else { return false };
         r.outbox.act(&self.ctx);
+        self.tell_untold();
+        let Some(r) = self.running.as_mut() else { return false };
         if std::mem::replace(&mut r.full, !r.outbox.has_room()) && !r.full {
             // Its output was not read, so it has not been silent.
             r.heard = self.ctx.now();
@@ -283,6 +331,15 @@ impl TurnHost {
     fn push(&mut self, item: Item, at_once: bool) {
         let Some(r) = self.running.as_mut() else { return };
         if r.too_large.is_some() || !r.outbox.push(&self.ctx, item, at_once) {
+            return self.cut_short();
+        }
+        r.full |= !r.outbox.has_room();
+    }
+
+    /// Takes an item that does not come of the agent's output.
+    fn push_own(&mut self, item: Item) {
+        let Some(r) = self.running.as_mut() else { return };
+        if r.too_large.is_some() || !r.outbox.push_own(&self.ctx, item) {
             return self.cut_short();
         }
         r.full |= !r.outbox.has_room();
@@ -473,6 +530,38 @@ impl Host for TurnHost {
 
     fn permission_answers(&mut self) -> Vec<(String, PermissionOutcome)> {
         std::mem::take(&mut self.settled)
+    }
+
+    fn keeper(&self) -> Option<Arc<Keeper>> {
+        self.ctx.keeper()
+    }
+
+    fn shim_started(&mut self, shim: NewShim) -> Result<(), String> {
+        self.note_shim(shim)
+    }
+
+    fn shim_ended(&mut self, name: &str) {
+        self.forget_shim(name);
+    }
+
+    fn agent_ready(&mut self, frames: u64, session: &str, mark: Mark) -> Result<(), String> {
+        self.note_ready(frames, session, mark)
+    }
+
+    fn mark(&mut self, mark: Mark) {
+        self.keep_mark(mark, false);
+    }
+
+    fn mark_last(&mut self, mark: Mark) {
+        self.keep_mark(mark, true);
+    }
+
+    fn wants_mark(&self) -> bool {
+        self.running.as_ref().is_some_and(|r| r.outbox.wants_mark())
+    }
+
+    fn durable(&mut self) -> Durable {
+        self.take_durable()
     }
 
     fn process_started(&mut self, pid: u32, start: u64) {

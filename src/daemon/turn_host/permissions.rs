@@ -3,6 +3,7 @@
 
 use serde_json::{Value, json};
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::{Open, TurnHost};
 use crate::agent::{PermissionOption, PermissionOutcome, PermissionRequest};
@@ -15,6 +16,17 @@ use crate::store::Item;
 
 /// The most bytes of a permission request. A longer request is denied without being shown.
 const SHOWN: usize = 64 << 10;
+/// How long the answer of a client may take to become durable before this is looked at again.
+const CLAIMED: Duration = Duration::from_secs(1);
+
+/// Who is told of a permission once it is durable: nobody may answer what a death would make the agent ask anew.
+#[derive(Clone, Debug)]
+pub(super) enum Untold {
+    /// The `permission` handlers.
+    Handlers(String),
+    /// Clients.
+    Client(String),
+}
 
 impl TurnHost {
     /// Passes a permission request to hooks or to the client.
@@ -30,15 +42,24 @@ impl TurnHost {
         let until = self.agent.permission_timeout.map(|t| now + t);
         let hooked = self.ctx.hooked(HookEvent::Permission);
         if let Some(r) = self.running.as_mut() {
-            r.open.push(Open { request: request.clone(), until });
+            r.open.push(Open { request: request.clone(), until, asks: i64::from(hooked), shown: false });
             r.clock.begin_wait(now);
         }
         if !hooked {
-            self.open_to_client(&request);
-            return;
+            return self.open_to_client(&request, true);
         }
-        let mut fields = shown(&request, self.running.as_ref().map(|r| r.turn_id.as_str()));
+        if let Some(r) = self.running.as_mut() {
+            r.untold.push(Untold::Handlers(request.request_id.clone()));
+        }
+        self.push(asked(&request, 1, false), true);
+        self.tell_untold();
+    }
+
+    /// Asks the `permission` handlers.
+    fn ask_handlers(&self, request: &PermissionRequest, attempt: i64) {
+        let mut fields = shown(request, self.running.as_ref().map(|r| r.turn_id.as_str()));
         fields["session_id"] = self.identity.session_id.as_str().into();
+        fields["attempt"] = attempt.into();
         // The older name of this field, for scripts.
         fields["tool"] = fields["tool_call_id"].take();
         if let Some(fields) = fields.as_object_mut() {
@@ -47,25 +68,53 @@ impl TurnHost {
         let upto = self.ctx.store.newest_entry(self.sid).unwrap_or(0);
         let stood = (self.identity.session_id.clone(), upto);
         let event = unjournalled(HookEvent::Permission, &self.identity.key, fields, Some(stood));
-        let (mailbox, id) = (self.mailbox.clone(), request.request_id);
+        let (mailbox, id) = (self.mailbox.clone(), request.request_id.clone());
         self.ctx.handlers.ask(event, Box::new(move |verdict| mailbox.post(|l| l.verdicts.push((id, verdict)))));
     }
 
-    fn open_to_client(&mut self, request: &PermissionRequest) {
+    /// Clients may answer it. `of_agent`: it comes of the agent's output just now.
+    fn open_to_client(&mut self, request: &PermissionRequest, of_agent: bool) {
         let mut data = shown(request, self.running.as_ref().map(|r| r.turn_id.as_str()));
-        let mut open = data.clone();
-        open["since"] = clock::rfc3339(self.ctx.wall()).into();
-        self.ctx.registry.open_permission(
-            self.sid,
-            OpenPermission {
-                request_id: request.request_id.clone(),
-                options: request.options.clone(),
-                session_id: self.identity.session_id.clone(),
-                shown: Arc::new(open),
-            },
-        );
         data["state"] = "open".into();
-        self.push(Item::Event(EventKind::Permission, data), true);
+        let Some(r) = self.running.as_mut() else { return };
+        r.untold.push(Untold::Client(request.request_id.clone()));
+        let asks = r.open.iter().find(|o| o.request.request_id == request.request_id).map_or(0, |o| o.asks);
+        for item in [asked(request, asks, true), Item::Event(EventKind::Permission, data)] {
+            if of_agent {
+                self.push(item, true);
+            } else {
+                self.push_own(item);
+            }
+        }
+        self.tell_untold();
+    }
+
+    /// Tells of permissions that have become durable.
+    pub(super) fn tell_untold(&mut self) {
+        let Some(r) = self.running.as_mut() else { return };
+        if r.untold.is_empty() || !r.outbox.is_clear() {
+            return;
+        }
+        for untold in std::mem::take(&mut r.untold) {
+            let (Untold::Handlers(id) | Untold::Client(id)) = &untold;
+            let Some(r) = self.running.as_ref() else { return };
+            let Some(open) = r.open.iter().find(|o| o.request.request_id == *id) else { continue };
+            let (request, attempt) = (open.request.clone(), open.asks);
+            if matches!(untold, Untold::Handlers(_)) {
+                self.ask_handlers(&request, attempt);
+                continue;
+            }
+            let mut open = shown(&request, Some(&r.turn_id));
+            open["since"] = clock::rfc3339(self.ctx.wall()).into();
+            let shown = Arc::new(open);
+            let r = self.running.as_mut();
+            if let Some(open) = r.and_then(|r| r.open.iter_mut().find(|o| o.request.request_id == request.request_id)) {
+                open.shown = true;
+            }
+            let (request_id, options) = (request.request_id, request.options);
+            let session_id = self.identity.session_id.clone();
+            self.ctx.registry.open_permission(self.sid, OpenPermission { request_id, options, session_id, shown });
+        }
     }
 
     /// The hooks have decided about a permission, or pass it on to the client. `true`: it is settled.
@@ -77,7 +126,7 @@ impl TurnHost {
         let request = request.request.clone();
         let choice = match verdict {
             Verdict::Pass(None) => {
-                self.open_to_client(&request);
+                self.open_to_client(&request, false);
                 // The request may have exceeded the limit of the answer.
                 return self.interrupt.is_some();
             }
@@ -117,8 +166,14 @@ impl TurnHost {
         };
         if self.ctx.registry.answer_permission(self.sid, id, option.as_deref(), by) == Answered::Settled {
             self.collect();
-        } else {
-            self.settle(id, outcome, by);
+            return;
+        }
+        let again = self.ctx.now() + CLAIMED;
+        let open = self.running.as_mut().and_then(|r| r.open.iter_mut().find(|o| o.request.request_id == id));
+        match open.filter(|open| open.shown) {
+            // A client's answer is being made durable just now; if that fails, it is open again.
+            Some(open) => open.until = Some(again),
+            None => self.settle(id, outcome, by),
         }
     }
 
@@ -132,7 +187,21 @@ impl TurnHost {
         r.clock.end_wait(now);
         r.heard = now;
         self.settled.push((id.to_owned(), outcome.clone()));
+        self.push(Item::Settled(id.to_owned()), true);
         self.emit_outcome(&open.request, &outcome, by);
+    }
+
+    /// A client has answered a permission, and that is durable already.
+    pub(super) fn settle_written(&mut self, id: &str, outcome: PermissionOutcome) {
+        let Some(r) = self.running.as_mut() else { return };
+        let Some(at) = r.open.iter().position(|o| o.request.request_id == id) else { return };
+        r.open.remove(at);
+        let now = self.ctx.now();
+        r.clock.end_wait(now);
+        r.heard = now;
+        self.settled.push((id.to_owned(), outcome));
+        // The row goes with the frame that the agent is sent.
+        self.push(Item::Settled(id.to_owned()), true);
     }
 
     /// Writes the outcome as an event of the session.
@@ -147,6 +216,12 @@ impl TurnHost {
         });
         self.push(Item::Event(EventKind::Permission, data), true);
     }
+}
+
+/// The row of a permission.
+pub(super) fn asked(request: &PermissionRequest, asks: i64, shown: bool) -> Item {
+    let json = serde_json::to_value(request).unwrap_or_default();
+    Item::Asked { request_id: request.request_id.clone(), request: json, asks, shown }
 }
 
 /// A permission request for hooks and clients: the agent's intended action, whole or with a mark where it was cut.

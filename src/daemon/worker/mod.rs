@@ -24,11 +24,13 @@ use super::registry::{Doing, WorkRequest};
 use crate::agent::Watch;
 use crate::config;
 use crate::model::worker::{State, Written};
-use crate::store::Error;
+use crate::store::{Error, Pending};
+use attaching::Attaching;
 use opening::{Opening, Tried};
 use session::Session;
 
 mod agent_turn;
+mod attaching;
 mod begin;
 mod closing;
 mod make;
@@ -92,6 +94,7 @@ pub struct Worker {
 /// The stage of a worker.
 enum Life {
     Opening(Box<Opening>),
+    Attaching(Box<Attaching>),
     Open(Box<Session>),
     /// It panicked, and its death must be written. `doubt`: a try failed and may be committed.
     Dead {
@@ -112,11 +115,23 @@ impl Worker {
         }
     }
 
+    /// A worker for a session whose agent may have outlived another daemon. It does nothing before the first step.
+    #[must_use]
+    pub fn attach(ctx: &Arc<Context>, request: &WorkRequest, pending: Pending, mailbox: &Arc<Mailbox>) -> Self {
+        Self {
+            ctx: ctx.clone(),
+            request: request.clone(),
+            mailbox: mailbox.clone(),
+            life: Life::Attaching(Box::new(Attaching::new(pending))),
+        }
+    }
+
     /// Its state.
     #[must_use]
     pub fn state(&self) -> State {
         match &self.life {
             Life::Opening(_) => State::Opening,
+            Life::Attaching(_) => State::Attaching,
             Life::Open(session) => session.state(),
             Life::Dead { .. } => State::Closing,
             Life::Gone => State::Gone,
@@ -128,7 +143,7 @@ impl Worker {
     pub fn watches(&self) -> Vec<Watch<'_>> {
         match &self.life {
             Life::Open(session) => session.watches(),
-            Life::Opening(_) | Life::Dead { .. } | Life::Gone => Vec::new(),
+            Life::Opening(_) | Life::Attaching(_) | Life::Dead { .. } | Life::Gone => Vec::new(),
         }
     }
 
@@ -142,6 +157,15 @@ impl Worker {
                 }
                 Tried::Later(at) => Next::Wait { until: Some(at), agent: false },
                 Tried::Gone => self.gone(),
+            },
+            Life::Attaching(attaching) => match attaching.try_to(&self.ctx, &self.request, &self.mailbox) {
+                attaching::Tried::On(mut session, running) => {
+                    let next = running.map_or(Next::Again, |(begun, progress)| session.run_on(*begun, progress));
+                    self.life = Life::Open(session);
+                    next
+                }
+                attaching::Tried::Later(at) => Next::Wait { until: Some(at), agent: false },
+                attaching::Tried::Gone => self.gone(),
             },
             Life::Open(session) => match session.step(input) {
                 Next::Gone => self.gone(),
@@ -202,10 +226,22 @@ impl Worker {
     }
 }
 
+/// How a worker begins.
+#[derive(Debug)]
+pub enum Begins {
+    /// With an activation of its own, and this agent.
+    Anew(Box<config::Agent>),
+    /// With the activation of another daemon.
+    Attaching(Box<Pending>),
+}
+
 /// The body of a worker's thread.
-pub fn run(ctx: &Arc<Context>, request: &WorkRequest, config: config::Agent, mailbox: &Arc<Mailbox>) {
+pub fn run(ctx: &Arc<Context>, request: &WorkRequest, how: Begins, mailbox: &Arc<Mailbox>) {
     crate::log::about("key", &request.key);
-    let mut worker = Worker::open(ctx, request, config, mailbox);
+    let mut worker = match how {
+        Begins::Anew(config) => Worker::open(ctx, request, *config, mailbox),
+        Begins::Attaching(pending) => Worker::attach(ctx, request, *pending, mailbox),
+    };
     let mut input = Input::Go;
     loop {
         let stepped = catch_unwind(AssertUnwindSafe(|| worker.step(input)));

@@ -8,13 +8,14 @@ use super::session::Session;
 use super::{AGAIN, class};
 use crate::agent::Identity;
 use crate::config;
+use crate::config::AgentKind;
 use crate::daemon::context::Context;
 use crate::daemon::mailbox::{Close, Letters, Mailbox};
 use crate::daemon::registry::{Doing, WorkRequest};
 use crate::daemon::turn_host::TurnHost;
 use crate::model::names;
 use crate::model::worker::{Then, open_again, opened};
-use crate::store::{Error, Opened, Refusal};
+use crate::store::{Definition, Error, Opened, Refusal};
 
 /// An activation that is being opened.
 pub struct Opening {
@@ -72,7 +73,7 @@ impl Opening {
             None => self.id.insert(ctx.store.session_in_row(request.sid)?.id).clone(),
         };
         let cwd = working_dir(&ctx.state_dir, &self.config.cwd, &request.key, &id).display().to_string();
-        match ctx.store.open_activation(request.sid, self.config.name.clone(), cwd) {
+        match ctx.store.open_activation(request.sid, self.config.name.clone(), cwd, definition(ctx, &self.config)) {
             // A session has one worker, so an activation of this boot that is open is without one: a commit in doubt opened
             // it, or it was left because of an order to close that the session's resumption had overtaken.
             Err(Error::Refused(Refusal::Stale)) => Ok((ctx.store.reopen_activation(request.sid)?, id)),
@@ -111,9 +112,21 @@ impl Opening {
         let config = named(self.config.clone(), &identity);
         let agent = (ctx.agents)(ctx, &config);
         let mut host = TurnHost::new(ctx.clone(), request.sid, opened.epoch, config, mailbox.clone(), identity);
+        ctx.registry.set_kept(request.sid, self.config.kind == AgentKind::Exec && ctx.keeper().is_some());
         host.take_in(std::mem::take(&mut self.letters));
         host.work = true;
         host.auto_continue |= request.auto_continue;
         Box::new(Session::new(host, agent, opened.session.agent_session, opened.session.turns))
     }
+}
+
+/// The definition of an agent that may outlive the daemon, as its activation keeps it; `None`: it may not.
+fn definition(ctx: &Context, config: &config::Agent) -> Option<Definition> {
+    let per_turn = match config.kind {
+        AgentKind::Acp => false,
+        AgentKind::Exec => true,
+        AgentKind::Openai | AgentKind::Lua | AgentKind::Echo => return None,
+    };
+    ctx.keeper()?;
+    Some(Definition { json: serde_json::to_string(config).ok()?, per_turn })
 }

@@ -88,6 +88,11 @@ impl Session {
         }
     }
 
+    /// A session that goes on with the agent of another daemon.
+    pub(super) fn go_on(host: TurnHost, agent: Box<dyn Agent>, agent_session: Option<String>, turns: i64) -> Self {
+        Self { fresh: false, ..Self::new(host, agent, agent_session, turns) }
+    }
+
     /// Its state.
     pub(super) const fn state(&self) -> State {
         match &self.stage {
@@ -198,6 +203,7 @@ impl Session {
         self.backing_off = self.start_after.is_some_and(|at| at > self.ctx().now());
         let facts = AtRest {
             killed: self.host.is_killed(),
+            let_go: self.host.let_go,
             close: self.host.close,
             begun: self.host.begun.is_some(),
             reserved,
@@ -208,6 +214,7 @@ impl Session {
         };
         match look(&facts) {
             Act::Close(close) => self.go(Stage::Closing(close)),
+            Act::LetGo => self.let_go(),
             Act::Start => {
                 let begun = self.host.begun.take();
                 self.go(Stage::Starting(begun))
@@ -221,6 +228,16 @@ impl Session {
             Act::Rest if reserved => self.then(Then::RestReserved),
             Act::Rest => self.then(Then::Rest { worked: false }),
         }
+    }
+
+    /// Lets the agent go, which outlives the daemon: whatever is not committed is read again by the next one.
+    pub(super) fn let_go(&mut self) -> Next {
+        self.host.flush();
+        self.agent.durable(&mut self.host);
+        if self.agent.let_go() {
+            return Next::Gone;
+        }
+        self.go(Stage::Closing(Close::Stop))
     }
 
     /// Whether a turn could begin in it at once.

@@ -163,7 +163,7 @@ impl Rig {
         });
         let env = Env { faults: Some(fails), durable: false, ..Env::default() };
         let store = Store::open_in(&dir.path().join("ostler.db"), env).unwrap();
-        store.open_boot(BootInfo { boot_id: "boot".into(), pid: 1, threshold: 3 }).unwrap();
+        store.open_boot(BootInfo { boot_id: "boot".into(), pid: 1, threshold: 3, machine: None }).unwrap();
         let config = config::parse("[sessions]\npark_after = \"60s\"\n", None).unwrap();
         let scripts = load(&config.hooks, "1").unwrap();
         let hooks = Hooks::start(scripts, Arc::new(TrialHost::default()), "boot").unwrap();

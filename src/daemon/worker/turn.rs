@@ -41,7 +41,9 @@ pub(super) struct Finish {
 
 impl Session {
     /// Runs a turn that has begun. `own`: the agent began it by itself.
-    pub(super) fn turn(&mut self, begun: Begun, context: Option<String>, own: bool) -> Next {
+    pub(super) fn turn(&mut self, mut begun: Begun, context: Option<String>, own: bool) -> Next {
+        // Its agent may have been started since.
+        begun.frame = self.host.decided(begun.frame);
         let (sid, since) = (self.host.sid, self.ctx().now());
         let doing = Doing::Running { turn_id: Some(begun.turn_id.clone()), since, tool: None };
         let _ = self.ctx().registry.set(sid, doing);
@@ -60,6 +62,7 @@ impl Session {
                 _ => begun.prompt.clone(),
             },
             context,
+            frame: begun.frame.and_then(|frame| u64::try_from(frame).ok()),
             resumed: begun.continues.as_ref().is_some_and(|c| c.rerun),
         };
         crate::failpoint::hit_for("prompt", "before", self.key());
@@ -71,10 +74,27 @@ impl Session {
         self.progress(Box::new(Turn { begun, since, own, until: None }), progress)
     }
 
+    /// Goes on with a turn that another daemon began.
+    pub(super) fn run_on(&mut self, begun: Begun, progress: Progress) -> Next {
+        let (sid, since) = (self.host.sid, self.ctx().now());
+        let doing = Doing::Running { turn_id: Some(begun.turn_id.clone()), since, tool: None };
+        let _ = self.ctx().registry.set(sid, doing);
+        if begun.on_probation {
+            self.ctx().registry.begin_probation(sid);
+        }
+        crate::log::about("turn_id", &begun.turn_id);
+        let own = begun.prompt.is_empty();
+        self.progress(Box::new(Turn { begun, since, own, until: None }), progress)
+    }
+
     /// Advances the running turn.
     pub(super) fn run(&mut self, turn: Box<Turn>, input: Input) -> Next {
         let mut concerns = self.host.collect();
+        if self.host.let_go && self.host.close.is_none() {
+            return self.let_go();
+        }
         concerns |= self.host.act_on_time();
+        self.agent.durable(&mut self.host);
         let late = turn.until.is_some_and(|at| at <= self.ctx().now());
         // While the store accepts nothing, the agent's output is not read, but the agent still gets its letters.
         let room = agent::Host::has_room(&self.host);
@@ -151,6 +171,8 @@ impl Session {
         let (written, more) = match store.finish_turn(f.begun.turn, f.unconfirmed.clone(), outcome, error, f.mark) {
             Ok(ended) => {
                 self.ctx().tally.turn(ended.outcome);
+                self.host.finished(&finish.unconfirmed);
+                self.agent.durable(&mut self.host);
                 self.notify_end(&f.begun, ended.outcome, &f.answer, f.since);
                 (Written::Yes { more: ended.more }, ended.more)
             }

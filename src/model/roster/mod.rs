@@ -113,6 +113,10 @@ struct LiveSession {
     agent: String,
     /// While idle it has nothing to close: no process and no agent state.
     light: bool,
+    /// Its agent may outlive the daemon.
+    kept: bool,
+    /// A stop leaves it alone: its agent goes on.
+    spared: bool,
     doing: Doing,
     /// The number of its last use.
     used: u64,
@@ -150,6 +154,8 @@ pub struct Numbers {
     pub running: usize,
     /// Waiting for a worker.
     pub waiting: usize,
+    /// With a worker that a stop leaves alone, because its agent goes on.
+    pub kept: usize,
 }
 
 /// The roster, as described in the module.
@@ -249,7 +255,7 @@ impl Roster {
     #[must_use]
     pub fn may_park(&mut self, sid: i64, has_work: bool) -> bool {
         let park = |entry: &mut LiveSession| {
-            let may = entry.doing == Doing::Idle && !has_work;
+            let may = entry.doing == Doing::Idle && !has_work && !entry.spared;
             if may {
                 entry.doing = Doing::Closing;
             }
@@ -279,27 +285,64 @@ impl Roster {
 
     /// A stop begins: admits no session from now on and closes every worker. Idle workers with nothing to close are
     /// released without being woken: waking ten thousand threads takes longer than the rest of a stop. Their threads
-    /// sleep until the process ends; their activations are closed with all others.
+    /// sleep until the process ends; their activations are closed with all others. `keep`: sessions whose agents may outlive
+    /// the daemon are left alone, and count no more.
     #[must_use]
-    pub fn close_all(&mut self, has_letters: impl Fn(i64) -> bool) -> Vec<Effect> {
+    pub fn close_all(&mut self, has_letters: impl Fn(i64) -> bool, keep: bool) -> Vec<Effect> {
         self.closed = true;
         self.waiting.clear();
-        let released = |(sid, e): &(&i64, &LiveSession)| e.light && e.doing == Doing::Idle && !has_letters(**sid);
+        if keep {
+            self.live.values_mut().for_each(|entry| entry.spared = entry.kept);
+        }
+        let released =
+            |(sid, e): &(&i64, &LiveSession)| !e.spared && e.light && e.doing == Doing::Idle && !has_letters(**sid);
         let released: Vec<i64> = self.live.iter().filter(released).map(|(sid, _)| *sid).collect();
         for sid in &released {
             if let Some(entry) = self.live.remove(sid) {
                 self.count_out(&entry);
             }
         }
-        released.into_iter().map(Effect::Release).chain(self.live.keys().copied().map(Effect::Stop)).collect()
+        let closed = self.live.iter().filter(|(_, e)| !e.spared).map(|(sid, _)| Effect::Stop(*sid));
+        released.into_iter().map(Effect::Release).chain(closed).collect()
     }
 
-    /// Abandons the workers that have not ended. Returns their sessions' rows and keys.
+    /// The agents of a stop are to be ended after all: closes the workers that it had left alone.
+    #[must_use]
+    pub fn spare_none(&mut self) -> Vec<Effect> {
+        let spared: Vec<i64> = self.spared().collect();
+        self.live.values_mut().for_each(|entry| entry.spared = false);
+        spared.into_iter().map(Effect::Stop).collect()
+    }
+
+    /// The sessions that a stop leaves alone.
+    pub fn spared(&self) -> impl Iterator<Item = i64> {
+        self.live.iter().filter(|(_, e)| e.spared).map(|(sid, _)| *sid)
+    }
+
+    /// Whether a stop leaves this session alone.
+    #[must_use]
+    pub fn is_spared(&self, sid: i64) -> bool {
+        self.live.get(&sid).is_some_and(|e| e.spared)
+    }
+
+    /// Whether the session's agent may outlive the daemon from now on.
+    pub fn set_kept(&mut self, sid: i64, kept: bool) {
+        if let Some(entry) = self.live.get_mut(&sid) {
+            entry.kept = kept;
+        }
+    }
+
+    /// Abandons the workers that have not ended, but for those that the stop leaves alone. Returns their sessions' rows
+    /// and keys.
     pub fn abandon(&mut self) -> Vec<(i64, String)> {
-        let abandoned = std::mem::take(&mut self.live).into_iter().map(|(sid, entry)| (sid, entry.key)).collect();
+        let given_up: Vec<i64> = self.live.iter().filter(|(_, e)| !e.spared).map(|(sid, _)| *sid).collect();
+        let remove = |sid: i64| {
+            let entry = self.live.remove(&sid)?;
+            self.count_out(&entry);
+            Some((sid, entry.key))
+        };
+        let abandoned = given_up.into_iter().filter_map(remove).collect();
         self.by_key.clear();
-        self.by_agent.clear();
-        self.running = 0;
         abandoned
     }
 
@@ -307,29 +350,35 @@ impl Roster {
     #[must_use]
     pub fn blocking(&self, now: Instant) -> Vec<Blocking> {
         let running = |(sid, e): (&i64, &LiveSession)| match &e.doing {
-            Doing::Running { turn_id, since, tool } => Some(Blocking {
+            Doing::Running { turn_id, since, tool } if !e.spared => Some(Blocking {
                 sid: *sid,
                 key: e.key.clone(),
                 turn_id: turn_id.clone(),
                 age: now.saturating_duration_since(*since),
                 tool: tool.clone(),
             }),
-            Doing::Starting | Doing::Idle | Doing::Closing => None,
+            Doing::Running { .. } | Doing::Starting | Doing::Idle | Doing::Closing => None,
         };
         let mut blocking: Vec<_> = self.live.iter().filter_map(running).collect();
         blocking.sort_by(|a, b| b.age.cmp(&a.age).then_with(|| a.key.cmp(&b.key)));
         blocking
     }
 
-    /// The sessions in which a turn begins or runs.
+    /// The sessions in which a turn begins or runs, but for those that a stop leaves alone.
     pub fn running(&self) -> impl Iterator<Item = i64> {
-        self.live.iter().filter(|(_, e)| e.doing.kind() == Kind::Running).map(|(sid, _)| *sid)
+        self.live.iter().filter(|(_, e)| e.doing.kind() == Kind::Running && !e.spared).map(|(sid, _)| *sid)
     }
 
-    /// The numbers of sessions.
+    /// The numbers of sessions. Those that a stop leaves alone are counted apart.
     #[must_use]
     pub fn numbers(&self) -> Numbers {
-        Numbers { live: self.live.len(), running: self.running, waiting: self.waiting.len() }
+        let (mut kept, mut running_on) = (0, 0);
+        if self.closed {
+            let spared = || self.live.values().filter(|e| e.spared);
+            (kept, running_on) = (spared().count(), spared().filter(|e| e.doing.kind() == Kind::Running).count());
+        }
+        let (live, running) = (self.live.len() - kept, self.running - running_on);
+        Numbers { live, running, waiting: self.waiting.len(), kept }
     }
 
     /// Every live session, with its key.

@@ -191,6 +191,12 @@ impl Roster {
         Some(sid)
     }
 
+    /// A session goes on with the agent of another daemon: it is live whatever the limits say, and gives way as any other
+    /// afterwards.
+    pub fn adopt(&mut self, request: &WorkRequest, agent: &str, light: bool) {
+        self.insert(request, agent.to_owned(), light);
+    }
+
     fn insert(&mut self, request: &WorkRequest, agent: String, light: bool) {
         let used = self.next_use();
         self.by_agent.entry(agent.clone()).or_default().live += 1;
@@ -198,6 +204,8 @@ impl Roster {
             key: request.key.clone(),
             agent,
             light,
+            kept: false,
+            spared: false,
             doing: Doing::Starting,
             used,
             again: None,

@@ -77,7 +77,7 @@ fn a_session_has_one_worker() {
     assert_eq!(rig.roster.numbers().waiting, 1);
     let (admitted, effects) = rig.roster.admit(9, &TwoAgents, &|_| false);
     assert_eq!((admitted.len(), admitted[0].request.auto_continue, effects), (1, true, vec![]));
-    assert_eq!(rig.roster.numbers(), Numbers { live: 1, running: 0, waiting: 0 });
+    assert_eq!(rig.roster.numbers(), Numbers { live: 1, running: 0, waiting: 0, kept: 0 });
     assert_eq!(rig.roster.want(request(7, "x:a")), [wake(7)], "its worker is told");
     assert_eq!(rig.admit(9), (vec![], vec![]));
 }
@@ -213,7 +213,7 @@ fn a_session_without_a_thread_waits_where_it_waited() {
         let auto_continue = waiting.request.sid == 2;
         assert_eq!(rig.roster.give_back(waiting, auto_continue), [Effect::Nudge]);
     }
-    assert_eq!(rig.roster.numbers(), Numbers { live: 0, running: 0, waiting: 3 });
+    assert_eq!(rig.roster.numbers(), Numbers { live: 0, running: 0, waiting: 3, kept: 0 });
     let again: Vec<_> = rig.roster.admit(2, &TwoAgents, &|_| false).0.into_iter().map(|w| w.request).collect();
     assert_eq!(again, [request(1, "x:1"), WorkRequest { auto_continue: true, ..request(2, "x:2") }]);
 }
@@ -270,7 +270,7 @@ fn only_a_worker_that_rests_and_is_ready_is_reserved_and_once() {
     assert!(rig.roster.hand_over(7) && !rig.roster.is_reserved(7));
     assert_eq!((rig.begin(7), rig.roster.numbers().running), (Some(true), 1));
     assert_eq!((rig.rest(7, 3), rig.roster.numbers().running), (Some(true), 0));
-    let _ = rig.roster.close_all(|_| true);
+    let _ = rig.roster.close_all(|_| true, false);
     assert_eq!(rig.reserve("x:7"), None, "a stop");
 }
 
@@ -345,9 +345,9 @@ fn a_stop_lets_go_who_rests_and_holds_nothing() {
     assert_eq!((rig.admit(9).0, rig.rest(2, 3)), (vec![2], Some(true)), "with an agent");
     assert!(rig.roster.set(3, Doing::Starting, false).is_some());
     let _ = rig.roster.want(request(9, "x:9"));
-    let effects = rig.roster.close_all(|sid| sid == 4);
+    let effects = rig.roster.close_all(|sid| sid == 4, false);
     assert_eq!(effects, [Effect::Release(1), Effect::Stop(2), Effect::Stop(3), Effect::Stop(4)]);
-    assert_eq!(rig.roster.numbers(), Numbers { live: 3, running: 0, waiting: 0 });
+    assert_eq!(rig.roster.numbers(), Numbers { live: 3, running: 0, waiting: 0, kept: 0 });
     assert_eq!((rig.roster.want(request(8, "x:8")), rig.admit(9)), (vec![], (vec![], vec![])));
     assert_eq!(rig.roster.want(request(3, "x:3")), [wake(3)]);
     assert_eq!(rig.roster.abandon(), [(2, "one:2".into()), (3, "x:3".into()), (4, "x:4".into())]);
@@ -553,7 +553,7 @@ fn assert_counted(rig: &Rig, reference: &Reference) {
     let once: BTreeSet<i64> = waiting.iter().copied().collect();
     assert_eq!(once.len(), waiting.len(), "a session waits twice");
     assert!(once.iter().all(|sid| !roster.live.contains_key(sid)), "a session waits and is live");
-    let numbers = Numbers { live: roster.live.len(), running: count(Kind::Running), waiting: waiting.len() };
+    let numbers = Numbers { live: roster.live.len(), running: count(Kind::Running), waiting: waiting.len(), kept: 0 };
     assert_eq!(roster.numbers(), numbers);
     for (name, slots) in &roster.by_agent {
         let mine: Vec<_> = roster.live.iter().filter(|(_, e)| e.agent == *name).collect();

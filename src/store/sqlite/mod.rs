@@ -20,7 +20,7 @@ pub(super) mod schema;
 pub(super) mod writer;
 
 pub(super) use engine::Sqlite;
-pub use schema::{Exam, examine, knows_session, reports_of, version};
+pub use schema::{Exam, examine, knows_session, reports_of, shims_of, version};
 
 /// A row as rusqlite gives it.
 pub(super) type RawRow<'r> = rusqlite::Row<'r>;

@@ -21,7 +21,8 @@ pub(super) const APPLICATION_ID: i32 = 0x6f73_746c;
 pub(in crate::store) const BUSY: Duration = Duration::from_secs(5);
 
 /// Every migration, in order; the schema's version is how many have run.
-pub(in crate::store) const MIGRATIONS: &[&str] = &[include_str!("0001_first.sql"), include_str!("0002_portable.sql")];
+pub(in crate::store) const MIGRATIONS: &[&str] =
+    &[include_str!("0001_first.sql"), include_str!("0002_portable.sql"), include_str!("0003_shims.sql")];
 
 /// The schema version that this program writes.
 #[must_use]
@@ -176,6 +177,20 @@ pub fn knows_session(path: &Path, session_id: &str) -> Result<bool, Error> {
     let conn = open_quietly(path)?;
     conn.query_row("SELECT EXISTS (SELECT 1 FROM sessions WHERE id=?1)", [session_id], |r| r.get(0))
         .map_err(|e| Error::open(path, &e))
+}
+
+/// The shims that a database names, by pid and start time, for whoever has no daemon to ask. No file is made or changed.
+///
+/// # Errors
+/// It cannot be read.
+pub fn shims_of(path: &Path) -> Result<Vec<(u32, u64)>, Error> {
+    let conn = open_quietly(path)?;
+    let read = || -> rusqlite::Result<Vec<(u32, u64)>> {
+        conn.prepare("SELECT pid, pid_start FROM shims")?
+            .query_map([], |r| Ok((r.get(0)?, u64::try_from(r.get::<_, i64>(1)?).unwrap_or(0))))?
+            .collect()
+    };
+    read().map_err(|e| Error::open(path, &e))
 }
 
 /// The stop reports in a database, newest first, for whoever has no daemon to ask. No file is made or changed.

@@ -246,7 +246,7 @@ fn in_a_stop_messages_are_kept_for_the_next_boot() {
     rig.store.set_admission(Admission::Stopping);
     let a = rig.say(KEY, "m");
     assert!(a.deferred);
-    assert_eq!(refused(rig.store.open_activation(a.sid, "agent".into(), "/w".into())), Refusal::Closed);
+    assert_eq!(refused(rig.store.open_activation(a.sid, "agent".into(), "/w".into(), None)), Refusal::Closed);
     rig.restart();
     let epoch = rig.open(a.sid);
     assert_eq!(rig.begin(a.sid, epoch).turn_id, a.turn_id);

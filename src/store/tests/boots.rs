@@ -22,7 +22,10 @@ fn a_crash_ends_every_activation_once_and_marks_what_ran() {
     rig.pass(7 * 60_000);
     let seen = rig.newest();
     let r = rig.crash();
-    assert_eq!(r, Recovered { deaths: 1, activations: 2, interrupted: 1, suspended: 0, recent_deaths: 0 });
+    assert_eq!(
+        r,
+        Recovered { deaths: 1, activations: 2, interrupted: 1, suspended: 0, recent_deaths: 0, pending: vec![] }
+    );
     assert_eq!(rig.events(KEY, seen), ["turn_end:interrupted", "session_end:crash"]);
     assert_eq!(rig.events("local:idle", seen), ["session_end:crash"]);
     assert!(rig.events("local:parked", seen).is_empty());
@@ -67,11 +70,11 @@ fn a_stop_in_order_leaves_nothing_to_recover() {
     assert_eq!([done.sid, cut.sid, idle.sid].map(|s| rig.mark(s)), ["restart_timeout", "restart_timeout", ""]);
     rig.finish(turn.turn, Outcome::Completed);
     rig.pass(30_000);
-    assert_eq!(rig.store.refresh_marks(MarkReason::RestartTimeout).unwrap(), 1);
+    assert_eq!(rig.store.refresh_marks(MarkReason::RestartTimeout, false).unwrap(), 1);
     rig.store.finish_turn(cut_turn.turn, vec![], Outcome::Interrupted, None, MarkReason::RestartTimeout).unwrap();
     let seen = rig.newest();
-    assert_eq!(rig.store.close_activations(StopReason::Restart, 3).unwrap(), 3);
-    assert_eq!(rig.store.close_activations(StopReason::Restart, 3).unwrap(), 0);
+    assert_eq!(rig.store.close_activations(StopReason::Restart, 3, None).unwrap(), 3);
+    assert_eq!(rig.store.close_activations(StopReason::Restart, 3, None).unwrap(), 0);
     for key in [KEY, "local:cut", "local:idle"] {
         assert_eq!(rig.events(key, seen), ["session_end:restart"]);
     }
@@ -92,7 +95,7 @@ fn what_is_abandoned_is_interrupted_and_counted() {
     let (killed, _) = rig.running("local:killed", "killed by an impatient operator");
     rig.store.mark_running(note()).unwrap();
     rig.store.note_abandoned(vec![a.sid, c.sid]).unwrap();
-    rig.store.close_activations(StopReason::Restart, 3).unwrap();
+    rig.store.close_activations(StopReason::Restart, 3, None).unwrap();
     assert_eq!(
         (rig.state(&turn.turn_id).as_str(), rig.mark(a.sid).as_str(), rig.unclean(a.sid)),
         ("interrupted", "restart_timeout", 1)
@@ -129,7 +132,7 @@ fn what_is_abandoned_time_and_again_is_suspended() {
         rig.store.mark_running(note()).unwrap();
         rig.store.note_abandoned(vec![a.sid]).unwrap();
         let seen = rig.newest();
-        rig.store.close_activations(StopReason::Restart, 3).unwrap();
+        rig.store.close_activations(StopReason::Restart, 3, None).unwrap();
         let told = rig.events(KEY, seen);
         assert_eq!(told.iter().filter(|e| e.starts_with("session_end")).count(), 1, "one end: {told:?}");
         rig.store.close_boot(false, Value::Null, 100).unwrap();
@@ -303,7 +306,7 @@ fn a_death_inside_recovery_changes_nothing() {
     let (a, _) = rig.running(KEY, "m");
     let env = Env { faults: Some(Arc::new(|name, step| (name, step) == ("open_boot", Step::Commit))), ..env(&rig.now) };
     rig.store = Store::open_in(&rig.path, env).unwrap();
-    let info = BootInfo { boot_id: "doomed".into(), pid: 1, threshold: 3 };
+    let info = BootInfo { boot_id: "doomed".into(), pid: 1, threshold: 3, machine: None };
     assert!(matches!(rig.store.open_boot(info), Err(Error::Unavailable(_))));
     assert_eq!((rig.mark(a.sid).as_str(), rig.number("SELECT count(*) FROM boots")), ("", 1));
     let r = rig.crash();
@@ -355,7 +358,7 @@ fn the_outcomes_of_a_stop() {
     rig.store.mark_running(note()).unwrap();
     rig.finish(done.turn, Outcome::Completed);
     rig.finish(cut.turn, Outcome::Interrupted);
-    rig.store.close_activations(StopReason::Restart, 3).unwrap();
+    rig.store.close_activations(StopReason::Restart, 3, None).unwrap();
     let told = rig.store.stop_outcomes(&live).unwrap();
     let mut told: Vec<_> =
         told.iter().map(|o| (o.key.as_str(), o.turn.as_deref(), o.mark.is_some(), o.end_pending)).collect();

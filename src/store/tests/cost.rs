@@ -130,7 +130,7 @@ fn a_day(rig: &mut Rig) {
     let (a, b) = rig.running(KEY, "cut");
     store.append(b.turn, batch(1, vec![tool("pending")])).unwrap();
     store.mark_running(note()).unwrap();
-    store.refresh_marks(MarkReason::ShutdownTimeout).unwrap();
+    store.refresh_marks(MarkReason::ShutdownTimeout, false).unwrap();
     rig.finish(b.turn, Outcome::Interrupted);
     let next_turn = Begin { auto_continue: true, ..rig.next_turn(a.sid, b.turn.epoch) };
     let again = store.begin_turn(next_turn).unwrap().unwrap();

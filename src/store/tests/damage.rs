@@ -173,7 +173,7 @@ fn others_are_served(rig: &Rig, what: &str, bad: &Accepted, good: &Accepted) {
     rig.store.history(bad.sid, 0, 0, 1 << 20).unwrap();
     rig.store.events(Some(BAD), 0, 1000).unwrap();
     // A worker that is given it is told so, and tries no more.
-    let opened = rig.store.open_activation(bad.sid, "agent".into(), "/w".into());
+    let opened = rig.store.open_activation(bad.sid, "agent".into(), "/w".into(), None);
     assert!(opened.as_ref().map_or_else(|e| e.refusal().is_some(), |_| true), "{what}: {opened:?}");
     let new = rig.say("local:new", "hello");
     let epoch = rig.open(new.sid);
@@ -220,10 +220,10 @@ fn a_stop_marks_and_closes_everybody_else() {
         assert!(rig.store.mark_running(note()).unwrap() >= 1, "{what}");
         assert_eq!(rig.mark(good.sid), "restart_timeout", "{what}");
         rig.pass(1000);
-        rig.store.refresh_marks(MarkReason::RestartTimeout).unwrap();
+        rig.store.refresh_marks(MarkReason::RestartTimeout, false).unwrap();
         assert_eq!(rig.marked_at(good.sid), T0 + 1000, "{what}");
         rig.store.note_abandoned(vec![bad.sid]).unwrap();
-        assert!(rig.store.close_activations(StopReason::Restart, 3).unwrap() >= 1, "{what}");
+        assert!(rig.store.close_activations(StopReason::Restart, 3, None).unwrap() >= 1, "{what}");
         assert_eq!(rig.events(GOOD, seen), ["turn_end:interrupted", "session_end:restart"], "{what}");
         rig.store.set_admission(Admission::Open);
         closed_or_named(&rig, what, &bad);

@@ -190,7 +190,7 @@ fn a_refused_transaction_journals_nothing() {
     let a = rig.say(KEY, "m");
     rig.open(a.sid);
     let before = (rig.newest(), owed(&rig).len());
-    assert!(rig.store.open_activation(a.sid, "agent".into(), "/w".into()).is_err());
+    assert!(rig.store.open_activation(a.sid, "agent".into(), "/w".into(), None).is_err());
     let stray = rig.store.write("stray", move |tx| {
         let s = tx.session(a.sid)?.unwrap();
         tx.record(

@@ -104,7 +104,7 @@ fn old_events_go_in_order_and_numbers_are_never_used_again() {
     rig.open(a.sid);
     assert_eq!(rig.store.events(None, 0, 10).unwrap().items[0].seq, newest + 1);
     // What a refused transaction had taken was never seen by anybody; what was committed is not given out again.
-    assert!(rig.store.open_activation(a.sid, "agent".into(), "/w".into()).is_err());
+    assert!(rig.store.open_activation(a.sid, "agent".into(), "/w".into(), None).is_err());
     rig.store.reset(key(), "agent".into(), ACTOR).unwrap();
     let seqs: Vec<i64> = rig.store.events(None, 0, 10).unwrap().items.iter().map(|e| e.seq).collect();
     assert!(seqs.is_sorted() && seqs.windows(2).all(|w| w[0] < w[1]), "{seqs:?}");

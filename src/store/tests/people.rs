@@ -254,7 +254,7 @@ fn only_the_current_session_is_reset_or_suspended() {
 fn an_activation_is_opened_once_and_closed_once() {
     let rig = Rig::new();
     let a = rig.say(KEY, "m");
-    let open = || rig.store.open_activation(a.sid, "agent".into(), "/w".into());
+    let open = || rig.store.open_activation(a.sid, "agent".into(), "/w".into(), None);
     assert_eq!(open().unwrap().epoch, 1);
     assert_eq!(refused(open()), Refusal::Stale, "it is live");
     let close = |epoch| rig.store.close_activation(a.sid, epoch, EndReason::Parked, Actor::Policy).unwrap();
@@ -269,7 +269,7 @@ fn an_activation_is_opened_once_and_closed_once() {
     rig.store.reset(key(), "agent".into(), ACTOR).unwrap();
     assert_eq!(refused(open()), Refusal::Stale, "it is over");
     assert_eq!(refused(rig.store.reopen_activation(a.sid)), Refusal::Stale);
-    assert_eq!(refused(rig.store.open_activation(99, "agent".into(), "/w".into())), Refusal::Stale);
+    assert_eq!(refused(rig.store.open_activation(99, "agent".into(), "/w".into(), None)), Refusal::Stale);
     assert_eq!(
         lives(&rig, 0),
         [

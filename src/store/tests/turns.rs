@@ -128,7 +128,7 @@ fn a_piece_sent_twice_is_kept_once() {
     }
     assert_eq!(rig.events(KEY, seen), ["text:one ", "text:two ", "text:three"]);
     // What is in doubt comes with what was said since, and with the end.
-    let of = |number, piece| Batch { number, items: vec![text(piece)] };
+    let of = |number, piece| Batch { number, items: vec![text(piece)], keep: None };
     rig.store.append(b.turn, vec![of(3, "three"), of(4, " four")]).unwrap();
     rig.store
         .finish_turn(b.turn, vec![of(4, " four"), of(5, " five")], Outcome::Completed, None, MarkReason::Crash)
@@ -211,7 +211,7 @@ fn which_end_clears_which_mark() {
             }
             if timeout {
                 rig.pass(30_000);
-                assert_eq!(rig.store.refresh_marks(MarkReason::RestartTimeout).unwrap(), 1);
+                assert_eq!(rig.store.refresh_marks(MarkReason::RestartTimeout, false).unwrap(), 1);
                 assert_eq!((rig.mark(a.sid), rig.marked_at(a.sid)), ("restart_timeout".into(), T0 + 30_000));
             }
             rig.store.finish_turn(b.turn, vec![], *outcome, None, MarkReason::RestartTimeout).unwrap();

@@ -143,7 +143,8 @@ impl Sim {
     fn start(&mut self) {
         let p = self.process.as_mut().expect("a process");
         let new = p.starting.lock().unwrap().remove(0);
-        let worker = Worker::open(&new.ctx, &new.request, new.agent, &new.mailbox);
+        let Begins::Anew(agent) = new.begins else { panic!("no agent outlives the simulated daemon") };
+        let worker = Worker::open(&new.ctx, &new.request, *agent, &new.mailbox);
         assert!(!p.threads.iter().any(|t| t.sid == new.request.sid), "a session has two workers");
         p.threads.push(Thread {
             sid: new.request.sid,

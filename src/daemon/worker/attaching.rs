@@ -1,0 +1,213 @@
+//! Attaches a session to its agent, which has outlived another daemon; or, if it has not, ends what is left of it and
+//! settles the session as the boot would have done.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::AGAIN;
+use super::make::named;
+use super::session::Session;
+use crate::agent::process::{self, KnownShim, Process};
+use crate::agent::{Identity, Outlived, Progress};
+use crate::config::{self, AgentKind};
+use crate::daemon::context::Context;
+use crate::daemon::mailbox::{Letters, Mailbox};
+use crate::daemon::registry::{Doing, WorkRequest};
+use crate::daemon::turn_host::TurnHost;
+use crate::model::settings::Resume;
+use crate::proc::mark;
+use crate::shim::frame::Standing;
+use crate::store::{Begun, Error, Pending, Refusal, Resumed, ShimRow};
+
+/// What is left of an agent that did not outlive the daemon has so long to end.
+const ENDS: Duration = Duration::from_secs(5);
+
+/// A session that is being attached to its agent.
+pub struct Attaching {
+    pending: Pending,
+    /// Its agent did not outlive the daemon; what it left is ended.
+    gone: bool,
+    letters: Letters,
+}
+
+/// The outcome of a try.
+pub enum Tried {
+    /// It goes on; with the turn that runs.
+    On(Box<Session>, Option<(Box<Begun>, Progress)>),
+    /// It is tried again at this instant.
+    Later(Instant),
+    /// It was settled, or another thread has closed it.
+    Gone,
+}
+
+/// Why it does not go on.
+enum Not {
+    /// Its agent is gone, or cannot be gone on with.
+    Gone(String, Option<ShimRow>),
+    /// Not now.
+    Later(String),
+    /// Its activation is closed.
+    Closed,
+}
+
+impl Attaching {
+    /// A session that the boot left pending.
+    pub fn new(pending: Pending) -> Self {
+        Self { pending, gone: false, letters: Letters::default() }
+    }
+
+    /// Tries to attach.
+    pub fn try_to(&mut self, ctx: &Arc<Context>, request: &WorkRequest, mailbox: &Arc<Mailbox>) -> Tried {
+        self.letters.add(mailbox.take());
+        if !self.gone {
+            let _place = ctx.attaching();
+            match self.attach(ctx, mailbox) {
+                Ok((session, running)) => return Tried::On(session, running),
+                Err(Not::Closed) => return Tried::Gone,
+                Err(Not::Later(why)) => {
+                    log::debug!(key = self.pending.key; "the session is not attached to yet: {why}");
+                    return Tried::Later(ctx.now() + AGAIN);
+                }
+                Err(Not::Gone(why, shim)) => {
+                    log::warn!(key = self.pending.key; "the agent did not outlive the daemon: {why}");
+                    self.end(ctx, shim);
+                    self.gone = true;
+                }
+            }
+        }
+        self.settle(ctx, request)
+    }
+
+    fn attach(&mut self, ctx: &Arc<Context>, mailbox: &Arc<Mailbox>) -> Result<Whole, Not> {
+        let Pending { sid, epoch, alone, .. } = self.pending;
+        crate::failpoint::hit_for("attach", "before", &self.pending.key);
+        let shim = ctx.store.pending_shim(sid, epoch).map_err(|e| not(&e))?;
+        let Some(keeper) = ctx.keeper() else { return Err(Not::Gone("agents are not kept".into(), shim.map(|s| s.0))) };
+        let mut attached = None;
+        let session = ctx.store.session_in_row(sid).map_err(|e| not(&e))?;
+        let identity = |cwd: &str| Identity {
+            key: session.key.clone(),
+            session_id: session.id.clone(),
+            sid,
+            boot_id: ctx.boot_id.clone(),
+            cwd: cwd.into(),
+        };
+        if let Some((row, taken)) = shim {
+            let known = KnownShim { name: row.name.clone(), token: row.token, boot_id: row.boot_id.clone() };
+            let from = u64::try_from(taken).unwrap_or(0);
+            match Process::attach(&keeper, &known, (&identity(""), "the agent"), from) {
+                // It was never told to start its agent.
+                Ok((process, at)) if at.standing == Standing::Waiting => process.end_now(),
+                Ok((process, _)) => attached = Some((process, row)),
+                Err(e) => return Err(Not::Gone(e.to_string(), Some(row))),
+            }
+        }
+        crate::failpoint::hit_for("attach", "attached", &self.pending.key);
+        // From here on it is this boot's.
+        let (process, row) = attached.unzip();
+        let resumed = match ctx.store.attach_activation(sid, epoch, alone).map_err(|e| not(&e)) {
+            Ok(resumed) => resumed,
+            Err(why) => {
+                if let (Not::Later(_), Some(process)) = (&why, process) {
+                    process.let_go();
+                }
+                return Err(why);
+            }
+        };
+        crate::failpoint::hit_for("attach", "committed", &self.pending.key);
+        self.resume(ctx, mailbox, &identity(&resumed.cwd), resumed, process).map_err(|why| Not::Gone(why, row))
+    }
+
+    fn resume(
+        &mut self,
+        ctx: &Arc<Context>,
+        mailbox: &Arc<Mailbox>,
+        identity: &Identity,
+        resumed: Resumed,
+        process: Option<Process>,
+    ) -> Result<Whole, String> {
+        let config: config::Agent =
+            serde_json::from_str(&resumed.definition).map_err(|e| format!("its definition cannot be read: {e}"))?;
+        crate::log::about("session_id", &identity.session_id);
+        log::info!(key = identity.key, session_id = identity.session_id;
+            "session goes on: activation {}, agent {}", self.pending.epoch, config.name);
+        let kind = config.kind;
+        let config = named(config, identity);
+        let mut agent = (ctx.agents)(ctx, &config);
+        let (sid, epoch) = (self.pending.sid, self.pending.epoch);
+        let mut host = TurnHost::new(ctx.clone(), sid, epoch, config, mailbox.clone(), identity.clone());
+        let (state, running) = host.resume(&resumed);
+        host.take_in(std::mem::take(&mut self.letters));
+        host.work = true;
+        let frames = |all: Vec<(i64, Vec<u8>)>| {
+            all.into_iter().filter_map(|(n, bytes)| Some((u64::try_from(n).ok()?, bytes))).collect()
+        };
+        let outlived = Outlived {
+            process,
+            offset: u64::try_from(resumed.offset).unwrap_or(0),
+            skip: usize::try_from(resumed.skip).unwrap_or(0),
+            state,
+            unsent: frames(resumed.unsent),
+            running,
+        };
+        let idle_command = kind == AgentKind::Exec && outlived.running.is_none();
+        let progress =
+            if idle_command { None } else { agent.attach(&mut host, outlived).map_err(|failure| failure.message)? };
+        let begun = resumed.running.map(|on| Box::new(on.begun));
+        let session = Session::go_on(host, agent, resumed.agent_session, resumed.turns);
+        Ok((Box::new(session), begun.zip(progress)))
+    }
+
+    /// Ends what is left of the agent.
+    fn end(&self, ctx: &Context, shim: Option<ShimRow>) {
+        let until = Instant::now() + ENDS;
+        if let Some(shim) = &shim {
+            process::kill(shim.pid, shim.pid_start);
+        }
+        let Ok(session) = ctx.store.session_in_row(self.pending.sid) else { return };
+        let mut left = process::find_marked(Some(&session.id), Some(&ctx.boot_id));
+        left.retain(|l| l.state_id.as_deref() == mark::own_state());
+        for stuck in process::end_leftovers(&left, until) {
+            log::error!(key = self.pending.key; "{stuck} cannot be ended");
+        }
+        if let Some(shim) = shim
+            && let Err(e) = ctx.store.shim_gone(shim.name)
+        {
+            log::warn!("that a shim is gone cannot be noted: {e}");
+        }
+    }
+
+    fn settle(&self, ctx: &Context, request: &WorkRequest) -> Tried {
+        let threshold = i64::from(ctx.config().sessions.stuck_threshold);
+        match ctx.store.settle_pending(self.pending.clone(), threshold) {
+            Ok(verdict) => {
+                let _ = ctx.registry.set(self.pending.sid, Doing::Closing);
+                let interrupted = verdict.is_some_and(|v| v.mark.is_some() && !v.suspend);
+                let auto_continue = interrupted && ctx.config().sessions.resume == Resume::Auto;
+                ctx.registry.want(WorkRequest { auto_continue, ..request.clone() });
+                Tried::Gone
+            }
+            Err(e) if e.lies_in_rows() => {
+                log::error!(key = self.pending.key; "its end could not be written, the next boot writes it: {e}");
+                Tried::Gone
+            }
+            Err(e) => {
+                log::error!(key = self.pending.key; "its end cannot be written yet: {e}");
+                Tried::Later(ctx.now() + AGAIN)
+            }
+        }
+    }
+}
+
+/// A session that goes on, with its turn.
+type Whole = (Box<Session>, Option<(Box<Begun>, Progress)>);
+
+fn not(error: &Error) -> Not {
+    match error {
+        Error::Refused(Refusal::Stale | Refusal::NotFound | Refusal::SessionNotFound) => Not::Closed,
+        Error::Refused(Refusal::OnProbation) => Not::Later("another session runs alone".to_owned()),
+        e if e.lies_in_rows() => Not::Gone(e.to_string(), None),
+        Error::Refused(_) => Not::Gone(error.to_string(), None),
+        e => Not::Later(e.to_string()),
+    }
+}
