@@ -99,10 +99,12 @@ impl Store {
                 "INSERT INTO boots (boot_id, pid, version, started_at, alive_at) VALUES (?1, ?2, ?3, ?4, ?4) RETURNING bid",
                 params![info.boot_id, info.pid, env!("CARGO_PKG_VERSION"), tx.now],
             )?;
-            let died = deaths.iter().filter(|(.., ended)| !ended).count();
-            let mut r = Recovered { deaths: died as i64, ..Recovered::default() };
+            let mut r = Recovered::default();
             for (bid, death, probation, ended) in &deaths {
+                let before = r.activations;
                 tx.recover(*bid, death, *probation, &info, &mut r)?;
+                // One that ended in order, and whose agents go on, has not died.
+                r.deaths += i64::from(!ended || r.activations > before);
                 if *ended {
                     continue;
                 }
@@ -199,9 +201,13 @@ impl Store {
             tx.update_sessions(
                 "stop",
                 "mark_reason=?1, marked_at=?2, mark_boot=?3",
-                "mark_reason IS NULL AND status='open' AND sid IN (SELECT sid FROM turns WHERE state='running')
-                 AND (?4=0 OR sid NOT IN (SELECT sid FROM kept))",
-                params![stop.reason.mark().as_str(), now, bid, stop.keep],
+                if stop.keep {
+                    "mark_reason IS NULL AND status='open' AND sid IN (SELECT sid FROM turns WHERE state='running')
+                     AND sid NOT IN (SELECT sid FROM kept)"
+                } else {
+                    "mark_reason IS NULL AND status='open' AND sid IN (SELECT sid FROM turns WHERE state='running')"
+                },
+                params![stop.reason.mark().as_str(), now, bid],
             )
         })
     }
@@ -219,9 +225,13 @@ impl Store {
             tx.update_sessions(
                 "stop",
                 "mark_boot=CASE WHEN mark_reason IS NULL THEN ?3 ELSE mark_boot END, mark_reason=?1, marked_at=?2",
-                "status='open' AND sid IN (SELECT sid FROM turns WHERE state='running')
-                 AND (?4=0 OR sid NOT IN (SELECT sid FROM kept))",
-                params![reason.as_str(), now, bid, keep],
+                if keep {
+                    "status='open' AND sid IN (SELECT sid FROM turns WHERE state='running')
+                     AND sid NOT IN (SELECT sid FROM kept)"
+                } else {
+                    "status='open' AND sid IN (SELECT sid FROM turns WHERE state='running')"
+                },
+                params![reason.as_str(), now, bid],
             )
         })
     }

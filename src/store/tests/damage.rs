@@ -110,18 +110,18 @@ pub(super) fn spoil_file(path: &std::path::Path, sql: &str, sid: i64, id: &str) 
         .replace("{jids}", &format!("jid IN (SELECT jid FROM journal WHERE sid={sid})"));
     let conn = Connection::open(path).unwrap();
     conn.execute_batch(
-        "CREATE TEMP TABLE kept AS SELECT name, sql FROM sqlite_schema WHERE type='table' AND sql LIKE '%STRICT';
+        "CREATE TEMP TABLE before AS SELECT name, sql FROM sqlite_schema WHERE type='table' AND sql LIKE '%STRICT';
          PRAGMA ignore_check_constraints=ON; PRAGMA writable_schema=ON;
          UPDATE sqlite_schema SET sql=replace(replace(sql, 'STRICT', ''), 'NOT NULL', '')
-           WHERE type='table' AND name IN (SELECT name FROM kept);
+           WHERE type='table' AND name IN (SELECT name FROM before);
          PRAGMA writable_schema=RESET;",
     )
     .unwrap();
     conn.execute_batch(&sql).unwrap_or_else(|e| panic!("{sql}: {e}"));
     conn.execute_batch(
         "PRAGMA writable_schema=ON;
-         UPDATE sqlite_schema SET sql=(SELECT k.sql FROM kept k WHERE k.name=sqlite_schema.name)
-           WHERE type='table' AND name IN (SELECT name FROM kept);
+         UPDATE sqlite_schema SET sql=(SELECT k.sql FROM before k WHERE k.name=sqlite_schema.name)
+           WHERE type='table' AND name IN (SELECT name FROM before);
          PRAGMA writable_schema=RESET;",
     )
     .unwrap();

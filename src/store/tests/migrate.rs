@@ -40,7 +40,7 @@ fn what_was_searched_or_counted_has_its_place_after_the_migration() {
     let leftover = "UPDATE turns SET sid=99 WHERE id='0198-own-turn-gone'";
     Connection::open(&path).unwrap().execute_batch(leftover).unwrap();
     let rig = migrated((dir, path));
-    assert_eq!((rig.number(VERSION), rig.number(TRIGGERS)), (2, 0));
+    assert_eq!((rig.number(VERSION), rig.number(TRIGGERS)), (3, 0));
     assert_eq!((rig.number(&own("gone")), rig.number(&own("one"))), (0, 1));
     assert_eq!(rig.number("SELECT count(*) FROM entries WHERE role='tool'"), 5);
     let unfilled = "SELECT count(*) FROM entries WHERE role='tool' AND (tool_call_id IS NULL OR tool_status IS NULL
@@ -61,7 +61,7 @@ fn everything_of_the_last_release_is_read_and_goes_on() {
     let found = rig.boot(3);
     assert_eq!((found.activations, found.interrupted, found.suspended), (1, 1, 0), "{found:?}");
     let exam = examine(&rig.path).unwrap();
-    assert_eq!((exam.sound.as_str(), exam.schema, exam.damaged), ("ok", 2, Vec::new()));
+    assert_eq!((exam.sound.as_str(), exam.schema, exam.damaged), ("ok", 3, Vec::new()));
     let all = |states: &[&str]| {
         let states = states.iter().map(|s| (*s).to_owned()).collect();
         rig.store.sessions(&SessionFilter { states, key: None, limit: 100, before: None }).unwrap().items
@@ -127,7 +127,7 @@ fn damaged_rows_do_not_hold_up_a_migration() {
         drop(conn);
         super::damage::spoil_file(&path, damage, sid, &id);
         let mut rig = migrated((dir, path));
-        assert_eq!((rig.number(VERSION), rig.number(TRIGGERS)), (2, 0), "{what}");
+        assert_eq!((rig.number(VERSION), rig.number(TRIGGERS)), (3, 0), "{what}");
         rig.boot(3);
         let next = rig.accept("local:beside", "another one");
         rig.store.accept_message(next).unwrap();
@@ -151,7 +151,7 @@ fn a_death_in_the_migration_changes_nothing() {
     let path = left.path().join("ostler.db");
     assert_eq!((number(&path, VERSION), number(&path, TRIGGERS)), (1, 4));
     let rig = migrated((left, path));
-    assert_eq!((rig.number(VERSION), rig.number(TRIGGERS)), (2, 0));
+    assert_eq!((rig.number(VERSION), rig.number(TRIGGERS)), (3, 0));
 }
 
 #[test]
@@ -163,7 +163,7 @@ fn a_migration_that_cannot_be_done_is_not_done_by_half() {
     assert_eq!((number(&path, VERSION), number(&path, TRIGGERS)), (1, 4));
     assert_eq!(number(&path, "SELECT value FROM meta WHERE name='queued'"), 5);
     Connection::open(&path).unwrap().execute_batch("DROP INDEX turns_own").unwrap();
-    assert_eq!(migrated((dir, path)).number(VERSION), 2);
+    assert_eq!(migrated((dir, path)).number(VERSION), 3);
 }
 
 #[test]
