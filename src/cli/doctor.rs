@@ -20,6 +20,8 @@ const SPACE_BAD: u64 = 64 << 20;
 /// With less free space it may fail some time.
 const SPACE_LOW: u64 = 512 << 20;
 
+mod bounds;
+
 /// How bad it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Verdict {
@@ -110,6 +112,7 @@ pub fn doctor(a: &Doctor, client: &Client, doors: &Doors, ui: &mut Ui) -> Done {
     checks.extend(secrets(&config));
     checks.extend(hooks_dir.as_deref().map(scripts).unwrap_or_default());
     checks.extend(agents(&config, hooks_dir.as_deref()));
+    checks.extend(bounds::bounds(&config, &found.state_dir, status.as_ref().ok()));
     checks.extend(state(&found.state_dir));
     checks.extend(daemon(client, &status));
     let ground = Ground {

@@ -9,7 +9,7 @@ use std::time::Duration;
 use super::locate::join;
 use super::raw::RawAgent;
 use super::text::duration_text;
-use super::{Agent, AgentKind, Config, Confine, DEFAULT_AGENT, LEAST_CONFINEMENT, PermissionPolicy};
+use super::{Agent, AgentKind, Config, Confine, DEFAULT_AGENT, Keep, LEAST_CONFINEMENT, PermissionPolicy};
 use crate::model::names;
 
 /// The least time between the stop's phases and its deadline.
@@ -28,6 +28,8 @@ const MOST_PROCESSES: u32 = 4 << 20;
 const MOST_CPU: u32 = 1_000_000;
 /// No version of Landlock is as high.
 const MOST_CONFINEMENT: u32 = 1000;
+/// What makes a sandbox of its own, or needs another user's rights.
+const NOT_CONFINED: [&str; 7] = ["bwrap", "podman", "unshare", "firejail", "flatpak", "sudo", "su"];
 /// Each is a rule of every start.
 const MOST_PLACES: usize = 256;
 
@@ -49,6 +51,10 @@ pub fn config(c: &Config, given: &BTreeMap<String, RawAgent>) -> Check {
     agents(c)?;
     for (name, agent) in &c.agent {
         one_agent(agent, given.get(name))?;
+        if agent.confine_required && c.agents.keep == Keep::Never {
+            let why = "agents are confined by what keeps them: it cannot be with [agents] keep = \"never\"";
+            return fail(format!("{}.confine_required", join("agent", name)), why);
+        }
     }
     for (n, route) in c.routes.iter().enumerate() {
         if route.pattern.is_empty() {
@@ -299,6 +305,7 @@ pub fn warnings(c: &Config, given: &BTreeMap<String, RawAgent>) -> Vec<(String, 
             let why = "has no effect unless permission = \"ask\"".to_owned();
             warn(join(&join("agent", name), "permission_timeout"), why);
         }
+        bounded(c, name, raw, &mut warn);
         if !matches!(raw.write.as_deref(), None | Some([])) && raw.confine != Some(Confine::Workdir) {
             warn(join(&join("agent", name), "write"), "has no effect unless confine = \"workdir\"".into());
         }
@@ -337,6 +344,49 @@ pub fn warnings(c: &Config, given: &BTreeMap<String, RawAgent>) -> Vec<(String, 
         warn("hooks.fs_roots".into(), "has no effect without \"fs\" in hooks.allow".into());
     }
     out
+}
+
+/// What does not go together with limits and confinement.
+fn bounded(c: &Config, name: &str, raw: &RawAgent, warn: &mut impl FnMut(String, String)) {
+    let key = |key: &str| join(&join("agent", name), key);
+    let given = [
+        ("memory", raw.memory.is_some()),
+        ("processes", raw.processes.is_some()),
+        ("cpu", raw.cpu.is_some()),
+        ("cpu_weight", raw.cpu_weight.is_some()),
+        ("confine", raw.confine.is_some_and(|c| c != Confine::None)),
+    ];
+    for (of, _) in given.into_iter().filter(|(_, is)| *is && c.agents.keep == Keep::Never) {
+        warn(key(of), "has no effect with [agents] keep = \"never\"".into());
+    }
+    let words = raw.command.iter().flatten().filter_map(|word| Path::new(word).file_name()?.to_str());
+    if let Some(tool) = words.into_iter().find(|word| NOT_CONFINED.contains(word))
+        && raw.confine != Some(Confine::None)
+    {
+        let why = format!(
+            "{tool} fails in an agent that is confined (no mounts, no setuid programs): set confine = \"none\", and leave the \
+             sandbox to it"
+        );
+        warn(key("command"), why);
+    }
+}
+
+/// The files with secrets that agents can read although they are confined: only the state directory and the service manager's
+/// credentials are left out for them. The key of each, and the file.
+#[must_use]
+pub fn open_secrets<'c>(c: &'c Config, state_dir: &Path, env: super::paths::Env<'_>) -> Vec<(String, &'c Path)> {
+    let token = c.http.iter().filter_map(|h| Some(("http.token_file".to_owned(), h.token_file.as_deref()?)));
+    let keys = c.agent.values().filter_map(|a| {
+        let file = a.api_key_file.as_deref().filter(|_| a.kind == AgentKind::Openai)?;
+        Some((format!("{}.api_key_file", join("agent", &a.name)), file))
+    });
+    let credentials = env("CREDENTIALS_DIRECTORY").filter(|dir| dir.starts_with('/'));
+    let is_open = |file: &Path| {
+        let path = super::paths::secret_file(file, c, env);
+        let path = path.canonicalize().unwrap_or(path);
+        !path.starts_with(state_dir) && !credentials.as_ref().is_some_and(|dir| path.starts_with(dir))
+    };
+    token.chain(keys).filter(|(_, file)| is_open(file)).collect()
 }
 
 /// A character in a pattern that looks special but is not: only `*` is.

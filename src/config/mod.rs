@@ -29,7 +29,7 @@ mod text;
 
 pub use crate::model::keep_policy::Keep;
 pub use crate::model::settings::{Budget, Busy, Confine, OnInterrupt, Resume};
-pub use check::is_unseen;
+pub use check::{is_unseen, open_secrets};
 pub use keys::{KEYS, KeyDoc, diff, needs_restart};
 pub use paths::{Paths, find_file};
 pub use show::show;

@@ -266,6 +266,12 @@ const BAD: &[(&str, usize, &str, &str)] = &[
         "agent.a.confine_required",
         "contradicts confine",
     ),
+    (
+        "[agents]\nkeep = \"never\"\n[agent.a]\nkind = \"exec\"\ncommand = [\"a\"]\nconfine_required = true",
+        6,
+        "agent.a.confine_required",
+        "it cannot be with [agents] keep",
+    ),
     ("[hooks]\nthreads = 100000", 2, "hooks.threads", "at most 256"),
 ];
 
@@ -387,10 +393,31 @@ fn what_has_no_effect_is_told() {
         "[agent.default]\nmemory = \"1GiB\"\nkind = \"echo\"",
         "2: agent.default.memory: has no effect on an agent of kind echo",
     );
+    warns(
+        "[agent.default]\nkind = \"exec\"\ncommand = [\"/usr/bin/bwrap\", \"a\"]",
+        "3: agent.default.command: bwrap fails in an agent that is confined",
+    );
+    warns(
+        "[agent.default]\nkind = \"exec\"\ncommand = [\"a\"]\ncpu = \"50%\"\n[agents]\nkeep = \"never\"",
+        "4: agent.default.cpu: has no effect with [agents] keep = \"never\"",
+    );
     let exec = "[agent.default]\nkind = \"exec\"\ncommand = [\"a\"]\n";
     warns(&format!("{exec}write = [\"~\"]"), "4: agent.default.write: has no effect unless confine = \"workdir\"");
     assert!(ok(&format!("{exec}write = [\"~\"]\nconfine = \"workdir\"")).warnings.is_empty());
     warns("[agent.default]\npermission = \"deny\"\npermission_timeout = \"1m\"", "3: agent.default.permission_timeout");
+}
+
+#[test]
+fn secrets_that_agents_can_read_are_named() {
+    let c = ok("[http]\ntoken_file = \"token\"\n[agent.a]\nkind = \"openai\"\nmodel = \"m\"\nurl = \"http://h\"\n\
+        api_key_file = \"/etc/ostler/key\"\n[agent.b]\nkind = \"openai\"\nmodel = \"m\"\nurl = \"http://h\"\n\
+        api_key_file = \"/var/lib/ostler/key\"");
+    let open = |env: paths::Env<'_>| -> Vec<String> {
+        open_secrets(&c, Path::new("/var/lib/ostler"), env).into_iter().map(|(key, _)| key).collect()
+    };
+    let credentials = |name: &str| (name == "CREDENTIALS_DIRECTORY").then(|| "/run/credentials/x".to_owned());
+    assert_eq!(open(&credentials), ["agent.a.api_key_file"]);
+    assert_eq!(open(&|_| None), ["http.token_file", "agent.a.api_key_file"]);
 }
 
 #[test]

@@ -13,7 +13,7 @@ use super::hub::Hub;
 use super::registry::{Registry, WorkRequest};
 use super::runtime::Runtime;
 use crate::agent::Agent;
-use crate::agent::process::Keeper;
+use crate::agent::process::{Bounds, Keeper};
 use crate::clock;
 use crate::config::{self, Config};
 use crate::hooks::Hooks;
@@ -129,6 +129,7 @@ pub struct Context {
     pub requests: Sender<Request>,
     /// The state that the coordinator shows.
     pub board: RwLock<Board>,
+    bounds: OnceLock<Bounds>,
     config: RwLock<Arc<Config>>,
     booted_with: Arc<Config>,
     keeper: OnceLock<Option<Arc<Keeper>>>,
@@ -203,6 +204,7 @@ impl Context {
             supervised: parts.supervised,
             requests: parts.requests,
             board: RwLock::new(Board { phase: "starting", ..Board::default() }),
+            bounds: OnceLock::new(),
             config: RwLock::new(config.clone()),
             booted_with: config,
             keeper: OnceLock::new(),
@@ -246,6 +248,11 @@ impl Context {
     #[must_use]
     pub fn wall(&self) -> clock::Millis {
         self.runtime.wall()
+    }
+
+    /// What there is on this machine to bound agents' processes with, looked for once.
+    pub fn bounds(&self) -> &Bounds {
+        self.bounds.get_or_init(|| Bounds::find(&self.state_dir))
     }
 
     /// The configuration in force.

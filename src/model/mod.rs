@@ -14,6 +14,7 @@ pub mod keep_policy;
 pub mod lifecycle;
 pub mod names;
 pub mod op_queue;
+pub mod out_of_memory;
 pub mod recovery;
 pub mod roster;
 pub mod schedule;

@@ -52,6 +52,26 @@ string_enum! {
     }
 }
 
+impl Confine {
+    /// What the kernel does not enforce of it with this version of Landlock (0: none), in words: what an agent may do in
+    /// spite of it.
+    #[must_use]
+    pub fn not_enforced(self, abi: u32) -> Vec<&'static str> {
+        if self == Self::None {
+            return Vec::new();
+        }
+        // What it is, and the version since which it is enforced.
+        let all = [
+            (1, "files"),
+            (3, "truncate"),
+            (if self == Self::Workdir { 5 } else { 0 }, "device ioctl"),
+            (6, "signals"),
+            (6, "abstract sockets"),
+        ];
+        all.into_iter().filter(|(since, _)| abi < *since).map(|(_, what)| what).collect()
+    }
+}
+
 /// The budget of a stop: how long each phase may take (`[shutdown]`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Budget {
@@ -84,5 +104,28 @@ impl Budget {
     #[must_use]
     pub fn sum(&self) -> Duration {
         self.drain.saturating_add(self.interrupt).saturating_add(self.hooks).saturating_add(self.close)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_kernel_does_not_enforce_is_told() {
+        use Confine::{None as Free, State, Workdir};
+        let everything = ["files", "truncate", "device ioctl", "signals", "abstract sockets"];
+        for (confine, abi, want) in [
+            (Workdir, 0, &everything[..]),
+            (State, 0, &["files", "truncate", "signals", "abstract sockets"]),
+            (State, 2, &["truncate", "signals", "abstract sockets"]),
+            (State, 3, &["signals", "abstract sockets"]),
+            (Workdir, 4, &["device ioctl", "signals", "abstract sockets"]),
+            (Workdir, 5, &["signals", "abstract sockets"]),
+            (Workdir, 6, &[]),
+            (Free, 0, &[]),
+        ] {
+            assert_eq!(confine.not_enforced(abi), want, "{confine} {abi}");
+        }
     }
 }

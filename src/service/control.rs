@@ -70,7 +70,7 @@ impl Service {
             },
             "threads": thread::count(), "thread_limit": thread::limit(), "listeners": ctx.hub.listeners(),
             "dropped_log_lines": crate::log::dropped(), "clock_problem": ctx.store.clock_problem().map(|p| p.to_string()),
-            "stop": stop,
+            "bounds": ctx.bounds().told(), "stop": stop,
         }))
     }
 

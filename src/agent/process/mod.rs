@@ -28,6 +28,7 @@ use crate::shim::machine::Patience;
 use crate::shim::proof::Token;
 use crate::shim::start::Start;
 
+mod bounds;
 pub mod confine;
 mod keeper;
 mod kept;
@@ -37,6 +38,7 @@ mod tail;
 
 use kept::KeptChild;
 
+pub use bounds::{Bound, Bounds, TEMPORARY};
 pub use keeper::{Keeper, SOCKETS};
 pub use ladder::Rung;
 pub use leftovers::{Claim, Leftover, end_leftovers, end_orphans, find_dead, find_marked, is_alive, kill};
