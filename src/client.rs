@@ -86,6 +86,8 @@ pub struct Client {
     bearer: Option<String>,
     name: String,
     socket: Option<PathBuf>,
+    /// What shows a daemon of the same user that this is no agent, should it not see that by itself.
+    cookie: Option<String>,
 }
 
 impl Client {
@@ -99,6 +101,7 @@ impl Client {
             bearer: None,
             name: socket.display().to_string(),
             socket: Some(socket.to_path_buf()),
+            cookie: None,
         }
     }
 
@@ -120,7 +123,22 @@ impl Client {
             return Err(ClientError::local("protocol", format!("{url:?} is not an http:// or https:// URL")));
         }
         let bearer = token.map(|t| format!("Bearer {t}"));
-        Ok(Self { agent: ureq::Agent::new_with_config(config()), name: base.clone(), base, bearer, socket: None })
+        Ok(Self {
+            agent: ureq::Agent::new_with_config(config()),
+            name: base.clone(),
+            base,
+            bearer,
+            socket: None,
+            cookie: None,
+        })
+    }
+
+    /// Shows the cookie of a state directory, if it is there and to be read.
+    #[must_use]
+    pub fn with_cookie(mut self, state_dir: &Path) -> Self {
+        let cookie = crate::config::bounded::secret(&state_dir.join("cookie")).ok();
+        self.cookie = cookie.filter(|c| !c.is_empty() && c.bytes().all(|b| b.is_ascii_alphanumeric()));
+        self
     }
 
     /// The socket or URL, for messages.
@@ -269,6 +287,9 @@ impl Client {
             http::Request::builder().method(method).uri(format!("{}{path}", self.base)).header("accept", accept);
         if let Some(bearer) = &self.bearer {
             request = request.header("authorization", bearer);
+        }
+        if let Some(cookie) = &self.cookie {
+            request = request.header("x-ostler-cookie", cookie);
         }
         if let Some(id) = last_event_id {
             request = request.header("last-event-id", id);

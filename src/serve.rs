@@ -181,7 +181,10 @@ fn run(
     let mut kept = opened.kept;
     let daemon = wired.recover()?;
 
-    let api = Arc::new(Api::new(service, token, &opened.listeners));
+    let cookie = state_dir::make_cookie(&dir)
+        .inspect_err(|e| log::warn!("{}: no cookie for programs of its user: {e}", dir.display()))
+        .ok();
+    let api = Arc::new(Api::new(service, token, cookie, &opened.listeners));
     let most = Limits::default().max_connections;
     // Clients leave the other half of the threads to sessions, which run what was accepted.
     let max_connections = most.min(thread::limit() / 2);

@@ -347,6 +347,50 @@ pub fn peer_groups(socket: impl AsFd) -> io::Result<Vec<u32>> {
     }
 }
 
+/// A process that is held on to, so that its number can be compared.
+#[derive(Debug)]
+pub struct Process(OwnedFd);
+
+impl Process {
+    /// Whether it is there still, as a zombie at least, and has this number.
+    #[must_use]
+    pub fn is(&self, pid: u32) -> bool {
+        let Ok(text) = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", self.0.as_raw_fd())) else {
+            return false;
+        };
+        // The number is -1 once it has been reaped.
+        let named = text.lines().find_map(|line| line.strip_prefix("Pid:")).and_then(|n| n.trim().parse::<u32>().ok());
+        named == Some(pid)
+    }
+}
+
+/// The process that connected a unix socket. Since Linux 6.5 the kernel gives it whatever became of its number; before, it is
+/// the one that has the number `pid` now.
+///
+/// # Errors
+/// It is gone, or the kernel gives it not.
+#[allow(unsafe_code)]
+pub fn peer_process(socket: impl AsFd, pid: u32) -> io::Result<Process> {
+    let mut raw: RawFd = -1;
+    let mut length = libc::socklen_t::try_from(size_of::<RawFd>()).map_err(io::Error::other)?;
+    // SAFETY: the descriptor is borrowed and so open; the kernel writes at most `length` bytes into `raw`, an integer that
+    // lives through the call.
+    let answer = unsafe {
+        let fd = socket.as_fd().as_raw_fd();
+        libc::getsockopt(fd, libc::SOL_SOCKET, libc::SO_PEERPIDFD, (&raw mut raw).cast(), &raw mut length)
+    };
+    if answer == 0 && raw >= 0 {
+        // SAFETY: the kernel has just made this descriptor for this process, closed at exec, and nobody else knows it.
+        return Ok(Process(unsafe { OwnedFd::from_raw_fd(raw) }));
+    }
+    let e = io::Error::last_os_error();
+    if e.raw_os_error() != Some(libc::ENOPROTOOPT) {
+        return Err(e);
+    }
+    let pid = i32::try_from(pid).ok().and_then(rustix::process::Pid::from_raw).ok_or(io::ErrorKind::NotFound)?;
+    Ok(Process(rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty())?))
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]

@@ -2,6 +2,7 @@
 //! [`service`](crate::service) and prints the answers; it makes no decisions about sessions and keeps no state of them.
 
 use std::io;
+use std::os::fd::BorrowedFd;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -11,6 +12,7 @@ use subtle::ConstantTimeEq as _;
 
 use crate::config::{self, Config};
 use crate::http::{Handler, Head, Listener, Peer, Request, Responder, Response, Server};
+use crate::proc::origin::{self, Origin};
 use crate::service::Service;
 
 mod access;
@@ -34,6 +36,10 @@ type Answer = Result<Response, ApiError>;
 const LEAST_TOKEN: usize = 8;
 /// A shorter token, in bytes, is accepted with a warning, because such tokens are in use.
 const SAFE_TOKEN: usize = 16;
+/// The session of a process of the daemon's user that is gone or cannot be followed: it is treated as an agent's.
+const UNKNOWN: &str = "";
+/// The header in which such a process shows the cookie.
+const COOKIE_HEADER: &str = "x-ostler-cookie";
 
 /// The bearer token of the TCP listener.
 #[derive(Clone)]
@@ -102,6 +108,8 @@ pub struct Api {
     service: Arc<Service>,
     token: Option<Token>,
     sockets: Vec<Socket>,
+    /// What programs of the daemon's user show; `None`: it could not be written.
+    cookie: Option<String>,
     server: OnceLock<std::sync::Weak<Server>>,
 }
 
@@ -114,9 +122,9 @@ impl std::fmt::Debug for Api {
 impl Api {
     /// An API over the service, behind these listeners.
     #[must_use]
-    pub fn new(service: Arc<Service>, token: Option<Token>, listeners: &[Listener]) -> Self {
+    pub fn new(service: Arc<Service>, token: Option<Token>, cookie: Option<String>, listeners: &[Listener]) -> Self {
         let sockets = listeners.iter().map(Socket::of).collect();
-        Self { service, token, sockets, server: OnceLock::new() }
+        Self { service, token, sockets, cookie, server: OnceLock::new() }
     }
 
     /// Sets the server, whose numbers can be shown from now on.
@@ -148,28 +156,45 @@ impl Api {
     fn admit(&self, head: &Head, peer: &Peer) -> Result<(), ApiError> {
         let (host, origin, site) = (head.header("host"), head.header("origin"), head.header("sec-fetch-site"));
         access::judge(self.caller(head, peer), &head.path, &Marks { host, origin, site })?;
-        match self.agent(peer) {
-            Some(session_id) => {
-                // A process of an unknown session is no agent's.
-                let Ok(key) = self.service.key_of(session_id) else { return Ok(()) };
-                if route::agent_may(head, session_id, &key) { Ok(()) } else { Err(ApiError::agent()) }
-            }
-            None => Ok(()),
+        let Some(session_id) = self.agent(peer, None) else { return Ok(()) };
+        if session_id == UNKNOWN && self.shows_cookie(head) {
+            return Ok(());
         }
+        // One of a session that is not known, any more or at all, has no conversation that would be its own.
+        let key = self.service.key_of(session_id).unwrap_or_default();
+        if route::agent_may(head, session_id, &key) { Ok(()) } else { Err(ApiError::agent()) }
     }
 
-    /// The session whose agent the peer's process belongs to. Only the daemon's own user can be an agent.
-    fn agent<'p>(&self, peer: &'p Peer) -> Option<&'p str> {
-        let Peer::Unix { uid, pid: Some(pid), note, .. } = peer else { return None };
-        if *uid != rustix::process::geteuid().as_raw() || !crate::proc::any_made() {
+    /// The session whose agent the peer's process belongs to, or [`UNKNOWN`]. Only the daemon's own user can be an agent. It is
+    /// looked at once for a connection, by its socket.
+    fn agent<'p>(&self, peer: &'p Peer, socket: Option<BorrowedFd<'_>>) -> Option<&'p str> {
+        let Peer::Unix { uid, pid, note, .. } = peer else { return None };
+        if *uid != rustix::process::geteuid().as_raw() {
             return None;
         }
-        let look = || crate::proc::origin::agent_of_boot(u32::try_from(*pid).ok()?, self.service.boot_id());
+        let look = || {
+            let state_id = crate::proc::mark::own_state().unwrap_or_default();
+            match socket.map(|s| origin::of_peer(s, *pid, self.service.boot_id(), state_id)) {
+                Some(Origin::Outside) => None,
+                Some(Origin::Agent(session_id)) => Some(session_id),
+                Some(Origin::Unknown) | None => Some(UNKNOWN.to_owned()),
+            }
+        };
         note.get_or_init(look).as_deref()
+    }
+
+    /// Whether a request shows what only the daemon's user can read, and no confined agent.
+    fn shows_cookie(&self, head: &Head) -> bool {
+        let given = head.header(COOKIE_HEADER).unwrap_or_default();
+        self.cookie.as_ref().is_some_and(|cookie| bool::from(given.as_bytes().ct_eq(cookie.as_bytes())))
     }
 }
 
 impl Handler for Api {
+    fn meet(&self, peer: &Peer, socket: BorrowedFd<'_>) {
+        let _known = self.agent(peer, Some(socket));
+    }
+
     fn gate(&self, head: &Head, peer: &Peer) -> Option<Response> {
         if let Err(e) = self.admit(head, peer) {
             return Some(e.response());

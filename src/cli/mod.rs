@@ -392,7 +392,11 @@ fn reach_with(to: &Connect, env: config::paths::Env<'_>) -> Result<Client, Failu
         if to.token_file.is_some() {
             return Err(Failure::usage("--token-file: is for --url; a socket needs no token"));
         }
-        return Ok(Client::unix_of(&config::paths::client_sockets(to.socket.as_deref(), env)));
+        let client = Client::unix_of(&config::paths::client_sockets(to.socket.as_deref(), env));
+        return Ok(match config::paths::state_dir_to_read(None, env) {
+            Ok(state_dir) => client.with_cookie(&state_dir),
+            Err(_) => client,
+        });
     };
     let token = match to.token_file.clone().or_else(|| var("OSTLER_TOKEN_FILE").map(PathBuf::from)) {
         Some(file) => {

@@ -1,8 +1,8 @@
 //! The state directory: made, tried, and its names kept.
 
 use std::fs;
-use std::io;
-use std::os::unix::fs::DirBuilderExt as _;
+use std::io::{self, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::Path;
 
 /// Makes it, for its owner alone, with whatever is above it.
@@ -25,6 +25,26 @@ pub fn probe(dir: &Path) -> Result<(), String> {
     tried.map_err(|e| format!("{}: {e}", dir.display()))?;
     keep_names(dir);
     Ok(())
+}
+
+/// The file with what programs of the daemon's user show, which confined agents cannot read.
+pub const COOKIE: &str = "cookie";
+
+/// Makes the cookie anew, for its owner alone to read. Only the lock's owner does.
+///
+/// # Errors
+/// It cannot be written.
+pub fn make_cookie(dir: &Path) -> io::Result<String> {
+    let cookie = format!("{}{}", uuid::Uuid::new_v4().simple(), uuid::Uuid::new_v4().simple());
+    let new = dir.join(".cookie");
+    match fs::remove_file(&new) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+        _ => {}
+    }
+    let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new)?;
+    file.write_all(cookie.as_bytes())?;
+    fs::rename(&new, dir.join(COOKIE))?;
+    Ok(cookie)
 }
 
 /// What is committed below a directory that a power loss takes away is lost with it: the names of the state directory

@@ -8,6 +8,7 @@
 
 use std::io;
 use std::net::Shutdown;
+use std::os::fd::AsFd as _;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
@@ -31,6 +32,7 @@ enum Next {
 
 /// Serves a connection to its end.
 pub(super) fn serve(shared: &Arc<Shared>, conn: &Arc<Conn>) {
+    shared.handler.meet(&conn.peer, conn.socket.as_fd());
     let out = Exchange::new(Arc::clone(shared), Arc::clone(conn));
     let mut it = Serving { shared, conn, input: Input::new(&conn.socket), out };
     let mut first = true;

@@ -26,6 +26,7 @@
 use std::borrow::Cow;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
+use std::os::fd::BorrowedFd;
 use std::os::unix::net::UnixListener;
 use std::sync::OnceLock;
 use std::time::Duration;
@@ -151,6 +152,11 @@ pub trait Handler: Send + Sync + 'static {
     fn body_limit(&self, head: &Head) -> u64 {
         let _ = head;
         4 << 20
+    }
+
+    /// A look at a client as soon as its connection is there, before anything is read: it may be gone by the first request.
+    fn meet(&self, peer: &Peer, socket: BorrowedFd<'_>) {
+        let _ = (peer, socket);
     }
 
     /// A look before the body is read (authority, 404, 405): `Some` refuses the request with that answer, leaves its

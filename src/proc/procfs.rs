@@ -106,6 +106,12 @@ pub fn marks(pid: u32) -> Option<Marks> {
     environ(pid).marks()
 }
 
+/// Whether a process was run under this name (its first argument).
+#[must_use]
+pub fn is_named(pid: u32, name: &str) -> bool {
+    read(&format!("/proc/{pid}/cmdline")).is_some_and(|line| line.split(|b| *b == 0).next() == Some(name.as_bytes()))
+}
+
 /// The files that a process has locked whole (`flock`): the kernel lists with each descriptor the locks that were taken
 /// through it.
 #[must_use]

@@ -451,3 +451,72 @@ fn an_unknown_path_is_told_before_its_body() {
         assert_eq!(code(&told), wanted, "{line}");
     }
 }
+
+/// An agent outlives the daemon, and is known by its shim afterwards too, whatever its own processes do to their environment.
+#[test]
+fn what_descends_from_a_shim_is_an_agents_under_any_boot() {
+    use std::os::unix::process::CommandExt as _;
+    let d = Daemon::new().start();
+    d.send("local:a", "x");
+    d.send("local:b", "x");
+    let id = d.show("local:a")["id"].as_str().unwrap().to_owned();
+    let state_id = ostler::proc::mark::state_id(&d.path("state")).unwrap();
+    // What a shim of an earlier boot looks like to the daemon, and what its agent runs.
+    let script = "for what in 'show local:a' 'show local:b' status; do env -i $OSTLER $what --socket $SOCKET 2>&1 \
+                  >/dev/null; echo rc=$?; done";
+    let run = |state_id: &str| {
+        let mut command = std::process::Command::new("sh");
+        command.arg0("ostler-shim").args(["-c", script]).env_clear();
+        command.env("OSTLER", env!("CARGO_BIN_EXE_ostler")).env("SOCKET", d.socket()).env("PATH", "/usr/bin:/bin");
+        command.env("OSTLER_STATE_ID", state_id).env("OSTLER_SESSION_ID", &id).env("OSTLER_BOOT_ID", "before");
+        String::from_utf8(command.output().unwrap().stdout).unwrap()
+    };
+    let told = run(&state_id);
+    assert_eq!(told.matches("rc=0").count(), 1, "its own: {told}");
+    assert_eq!(told.matches("(agent)").count(), 2, "everything else: {told}");
+    assert!(told.starts_with("rc=0\n"), "{told}");
+    assert_eq!(
+        run("of another directory"),
+        "rc=0\nrc=0\nrc=0\n",
+        "a shim of another directory is nothing to this daemon"
+    );
+}
+
+/// Of a process that is gone nobody can say whose it was: it is served only with what agents cannot read.
+#[test]
+fn a_peer_that_is_gone_shows_the_cookie() {
+    use rustix::process::Signal;
+    use std::process::{Command, Stdio};
+    let mut d = Daemon::new().start();
+    let cookie = std::fs::read_to_string(d.path("state/cookie")).unwrap();
+    assert_eq!(std::fs::metadata(d.path("state/cookie")).unwrap().permissions().mode() & 0o777, 0o600);
+    // The one that connects ends, and its child asks for it.
+    let script = "import os, socket, sys
+s = socket.socket(socket.AF_UNIX)
+s.connect(sys.argv[1])
+s.sendall(sys.argv[2].encode())
+if os.fork() == 0:
+    while part := s.recv(4096):
+        os.write(1, part)
+";
+    for (header, expected) in [
+        (String::new(), 403),
+        ("X-Ostler-Cookie: wrong\r\n".to_owned(), 403),
+        (format!("X-Ostler-Cookie: {cookie}\r\n"), 200),
+    ] {
+        d.signal(Signal::STOP);
+        let request = format!("GET /v1/status HTTP/1.1\r\nHost: localhost\r\n{header}Connection: close\r\n\r\n");
+        let mut command = Command::new("python3");
+        command.args(["-c", script]).arg(d.socket()).arg(&request).stdout(Stdio::piped());
+        let mut asker = command.spawn().unwrap();
+        assert!(asker.wait().unwrap().success());
+        d.signal(Signal::CONT);
+        let mut text = String::new();
+        asker.stdout.take().unwrap().read_to_string(&mut text).unwrap();
+        let told = answer(&text);
+        assert_eq!(told.0, expected, "{header}: {text}");
+        assert!(expected == 200 || code(&told) == (403, "agent"), "{text}");
+    }
+    d.restart();
+    assert_ne!(std::fs::read_to_string(d.path("state/cookie")).unwrap(), cookie, "another one in each boot");
+}
