@@ -457,7 +457,7 @@ mod tests {
         assert!(m.step(Event::ShutdownHooksEnded, t).is_empty());
         assert_eq!(names(&m.step(Event::WorkersGone, t)), ["CloseActivations", "ReleaseEnds", "DeliverEnds"]);
         assert_eq!(names(&m.step(Event::EndsDelivered, t)), ["CallStopped"]);
-        assert_eq!(names(&m.step(Event::StoppedHooksEnded, t)), ["CloseStore"]);
+        assert_eq!(names(&m.step(Event::StoppedHooksEnded, t)), ["LetGo", "CloseStore"]);
         assert_eq!(names(&m.step(Event::StoreClosed, t)), ["Leave"]);
         assert_eq!((m.phase(), m.abandoned()), (Phase::Ended, false));
     }
@@ -489,7 +489,7 @@ mod tests {
         assert_eq!(names(&m.step(Event::ShutdownHooksEnded, t)), ["ReleaseEnds", "DeliverEnds"]);
         assert_eq!(names(&m.step(Event::EndsDelivered, t)), ["CallStopped"]);
         assert!(m.step(Event::EndsDelivered, t).is_empty() && m.step(Event::ShutdownHooksEnded, t).is_empty());
-        assert_eq!(names(&m.step(Event::TimeUp, t)), ["CloseStore"], "cut off");
+        assert_eq!(names(&m.step(Event::TimeUp, t)), ["LetGo", "CloseStore"], "cut off");
     }
 
     #[test]
@@ -501,7 +501,7 @@ mod tests {
                 let _ = m.step(Event::WorkersGone, t);
             }
             let actions = m.step(Event::StopAsked(StopReason::Shutdown, Urgency::Now), t);
-            assert_eq!(names(&actions), ["Kill", "Abandon", "CloseActivations", "CloseStore"]);
+            assert_eq!(names(&actions), ["Kill", "Abandon", "CloseActivations", "LetGo", "CloseStore"]);
             assert_eq!(m.abandoned(), !gone);
         }
     }
@@ -543,7 +543,7 @@ mod tests {
         assert!(m.step(fast, t).is_empty() && m.step(STOP, t).is_empty());
         assert_eq!(m.stop().map(|s| s.urgency), Some(Urgency::Fast));
         let now = Event::StopAsked(StopReason::Shutdown, Urgency::Now);
-        assert_eq!(names(&m.step(now, t)), ["Kill", "Abandon", "CloseActivations", "CloseStore"]);
+        assert_eq!(names(&m.step(now, t)), ["Kill", "Abandon", "CloseActivations", "LetGo", "CloseStore"]);
         assert!(m.step(now, t).is_empty());
     }
 
@@ -605,7 +605,7 @@ mod tests {
             assert_eq!(m.abandoned(), swept >= 2_500);
             let _ = m.step(Event::EndsDelivered, gone);
             let until = gone + Duration::from_millis(store);
-            assert_eq!(m.step(Event::StoppedHooksEnded, gone), [Action::CloseStore(until)], "{swept} ms");
+            assert_eq!(m.step(Event::StoppedHooksEnded, gone), [Action::LetGo, Action::CloseStore(until)], "{swept} ms");
             assert_eq!(m.alarm(), Some(until));
         }
         // Cut short by a `now`, and without a sweep.
