@@ -21,6 +21,8 @@ use crate::store::Begun;
 pub struct Letters {
     /// The session may have waiting work.
     pub work: bool,
+    /// What was sent to the store is kept.
+    pub kept: bool,
     /// An interrupted turn is to go on without a message.
     pub auto_continue: bool,
     /// A turn was begun for it, in the transaction that accepted its message.
@@ -55,6 +57,7 @@ pub fn newer(kept: &mut Option<(u64, Verdict)>, come: Option<(u64, Verdict)>) {
 impl Letters {
     const fn any(&self) -> bool {
         self.work
+            || self.kept
             || self.auto_continue
             || self.begun.is_some()
             || self.close.is_some()
@@ -71,6 +74,7 @@ impl Letters {
     /// Adds later letters.
     pub fn add(&mut self, later: Self) {
         self.work |= later.work;
+        self.kept |= later.kept;
         self.auto_continue |= later.auto_continue;
         self.begun = later.begun.or(self.begun.take());
         self.close = self.close.max(later.close);

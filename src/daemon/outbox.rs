@@ -3,10 +3,12 @@
 //! Owns the batches, their pace (text within 100 ms, everything else at once) and the limits of unconfirmed output. It
 //! must not know what an item means, nor whose turn it is.
 
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::time::{Duration, Instant};
 
 use super::context::Context;
+use super::mailbox::Mailbox;
 use crate::agent::Durable;
 use crate::store::{Batch, Error, Item, Keep, Outbox, PATIENCE, Refusal, TurnRef};
 
@@ -40,6 +42,8 @@ pub struct TurnOutbox {
     stale: bool,
     /// The agent marks how far its output was taken: only what was said before a mark is committed, together with it.
     marked: bool,
+    /// Rung when an append is kept: an exit, or an answer, waits for that.
+    bell: Option<Arc<Mailbox>>,
     /// What was said since the last mark.
     loose: Vec<Item>,
     /// The next mark is to be committed at once.
@@ -62,6 +66,7 @@ impl TurnOutbox {
             sent: None,
             stale: false,
             marked: false,
+            bell: None,
             loose: Vec::new(),
             urgent: false,
             held: false,
@@ -70,8 +75,9 @@ impl TurnOutbox {
     }
 
     /// From now on the agent marks how far its output was taken.
-    pub fn set_marked(&mut self) {
+    pub fn set_marked(&mut self, bell: Arc<Mailbox>) {
         self.marked = true;
+        self.bell = Some(bell);
     }
 
     /// Whether a mark should come before more is read.
@@ -193,8 +199,11 @@ impl TurnOutbox {
         true
     }
 
-    /// Sends the text that is due.
+    /// Sends the text that is due, and looks whether what was sent is kept.
     pub fn act(&mut self, ctx: &Context) {
+        if let Some(outcome) = self.sent.as_ref().and_then(|sent| sent.outcome.try_recv().ok()) {
+            self.settle_sent(ctx, outcome);
+        }
         if self.held {
             self.flush_at = None;
         }
@@ -238,16 +247,28 @@ impl TurnOutbox {
         }
         let (tell, outcome) = sync_channel(1);
         crate::failpoint::hit("append", "before");
-        ctx.store.append_then(self.turn, self.batches.send(), move |kept| drop(tell.send(kept)));
+        let bell = self.bell.clone();
+        ctx.store.append_then(self.turn, self.batches.send(), move |kept| {
+            drop(tell.send(kept));
+            if let Some(bell) = bell {
+                bell.post(|letters| letters.kept = true);
+            }
+        });
         let (size, durable) = (std::mem::take(&mut self.unwritten), self.batches.sent_keep());
         self.sent = Some(Sent { size, durable, outcome });
     }
 
     /// Waits for the append in progress. `false`: it may not be committed and is sent again later.
     fn await_sent(&mut self, ctx: &Context) -> bool {
-        let Some(sent) = self.sent.take() else { return true };
+        let Some(sent) = self.sent.as_ref() else { return true };
         let outcome = sent.outcome.recv_timeout(PATIENCE);
-        match outcome.unwrap_or_else(|e| Err(Error::Unavailable(format!("append: the disk did not answer: {e}")))) {
+        let late = |e| Err(Error::Unavailable(format!("append: the disk did not answer: {e}")));
+        self.settle_sent(ctx, outcome.unwrap_or_else(late))
+    }
+
+    fn settle_sent(&mut self, ctx: &Context, outcome: Result<(), Error>) -> bool {
+        let Some(sent) = self.sent.take() else { return true };
+        match outcome {
             Ok(()) => {
                 self.batches.kept();
                 crate::failpoint::hit("append", "after");

@@ -89,7 +89,7 @@ impl TurnHost {
         if per_turn {
             self.shim.name = Some(name);
             if let Some(r) = self.running.as_mut() {
-                r.outbox.set_marked();
+                r.outbox.set_marked(self.mailbox.clone());
             }
         }
         Ok(())
@@ -225,7 +225,7 @@ impl TurnHost {
         let left = marked.as_ref().map_or(most, |kept| kept.left);
         let mut outbox = TurnOutbox::new(on.begun.turn, left, on.pieces);
         if self.shim.name.is_some() {
-            outbox.set_marked();
+            outbox.set_marked(self.mailbox.clone());
         }
         let over_in = match marked.as_ref().and_then(|kept| kept.over_at) {
             Some(at) => Some(Duration::from_millis(at.saturating_sub(clock::since_boot()))),

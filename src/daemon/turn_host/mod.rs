@@ -241,7 +241,7 @@ impl TurnHost {
         let clock = TurnClock::new(self.agent.turn_timeout.map(|t| now + t));
         let mut outbox = TurnOutbox::new(begun.turn, most, 0);
         if self.shim.begin(begun.frame) {
-            outbox.set_marked();
+            outbox.set_marked(self.mailbox.clone());
         }
         self.running = Some(Running::new(begun, outbox, clock, now));
     }

@@ -116,6 +116,7 @@ impl Session {
     }
 
     fn listen_on(&mut self, turn: Box<Turn>) -> Next {
+        self.agent.durable(&mut self.host);
         let room = agent::Host::has_room(&self.host);
         let agents = turn.until.filter(|_| room);
         let until = agents.into_iter().chain(self.host.due()).min();
