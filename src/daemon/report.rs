@@ -21,6 +21,8 @@ pub struct Report {
     live: Vec<(i64, Option<String>)>,
     tools: HashMap<i64, Option<String>>,
     abandoned: Vec<(i64, String)>,
+    /// Sessions whose agents go on.
+    kept: Vec<i64>,
     clean: Option<bool>,
 }
 
@@ -39,6 +41,7 @@ impl Report {
             live,
             tools: blocking.into_iter().map(|b| (b.sid, b.tool)).collect(),
             abandoned: Vec::new(),
+            kept: Vec::new(),
             clean: None,
         }
     }
@@ -54,6 +57,11 @@ impl Report {
     /// The stop abandons workers.
     pub fn abandon(&mut self, workers: Vec<(i64, String)>) {
         self.abandoned.extend(workers);
+    }
+
+    /// The agents of these sessions go on.
+    pub fn keep(&mut self, kept: Vec<i64>) {
+        self.kept = kept;
     }
 
     /// The sessions whose workers this stop has abandoned.
@@ -103,8 +111,10 @@ impl Report {
             .into_iter()
             .map(|s| {
                 let abandoned = self.abandoned.iter().any(|(sid, _)| *sid == s.sid);
+                let kept = self.kept.contains(&s.sid);
                 let outcome = match s.turn.as_deref() {
                     _ if abandoned => "abandoned",
+                    _ if kept => "kept",
                     Some("interrupted") => "interrupted",
                     Some(_) => "finished",
                     None => "idle",
@@ -112,7 +122,13 @@ impl Report {
                 let tool = self.tools.get(&s.sid).cloned().flatten();
                 json!({
                     "key": s.key, "session_id": s.session_id, "outcome": outcome, "tool": tool,
-                    "resume_pending": s.mark.is_some(), "end_event": if s.end_pending { "pending" } else { "delivered" },
+                    "resume_pending": s.mark.is_some(),
+                    "end_event": match (kept, s.end_pending) {
+                        // It has not ended.
+                        (true, _) => Value::Null,
+                        (false, true) => "pending".into(),
+                        (false, false) => "delivered".into(),
+                    },
                 })
             })
             .collect()

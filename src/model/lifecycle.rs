@@ -605,7 +605,11 @@ mod tests {
             assert_eq!(m.abandoned(), swept >= 2_500);
             let _ = m.step(Event::EndsDelivered, gone);
             let until = gone + Duration::from_millis(store);
-            assert_eq!(m.step(Event::StoppedHooksEnded, gone), [Action::LetGo, Action::CloseStore(until)], "{swept} ms");
+            assert_eq!(
+                m.step(Event::StoppedHooksEnded, gone),
+                [Action::LetGo, Action::CloseStore(until)],
+                "{swept} ms"
+            );
             assert_eq!(m.alarm(), Some(until));
         }
         // Cut short by a `now`, and without a sweep.

@@ -100,10 +100,15 @@ impl Service {
     pub fn answer_permission(&self, target: &Target, request_id: &str, option_id: &str) -> Result<Value, Fault> {
         let session = self.ctx.store.session(target)?;
         let registry = &self.ctx.registry;
-        let open = registry.claim_permission(session.sid, request_id, option_id).map_err(|why| match why {
-            Answered::NotOffered => Fault::Parameter(format!("option_id: {option_id:?} was not offered")),
-            Answered::Resolved | Answered::Settled => Fault::Resolved,
-        })?;
+        let open = match registry.claim_permission(session.sid, request_id, option_id) {
+            Ok(open) => Some(open),
+            // Its agent has outlived another daemon, and is being attached to: the row knows.
+            Err(Answered::Resolved) if registry.is_attaching(session.sid) => None,
+            Err(Answered::NotOffered) => {
+                return Err(Fault::Parameter(format!("option_id: {option_id:?} was not offered")));
+            }
+            Err(Answered::Resolved | Answered::Settled) => return Err(Fault::Resolved),
+        };
         // The answer is durable before anybody is told, so that the agent gets it whatever dies.
         let (id, option) = (request_id.to_owned(), Some(option_id.to_owned()));
         match self.ctx.store.answer_permission(session.sid, id, option, "client") {
@@ -113,7 +118,9 @@ impl Service {
             }
             Ok(false) => Err(Fault::Resolved),
             Err(e) => {
-                registry.open_permission(session.sid, open);
+                if let Some(open) = open {
+                    registry.open_permission(session.sid, open);
+                }
                 Err(e.into())
             }
         }

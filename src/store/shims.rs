@@ -277,11 +277,15 @@ impl Store {
             )?;
             let Some((request, turn_id)) = asked else { return Ok(false) };
             let word = outcome.clone().unwrap_or_else(|| "cancelled".to_owned());
+            let read: Json = serde_json::from_str(&request).unwrap_or_default();
+            let offered = |option: &Json| option["option_id"] == word.as_str();
+            if outcome.is_some() && !read["options"].as_array().is_some_and(|all| all.iter().any(offered)) {
+                return Ok(false);
+            }
             tx.tell("UPDATE permissions SET outcome=?2 WHERE request_id=?1", params![request_id, word])?;
-            let request: Json = serde_json::from_str(&request).unwrap_or_default();
             let data = json!({
                 "request_id": request_id, "state": "resolved", "outcome": word, "by": by,
-                "tool_call_id": request["tool"]["id"], "title": request["tool"]["title"],
+                "tool_call_id": read["tool"]["id"], "title": read["tool"]["title"],
             });
             tx.emit(EventKind::Permission, &s.key, &s.id, Some(&turn_id), &data)?;
             Ok(true)

@@ -54,9 +54,12 @@ pub fn is_alive(pid: u32, start: u64) -> bool {
     procfs::stat(pid).is_some_and(|s| s.start == start && s.is_live())
 }
 
-/// Kills that very process, if it still runs.
-pub fn kill(pid: u32, start: u64) {
-    if let Some(target) = Target::hold_if(pid, "", || is_alive(pid, start)) {
+/// Kills that very process, if it still runs and belongs to this very state directory: a copy of the directory has the same
+/// rows, but another identity.
+pub fn kill_own(pid: u32, start: u64) {
+    let ours =
+        || procfs::marks(pid).is_some_and(|m| m.state_id.is_some() && m.state_id.as_deref() == mark::own_state());
+    if let Some(target) = Target::hold_if(pid, "", || is_alive(pid, start) && ours()) {
         target.signal(Signal::KILL);
     }
 }

@@ -200,6 +200,9 @@ impl Coordinator {
             }
             return;
         }
+        if let Some(report) = &mut self.report {
+            report.keep(self.ctx.registry.spared());
+        }
         let count = self.ctx.registry.let_go();
         log::info!("stop: {count} agents go on");
         if count > 0 {

@@ -35,6 +35,8 @@ struct Handle {
     join: Option<JoinHandle<()>>,
     permissions: Vec<OpenPermission>,
     process: Option<ProcessInfo>,
+    /// Its agent's shim is being attached to: what is open in the database is not known here yet.
+    attaching: bool,
 }
 
 #[derive(Default)]
@@ -208,7 +210,19 @@ impl Registry {
         let mut inner = self.lock();
         let request = WorkRequest { sid: pending.sid, key: pending.key.clone(), auto_continue: false };
         inner.roster.adopt(&request, &pending.agent, pending.per_turn);
-        inner.handles.insert(pending.sid, Handle::default());
+        inner.handles.insert(pending.sid, Handle { attaching: true, ..Handle::default() });
+    }
+
+    /// A session goes on, and what its agent waits for is known here.
+    pub fn attached(&self, sid: i64) {
+        if let Some(handle) = self.lock().handles.get_mut(&sid) {
+            handle.attaching = false;
+        }
+    }
+
+    /// Whether a session's agent is being attached to.
+    pub fn is_attaching(&self, sid: i64) -> bool {
+        self.lock().handles.get(&sid).is_some_and(|h| h.attaching)
     }
 
     /// The mailbox of a live session.

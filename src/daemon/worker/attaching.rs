@@ -153,6 +153,7 @@ impl Attaching {
         let idle_command = kind == AgentKind::Exec && outlived.running.is_none();
         let progress =
             if idle_command { None } else { agent.attach(&mut host, outlived).map_err(|failure| failure.message)? };
+        ctx.registry.attached(sid);
         let begun = resumed.running.map(|on| Box::new(on.begun));
         let session = Session::go_on(host, agent, resumed.agent_session, resumed.turns);
         Ok((Box::new(session), begun.zip(progress)))
@@ -162,7 +163,7 @@ impl Attaching {
     fn end(&self, ctx: &Context, shim: Option<ShimRow>) {
         let until = Instant::now() + ENDS;
         if let Some(shim) = &shim {
-            process::kill(shim.pid, shim.pid_start);
+            process::kill_own(shim.pid, shim.pid_start);
         }
         let Ok(session) = ctx.store.session_in_row(self.pending.sid) else { return };
         let mut left = process::find_marked(Some(&session.id), Some(&ctx.boot_id));
