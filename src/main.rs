@@ -35,6 +35,16 @@ fn main() -> ExitCode {
                 (code, e.to_string())
             })
         },
+        end_agents: |state_dir| match daemon::end_agents::end_agents(state_dir) {
+            Ok(done) => Ok((done.ended, done.left)),
+            Err(e) => {
+                let code = match e {
+                    daemon::restore::Refused::Owned(_) => exit::UNAVAILABLE,
+                    daemon::restore::Refused::State(_) | daemon::restore::Refused::Store(_) => exit::FAILURE,
+                };
+                Err((code, e.to_string()))
+            }
+        },
         checks: |ground| {
             let boot = ground.status.and_then(|s| s["boot_id"].as_str());
             let shown = |f: daemon::doctor::Finding| Check {

@@ -137,7 +137,7 @@ pub enum Command {
     /// Show what agents' processes use: memory, processor time, processes; live on a terminal
     #[command(after_help = "Examples:\n  ostler top\n  ostler top --sort cpu\n  ostler top --json")]
     Top(Top),
-    /// Stop the daemon and wait until it has exited
+    /// Stop the daemon and wait until it has exited; without a daemon, end what its agents left running
     #[command(after_help = "Examples:\n  ostler stop\n  ostler stop --fast")]
     Stop(Stop),
     /// Restart the daemon, by its service manager or in its own process, and wait until it is ready
@@ -401,6 +401,9 @@ pub struct Stop {
     /// Kill the agents, close the database and exit
     #[arg(long)]
     pub now: bool,
+    /// Without a daemon: end the agents of this state directory [default: the one that `serve` would use]
+    #[arg(long, value_name = "DIR")]
+    pub state_dir: Option<PathBuf>,
     /// Let the agents work on; the next daemon takes them up if it starts within [agents] orphan_after
     #[arg(long)]
     pub keep: bool,
@@ -551,6 +554,9 @@ pub struct Doctor {
     /// State directory [default: the one that `serve` would use]
     #[arg(long, value_name = "DIR")]
     pub state_dir: Option<PathBuf>,
+    /// Without a daemon: end what its agents left running
+    #[arg(long)]
+    pub end_agents: bool,
     #[command(flatten)]
     pub plain: Plain,
 }

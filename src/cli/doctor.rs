@@ -96,6 +96,13 @@ pub fn doctor(a: &Doctor, client: &Client, doors: &Doors, ui: &mut Ui) -> Done {
     let status = client.answers(PROBE).and_then(|()| client.status(STATUS));
     let found = ground(a.config.as_deref(), a.state_dir.as_deref(), status.as_ref().ok())
         .map_err(|why| Failure::coded(1, why))?;
+    if a.end_agents {
+        let done = end_agents(&found.state_dir, a.plain.json, doors, ui)?;
+        return match done {
+            Some(code) => Ok(code),
+            None => ui.say("no process of an agent is left").map(|()| 0).map_err(Failure::from),
+        };
+    }
     let mut checks = Vec::new();
     let config = match config::load(found.config.as_deref()) {
         Ok(config) => {
@@ -124,6 +131,24 @@ pub fn doctor(a: &Doctor, client: &Client, doors: &Doors, ui: &mut Ui) -> Done {
     };
     checks.extend((doors.checks)(&ground));
     print(&checks, a.plain.json, ui)
+}
+
+/// Ends what the agents of a state directory without a daemon have left, and says so; `None`: nothing was left.
+pub(super) fn end_agents(state_dir: &Path, json: bool, doors: &Doors, ui: &mut Ui) -> Result<Option<u8>, Failure> {
+    let (ended, left) = (doors.end_agents)(state_dir).map_err(|(code, why)| Failure::coded(code, why))?;
+    if ended == 0 && left.is_empty() {
+        return Ok(None);
+    }
+    if json {
+        ui.json(&json!({ "ended": ended, "left": left }))?;
+    } else {
+        let processes = if ended == 1 { "1 process".to_owned() } else { format!("{ended} processes") };
+        ui.say(format!("{}: no daemon; {processes} of its agents ended", state_dir.display()))?;
+        for process in &left {
+            ui.note(format!("{process} could not be ended"));
+        }
+    }
+    Ok(Some(u8::from(!left.is_empty())))
 }
 
 /// The places to check: those that the arguments name, else those of the daemon that answers, else those that `serve`

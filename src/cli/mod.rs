@@ -62,6 +62,9 @@ pub type FireScript = fn(&Path, HookEvent, &Map<String, Value>, &Config) -> Resu
 /// A state directory, a backup, and a callback that is shown the plan and confirms it.
 pub type RestoreFile = fn(&Path, &Path, &mut dyn FnMut(&Value) -> bool) -> Result<bool, (u8, String)>;
 
+/// A state directory: how many processes were ended and which are left, or the exit code and why nothing was done.
+pub type EndAgents = fn(&Path) -> Result<(usize, Vec<String>), (u8, String)>;
+
 /// What the commands need of the rest of the program.
 #[derive(Clone, Copy)]
 pub struct Doors {
@@ -77,6 +80,8 @@ pub struct Doors {
     /// Replaces a state directory's database with a backup, if the callback confirms the plan: whether it was done, or
     /// the exit code and why not.
     pub restore: RestoreFile,
+    /// Ends what the agents of a state directory without a daemon have left.
+    pub end_agents: EndAgents,
     /// Checks for the doctor that need more than the configuration and the client.
     pub checks: fn(&doctor::Ground<'_>) -> Vec<doctor::Check>,
 }
@@ -342,7 +347,7 @@ fn run(cli: Cli, doors: &Doors, ui: &mut Ui) -> Done {
         Command::Release(a) => control::hold(&client(to)?, &a, false, ui),
         Command::Status(a) => control::status(&client(to)?, &a, ui),
         Command::Top(a) => top::top(&client(to)?, &a, ui),
-        Command::Stop(a) => stop::stop(&client(to)?, &a, ui),
+        Command::Stop(a) => stop::stop(&reach(to)?, &a, is_named(to), doors, ui),
         Command::Restart(a) => stop::restart(&client(to)?, &a, ui),
         Command::Reload(a) => control::reload(&client(to)?, &a, ui),
         Command::Report(a) => report::report(&client(to)?, &a, is_named(to), doors, ui),

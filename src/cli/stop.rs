@@ -10,7 +10,7 @@ use ureq::http::Method;
 
 use super::args::{Restart, Stop};
 use super::render::{STATUS, blocking, count, millis, number, text};
-use super::{Done, Failure, Ui, report};
+use super::{Done, Doors, Failure, PROBE, Ui, doctor, report};
 use crate::client::{Client, ClientError};
 use crate::clock;
 use crate::model::event::{StopReason, Urgency};
@@ -30,8 +30,18 @@ const UNKNOWN: Duration = Duration::from_secs(600);
 /// How long it may take until the next daemon is ready.
 const NEXT_BOOT: Duration = Duration::from_secs(300);
 
-/// `stop`
-pub fn stop(client: &Client, a: &Stop, ui: &mut Ui) -> Done {
+/// `stop`. `named`: the daemon was chosen by its socket or URL, so that its state directory is not known.
+pub fn stop(client: &Client, a: &Stop, named: bool, doors: &Doors, ui: &mut Ui) -> Done {
+    client.answers(PROBE).map_err(|e| Failure::api("daemon", &e))?;
+    if (a.state_dir.is_some() || !named)
+        && let Err(e) = client.status(STATUS)
+        && e.is_unreachable()
+    {
+        let found = doctor::ground(None, a.state_dir.as_deref(), None);
+        let found = found.map_err(|why| Failure::coded(super::exit::FAILURE, why))?;
+        // What is said of the daemon stands, if there is nothing to end.
+        return doctor::end_agents(&found.state_dir, a.plain.json, doors, ui)?.ok_or_else(|| Failure::api("stop", &e));
+    }
     let urgency = match (a.now, a.fast) {
         (true, _) => Urgency::Now,
         (_, true) => Urgency::Fast,

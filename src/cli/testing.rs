@@ -80,6 +80,12 @@ pub const DOORS: Doors = Doors {
         }))),
         _ => Err((69, format!("{}: another ostler owns it", dir.display()))),
     },
+    end_agents: |dir| match dir.file_name().and_then(|n| n.to_str()) {
+        Some("left") => Ok((3, Vec::new())),
+        Some("stuck") => Ok((1, vec!["process 7 (agent)".to_owned()])),
+        Some("owned") => Err((69, format!("{}: another ostler owns it", dir.display()))),
+        _ => Ok((0, Vec::new())),
+    },
     checks: |_| Vec::new(),
 };
 

@@ -23,6 +23,7 @@ pub mod coordinator;
 pub mod delivery;
 mod dirs;
 pub mod doctor;
+pub mod end_agents;
 pub mod files;
 pub mod handlers;
 pub mod hook_events;

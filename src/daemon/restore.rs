@@ -14,7 +14,7 @@ use crate::store::{
 #[derive(Debug, thiserror::Error)]
 pub enum Refused {
     /// A daemon has the state.
-    #[error("{0}: the database cannot be replaced under it; stop it first (`ostler stop`)")]
+    #[error("{0}: this cannot be done under it; stop it first (`ostler stop`)")]
     Owned(Held),
     /// The state directory cannot be used.
     #[error("{0}")]
@@ -46,7 +46,7 @@ pub fn restore(state_dir: &Path, file: &Path, go: &mut dyn FnMut(&Value) -> bool
 }
 
 /// The lock, in a file that whoever runs the daemon can open later.
-fn take(state_dir: &Path) -> Result<Lock, Refused> {
+pub(super) fn take(state_dir: &Path) -> Result<Lock, Refused> {
     let path: PathBuf = state_dir.join("lock");
     let new = !path.exists();
     let lock = Lock::take(state_dir).map_err(|e| match e {

@@ -11,7 +11,7 @@ use rustix::process::Signal;
 use serde_json::json;
 use ureq::http::Method;
 
-use crate::daemon::{Daemon, PATIENCE, Proc, fake};
+use crate::daemon::{Daemon, NEVER, PATIENCE, Proc, fake};
 
 /// What runs `serve` without a service manager, from the test's own copy of the program.
 const BY_HAND: &str = "unset NOTIFY_SOCKET; shift; exec @DIR@/ostler \"$@\"";
@@ -148,7 +148,7 @@ fn a_program_that_is_gone_is_told() {
 /// A shutdown that comes into the restart is the stronger of the two.
 #[test]
 fn a_shutdown_during_a_restart_ends_the_process() {
-    let mut d = by_hand(&fake(&[], ""));
+    let mut d = by_hand(&format!("{NEVER}{}", fake(&[], "")));
     let (mut gate, mut events, running) = d.waiting("local:a", "; say done");
     d.signal(Signal::USR1);
     d.wait_log("running → draining");

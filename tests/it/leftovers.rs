@@ -274,3 +274,25 @@ fn a_client_of_another_pid_namespace_is_served() {
     d.signal(Signal::KILL);
     d.ended();
 }
+
+/// The agents of a daemon that died go on without it, and are ended by hand; under a live one nothing is touched.
+#[test]
+fn agents_without_a_daemon_are_ended_by_hand() {
+    for command in [&["stop"][..], &["doctor", "--end-agents"]] {
+        let mut d = Daemon::new().config(&fake(&[], "")).start();
+        let (_gate, _events, _running) = d.waiting("local:a", "");
+        let state = d.path("state").to_str().unwrap().to_owned();
+        let owned = d.cli(&["doctor", "--end-agents", "--state-dir", &state]);
+        assert!(owned.code == 69 && owned.err.contains("owns it"), "{owned:?}");
+        d.kill9();
+        assert!(!d.leftovers().is_empty(), "its agent goes on");
+        let ran = d.cli(&[command, &["--state-dir", &state]].concat());
+        assert!(ran.code == 0 && ran.out.contains("of its agents ended"), "{ran:?}");
+        assert_eq!(d.leftovers(), [], "{ran:?}");
+        let again = d.cli(&[command, &["--state-dir", &state]].concat());
+        assert!(again.code == if command[0] == "stop" { 69 } else { 0 }, "{again:?}");
+        // The turn that was cut off is not lost.
+        d.boot();
+        assert_eq!(d.stop(), 0);
+    }
+}

@@ -10,7 +10,7 @@ use rustix::process::Signal;
 use serde_json::json;
 
 use crate::bus::{Bus, Says};
-use crate::daemon::{Daemon, Lines, PATIENCE, Proc, fake, run};
+use crate::daemon::{Daemon, Lines, NEVER, PATIENCE, Proc, fake, run};
 
 /// The socket is the service manager's: no connection is refused while the daemon restarts, what is asked in between is
 /// answered by the next boot, and each message is there once.
@@ -150,7 +150,8 @@ fn replace_kills_no_stranger() {
 /// the state.
 #[test]
 fn a_second_replace_waits_for_the_drain_of_the_first() {
-    let mut d = Daemon::new().config(&fake(&[], "")).start();
+    // Agents that are kept need no drain.
+    let mut d = Daemon::new().config(&format!("{NEVER}{}", fake(&[], ""))).start();
     let (mut gate, mut events, running) = d.waiting("local:a", "; say done");
     let log = std::sync::Arc::new(Lines::default());
     let replace = || {
@@ -182,7 +183,7 @@ fn a_second_replace_waits_for_the_drain_of_the_first() {
 
 /// A daemon that finds this bus, whichever it looks for.
 fn on_a_bus(says: Says) -> (Daemon, Bus) {
-    let d = Daemon::new().config(&fake(&[], ""));
+    let d = Daemon::new().config(&format!("{NEVER}{}", fake(&[], "")));
     let bus = Bus::new(&d.path("bus"), says);
     let address = format!("unix:path={}", d.path("bus").display());
     let d = d.env("DBUS_SYSTEM_BUS_ADDRESS", &address).env("DBUS_SESSION_BUS_ADDRESS", &address);

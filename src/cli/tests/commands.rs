@@ -408,6 +408,29 @@ fn a_stop_shows_what_blocks_and_reports_how_it_went() {
 }
 
 #[test]
+fn without_a_daemon_what_its_agents_left_is_ended() {
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("nobody");
+    let of = |name: &str| dir.path().join(name).to_string_lossy().into_owned();
+    for command in [vec!["stop"], vec!["doctor", "--end-agents"]] {
+        let run = |name: &str| at(&socket, &[&command[..], &["--state-dir", &of(name)]].concat());
+        let ran = run("left");
+        assert!(ran.code == 0 && ran.out.ends_with("left: no daemon; 3 processes of its agents ended\n"), "{ran:?}");
+        let ran = run("stuck");
+        assert_eq!((ran.code, ran.err.as_str()), (1, "ostler: process 7 (agent) could not be ended\n"), "{ran:?}");
+        let ran = run("owned");
+        assert!(ran.code == 69 && ran.err.contains("another ostler owns it"), "{ran:?}");
+    }
+    // Nothing is left: the daemon that is not there is what is told, as where only a socket is named.
+    for more in [vec!["--state-dir", "/none"], vec![]] {
+        let ran = at(&socket, &[&["stop"][..], &more].concat());
+        assert!(ran.code == 69 && ran.err.contains("unreachable"), "{ran:?}");
+    }
+    let ran = at(&socket, &["doctor", "--end-agents", "--state-dir", "/none"]);
+    assert_eq!((ran.code, ran.out.as_str()), (0, "no process of an agent is left\n"), "{ran:?}");
+}
+
+#[test]
 fn a_restart_waits_for_the_next_boot_if_there_will_be_one() {
     let dir = tempfile::tempdir().unwrap();
     let socket = dir.path().join("s");
