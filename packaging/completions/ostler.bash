@@ -574,7 +574,7 @@ _ostler() {
             return 0
             ;;
         ostler__subcmd__doctor)
-            opts="-h -V --config --state-dir --json --socket --url --token-file --help --version"
+            opts="-h -V --config --state-dir --end-agents --json --socket --url --token-file --help --version"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -2108,12 +2108,16 @@ _ostler() {
             return 0
             ;;
         ostler__subcmd__stop)
-            opts="-h -V --json --fast --now --keep --socket --url --token-file --help --version"
+            opts="-h -V --json --fast --now --state-dir --keep --socket --url --token-file --help --version"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
             fi
             case "${prev}" in
+                --state-dir)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
                 --socket)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0

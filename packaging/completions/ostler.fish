@@ -52,7 +52,7 @@ complete -c ostler -n "__fish_ostler_needs_command" -f -a "hold" -d 'Accept mess
 complete -c ostler -n "__fish_ostler_needs_command" -f -a "release" -d 'Start turns again after `hold`'
 complete -c ostler -n "__fish_ostler_needs_command" -f -a "status" -d 'Show the daemon\'s status, and what a stop is waiting for'
 complete -c ostler -n "__fish_ostler_needs_command" -f -a "top" -d 'Show what agents\' processes use: memory, processor time, processes; live on a terminal'
-complete -c ostler -n "__fish_ostler_needs_command" -f -a "stop" -d 'Stop the daemon and wait until it has exited'
+complete -c ostler -n "__fish_ostler_needs_command" -f -a "stop" -d 'Stop the daemon and wait until it has exited; without a daemon, end what its agents left running'
 complete -c ostler -n "__fish_ostler_needs_command" -f -a "restart" -d 'Restart the daemon, by its service manager or in its own process, and wait until it is ready'
 complete -c ostler -n "__fish_ostler_needs_command" -f -a "reload" -d 'Reload configuration and hooks'
 complete -c ostler -n "__fish_ostler_needs_command" -f -a "report" -d 'Show the report of a stop, from the database if no daemon runs'
@@ -242,6 +242,7 @@ complete -c ostler -n "__fish_ostler_using_subcommand top" -l once -d 'Show it o
 complete -c ostler -n "__fish_ostler_using_subcommand top" -l json -d 'Print the API\'s JSON once; errors too'
 complete -c ostler -n "__fish_ostler_using_subcommand top" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c ostler -n "__fish_ostler_using_subcommand top" -s V -l version -d 'Print version'
+complete -c ostler -n "__fish_ostler_using_subcommand stop" -l state-dir -d 'Without a daemon: end the agents of this state directory [default: the one that `serve` would use]' -r -F
 complete -c ostler -n "__fish_ostler_using_subcommand stop" -l socket -d 'The daemon\'s socket [default: $OSTLER_SOCKET, else the user\'s socket, else the service\'s]' -r -F
 complete -c ostler -n "__fish_ostler_using_subcommand stop" -l url -d 'The daemon\'s URL, such as http://127.0.0.1:7411, instead of a socket [default: $OSTLER_URL]' -r
 complete -c ostler -n "__fish_ostler_using_subcommand stop" -l token-file -d 'File with the bearer token for the URL [default: $OSTLER_TOKEN_FILE]' -r -F
@@ -345,6 +346,7 @@ complete -c ostler -n "__fish_ostler_using_subcommand doctor" -l state-dir -d 'S
 complete -c ostler -n "__fish_ostler_using_subcommand doctor" -l socket -d 'The daemon\'s socket [default: $OSTLER_SOCKET, else the user\'s socket, else the service\'s]' -r -F
 complete -c ostler -n "__fish_ostler_using_subcommand doctor" -l url -d 'The daemon\'s URL, such as http://127.0.0.1:7411, instead of a socket [default: $OSTLER_URL]' -r
 complete -c ostler -n "__fish_ostler_using_subcommand doctor" -l token-file -d 'File with the bearer token for the URL [default: $OSTLER_TOKEN_FILE]' -r -F
+complete -c ostler -n "__fish_ostler_using_subcommand doctor" -l end-agents -d 'Without a daemon: end what its agents left running'
 complete -c ostler -n "__fish_ostler_using_subcommand doctor" -l json -d 'Print the API\'s JSON; errors too'
 complete -c ostler -n "__fish_ostler_using_subcommand doctor" -s h -l help -d 'Print help'
 complete -c ostler -n "__fish_ostler_using_subcommand doctor" -s V -l version -d 'Print version'
@@ -414,7 +416,7 @@ complete -c ostler -n "__fish_ostler_using_subcommand help; and not __fish_seen_
 complete -c ostler -n "__fish_ostler_using_subcommand help; and not __fish_seen_subcommand_from serve chat send sessions show transcript events export cancel reset suspend resume delete permissions allow deny hold release status top stop restart reload report hooks check-config doctor backup restore completions complete generate help" -f -a "release" -d 'Start turns again after `hold`'
 complete -c ostler -n "__fish_ostler_using_subcommand help; and not __fish_seen_subcommand_from serve chat send sessions show transcript events export cancel reset suspend resume delete permissions allow deny hold release status top stop restart reload report hooks check-config doctor backup restore completions complete generate help" -f -a "status" -d 'Show the daemon\'s status, and what a stop is waiting for'
 complete -c ostler -n "__fish_ostler_using_subcommand help; and not __fish_seen_subcommand_from serve chat send sessions show transcript events export cancel reset suspend resume delete permissions allow deny hold release status top stop restart reload report hooks check-config doctor backup restore completions complete generate help" -f -a "top" -d 'Show what agents\' processes use: memory, processor time, processes; live on a terminal'
-complete -c ostler -n "__fish_ostler_using_subcommand help; and not __fish_seen_subcommand_from serve chat send sessions show transcript events export cancel reset suspend resume delete permissions allow deny hold release status top stop restart reload report hooks check-config doctor backup restore completions complete generate help" -f -a "stop" -d 'Stop the daemon and wait until it has exited'
+complete -c ostler -n "__fish_ostler_using_subcommand help; and not __fish_seen_subcommand_from serve chat send sessions show transcript events export cancel reset suspend resume delete permissions allow deny hold release status top stop restart reload report hooks check-config doctor backup restore completions complete generate help" -f -a "stop" -d 'Stop the daemon and wait until it has exited; without a daemon, end what its agents left running'
 complete -c ostler -n "__fish_ostler_using_subcommand help; and not __fish_seen_subcommand_from serve chat send sessions show transcript events export cancel reset suspend resume delete permissions allow deny hold release status top stop restart reload report hooks check-config doctor backup restore completions complete generate help" -f -a "restart" -d 'Restart the daemon, by its service manager or in its own process, and wait until it is ready'
 complete -c ostler -n "__fish_ostler_using_subcommand help; and not __fish_seen_subcommand_from serve chat send sessions show transcript events export cancel reset suspend resume delete permissions allow deny hold release status top stop restart reload report hooks check-config doctor backup restore completions complete generate help" -f -a "reload" -d 'Reload configuration and hooks'
 complete -c ostler -n "__fish_ostler_using_subcommand help; and not __fish_seen_subcommand_from serve chat send sessions show transcript events export cancel reset suspend resume delete permissions allow deny hold release status top stop restart reload report hooks check-config doctor backup restore completions complete generate help" -f -a "report" -d 'Show the report of a stop, from the database if no daemon runs'
