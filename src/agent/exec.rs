@@ -25,6 +25,8 @@ pub struct Exec {
     env: BTreeMap<String, String>,
     env_pass: Vec<String>,
     running: Option<RunningCommand>,
+    /// The command of a turn whose outcome is not known to be kept.
+    over: Option<RunningCommand>,
 }
 
 /// A command on its way.
@@ -44,7 +46,7 @@ impl Exec {
     pub fn new(config: &config::Agent) -> Self {
         let name = config.name.clone();
         let (command, env, env_pass) = (config.command.clone(), config.env.clone(), config.env_pass.clone());
-        Self { name, command, env, env_pass, running: None }
+        Self { name, command, env, env_pass, running: None, over: None }
     }
 
     fn spawn(&self, host: &mut dyn Host, prompt: &Prompt) -> Result<Process, Failure> {
@@ -74,6 +76,7 @@ fn give(process: &mut Process, prompt: &Prompt) {
 
 impl Agent for Exec {
     fn begin(&mut self, host: &mut dyn Host, prompt: &Prompt) -> Progress {
+        self.dismiss(host);
         if host.interrupt().is_some() {
             return Progress::Done(Answer::Cancelled);
         }
@@ -106,12 +109,19 @@ impl Agent for Exec {
 
     fn durable(&mut self, host: &mut dyn Host) {
         let durable = host.durable();
+        if self.running.is_none() {
+            // Its outcome is kept.
+            return self.dismiss(host);
+        }
         if let (Some(running), Some(offset)) = (self.running.as_mut(), durable.offset) {
             running.process.acknowledge(offset);
         }
     }
 
     fn let_go(&mut self) -> bool {
+        if let Some(over) = self.over.take() {
+            over.process.let_go();
+        }
         if let Some(running) = self.running.take() {
             running.process.let_go();
         }
@@ -128,6 +138,28 @@ impl Agent for Exec {
 
     fn end(&mut self, host: &mut dyn Host) {
         let Some(running) = self.running.take() else { return };
+        if running.interrupted.is_none() && running.process.shim().is_some() && running.process.has_exited() {
+            // Its shim keeps the exit until the outcome is kept: a daemon that dies before that asks for it again.
+            self.over = Some(running);
+            return;
+        }
+        self.end_command(host, running);
+    }
+
+    fn watches(&self) -> Vec<Watch<'_>> {
+        self.running.as_ref().map(|running| running.process.watches()).unwrap_or_default()
+    }
+}
+
+impl Exec {
+    /// Lets the shim of a command go that is over.
+    fn dismiss(&mut self, host: &mut dyn Host) {
+        if let Some(over) = self.over.take() {
+            self.end_command(host, over);
+        }
+    }
+
+    fn end_command(&self, host: &mut dyn Host, running: RunningCommand) {
         let (rung, until) = match running.interrupted {
             Some(Interrupt::Cancel(until)) => (Rung::Terminate, until),
             Some(Interrupt::Kill) => (Rung::Kill, host.now() + SWEEP),
@@ -136,10 +168,6 @@ impl Agent for Exec {
         for line in running.process.end(host, rung, until) {
             log::warn!("{}: {line}: left by `{}`, and it cannot be ended", host.identity().key, self.command[0]);
         }
-    }
-
-    fn watches(&self) -> Vec<Watch<'_>> {
-        self.running.as_ref().map(|running| running.process.watches()).unwrap_or_default()
     }
 }
 

@@ -174,6 +174,9 @@ impl Wired {
             // A notice that already waits is enough.
             let _ = doubt.try_send(());
         }));
+        if let (Some(keeper), Ok(shims)) = (ctx.keeper(), ctx.store.shims()) {
+            keeper.tidy(&shims.into_iter().map(|(_, shim)| shim.name).collect::<Vec<_>>());
+        }
         sweep::start(&ctx, spared(&ctx.store, &recovered, no_resume));
         crate::failpoint::hit("boot", "swept");
         let (courier, me) = (ctx.clone(), delivery.clone());

@@ -102,10 +102,13 @@ fn forget_dead(ctx: &Context, kept: &[(u32, u64)]) {
     for (_, shim) in shims {
         let who = (shim.pid, shim.pid_start);
         // One that this daemon has made since is alive.
-        if !kept.contains(&who)
-            && !process::is_alive(who.0, who.1)
-            && let Err(e) = ctx.store.shim_gone(shim.name)
-        {
+        if kept.contains(&who) || process::is_alive(who.0, who.1) {
+            continue;
+        }
+        if let Some(keeper) = ctx.keeper() {
+            keeper.remove_socket(&shim.name);
+        }
+        if let Err(e) = ctx.store.shim_gone(shim.name) {
             return log::warn!("the row of a shim that is gone cannot be removed: {e}");
         }
     }

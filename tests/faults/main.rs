@@ -14,6 +14,7 @@ mod clock;
 mod delivery;
 mod disk;
 mod faults;
+mod kept;
 mod load;
 mod power;
 mod rig;

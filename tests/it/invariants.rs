@@ -61,14 +61,16 @@ const ALWAYS: &[(&str, &str)] = &[
     ("an ended session with an open activation", "SELECT s.id FROM sessions s JOIN activations a ON a.sid=s.sid
          WHERE s.status<>'open' AND a.closed_at IS NULL"),
     (
-        "an activation of an earlier boot that is open",
-        "SELECT sid, epoch FROM activations WHERE closed_at IS NULL AND bid<(SELECT max(bid) FROM boots)
-         AND EXISTS (SELECT 1 FROM boots WHERE ended_at IS NULL AND bid=(SELECT max(bid) FROM boots))",
+        "an activation of an earlier boot that is open, and whose agent is not kept",
+        "SELECT sid, epoch FROM activations a WHERE closed_at IS NULL AND bid<(SELECT max(bid) FROM boots)
+         AND EXISTS (SELECT 1 FROM boots WHERE ended_at IS NULL AND bid=(SELECT max(bid) FROM boots))
+         AND NOT EXISTS (SELECT 1 FROM kept k WHERE k.sid=a.sid AND k.epoch=a.epoch)",
     ),
     (
-        "an activation of a boot that ended in order that is open",
+        "an activation of a boot that ended in order that is open, and whose agent is not kept over a restart",
         "SELECT a.sid, a.epoch FROM activations a JOIN boots b ON b.bid=a.bid WHERE b.ended_at IS NOT NULL
-         AND b.clean=1 AND a.closed_at IS NULL",
+         AND b.clean=1 AND a.closed_at IS NULL AND NOT (b.stop_reason='restart'
+           AND EXISTS (SELECT 1 FROM kept k WHERE k.sid=a.sid AND k.epoch=a.epoch))",
     ),
     ("a turn that runs without an activation", "SELECT id FROM turns t WHERE state='running' AND NOT EXISTS (
          SELECT 1 FROM activations a WHERE a.sid=t.sid AND a.epoch=t.epoch AND a.closed_at IS NULL)"),
@@ -112,6 +114,38 @@ const ALWAYS: &[(&str, &str)] = &[
         "a mark that waits for a turn that is not interrupted",
         "SELECT s.id FROM sessions s JOIN turns t ON t.tid=s.cut_turn WHERE t.state<>'interrupted'",
     ),
+    ("two shims of a session", "SELECT sid FROM shims GROUP BY sid HAVING count(*)>1"),
+    ("a shim without its secret", "SELECT name FROM shims WHERE length(token)<>32"),
+    ("a frame for nobody", "SELECT name FROM frames WHERE name NOT IN (SELECT name FROM shims)"),
+    (
+        "a frame beyond the last that was decided",
+        "SELECT f.name FROM frames f JOIN shims s ON s.name=f.name WHERE f.number>s.frames",
+    ),
+    (
+        "a prompt beyond the last frame that was decided",
+        "SELECT k.sid FROM kept k JOIN shims s ON s.sid=k.sid AND s.epoch=k.epoch WHERE k.frame>s.frames",
+    ),
+    (
+        "a kept agent of no open activation",
+        "SELECT sid FROM kept k WHERE NOT EXISTS (
+           SELECT 1 FROM activations a WHERE a.sid=k.sid AND a.epoch=k.epoch AND a.closed_at IS NULL)",
+    ),
+    (
+        "an open permission of a turn that does not run",
+        "SELECT request_id FROM permissions WHERE tid NOT IN (SELECT tid FROM turns WHERE state='running')",
+    ),
+    (
+        "a permission that was asked or settled twice",
+        "SELECT json_extract(data, '$.request_id') FROM events WHERE kind='permission'
+         GROUP BY 1, json_extract(data, '$.state') HAVING count(*)>1",
+    ),
+    (
+        "a turn that completed though a permission of it was not settled",
+        "SELECT t.id FROM turns t JOIN events e ON e.turn_id=t.id AND e.kind='permission' WHERE t.state='completed'
+         AND json_extract(e.data, '$.state')='open' AND NOT EXISTS (
+           SELECT 1 FROM events r WHERE r.turn_id=t.id AND r.kind='permission' AND json_extract(r.data, '$.state')='resolved'
+           AND json_extract(r.data, '$.request_id')=json_extract(e.data, '$.request_id'))",
+    ),
     ("a delivery of nothing", "SELECT did FROM deliveries WHERE jid NOT IN (SELECT jid FROM journal)"),
     (
         "a journalled end or start that is there twice",
@@ -123,6 +157,7 @@ const ALWAYS: &[(&str, &str)] = &[
 const CLOSED: &[(&str, &str)] = &[
     ("a turn that still runs", "SELECT id FROM turns WHERE state='running'"),
     ("an open activation", "SELECT sid, epoch FROM activations WHERE closed_at IS NULL"),
+    ("an agent's shim that is not known to be gone", "SELECT name FROM shims WHERE tid IS NULL"),
     ("a boot that does not say how it ended", "SELECT boot_id FROM boots WHERE ended_at IS NULL OR clean IS NULL"),
     (
         "a newest boot without a report",

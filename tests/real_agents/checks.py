@@ -1,4 +1,4 @@
-"""Proves ostler against a real agent: a conversation with tools, permissions, cancels, stops and deaths.
+"""Proves ostler against a real agent: a conversation with tools, permissions, cancels, stops, restarts and deaths.
 
 usage: checks.py OSTLER CACHE_DIR FAKE_MODEL_PORT WORK_DIR AGENT
 
@@ -8,6 +8,7 @@ does not keep the next ones from being made. Exits with 1 if any failed.
 
 import json
 import os
+import re
 import select
 import shutil
 import signal
@@ -50,6 +51,7 @@ class Checks:
     def __init__(self, ostler, cache, port, work, name):
         self.name, self.key = name, f"real:{name}"
         self.directory = os.path.join(work, name)
+        self.model_log = os.path.join(work, "model.log")
         home = os.path.join(self.directory, "home")
         os.makedirs(self.directory)
         self.agent = AGENTS[name](cache, home, port)
@@ -124,6 +126,9 @@ class Checks:
     def nothing_left(self):
         left = self.left()
         require(not left, f"left behind: {left}")
+        shims = os.path.join(self.directory, "state", "s")
+        left = os.listdir(shims) if os.path.isdir(shims) else []
+        require(not left, f"sockets of shims left behind: {left}")
 
     def new_mark(self):
         self.marks.append(f"mark-{self.name[0]}{len(self.marks) + 1}")
@@ -213,10 +218,12 @@ class Checks:
         self.check("a cancel in the middle of an answer", self.cancelled_speaking)
         self.check("a cancel while a command runs: the command ends too", self.cancelled_tool)
         self.check("the message after the cancels is answered", self.after_cancel)
-        for what, how in (("SIGTERM", signal.SIGTERM), ("SIGKILL", signal.SIGKILL)):
-            self.check(f"{what} in the middle of an answer: continued by the next boot", lambda: self.cut(how))
+        self.check("SIGTERM in the middle of an answer: continued by the next boot", self.cut)
+        self.check("the message after SIGTERM: same session, everything remembered", self.after_boot)
+        for what, how in (("SIGKILL", signal.SIGKILL), ("a restart", signal.SIGUSR1)):
+            self.check(f"{what} in the middle of an answer: the answer goes on", lambda: self.kept(how))
+            self.check(f"{what} while a command runs: the command goes on, and the turn", lambda: self.kept_tool(how))
             self.check(f"the message after {what}: same session, everything remembered", self.after_boot)
-        self.check("SIGKILL while a command runs: the next boot ends the command and goes on", self.cut_tool)
         self.check("the agent's death in the middle of an answer: told, and the next message works", self.agent_killed)
         self.check("the agent loses its memory: told, and given what was said", self.amnesia)
         self.check("the transcript is whole", self.transcript)
@@ -280,23 +287,19 @@ class Checks:
         self.remembered(self.completes(self.send("are you there")))
         require(not self.lost_notices(), f"the conversation was lost: {self.lost_notices()}")
 
-    def cut(self, how):
+    def cut(self):
         turn = self.send("SLOW")
         self.speaks(turn)
         old = set(self.left())
         begun = time.monotonic()
-        status = self.daemon.end(how)
+        status = self.daemon.end(signal.SIGTERM)
         took = time.monotonic() - begun
-        told = f"boot after {how.name}"
-        if how == signal.SIGTERM:
-            require(status == 0, f"exit status {status}")
-            self.nothing_left()
-            told = f"stopped in {took:.1f} s"
+        require(status == 0, f"exit status {status}")
+        self.nothing_left()
         self.start()
         end = self.end_of(turn)
         require(end["outcome"] == "interrupted", f"the turn ended {end['outcome']}")
-        if how == signal.SIGTERM:
-            self.reported_interrupted()
+        self.reported_interrupted()
         answer = self.continued(turn)
         still = old & set(self.left())
         require(not still, f"of the agent before still there: {still}")
@@ -304,7 +307,62 @@ class Checks:
         self.same_session()
         require(not self.lost_notices(), f"the conversation was lost: {self.lost_notices()}")
         require(self.daemon.ask("GET", self.key)["resume_pending"] is None, "still marked")
-        return f"{told}; then {answer[:70]!r}"
+        return f"stopped in {took:.1f} s; then {answer[:70]!r}"
+
+    def deeds(self, word):
+        """How often the model was asked for that: `slow`, or a command with that name."""
+        with open(self.model_log, encoding="utf-8") as log:
+            deeds = [json.loads(line).get("deed") or [""] for line in log]
+        return sum(deed[0] == word or deed[0] == "call" and deed[2]["description"] == f"runs {word}" for deed in deeds)
+
+    def end_and_start(self, how):
+        """Another daemon; gives what is to be called in the end: it checks that all is as under the one before."""
+        old, starts = set(self.left()), self.starts()
+        status = self.daemon.end(how)
+        require(how == signal.SIGKILL or status == 75, f"exit status {status}")
+        alone = set(self.left())
+        require(old & alone, f"no process of the agent went on; before: {old}")
+        self.start()
+
+        def same():
+            require(self.starts() == starts, "the session was started again")
+            require(not self.lost_notices(), f"the conversation was lost: {self.lost_notices()}")
+            session = self.daemon.ask("GET", self.key)
+            require((session["resume_pending"], session["unclean"]) == (None, 0), f"marked: {session}")
+            self.same_session()
+
+        return same
+
+    def starts(self):
+        return self.daemon.ask("GET", self.key)["epoch"]
+
+    def kept(self, how):
+        slow = self.deeds("slow")
+        turn = self.send("SLOW")
+        self.speaks(turn)
+        said = lambda: [int(n) for n in re.findall(r"slow (\d+) ", self.events.text(turn))]
+        before = max(said())
+        same = self.end_and_start(how)
+        goes_on = lambda e: of("text", turn)(e) and max(said(), default=0) > before + 10
+        self.events.wait("more of the answer", goes_on, 60)
+        self.cancel(turn)
+        require(said() == list(range(1, len(said()) + 1)), f"a piece is lost, or there twice: {said()}")
+        require(self.deeds("slow") == slow + 1, f"the model was asked {self.deeds('slow') - slow} times")
+        same()
+        return f"{before} pieces before, {len(said()) - before} after"
+
+    def kept_tool(self, how):
+        name = f"kept{how.value}"
+        turn, pid = self.sleeping_tool(name)
+        same = self.end_and_start(how)
+        require(not is_dead(pid), f"the command (pid {pid}) is gone")
+        os.kill(pid, signal.SIGTERM)
+        answer = self.completes(turn)
+        require("the tool is done" in answer, answer)
+        self.remembered(answer)
+        require(self.deeds(name) == 1, f"the command was run {self.deeds(name)} times")
+        same()
+        return f"then {answer[:70]!r}"
 
     def reported_interrupted(self):
         status, text, error = self.daemon.run("report", "--json")
@@ -320,17 +378,6 @@ class Checks:
         self.remembered(self.completes(self.send("what do you know")))
         self.same_session()
         require(not self.lost_notices(), f"the conversation was lost: {self.lost_notices()}")
-
-    def cut_tool(self):
-        turn, pid = self.sleeping_tool("kill")
-        self.daemon.end(signal.SIGKILL)
-        self.start()
-        start = self.continuation(turn)
-        require(is_dead(pid), f"the command (pid {pid}) still runs beside the continuation")
-        answer = self.completes(start["turn_id"])
-        self.remembered(answer)
-        self.same_session()
-        return f"then {answer[:70]!r}"
 
     def agent_killed(self):
         turn = self.send("SLOW")

@@ -13,10 +13,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use rustix::fs::AtFlags;
+
 use crate::shim::client::Daemon;
 use crate::shim::conn;
 use crate::shim::frame::Request;
-use crate::shim::launch::Program;
+use crate::shim::launch::{Program, SocketName};
 use crate::shim::proof::{Place, Token};
 
 /// The directory of the shims' sockets, in the state directory.
@@ -136,6 +138,22 @@ impl Keeper {
                 links.insert(name.to_owned(), socket);
             }
             Err(e) => log::warn!("the shim {name} is told nothing of a stop: {e}"),
+        }
+    }
+
+    /// Removes the socket of a shim that is gone and could not do it.
+    pub fn remove_socket(&self, name: &str) {
+        if let Some(name) = SocketName::parse(name) {
+            let _ = rustix::fs::unlinkat(&self.dir, name.as_str(), AtFlags::empty());
+        }
+    }
+
+    /// Removes the sockets of which nobody knows: those of shims that were killed. `known`: the names that rows have.
+    pub fn tidy(&self, known: &[String]) {
+        for entry in std::fs::read_dir(&self.path).into_iter().flatten().flatten() {
+            let name = entry.file_name();
+            let Some(name) = name.to_str().filter(|name| !known.iter().any(|k| k == name)) else { continue };
+            self.remove_socket(name);
         }
     }
 

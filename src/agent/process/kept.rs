@@ -298,6 +298,8 @@ impl KeptChild {
         if self.exit.is_some() {
             let sent = self.client.acknowledge_exit();
             self.note(sent);
+        } else {
+            self.keeper.remove_socket(&self.name);
         }
         self.keeper.unlink(&self.name);
         let Some((mut child, _registered)) = self.child.take() else { return };

@@ -25,7 +25,7 @@ const PATIENCE: Duration = Duration::from_secs(2);
 
 /// A killed process has at least this long to be gone, however late it is; else it would be reported as one that cannot
 /// be ended.
-const LAST_BREATH: Duration = Duration::from_millis(100);
+pub(super) const LAST_BREATH: Duration = Duration::from_millis(100);
 
 /// Where the ladder begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

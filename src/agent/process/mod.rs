@@ -154,8 +154,12 @@ impl Process {
         crate::failpoint::hit_for("shim", "listens", &identity.key);
         let row =
             NewShim { name, token: *token.bytes(), machine: keeper.own_machine(), pid: shim.pid, start: shim.start };
-        // Without a START it leaves by itself.
-        host.shim_started(row).map_err(|why| failed(format!("its shim cannot be noted: {why}")))?;
+        if let Err(why) = host.shim_started(row) {
+            // Without a START it would leave by itself, later.
+            kept.kill_shim();
+            kept.dismiss(Instant::now() + ladder::LAST_BREATH);
+            return Err(failed(format!("its shim cannot be noted: {why}")));
+        }
         crate::failpoint::hit_for("shim", "noted", &identity.key);
         kept.set_direct(true);
         kept.start(&Start {

@@ -96,8 +96,11 @@ impl Attaching {
             let known = KnownShim { name: row.name.clone(), token: row.token, boot_id: row.boot_id.clone() };
             let from = u64::try_from(taken).unwrap_or(0);
             match Process::attach(&keeper, &known, (&identity(""), "the agent"), from) {
-                // It was never told to start its agent.
-                Ok((process, at)) if at.standing == Standing::Waiting => process.end_now(),
+                // It was never told to start its agent. A boot that dies from here on must not take it for one that is gone.
+                Ok((process, at)) if at.standing == Standing::Waiting => {
+                    ctx.store.shim_gone(row.name).map_err(|e| not(&e))?;
+                    process.end_now();
+                }
                 Ok((process, _)) => attached = Some((process, row)),
                 Err(e) => return Err(Not::Gone(e.to_string(), Some(row))),
             }
@@ -170,6 +173,9 @@ impl Attaching {
         left.retain(|l| l.state_id.as_deref() == mark::own_state());
         for stuck in process::end_leftovers(&left, until) {
             log::error!(key = self.pending.key; "{stuck} cannot be ended");
+        }
+        if let (Some(keeper), Some(shim)) = (ctx.keeper(), &shim) {
+            keeper.remove_socket(&shim.name);
         }
         if let Some(shim) = shim
             && let Err(e) = ctx.store.shim_gone(shim.name)
