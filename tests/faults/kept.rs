@@ -246,7 +246,8 @@ impl<'a> Chat<'a> {
                 let outcome = event.text("outcome");
                 let goes_on = outcome == "interrupted" && self.harmed();
                 // A daemon that sees its agent die fails the turn, as always.
-                let died = outcome == "failed" && event.data["error"]["code"] == "agent_died" && self.harmed();
+                let died = outcome == "failed" && event.data["error"]["message"].to_string().contains("with its shim");
+                let died = died && self.harmed();
                 assert!(goes_on || died || outcome == "completed", "{}", what());
                 if !goes_on {
                     self.asked = None;
