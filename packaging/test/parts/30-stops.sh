@@ -26,8 +26,7 @@ in_ kill -KILL "$(prop MainPID)"
 ok "restarted after SIGKILL" will_be NRestarts $((restarts + 1))
 ok "active again" will_be ActiveState active
 wait $kill
-ok "the interrupted message has an answer ($?)" grep -q python "$WORK/kill"
-ok "no agent of the dead boot is left" [ "$(in_ pgrep -c -f /opt/agent.py)" -le 2 ]
+ok "the message has its answer ($?)" grep -q 'waiting. waited' "$WORK/kill"
 ok "the death is told" says 'last boot.* died' journal -u ostler -n 200
 
 in_ systemctl reset-failed ostler

@@ -3,11 +3,16 @@ in_ systemctl reset-failed ostler 2>/dev/null
 old=$(prop MainPID)
 echo '# mine' >>"$CONFIG"
 load_begins upgrade 180
+as alice ostler send py:upgrade 'wait: 30' >"$WORK/upgraded" 2>&1 &
+upgraded=$!
+ok "a turn runs" eventually quiet in_ pgrep -u ostler -f /opt/agent.py
 begun=$(now)
 in_ apt-get install -y /opt/new.deb >"$WORK/apt-upgrade.log" 2>&1
 ok "upgraded ($(since "$begun") ms)" [ $? = 0 ]
 ok "active" will_be ActiveState active
 ok "it is another process" not is MainPID "$old"
+wait $upgraded
+ok "a turn went on over the upgrade ($?): $(tail -1 "$WORK/upgraded")" grep -qx 'waiting. waited' "$WORK/upgraded"
 eventually in_ ostler send local:after upgrade >/dev/null
 ok "load over the upgrade" load_ends upgrade
 ok "nobody was refused" [ "$(refused upgrade)" = 0 ]
