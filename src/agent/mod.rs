@@ -14,6 +14,8 @@
 //! something that the host can wake through [`Host::waker`]; so a cancel, a kill and a permission's answer always reach
 //! it.
 
+use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -412,6 +414,22 @@ pub trait Host {
     fn shim_started(&mut self, _shim: NewShim) -> Result<(), String> {
         Ok(())
     }
+
+    /// The bounds of an agent that is about to be started below a shim (its name and pid), or without one; variables of its
+    /// environment may be added.
+    ///
+    /// # Errors
+    /// It may not be started so: says why.
+    fn bound(
+        &mut self,
+        _shim: Option<(&str, u32)>,
+        _env: &mut BTreeMap<String, OsString>,
+    ) -> Result<Option<process::Bound>, String> {
+        Ok(None)
+    }
+
+    /// A process of the agent runs, or has outlived another daemon.
+    fn process_runs(&mut self, _process: &process::Process) {}
 
     /// A shim is gone, with all that its agent had started.
     fn shim_ended(&mut self, _name: &str) {}

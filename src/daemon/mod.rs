@@ -163,6 +163,7 @@ impl Wired {
         let boot = BootInfo { boot_id: ctx.boot_id.clone(), pid: std::process::id(), threshold, machine };
         let recovered = recover(&ctx.store, boot, no_resume)?;
         ctx.set_keeper(keeper(&ctx, keep));
+        log::info!("agents' processes: {}", ctx.bounds().groups().state());
         crate::failpoint::hit("boot", "recovered");
         let (nudge, nudges) = crossbeam_channel::bounded(1);
         ctx.hub.set_nudge(nudge.clone());

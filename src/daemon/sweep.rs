@@ -60,6 +60,11 @@ fn sweep(ctx: &Context, kept: &[(u32, u64)]) {
         },
     );
     crate::failpoint::hit("boot", "looked");
+    // What rows name may be needed: a shim has its row before its agent has a group or a directory.
+    ctx.bounds().clean_all(&|| {
+        let rows = ctx.store.shims().inspect_err(|e| log::warn!("the shims of agents cannot be read: {e}")).ok()?;
+        Some(rows.into_iter().map(|(_, shim)| shim.name).collect())
+    });
     ctx.registry.block_on_leftovers(left.iter().filter_map(|(sid, _)| *sid));
     ctx.tidy_now();
     if left.is_empty() {

@@ -33,7 +33,7 @@ pub enum Leader {
 
 /// What is to be done.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Verdict {
+pub enum Judgement {
     /// Nothing.
     Nothing,
     /// The turn goes on, and this is told.
@@ -44,20 +44,20 @@ pub enum Verdict {
 
 /// Judges it. `before`: how many processes the kernel had ended in the group when it was looked at last, 0 for a new group.
 #[must_use]
-pub fn judge(before: u64, memory: &Memory, leader: Leader) -> Verdict {
+pub fn judge(before: u64, memory: &Memory, leader: Leader) -> Judgement {
     let ended = memory.ended.unwrap_or(0).saturating_sub(before);
     if ended == 0 {
-        return Verdict::Nothing;
+        return Judgement::Nothing;
     }
     let size = |bytes: Option<u64>| bytes.map(|bytes| ByteSize(bytes).to_string());
     let limit = size(memory.limit).map_or_else(|| "of the whole service".to_owned(), |limit| format!("of {limit}"));
     let peak = size(memory.peak).map_or_else(String::new, |peak| format!(", at most {peak} were in use"));
     let beyond = format!("beyond the memory limit {limit}{peak}");
     match leader {
-        Leader::Failed => Verdict::Failed(format!("the agent went {beyond}, and the kernel ended it")),
+        Leader::Failed => Judgement::Failed(format!("the agent went {beyond}, and the kernel ended it")),
         Leader::Lives | Leader::Succeeded => {
             let those = if ended == 1 { "a process".to_owned() } else { format!("{ended} processes") };
-            Verdict::Notice(format!(
+            Judgement::Notice(format!(
                 "{those} that the agent had started went {beyond}, and the kernel ended what was largest"
             ))
         }
@@ -88,16 +88,16 @@ mod tests {
         ];
         for (before, memory, leader, want) in table {
             let (got, text) = match judge(before, &memory, leader) {
-                Verdict::Nothing => ("nothing", None),
-                Verdict::Notice(text) => ("notice", Some(text)),
-                Verdict::Failed(text) => ("failed", Some(text)),
+                Judgement::Nothing => ("nothing", None),
+                Judgement::Notice(text) => ("notice", Some(text)),
+                Judgement::Failed(text) => ("failed", Some(text)),
             };
             assert_eq!(got, want, "{before} {memory:?} {leader:?}");
             assert!(text.is_none_or(|t| t.contains("limit of 64.0 MiB, at most 63.0 MiB")), "limit and peak are named");
         }
-        let Verdict::Notice(text) = judge(1, &seen(3), Leader::Lives) else { panic!() };
+        let Judgement::Notice(text) = judge(1, &seen(3), Leader::Lives) else { panic!() };
         assert!(text.starts_with("2 processes"), "{text}");
-        let Verdict::Failed(text) = judge(0, &Memory { ended: Some(1), ..nothing }, Leader::Failed) else { panic!() };
+        let Judgement::Failed(text) = judge(0, &Memory { ended: Some(1), ..nothing }, Leader::Failed) else { panic!() };
         assert!(text.contains("of the whole service,"), "{text}");
     }
 }

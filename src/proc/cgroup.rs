@@ -176,6 +176,12 @@ impl Groups {
         Ok(Some(dir))
     }
 
+    /// The group of an agent, if it is there.
+    #[must_use]
+    pub fn agent(&self, name: &str) -> Option<PathBuf> {
+        Some(self.base.as_ref()?.join(AGENTS).join(name)).filter(|dir| dir.is_dir())
+    }
+
     /// Ends all that is in a group, at once.
     ///
     /// # Errors
@@ -211,11 +217,10 @@ impl Groups {
         dirs.filter_map(|e| Some((e.file_name().into_string().ok()?, e.path()))).collect()
     }
 
-    /// Removes the agents' groups that nobody is in and nobody needs any more; those with processes stay.
-    pub fn remove_empty(&self, is_needed: &dyn Fn(&str) -> bool) {
-        for (name, dir) in self.agents() {
-            if !is_needed(&name)
-                && !processes(&dir).is_ok_and(|n| n > 0)
+    /// Removes those groups that nobody is in; those with processes stay.
+    pub fn remove_empty(&self, groups: impl IntoIterator<Item = (String, PathBuf)>) {
+        for (_, dir) in groups {
+            if !processes(&dir).is_ok_and(|n| n > 0)
                 && let Err(e) = self.remove(&dir)
             {
                 log::debug!("control group {}: cannot be removed yet: {e}", dir.display());
@@ -272,20 +277,20 @@ impl Place {
         }
     }
 
-    fn is_root(&self, own: &Own) -> bool {
+    fn is_root(&self, own: &OwnGroup) -> bool {
         self.base == own.mount
     }
 }
 
 /// The directory of a process's own group, and where its hierarchy is mounted.
 #[derive(Debug, PartialEq, Eq)]
-struct Own {
+struct OwnGroup {
     dir: PathBuf,
     mount: PathBuf,
 }
 
 /// From `/proc/self/cgroup` and `/proc/self/mountinfo`.
-fn directory(cgroup: &str, mountinfo: &str) -> Result<Own, String> {
+fn directory(cgroup: &str, mountinfo: &str) -> Result<OwnGroup, String> {
     let group =
         cgroup.lines().find_map(|l| l.strip_prefix("0::")).ok_or("the kernel has no control groups version 2")?;
     if group.starts_with("/..") {
@@ -302,7 +307,7 @@ fn directory(cgroup: &str, mountinfo: &str) -> Result<Own, String> {
         if let Ok(below) = Path::new(group).strip_prefix(&root) {
             // Not `join("")`, which ends in a slash.
             let dir = if below.as_os_str().is_empty() { point.clone() } else { point.join(below) };
-            return Ok(Own { dir, mount: point });
+            return Ok(OwnGroup { dir, mount: point });
         }
     }
     Err(format!("the hierarchy of {group} is not mounted"))
@@ -593,7 +598,7 @@ mod tests {
             all
         };
         assert_eq!(names(), ["busy", "needed", "old"]);
-        groups.remove_empty(&|name| name == "needed");
+        groups.remove_empty(groups.agents().into_iter().filter(|(name, _)| name != "needed"));
         assert_eq!(names(), ["busy", "needed"]);
         assert!(groups.remove(&dir.path().join("agents/old")).is_ok(), "what is gone was removed");
         assert!(groups.remove(&dir.path().join("agents/busy")).is_err());
@@ -625,7 +630,7 @@ mod tests {
         }
         assert!(groups.usage(&dir).cpu_ms.is_some());
         assert!(groups.remove(&dir).is_err(), "a group with processes stays");
-        groups.remove_empty(&|_| false);
+        groups.remove_empty(groups.agents());
         assert_eq!(groups.agents(), [("1".to_owned(), dir.clone())]);
         groups.kill(&dir).unwrap();
         assert!(!child.wait().unwrap().success());
@@ -633,7 +638,7 @@ mod tests {
             assert!(std::time::Instant::now() < until, "something of it is left");
             std::thread::yield_now();
         }
-        groups.remove_empty(&|_| false);
+        groups.remove_empty(groups.agents());
         assert!(groups.agents().is_empty());
         groups.remove(&base).unwrap();
     }

@@ -55,11 +55,12 @@ pub const fn known(version: u32) -> (u64, u64) {
 /// A set of rules, ready to be restricted by; `None`: there is nothing that this kernel could enforce. And what it is.
 ///
 /// # Errors
-/// The kernel has less than is asked for at least (`ENOTSUP`), or a rule was refused.
+/// The kernel has less than is asked for at least (`Unsupported`), or a rule was refused.
 pub fn rules(confine: &Confinement) -> io::Result<(Option<OwnedFd>, Confined)> {
     let abi = version();
     if abi < confine.least {
-        return Err(Errno::NOTSUP.into());
+        let why = format!("this kernel has Landlock {abi} (0: none), and at least {} is required", confine.least);
+        return Err(io::Error::new(io::ErrorKind::Unsupported, why));
     }
     let (files, scopes) = known(abi);
     let mut confined = Confined { abi, files: confine.handled & files, scopes: confine.scopes & scopes, missing: 0 };

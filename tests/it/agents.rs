@@ -578,3 +578,46 @@ fn the_process_of_an_agent() {
     assert_eq!(d.show("local:a")["process"]["pid"], json!(pid), "an idle agent's too");
     assert_eq!(d.stop(), 0);
 }
+
+/// A confined agent below its shim: it reads neither the database nor another session's files, and its session says how it is
+/// confined. One that must be confined and cannot be is not started.
+#[test]
+fn an_agent_is_confined() {
+    let script = "cat \"$STATE/ostler.db\" >/dev/null 2>&1; echo db $?; echo a > mine && cat mine; ls \"$STATE\" >/dev/null; echo ls $?; \
+        while [ ! -e \"$GATE\" ]; do sleep 0.02; done";
+    let mut d = Daemon::new();
+    let (gate, state) = (d.path("open"), d.path("state"));
+    let config = |confine: &str| {
+        let command = json!(["sh", "-c", script]);
+        format!(
+            "[agent.default]\nkind = \"exec\"\ncommand = {command}\nenv = {{ STATE = {}, GATE = {} }}\n{confine}\n",
+            json!(state),
+            json!(gate)
+        )
+    };
+    let (confined, free) = (config("confine = \"state\""), config("confine = \"none\""));
+    d = d.config(&confined).start();
+    let mut events = d.events("local:a");
+    let turn = d.post("local:a", "go");
+    events.until("text");
+    let shown = d.show("local:a")["process"]["confined"].clone();
+    std::fs::write(&gate, "").unwrap();
+    assert_eq!(events.end_of(&turn).0, "completed");
+    let abi = u64::from(ostler::shim::landlock::version());
+    assert_eq!((&shown["confine"], &shown["abi"]), (&json!("state"), &json!(abi)), "{shown}");
+    let said = d.said("local:a").pop().unwrap();
+    let db = if abi == 0 { 0 } else { 1 };
+    assert_eq!(said, format!("agent: db {db}\na\nls 0\n"));
+    assert_eq!(d.status()["bounds"]["landlock"], json!(abi));
+
+    d.write_config(&free);
+    d.client().post("/v1/reload", None).unwrap();
+    assert!(d.turn("local:b", "go").text().starts_with("db 0\n"));
+    let never = format!("{}confine_required = true\nconfine_abi = 1000\n", config(""));
+    d.write_config(&never);
+    d.client().post("/v1/reload", None).unwrap();
+    let turn = d.turn("local:c", "go");
+    assert_eq!(turn.outcome(), "failed");
+    d.wait_log("confinement: this kernel has Landlock");
+    assert_eq!(d.stop(), 0);
+}

@@ -2,15 +2,17 @@
 //!
 //! Here they are put together for one agent that is about to be started below a shim. It must not know how it is started.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::ffi::OsString;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use super::confine::{self, Ground, Places};
-use crate::config::{self, Confine};
+use crate::config;
 use crate::proc::cgroup::{Groups, Limits};
 use crate::shim::landlock;
+use crate::shim::launch::SocketName;
 use crate::shim::start::Confinement;
 
 /// The directory of agents' temporary files, in the state directory. A service whose unit has made it shows it to agents as
@@ -24,16 +26,16 @@ pub struct Bounds {
     ground: Ground,
     /// The directory of temporary files, where there is one.
     temporary: Option<PathBuf>,
+    /// When it was looked.
+    since: SystemTime,
 }
 
 /// The bounds of one agent.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Bound {
     /// The directory of its control group.
     pub cgroup: Option<PathBuf>,
-    /// How it is confined.
-    pub confine: Confine,
-    /// The rules for that.
+    /// The rules of its confinement; none: it is not confined.
     pub rules: Option<Confinement>,
 }
 
@@ -42,7 +44,7 @@ impl Bounds {
     #[must_use]
     pub fn find(state_dir: &Path) -> Self {
         let temporary = Some(state_dir.join(TEMPORARY)).filter(|dir| dir.is_dir());
-        Self { groups: Groups::find(), ground: Ground::find(state_dir), temporary }
+        Self { groups: Groups::find(), ground: Ground::find(state_dir), temporary, since: SystemTime::now() }
     }
 
     /// The control groups.
@@ -70,12 +72,22 @@ impl Bounds {
         }
     }
 
+    /// Ends all that is in the group of an agent, and removes what it has left.
+    pub fn end(&self, name: &str) {
+        if let Some(group) = self.groups.agent(name)
+            && let Err(e) = self.groups.kill(&group)
+        {
+            log::debug!("control group {}: {e}", group.display());
+        }
+        self.clean(name);
+    }
+
     /// Removes what an agent of that name has left: its group, if it is empty, and its temporary files.
     pub fn clean(&self, name: &str) {
-        for (_, group) in self.groups.agents().into_iter().filter(|(of, _)| of == name) {
-            if let Err(e) = self.groups.remove(&group) {
-                log::debug!("control group {}: {e}", group.display());
-            }
+        if let Some(group) = self.groups.agent(name)
+            && let Err(e) = self.groups.remove(&group)
+        {
+            log::debug!("control group {}: {e}", group.display());
         }
         if let Some(dir) = self.temporary.as_ref().map(|dir| dir.join(name))
             && let Err(e) = std::fs::remove_dir_all(&dir)
@@ -85,11 +97,23 @@ impl Bounds {
         }
     }
 
-    /// Removes what agents have left that nobody needs any more: groups, and temporary files.
-    pub fn clean_all(&self, is_needed: &dyn Fn(&str) -> bool) {
-        self.groups.remove_empty(is_needed);
+    /// Removes what agents have left that nobody needs any more: groups, and temporary files. `needed` is asked once, after
+    /// it was looked what there is; `None`: nobody knows, and nothing is removed. Where nobody is needed, the directory of
+    /// temporary files is emptied of all that is older than this daemon: agents use it as /tmp too.
+    pub fn clean_all(&self, needed: &dyn Fn() -> Option<HashSet<String>>) {
+        let groups = self.groups.agents();
         let entries = self.temporary.iter().flat_map(|dir| std::fs::read_dir(dir).into_iter().flatten().flatten());
-        for entry in entries.filter(|e| !e.file_name().to_str().is_some_and(is_needed)) {
+        let entries: Vec<std::fs::DirEntry> = entries.collect();
+        if groups.is_empty() && entries.is_empty() {
+            return;
+        }
+        let Some(needed) = needed() else { return };
+        self.groups.remove_empty(groups.into_iter().filter(|(name, _)| !needed.contains(name)));
+        let is_over = |entry: &std::fs::DirEntry| match entry.file_name().to_str() {
+            Some(name) if SocketName::parse(name).is_some() => !needed.contains(name),
+            _ => needed.is_empty() && entry.metadata().and_then(|m| m.modified()).is_ok_and(|at| at < self.since),
+        };
+        for entry in entries.iter().filter(|e| is_over(e)) {
             let path = entry.path();
             let is_dir = entry.file_type().is_ok_and(|t| t.is_dir());
             let removed = if is_dir { std::fs::remove_dir_all(&path) } else { std::fs::remove_file(&path) };
@@ -115,11 +139,7 @@ impl Bounds {
             Limits { memory: agent.memory, processes: agent.processes, cpu: agent.cpu, cpu_weight: agent.cpu_weight };
         let place = |name: &str| env.get(name).map(Path::new).filter(|path| path.is_absolute());
         let places = Places { ground: &self.ground, cwd, home: place("HOME"), tmpdir: place("TMPDIR") };
-        Ok(Bound {
-            cgroup: self.groups.make(name, &limits)?,
-            confine: self.ground.confine(agent),
-            rules: confine::rules(&places, agent),
-        })
+        Ok(Bound { cgroup: self.groups.make(name, &limits)?, rules: confine::rules(&places, agent) })
     }
 
     /// What there is, for the status.
@@ -137,27 +157,42 @@ impl Bounds {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use crate::config::AgentKind;
+    use crate::config::{AgentKind, Confine};
 
     #[test]
     fn an_agents_temporary_files_are_its_own_and_go_with_it() {
+        const A: &str = "aaaaaaaaaaaaaaaa";
+        const B: &str = "bbbbbbbbbbbbbbbb";
+        const C: &str = "cccccccccccccccc";
         let dir = tempfile::tempdir().unwrap();
-        assert_eq!(Bounds::find(dir.path()).temporary("a").unwrap(), None, "nobody has made the directory");
-        std::fs::create_dir(dir.path().join(TEMPORARY)).unwrap();
-        let bounds = Bounds { groups: Groups::off("test"), ..Bounds::find(dir.path()) };
-        let made = bounds.temporary("a").unwrap().unwrap();
-        assert_eq!(bounds.temporary("a").unwrap(), Some(made.clone()), "again");
+        assert_eq!(Bounds::find(dir.path()).temporary(A).unwrap(), None, "nobody has made the directory");
+        let tmp = dir.path().join(TEMPORARY);
+        std::fs::create_dir(&tmp).unwrap();
+        std::fs::write(tmp.join("old"), "").unwrap();
+        let later = SystemTime::now() + std::time::Duration::from_secs(60);
+        let bounds = Bounds { groups: Groups::off("test"), since: later, ..Bounds::find(dir.path()) };
+        let made = bounds.temporary(A).unwrap().unwrap();
+        assert_eq!(bounds.temporary(A).unwrap(), Some(made.clone()), "again");
         std::fs::write(made.join("x"), "").unwrap();
-        for other in ["b", "c"] {
+        for other in [B, C] {
             bounds.temporary(other).unwrap();
         }
-        bounds.clean("b");
-        std::fs::write(dir.path().join(TEMPORARY).join("file"), "").unwrap();
-        bounds.clean_all(&|name| name == "a");
-        let left: Vec<_> = std::fs::read_dir(dir.path().join(TEMPORARY)).unwrap().map(|e| e.unwrap().path()).collect();
-        assert_eq!(left, [made.clone()]);
-        bounds.clean("a");
-        assert!(!made.exists());
+        bounds.clean(B);
+        let left = || {
+            let mut all: Vec<String> =
+                std::fs::read_dir(&tmp).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+            all.sort();
+            all
+        };
+        bounds.clean_all(&|| None);
+        assert_eq!(left(), [A, C, "old"], "nobody knows who needs what");
+        bounds.clean_all(&|| Some(HashSet::from([A.to_owned()])));
+        assert_eq!(left(), [A, "old"], "an agent that goes on may have made it");
+        let now = Bounds { since: std::time::UNIX_EPOCH, ..bounds.clone() };
+        now.clean_all(&|| Some(HashSet::new()));
+        assert_eq!(left(), ["old"], "it is newer than the daemon");
+        bounds.clean_all(&|| Some(HashSet::new()));
+        assert!(left().is_empty());
     }
 
     #[test]
@@ -167,12 +202,16 @@ mod tests {
         for name in ["state", "cwd", "home"] {
             std::fs::create_dir(at(name)).unwrap();
         }
-        let bounds =
-            Bounds { groups: Groups::off("test"), ground: Ground::of(&at("state"), None, &|_| false), temporary: None };
+        let bounds = Bounds {
+            groups: Groups::off("test"),
+            ground: Ground::of(&at("state"), None, &|_| false),
+            temporary: None,
+            since: SystemTime::now(),
+        };
         let env = BTreeMap::from([("HOME".to_owned(), at("home").into()), ("TMPDIR".to_owned(), "relative".into())]);
         let agent = config::Agent { confine: Some(Confine::Workdir), ..config::Agent::of_kind("x", AgentKind::Acp) };
         let bound = bounds.of("a", &agent, &at("cwd"), &env).unwrap();
-        assert_eq!((&bound.cgroup, bound.confine), (&None, Confine::Workdir));
+        assert_eq!(bound.cgroup, None);
         let paths: Vec<PathBuf> = bound.rules.unwrap().rules.into_iter().map(|r| r.path).collect();
         assert!(paths.contains(&at("cwd")) && paths.contains(&at("home")) && !paths.contains(&at("state")));
         assert_eq!(bounds.told()["control_groups_told"], "no groups: test");

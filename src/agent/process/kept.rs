@@ -16,7 +16,7 @@ use super::keeper::Keeper;
 use super::tail::Tail;
 use crate::proc::{Registered, has_ended};
 use crate::shim::client::{Client, Event, Lost};
-use crate::shim::frame::{Attached, Exit, Ladder, Rung, Standing, Status, Taken, Who};
+use crate::shim::frame::{Attached, Confined, Exit, Ladder, Rung, Standing, Status, Taken, Who};
 
 /// The most bytes that are read before the caller is asked again.
 const SLICE: usize = 64 * 1024;
@@ -30,6 +30,7 @@ pub(super) struct KeptChild {
     /// The shim, if it is a child of this process.
     child: Option<(Child, Registered)>,
     agent: Who,
+    confined: Confined,
     pidfd: Option<OwnedFd>,
     taken: Taken,
     progress: Instant,
@@ -71,6 +72,7 @@ impl KeptChild {
             client,
             child,
             agent,
+            confined: attached.confined,
             taken: attached.taken,
             progress: Instant::now(),
             ending: matches!(attached.standing, Standing::Ending | Standing::Gone),
@@ -91,6 +93,10 @@ impl KeptChild {
 
     pub(super) const fn agent(&self) -> Who {
         self.agent
+    }
+
+    pub(super) const fn confined(&self) -> Confined {
+        self.confined
     }
 
     pub(super) const fn is_over(&self) -> bool {
@@ -240,8 +246,8 @@ impl KeptChild {
                     log::debug!("agent process {pid}: {}", String::from_utf8_lossy(bytes).trim_end());
                     left = left.saturating_sub(bytes.len());
                 }
-                Ok(Some(Event::Started { agent, .. })) => {
-                    self.agent = agent;
+                Ok(Some(Event::Started { agent, confined })) => {
+                    (self.agent, self.confined) = (agent, confined);
                     self.pidfd = hold(agent);
                 }
                 Ok(Some(Event::Taken(taken))) => {

@@ -22,7 +22,7 @@ use crate::proc::mark::{self, Tag};
 use crate::proc::moment::Moment;
 use crate::proc::{NoChild, PipedChild, Registered, procfs, set_apart, spawn};
 use crate::shim::client::{Client, Refusal};
-use crate::shim::frame::{Attached, Ladder, Status};
+use crate::shim::frame::{Attached, Confined, Ladder, Status};
 use crate::shim::launch::{Seed, SocketName};
 use crate::shim::machine::Patience;
 use crate::shim::proof::Token;
@@ -118,10 +118,11 @@ impl Process {
         let (program, args) =
             launch.command.split_first().ok_or_else(|| Failure::new("agent_start", "command: it is empty"))?;
         make_cwd(&identity.cwd)?;
-        let env = environment(launch, &identity);
+        let mut env = environment(launch, &identity);
         if let Some(keeper) = host.keeper() {
             return Self::spawn_kept(&keeper, host, &identity, (launch, program, env));
         }
+        host.bound(None, &mut env).map_err(|why| Failure::new("agent_start", why))?;
         let mut command = Command::new(program);
         command.args(args).current_dir(&identity.cwd).env_clear().envs(&env);
         let moment = Moment::now();
@@ -135,6 +136,7 @@ impl Process {
         let start = procfs::stat(child.id()).map_or(0, |s| s.start);
         let process = Self::of(Body::Piped(child), start, program, &identity, moment);
         host.process_started(process.id(), process.start);
+        host.process_runs(&process);
         Ok(process)
     }
 
@@ -143,7 +145,7 @@ impl Process {
         keeper: &Arc<Keeper>,
         host: &mut dyn Host,
         identity: &Identity,
-        (launch, program, env): (&Launch<'_>, &str, BTreeMap<String, OsString>),
+        (launch, program, mut env): (&Launch<'_>, &str, BTreeMap<String, OsString>),
     ) -> Result<Self, Failure> {
         let failed = |why: String| Failure::new("agent_start", why);
         let moment = Moment::now();
@@ -161,6 +163,14 @@ impl Process {
             return Err(failed(format!("its shim cannot be noted: {why}")));
         }
         crate::failpoint::hit_for("shim", "noted", &identity.key);
+        let bound = match host.bound(Some((kept.name(), shim.pid)), &mut env) {
+            Ok(bound) => bound.unwrap_or_default(),
+            Err(why) => {
+                kept.kill_shim();
+                host.shim_ended(kept.name());
+                return Err(failed(why));
+            }
+        };
         kept.set_direct(true);
         kept.start(&Start {
             argv: launch.command.iter().map(Into::into).collect(),
@@ -168,8 +178,8 @@ impl Process {
             cwd: identity.cwd.clone(),
             limits: Vec::new(),
             oom_adj: OOM_ADJ,
-            cgroup: None,
-            confine: None,
+            cgroup: bound.cgroup,
+            confine: bound.rules,
             spool: Some(keeper.path().to_owned()),
             spool_limit: keeper.spool(),
             ladder: Ladder::default(),
@@ -178,6 +188,7 @@ impl Process {
         let mut process = Self::of(Body::Kept(Box::new(kept)), 0, program, identity, moment);
         process.await_start(program, &env)?;
         crate::failpoint::hit_for("shim", "started", &identity.key);
+        host.process_runs(&process);
         Ok(process)
     }
 
@@ -251,6 +262,21 @@ impl Process {
         match &self.body {
             Body::Piped(_) => None,
             Body::Kept(kept) => Some(kept.name()),
+        }
+    }
+
+    /// Its start time in clock ticks since the machine's boot.
+    #[must_use]
+    pub const fn start_time(&self) -> u64 {
+        self.start
+    }
+
+    /// Below a shim: how it is confined.
+    #[must_use]
+    pub fn confined(&self) -> Option<Confined> {
+        match &self.body {
+            Body::Piped(_) => None,
+            Body::Kept(kept) => Some(kept.confined()),
         }
     }
 

@@ -2,7 +2,8 @@
 //! [outbox](super::outbox), keeps the turn's deadlines, settles permissions, and passes interrupts on. The worker, not
 //! the turn host, makes the decisions about sessions.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::ffi::OsString;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -15,7 +16,7 @@ use super::hub::Preview;
 use super::mailbox::{Close, Letters, Mailbox, Why, Woken, newer, rises};
 use super::outbox::TurnOutbox;
 use super::registry::Answered;
-use crate::agent::process::Keeper;
+use crate::agent::process::{Bound, Keeper, Process};
 use crate::agent::{
     Durable, Entry, Host, Identity, Interrupt, Mark, NewShim, PermissionOutcome, PermissionRequest, Said, ToolCall,
     Wake, Watch,
@@ -27,6 +28,7 @@ use crate::model::turn::TurnState;
 use crate::model::turn_clock::TurnClock;
 use crate::store::{Batch, Begun, Item, TurnRef};
 
+mod bounds;
 mod kept;
 mod permissions;
 
@@ -121,6 +123,8 @@ pub struct TurnHost {
     history_upto: i64,
     /// What is known of the agent's shim.
     shim: kept::Shim,
+    /// How many of the agent's processes the kernel had ended for want of memory when that was told last.
+    out_of_memory: u64,
 }
 
 impl Running {
@@ -176,6 +180,7 @@ impl TurnHost {
             history: VecDeque::new(),
             history_upto: 0,
             shim: kept::Shim::default(),
+            out_of_memory: 0,
         }
     }
 
@@ -542,6 +547,19 @@ impl Host for TurnHost {
 
     fn shim_ended(&mut self, name: &str) {
         self.forget_shim(name);
+        self.unbound(name);
+    }
+
+    fn bound(
+        &mut self,
+        shim: Option<(&str, u32)>,
+        env: &mut BTreeMap<String, OsString>,
+    ) -> Result<Option<Bound>, String> {
+        self.bounds(shim, env)
+    }
+
+    fn process_runs(&mut self, process: &Process) {
+        Self::process_runs(self, process);
     }
 
     fn agent_ready(&mut self, frames: u64, session: &str, mark: Mark) -> Result<(), String> {
@@ -569,9 +587,6 @@ impl Host for TurnHost {
             // The environment marker still identifies the process.
             log::warn!(key = self.identity.key; "the agent's process {pid} could not be noted: {e}");
         }
-        let (session_id, agent) = (self.identity.session_id.clone(), self.agent.name.clone());
-        let process = super::registry::ProcessInfo { session_id, agent, pid, start, cgroup: None, confined: None };
-        self.ctx.registry.set_process(self.sid, process);
     }
 
     fn left_unclean(&mut self) -> bool {

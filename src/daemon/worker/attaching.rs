@@ -140,6 +140,9 @@ impl Attaching {
         let (sid, epoch) = (self.pending.sid, self.pending.epoch);
         let mut host = TurnHost::new(ctx.clone(), sid, epoch, config, mailbox.clone(), identity.clone());
         let (state, running) = host.resume(&resumed);
+        if let Some(process) = &process {
+            host.process_runs(process);
+        }
         host.take_in(std::mem::take(&mut self.letters));
         host.work = true;
         let frames = |all: Vec<(i64, Vec<u8>)>| {
@@ -176,6 +179,9 @@ impl Attaching {
         }
         if let (Some(keeper), Some(shim)) = (ctx.keeper(), &shim) {
             keeper.remove_socket(&shim.name);
+        }
+        if let Some(shim) = &shim {
+            ctx.bounds().end(&shim.name);
         }
         if let Some(shim) = shim
             && let Err(e) = ctx.store.shim_gone(shim.name)

@@ -93,6 +93,7 @@ struct Strings {
     prompts: Vec<String>,
     panics: bool,
     fails_to_start: bool,
+    dies: bool,
 }
 
 /// An agent that thinks, and answers.
@@ -131,6 +132,9 @@ impl Agent for Puppet {
         }
         if self.at.is_some_and(|at| at > host.now()) {
             return Progress::Pending { until: self.at };
+        }
+        if lock(&self.strings).dies {
+            return Progress::Done(Answer::Failed(Failure::new("agent_died", "on purpose")));
         }
         host.said(Said::Text(" and half".into()));
         Progress::Done(Answer::Completed { stop_reason: None })
@@ -420,4 +424,62 @@ fn a_stop_closes_it_at_once_and_hands_nothing_on() {
     drive(&mut worker, Input::Timeout);
     rig.ctx.registry.post(1, |m| m.post(|l| l.close = Some(Close::Stop)));
     assert_eq!(drive(&mut worker, Input::Letter), (vec![State::Closing, State::Gone], Next::Gone));
+}
+
+/// The kernel has ended processes of the agent: whether it lives decides what becomes of the turn.
+#[test]
+fn a_turn_whose_agent_went_beyond_its_memory_says_so() {
+    use crate::daemon::registry::ProcessInfo;
+    let group = tempfile::tempdir().unwrap();
+    let write = |name: &str, text: &str| std::fs::write(group.path().join(name), text).unwrap();
+    let ended = |n: u32| write("memory.events.local", &format!("oom {n}\noom_kill {n}\n"));
+    write("memory.max", "67108864\n");
+    write("memory.peak", "66000000\n");
+    ended(0);
+    let rig = Rig::new();
+    let run = |worker: &mut Worker| {
+        rig.pass(THINKS);
+        drive(worker, Input::Timeout);
+    };
+    let process = |pid: u32| {
+        let start = crate::proc::procfs::stat(pid).map_or(0, |s| s.start);
+        let cgroup = Some(group.path().to_owned());
+        let info = ProcessInfo { session_id: "s".into(), agent: "a".into(), pid, start, cgroup, confined: None };
+        rig.ctx.registry.set_process(1, info);
+    };
+    let notices = || {
+        let events = rig.ctx.store.events(None, 0, 100).unwrap();
+        events.items.iter().filter(|e| format!("{e:?}").contains("out_of_memory")).count()
+    };
+
+    let first = rig.say("a tool dies");
+    let mut worker = rig.worker();
+    drive(&mut worker, Input::Go);
+    process(std::process::id());
+    ended(1);
+    run(&mut worker);
+    assert_eq!((rig.outcome(&first).0.as_str(), notices()), ("completed", 1), "it goes on, and that is told");
+    let second = rig.say("nothing new");
+    drive(&mut worker, Input::Letter);
+    run(&mut worker);
+    assert_eq!((rig.outcome(&second).0.as_str(), notices()), ("completed", 1), "once");
+
+    lock(&rig.strings).dies = true;
+    let third = rig.say("it dies of something else");
+    drive(&mut worker, Input::Letter);
+    process(u32::MAX);
+    run(&mut worker);
+    assert_eq!(rig.outcome(&third).1.unwrap().0, "agent_died");
+    let fourth = rig.say("it dies of that");
+    drive(&mut worker, Input::Letter);
+    if worker.state() != State::Running {
+        rig.pass(Duration::from_secs(120));
+        drive(&mut worker, Input::Timeout);
+    }
+    process(u32::MAX);
+    ended(2);
+    run(&mut worker);
+    let (code, why) = rig.outcome(&fourth).1.unwrap();
+    assert_eq!(code, "out_of_memory");
+    assert!(why.contains("limit of 64.0 MiB, at most 62.9 MiB") && why.contains("on purpose"), "{why}");
 }

@@ -111,7 +111,10 @@ impl Session {
                 turn.until = until;
                 self.listen_on(turn)
             }
-            Progress::Done(answer) => self.answered(*turn, &answer),
+            Progress::Done(answer) => {
+                let answer = self.host.within_memory(answer);
+                self.answered(*turn, &answer)
+            }
         }
     }
 
