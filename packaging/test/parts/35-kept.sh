@@ -3,19 +3,21 @@
 config
 fresh
 agents() { in_ pgrep -u ostler -f /opt/agent.py | sort | tr '\n' ' '; }
-# one_turn WHAT COMMAND...: a turn of 8 s runs while the command does what it does
+# one_turn WHAT COMMAND...: a turn of 20 s runs while the command does what it does
 one_turn() {
-    local what=$1 key old agent
+    local what=$1 key old agent begun
     shift
     key=py:kept-${what// /-}
-    as alice ostler send "$key" 'wait: 8' >"$WORK/kept" 2>&1 &
+    as alice ostler send "$key" 'wait: 20' >"$WORK/kept" 2>&1 &
     local send=$!
     ok "$what: a turn runs" eventually runs 1
     old=$(status '["boot_id"]')
     agent=$(agents)
+    begun=$(now)
     "$@"
     another() { local now; now=$(status '["boot_id"]'); [ -n "$now" ] && [ "$now" != "$old" ]; }
     ok "$what: another boot" eventually another
+    ok "$what: it was not waited for ($(since "$begun") ms)" kill -0 $send
     ok "$what: the same agent" [ "$(agents)" = "$agent" ]
     wait $send
     ok "$what: the turn went on ($?): $(tail -1 "$WORK/kept")" grep -qx 'waiting. waited' "$WORK/kept"

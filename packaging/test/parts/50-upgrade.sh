@@ -3,12 +3,13 @@ in_ systemctl reset-failed ostler 2>/dev/null
 old=$(prop MainPID)
 echo '# mine' >>"$CONFIG"
 load_begins upgrade 180
-as alice ostler send py:upgrade 'wait: 30' >"$WORK/upgraded" 2>&1 &
+as alice ostler send py:upgrade 'wait: 60' >"$WORK/upgraded" 2>&1 &
 upgraded=$!
 ok "a turn runs" eventually quiet in_ pgrep -u ostler -f /opt/agent.py
 begun=$(now)
 in_ apt-get install -y /opt/new.deb >"$WORK/apt-upgrade.log" 2>&1
 ok "upgraded ($(since "$begun") ms)" [ $? = 0 ]
+ok "the turn was not waited for" kill -0 $upgraded
 ok "active" will_be ActiveState active
 ok "it is another process" not is MainPID "$old"
 wait $upgraded
