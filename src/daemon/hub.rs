@@ -5,7 +5,7 @@
 //! emptied, and the listener reads from the database up to a given number. Previews (`delta`) are in memory only, in a
 //! bounded queue; a later `text` repeats the content of previews that are dropped.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 use std::time::Instant;
@@ -145,7 +145,8 @@ pub struct Hub {
     newest: AtomicI64,
     /// A commit is in doubt since the last one that was published.
     in_doubt: AtomicBool,
-    delivering: AtomicUsize,
+    /// By key, so that those of agents which outlive the daemon can be told apart.
+    delivering: Mutex<BTreeMap<String, usize>>,
     /// Notified when the last answer in progress has been handed over.
     nudge: OnceLock<Sender<()>>,
     lost_deltas: AtomicU64,
@@ -257,21 +258,27 @@ impl Hub {
         self.listeners.load(Ordering::SeqCst)
     }
 
-    /// Sets the channel that is notified when the last answer in progress has been handed over.
+    /// Sets the channel that is notified when the last answer of a key has been handed over.
     pub fn set_nudge(&self, nudge: Sender<()>) {
         let _ = self.nudge.set(nudge);
     }
 
     /// The number of answers that are being handed over to the sender of their message: a drain waits for them.
     pub fn delivering(&self) -> usize {
-        self.delivering.load(Ordering::SeqCst)
+        self.delivering_but(&[])
     }
 
-    /// An answer is being handed over, until the guard is dropped.
+    /// The same, without those of some keys: their turns go on after the drain.
+    pub fn delivering_but(&self, keys: &[String]) -> usize {
+        let all = self.delivering.lock().unwrap_or_else(PoisonError::into_inner);
+        all.iter().filter(|(key, _)| !keys.contains(key)).map(|(_, count)| count).sum()
+    }
+
+    /// An answer of this key is being handed over, until the guard is dropped.
     #[must_use]
-    pub fn deliver(self: &Arc<Self>) -> Delivering {
-        self.delivering.fetch_add(1, Ordering::SeqCst);
-        Delivering(self.clone())
+    pub fn deliver(self: &Arc<Self>, key: &str) -> Delivering {
+        *self.delivering.lock().unwrap_or_else(PoisonError::into_inner).entry(key.to_owned()).or_default() += 1;
+        Delivering(self.clone(), key.to_owned())
     }
 
     /// The daemon exits: every listener wakes, reads once more what is there, and returns.
@@ -302,11 +309,20 @@ impl Hub {
 
 /// An answer on its way to its sender.
 #[derive(Debug)]
-pub struct Delivering(Arc<Hub>);
+pub struct Delivering(Arc<Hub>, String);
 
 impl Drop for Delivering {
     fn drop(&mut self) {
-        if self.0.delivering.fetch_sub(1, Ordering::SeqCst) == 1
+        let mut all = self.0.delivering.lock().unwrap_or_else(PoisonError::into_inner);
+        let left = all.get_mut(&self.1).map_or(0, |count| {
+            *count -= 1;
+            *count
+        });
+        if left == 0 {
+            all.remove(&self.1);
+        }
+        drop(all);
+        if left == 0
             && let Some(nudge) = self.0.nudge.get()
         {
             // A notice that already waits is enough.
@@ -444,11 +460,15 @@ mod tests {
         let hub = Arc::new(Hub::default());
         let (nudge, nudged) = crossbeam_channel::bounded(1);
         hub.set_nudge(nudge);
-        let (first, last) = (hub.deliver(), hub.deliver());
+        let (first, last) = (hub.deliver("x:a"), hub.deliver("x:a"));
+        let kept = hub.deliver("x:kept");
         drop(first);
-        assert!(nudged.is_empty() && hub.delivering() == 1);
+        assert!(nudged.is_empty() && hub.delivering() == 2);
+        assert_eq!(hub.delivering_but(&["x:kept".to_owned()]), 1);
         drop(last);
-        assert!(nudged.try_recv().is_ok() && hub.delivering() == 0);
+        assert!(nudged.try_recv().is_ok() && hub.delivering_but(&["x:kept".to_owned()]) == 0);
+        drop(kept);
+        assert_eq!(hub.delivering(), 0);
     }
 
     #[test]

@@ -308,7 +308,8 @@ impl Feed {
                 continue;
             }
             if matches!(self.only, Only::Turn { .. }) && event.kind == "turn_start" {
-                self.delivering.get_or_insert_with(|| self.ctx.hub.deliver());
+                let key = self.key.as_deref().unwrap_or_default();
+                self.delivering.get_or_insert_with(|| self.ctx.hub.deliver(key));
             }
             let over = self.only.ends_with(&event);
             batch.events.push(event);

@@ -265,3 +265,22 @@ fn without_a_service_manager_the_bus_is_not_asked() {
     assert_eq!(d.exit_code(), 0);
     assert_eq!(bus.heard.try_iter().count(), 0);
 }
+
+/// Whoever waits for the answer of a turn that goes on holds up no restart, and gets it from the next boot.
+#[test]
+fn a_restart_waits_for_no_turn_that_goes_on() {
+    let mut d = Daemon::new().config(&fake(&[], "")).start();
+    let mut gate = d.gate("gate");
+    let mut events = d.events("local:a");
+    let text = format!("wait-file {}; say done", gate.path.display());
+    let mut send = d.command(&["send", "local:a", &text]);
+    let send = std::thread::spawn(move || run(&mut send, ""));
+    events.until("turn_start");
+    d.signal(Signal::USR1);
+    assert_eq!(d.ended().code(), Some(75), "with the turn still running");
+    d.boot();
+    gate.open();
+    let ran = send.join().unwrap();
+    assert!(ran.code == 0 && ran.out.ends_with("done\n"), "{ran:?}");
+    assert_eq!(d.stop(), 0);
+}

@@ -2,6 +2,7 @@
 # prompt; a stop leaves nothing.
 config
 fresh
+in_ systemctl reload ostler
 agents() { in_ pgrep -u ostler -f /opt/agent.py | sort | tr '\n' ' '; }
 # one_turn WHAT COMMAND...: a turn of 20 s runs while the command does what it does
 one_turn() {

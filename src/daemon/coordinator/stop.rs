@@ -229,7 +229,11 @@ impl Coordinator {
     /// Tells the machine if all turns or all workers have ended.
     pub(super) fn check_ended(&mut self) {
         let numbers = self.ctx.registry.numbers();
-        let delivering = self.ctx.hub.delivering();
+        // What a turn says that goes on after the restart is not waited for.
+        let delivering = match self.ctx.hub.delivering() {
+            0 => 0,
+            _ => self.ctx.hub.delivering_but(&self.ctx.registry.spared_keys()),
+        };
         if numbers.live == 0 && (delivering == 0 || self.machine.phase() != Phase::Draining) {
             self.step(lifecycle::Event::WorkersGone);
         } else if numbers.running == 0 && delivering == 0 && self.machine.phase() != Phase::Sweeping {

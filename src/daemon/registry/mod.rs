@@ -325,6 +325,12 @@ impl Registry {
         self.lock().roster.spared().collect()
     }
 
+    /// The keys of the same.
+    pub fn spared_keys(&self) -> Vec<String> {
+        let inner = self.lock();
+        inner.roster.live().filter(|(sid, _)| inner.roster.is_spared(*sid)).map(|(_, key)| key.to_owned()).collect()
+    }
+
     /// Whether the session's agent may outlive the daemon from now on.
     pub fn set_kept(&self, sid: i64, kept: bool) {
         self.lock().roster.set_kept(sid, kept);

@@ -313,7 +313,7 @@ impl Sim {
         let p = self.p();
         if p.handing.pop().is_none() {
             let hub = p.ctx.hub.clone();
-            p.handing.push(hub.deliver());
+            p.handing.push(hub.deliver("local:handed"));
         }
     }
 
