@@ -24,6 +24,7 @@ pub fn text(api: &Api) -> Result<Response, ApiError> {
     gauge("sessions_live", "Sessions with a worker.", numbers.live as f64);
     gauge("sessions_running", "Sessions with a running turn.", numbers.running as f64);
     gauge("sessions_waiting", "Sessions that wait for room.", numbers.waiting as f64);
+    gauge("sessions_kept", "Live sessions whose agents outlive the daemon.", numbers.kept as f64);
     gauge("sessions_parked", "Sessions that go on with the next message.", counts.parked as f64);
     gauge("sessions_suspended", "Quarantined sessions.", counts.suspended as f64);
     gauge("sessions_resume_pending", "Sessions marked as cut off.", counts.resume_pending as f64);

@@ -62,7 +62,7 @@ fn print_status(s: &Value, open: usize, json: bool, ui: &mut Ui) -> Done {
         n("parked"),
         n("suspended")
     );
-    let waiting: Vec<_> = [("queued", "queued"), ("waiting", "waiting"), ("resume_pending", "interrupted")]
+    let waiting: Vec<_> = [("kept", "outlive the daemon"), ("queued", "queued"), ("waiting", "waiting"), ("resume_pending", "interrupted")]
         .iter()
         .filter(|(name, _)| n(name) > 0)
         .map(|(name, word)| format!("{} {word}", n(name)))

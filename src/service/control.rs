@@ -55,7 +55,7 @@ impl Service {
             "held": board.held, "started_at": clock::rfc3339(ctx.started_at), "supervised": ctx.supervised,
             "state_dir": ctx.state_dir, "config": ctx.config().file,
             "sessions": {
-                "live": numbers.live, "running": counts.running, "idle": idle,
+                "live": numbers.live, "kept": numbers.kept, "running": counts.running, "idle": idle,
                 "queued": counts.queued, "waiting": numbers.waiting, "parked": counts.parked, "suspended": counts.suspended,
                 "resume_pending": counts.resume_pending, "waiting_permission": ctx.registry.asking(),
             },

@@ -112,6 +112,8 @@ pub enum Event<'a> {
     Spool(Kept),
     /// The agent is being ended, or has ended by itself. Output may still come.
     Ending,
+    /// The agent has closed its stdout, and all that it wrote there came. It may live on.
+    EndOfOutput,
     /// All is over. Acknowledge it once it is kept.
     Exit(Exit),
     /// Something went wrong: the agent was not started, or a frame was not taken.
@@ -488,6 +490,7 @@ impl Client {
             Reply::Stderr { dropped, bytes } => Ok(Some(Event::Stderr { dropped, bytes })),
             Reply::Spool(kept) => Ok(Some(Event::Spool(kept))),
             Reply::Ending => Ok(Some(Event::Ending)),
+            Reply::EndOfOutput => Ok(Some(Event::EndOfOutput)),
             Reply::Exit(exit) => Ok(Some(Event::Exit(exit))),
             Reply::Error { code: Code::Superseded | Code::Stale, .. } => Err(Lost::Superseded),
             Reply::Error { code: Code::Protocol, text, .. } => Err(Lost::Protocol(text.to_owned())),

@@ -194,6 +194,8 @@ pub struct Conn {
     pub kept: Kept,
     /// Whether it was told that the agent is being ended.
     pub ending: bool,
+    /// Whether it was told that no output comes any more.
+    pub closed: bool,
     /// Whether it was told of the exit.
     pub exit: bool,
     /// What went wrong, and is to be told; the first thing of several.
@@ -214,6 +216,7 @@ impl Conn {
             taken,
             kept,
             ending,
+            closed: false,
             exit: false,
             trouble: None,
             blocked: false,

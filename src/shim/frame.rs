@@ -364,6 +364,8 @@ pub enum Reply<'a> {
     Spool(Kept),
     /// The agent is being ended, or has ended by itself.
     Ending,
+    /// The agent has closed its stdout, and all that it wrote there was told. It may live on.
+    EndOfOutput,
     /// All is over, and all output is acknowledged.
     Exit(Exit),
     /// Something went wrong.
@@ -659,6 +661,7 @@ impl<'a> Reply<'a> {
             Self::Stderr { dropped, bytes } => packet(out, 38, LAST, *dropped, |out| out.extend_from_slice(bytes)),
             Self::Spool(kept) => packet(out, 39, LAST, kept.spooled, |out| put_kept(out, kept)),
             Self::Ending => packet(out, 40, LAST, 0, |_| ()),
+            Self::EndOfOutput => packet(out, 43, LAST, 0, |_| ()),
             Self::Exit(exit) => packet(out, 41, LAST, u64::from(exit.left), |out| {
                 put_status(out, Some(exit.status));
                 for pid in exit.named.iter().take(NAMED) {
@@ -708,6 +711,7 @@ impl<'a> Reply<'a> {
             38 => Self::Stderr { dropped: number, bytes: std::mem::take(&mut rest.0) },
             39 => Self::Spool(rest.kept()?),
             40 => Self::Ending,
+            43 => Self::EndOfOutput,
             41 => {
                 let left = u32::try_from(number).map_err(|_| Malformed("too many processes"))?;
                 let status = rest.status()?.ok_or(Malformed("an exit without a status"))?;
@@ -803,6 +807,7 @@ mod tests {
             Reply::Stderr { dropped: 3, bytes: b"oh" },
             Reply::Spool(kept),
             Reply::Ending,
+            Reply::EndOfOutput,
             Reply::Exit(Exit { status: Status::Code(-1), left: 40, named: (1..=32).collect() }),
             Reply::Exit(Exit { status: Status::Code(0), left: 0, named: vec![] }),
         ];

@@ -30,6 +30,7 @@ pub enum Heard {
     Stderr(u64, Vec<u8>),
     Spool(Kept),
     Ending,
+    EndOfOutput,
     Exit(Exit),
     Trouble(Code, u64, String),
 }
@@ -169,6 +170,7 @@ impl Link {
                 Some(Event::Stderr { dropped, bytes }) => return Ok(Heard::Stderr(dropped, bytes.to_vec())),
                 Some(Event::Spool(kept)) => return Ok(Heard::Spool(kept)),
                 Some(Event::Ending) => return Ok(Heard::Ending),
+                Some(Event::EndOfOutput) => return Ok(Heard::EndOfOutput),
                 Some(Event::Exit(exit)) => return Ok(Heard::Exit(exit)),
                 Some(Event::Trouble { code, number, text }) => {
                     return Ok(Heard::Trouble(code, number, text.to_owned()));

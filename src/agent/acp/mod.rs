@@ -70,6 +70,8 @@ pub struct Acp {
     condemned: Option<(Rung, Instant)>,
     /// Between turns: up to there the output was marked.
     marked_upto: u64,
+    /// It has exited in a turn whose outcome is not durable yet: until then its shim keeps the exit.
+    exited: Option<Process>,
 }
 
 /// What another daemon must know of an agent.
@@ -144,6 +146,7 @@ impl Acp {
             running: None,
             condemned: None,
             marked_upto: 0,
+            exited: None,
         }
     }
 
@@ -273,6 +276,13 @@ impl Acp {
         if self.running.is_none() && self.live.as_ref().is_some_and(waits) {
             self.marked_upto = self.live.as_ref().map_or(0, |live| live.client.position().0);
             self.mark(host);
+        }
+    }
+
+    /// The exit of a process is durable: its shim leaves.
+    fn bury(&mut self, host: &mut dyn Host) {
+        if let Some(process) = self.exited.take() {
+            end_process(host, process, Rung::Kill, Instant::now() + END_TIME);
         }
     }
 
@@ -459,6 +469,7 @@ impl Agent for Acp {
         had_turns: bool,
         until: Instant,
     ) -> Result<Started, Failure> {
+        self.bury(host);
         self.take_in(host);
         if self.live.as_ref().is_some_and(|live| live.client.process.is_gone()) {
             self.end_live(host, Rung::Kill, Instant::now() + END_TIME);
@@ -514,6 +525,12 @@ impl Agent for Acp {
     }
 
     fn end(&mut self, host: &mut dyn Host) {
+        let has_exited = |live: &mut Live| live.client.process.shim().is_some() && live.client.process.has_exited();
+        if self.condemned.is_some()
+            && let Some(live) = self.live.take_if(has_exited)
+        {
+            (self.exited, self.unclean, self.condemned) = (Some(live.client.process), Some(true), None);
+        }
         if let Some((rung, until)) = self.condemned.take() {
             self.end_live(host, rung, until);
         }
@@ -546,6 +563,7 @@ impl Agent for Acp {
 
     fn durable(&mut self, host: &mut dyn Host) {
         let durable = host.durable();
+        self.bury(host);
         let Some(live) = self.live.as_mut() else { return };
         for (number, bytes) in durable.frames {
             live.client.process.transmit(number, bytes);
@@ -556,6 +574,11 @@ impl Agent for Acp {
     }
 
     fn let_go(&mut self) -> bool {
+        if let Some(process) = self.exited.take() {
+            // The next daemon hears of its exit.
+            process.let_go();
+            return true;
+        }
         match self.live.take() {
             Some(live) if live.client.process.shim().is_some() => {
                 live.client.process.let_go();
@@ -603,6 +626,7 @@ impl Agent for Acp {
     }
 
     fn close(&mut self, host: &mut dyn Host, until: Instant) -> Vec<String> {
+        self.bury(host);
         self.take_in(host);
         let Some(mut live) = self.live.take() else { return Vec::new() };
         live.client.process.set_direct(true);

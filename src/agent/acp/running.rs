@@ -19,6 +19,8 @@ const CANCEL_TIME: Duration = Duration::from_secs(5);
 const NO_REQUEST: u64 = 0;
 /// The longest time for a new session within a turn.
 const RENEW_TIME: Duration = Duration::from_secs(60);
+/// The longest time for the output of an agent that ends to be kept.
+const KEPT_FIRST: Duration = Duration::from_secs(10);
 /// A turn that the agent began by itself is over after this time without an event.
 const QUIET: Duration = Duration::from_secs(2);
 
@@ -284,12 +286,18 @@ impl Driven<'_> {
         self.it.stage = Stage::Exit { method, until: host.now() + EXIT_AFTER_EOF };
     }
 
+    /// How much longer an exit may take than the end of the output: a shim tells it once all output is kept for good.
+    fn exit_takes(&self) -> Duration {
+        if self.live.client.process.is_ending() { KEPT_FIRST } else { Duration::ZERO }
+    }
+
     /// Whether a deadline that ends the turn has passed.
     fn late(&mut self, host: &mut dyn Host) -> Option<End> {
         let now = host.now();
         match &self.it.stage {
             Stage::Exit { method, until } => {
-                if !self.live.client.process.has_exited() && now < *until && host.interrupt().is_none() {
+                let exited = self.live.client.process.has_exited();
+                if !exited && now < *until + self.exit_takes() && host.interrupt().is_none() {
                     return None;
                 }
                 let how = self.live.client.how_it_ended(host);
@@ -339,7 +347,7 @@ impl Driven<'_> {
             Stage::Answer => self.it.cancel,
             Stage::Words { quiet_at } => (!self.it.turn.is_asking()).then_some(quiet_at),
             Stage::Session { until } => Some(until),
-            Stage::Exit { until, .. } => return Some(until),
+            Stage::Exit { until, .. } => return Some(until + self.exit_takes()),
         };
         [own, process.write_deadline()].into_iter().flatten().min()
     }

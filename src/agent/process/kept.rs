@@ -36,6 +36,8 @@ pub(super) struct KeptChild {
     progress: Instant,
     /// It is being ended, or has ended by itself.
     ending: bool,
+    /// It has closed its stdout.
+    closed: bool,
     status: Option<Status>,
     /// All is over: how it ended.
     exit: Option<Exit>,
@@ -76,6 +78,7 @@ impl KeptChild {
             taken: attached.taken,
             progress: Instant::now(),
             ending: matches!(attached.standing, Standing::Ending | Standing::Gone),
+            closed: false,
             status: attached.status,
             exit: None,
             lost: false,
@@ -101,6 +104,11 @@ impl KeptChild {
 
     pub(super) const fn is_over(&self) -> bool {
         self.exit.is_some() || self.lost
+    }
+
+    /// Whether no output comes any more.
+    pub(super) const fn is_silent(&self) -> bool {
+        self.closed || self.is_over()
     }
 
     pub(super) const fn is_lost(&self) -> bool {
@@ -263,6 +271,7 @@ impl KeptChild {
                     }
                 }
                 Ok(Some(Event::Ending)) => self.ending = true,
+                Ok(Some(Event::EndOfOutput)) => self.closed = true,
                 Ok(Some(Event::Exit(exit))) => {
                     self.status = Some(exit.status);
                     self.exit = Some(exit);

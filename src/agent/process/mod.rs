@@ -399,7 +399,7 @@ impl Process {
     pub fn is_drained(&self) -> bool {
         match &self.body {
             Body::Piped(child) => child.is_drained(),
-            Body::Kept(kept) => kept.is_over(),
+            Body::Kept(kept) => kept.is_silent(),
         }
     }
 
@@ -408,7 +408,7 @@ impl Process {
     pub fn has_output(&self) -> bool {
         match &self.body {
             Body::Piped(child) => child.has_output(),
-            Body::Kept(kept) => !kept.is_over(),
+            Body::Kept(kept) => !kept.is_silent(),
         }
     }
 

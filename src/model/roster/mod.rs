@@ -154,7 +154,7 @@ pub struct Numbers {
     pub running: usize,
     /// Waiting for a worker.
     pub waiting: usize,
-    /// With a worker that a stop leaves alone, because its agent goes on.
+    /// With an agent that may outlive the daemon.
     pub kept: usize,
 }
 
@@ -167,6 +167,8 @@ pub struct Roster {
     waiting: WaitQueue,
     by_agent: BTreeMap<String, AgentSlots>,
     running: usize,
+    /// How many of the live sessions have an agent that may outlive the daemon.
+    kept: usize,
     /// The number of the newest use.
     uses: u64,
     /// A stop has begun: no session is admitted any more.
@@ -328,6 +330,7 @@ impl Roster {
     /// Whether the session's agent may outlive the daemon from now on.
     pub fn set_kept(&mut self, sid: i64, kept: bool) {
         if let Some(entry) = self.live.get_mut(&sid) {
+            self.kept = self.kept + usize::from(kept) - usize::from(entry.kept);
             entry.kept = kept;
         }
     }
@@ -372,13 +375,13 @@ impl Roster {
     /// The numbers of sessions. Those that a stop leaves alone are counted apart.
     #[must_use]
     pub fn numbers(&self) -> Numbers {
-        let (mut kept, mut running_on) = (0, 0);
+        let (mut spared, mut running_on) = (0, 0);
         if self.closed {
-            let spared = || self.live.values().filter(|e| e.spared);
-            (kept, running_on) = (spared().count(), spared().filter(|e| e.doing.kind() == Kind::Running).count());
+            let all = || self.live.values().filter(|e| e.spared);
+            (spared, running_on) = (all().count(), all().filter(|e| e.doing.kind() == Kind::Running).count());
         }
-        let (live, running) = (self.live.len() - kept, self.running - running_on);
-        Numbers { live, running, waiting: self.waiting.len(), kept }
+        let (live, running) = (self.live.len() - spared, self.running - running_on);
+        Numbers { live, running, waiting: self.waiting.len(), kept: self.kept }
     }
 
     /// Every live session, with its key.

@@ -73,6 +73,7 @@ impl Roster {
             slots.count_out(entry.doing.kind(), entry.used);
         }
         self.running -= usize::from(entry.doing.kind() == Kind::Running);
+        self.kept -= usize::from(entry.kept);
     }
 
     /// A live session has waiting work: wakes its worker, or keeps the request for the next one. `None`: it is not

@@ -582,3 +582,28 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_stop_leaves_alone_whose_agents_go_on() {
+    let mut rig = Rig::at_rest([1, 2, 3]);
+    rig.roster.adopt(&request(4, "x:4"), "a", false);
+    assert!(rig.roster.doing(4).is_some(), "whatever the limits say");
+    [2, 3, 4].map(|sid| rig.roster.set_kept(sid, true));
+    rig.roster.set_kept(4, false);
+    assert_eq!(rig.begin(3), Some(true));
+    assert_eq!(rig.roster.numbers(), Numbers { live: 4, running: 1, waiting: 0, kept: 2 });
+    let closed = rig.roster.close_all(|_| true, true);
+    assert_eq!(closed, [Effect::Stop(1), Effect::Stop(4)]);
+    assert_eq!(rig.roster.numbers(), Numbers { live: 2, running: 0, waiting: 0, kept: 2 });
+    assert_eq!(rig.roster.running().count(), 0, "nobody waits for its turn");
+    let now = rig.now();
+    assert!(rig.roster.blocking(now).is_empty());
+    assert!(!rig.roster.may_park(2, false), "it is not closed for want of work");
+    assert_eq!(rig.roster.abandon().iter().map(|(sid, _)| *sid).collect::<Vec<_>>(), [1, 4]);
+    assert_eq!(rig.roster.spared().collect::<Vec<_>>(), [2, 3]);
+    // A shutdown comes after all.
+    assert_eq!(rig.roster.spare_none(), [Effect::Stop(2), Effect::Stop(3)]);
+    assert_eq!(rig.roster.numbers(), Numbers { live: 2, running: 1, waiting: 0, kept: 2 });
+    rig.roster.remove(3);
+    assert_eq!(rig.roster.numbers(), Numbers { live: 1, running: 0, waiting: 0, kept: 1 });
+}

@@ -323,6 +323,10 @@ impl Shim {
         if !conn.ending && matches!(standing, Standing::Ending | Standing::Gone) && !conn.blocked {
             conn.ending = conn.tell(&Reply::Ending)?;
         }
+        let over = self.agent.as_ref().is_some_and(|agent| agent.stdout.is_none()) && conn.sent == self.output.end();
+        if !conn.closed && over && !conn.blocked {
+            conn.closed = conn.tell(&Reply::EndOfOutput)?;
+        }
         let silent = self.agent.as_ref().is_none_or(Agent::is_silent);
         let kept_for_good = self.output.start() == self.output.end();
         if let Some(exit) = self.machine.exit()
