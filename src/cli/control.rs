@@ -62,11 +62,16 @@ fn print_status(s: &Value, open: usize, json: bool, ui: &mut Ui) -> Done {
         n("parked"),
         n("suspended")
     );
-    let waiting: Vec<_> = [("kept", "outlive the daemon"), ("queued", "queued"), ("waiting", "waiting"), ("resume_pending", "interrupted")]
-        .iter()
-        .filter(|(name, _)| n(name) > 0)
-        .map(|(name, word)| format!("{} {word}", n(name)))
-        .collect();
+    let waiting: Vec<_> = [
+        ("kept", "outlive the daemon"),
+        ("queued", "queued"),
+        ("waiting", "waiting"),
+        ("resume_pending", "interrupted"),
+    ]
+    .iter()
+    .filter(|(name, _)| n(name) > 0)
+    .map(|(name, word)| format!("{} {word}", n(name)))
+    .collect();
     let failed = number(s, "/hooks/failed");
     let aside = if failed > 0 { format!(", {failed} set aside (ostler hooks failed)") } else { String::new() };
     let off = if s["hooks"]["off"] == true {

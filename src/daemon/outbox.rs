@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use super::context::Context;
 use super::mailbox::Mailbox;
 use crate::agent::Durable;
-use crate::store::{Batch, Error, Item, Keep, Outbox, PATIENCE, Refusal, TurnRef};
+use crate::store::{Batch, Error, Frames, Item, Keep, Outbox, PATIENCE, Refusal, TurnRef};
 
 /// The longest time before text is committed.
 const FLUSH: Duration = Duration::from_millis(100);
@@ -26,7 +26,7 @@ const PIECE: usize = 64 << 10;
 struct Sent {
     size: usize,
     /// What is durable once it is kept: an offset of the agent's output, and frames for it.
-    durable: Option<(i64, Vec<(i64, Vec<u8>)>)>,
+    durable: Option<(i64, Frames)>,
     outcome: Receiver<Result<(), Error>>,
 }
 

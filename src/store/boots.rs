@@ -55,6 +55,16 @@ pub struct StopNote {
     pub keep: bool,
 }
 
+/// A boot that ended, or left activations open.
+struct DeadBoot {
+    bid: i64,
+    death: Death,
+    /// The session that was on probation.
+    probation: Option<i64>,
+    /// Its end is noted.
+    ended: bool,
+}
+
 /// How many activations one transaction closes. A stop of ten thousand sessions thus lets other writers in between.
 const BATCH: i64 = 1024;
 
@@ -100,25 +110,25 @@ impl Store {
                 params![info.boot_id, info.pid, env!("CARGO_PKG_VERSION"), tx.now],
             )?;
             let mut r = Recovered::default();
-            for (bid, death, probation, ended) in &deaths {
-                let before = r.activations;
-                tx.recover(*bid, death, *probation, &info, &mut r)?;
+            for dead in &deaths {
+                let (before, death) = (r.activations, &dead.death);
+                tx.recover(dead.bid, death, dead.probation, &info, &mut r)?;
                 // One that ended in order, and whose agents go on, has not died.
-                r.deaths += i64::from(!ended || r.activations > before);
-                if *ended {
+                r.deaths += i64::from(!dead.ended || r.activations > before);
+                if dead.ended {
                     continue;
                 }
                 let ended = tx.in_savepoint(|tx| {
                     Ok(tx.run(
                         "UPDATE boots SET ended_at=coalesce(ended_at, ?2), clean=0, solo=NULL WHERE bid=?1",
-                        params![bid, death.last_life],
+                        params![dead.bid, death.last_life],
                     )?)
                 })?;
                 if let Err(e) = ended {
-                    log::warn!("recovery: the end of boot {bid} cannot be noted: {e}");
+                    log::warn!("recovery: the end of boot {} cannot be noted: {e}", dead.bid);
                 }
             }
-            tx.recover_rest(deaths.last().map(|d| d.1), info.threshold, &mut r)?;
+            tx.recover_rest(deaths.last().map(|d| d.death), info.threshold, &mut r)?;
             // The stops that made these marks are over.
             tx.update_sessions("recovery", "mark_boot=NULL", "mark_reason IS NOT NULL AND mark_boot IS NOT NULL", params![])?;
             let recent = tx.row(
@@ -331,7 +341,7 @@ impl Store {
 impl Tx<'_> {
     /// Boots that never ended, and boots whose stop could not write every end. Their processes are dead, for this one
     /// holds the state directory's lock.
-    fn deaths(&self) -> Result<Vec<(i64, Death, Option<i64>, bool)>, Error> {
+    fn deaths(&self) -> Result<Vec<DeadBoot>, Error> {
         let boots = self.rows(
             "SELECT bid, alive_at, stop_reason, solo, ended_at FROM boots WHERE ended_at IS NULL
              OR bid IN (SELECT bid FROM activations WHERE closed_at IS NULL) ORDER BY bid",
@@ -352,7 +362,8 @@ impl Tx<'_> {
                 let stop = stop.as_deref().and_then(StopReason::parse);
                 // A shutdown that keeps agents is a restart for them.
                 let stop = if stop.is_some() && keeps == Some(bid) { Some(StopReason::Restart) } else { stop };
-                (bid, Death { stop, last_life, on_probation: probation.is_some() }, probation, ended)
+                let death = Death { stop, last_life, on_probation: probation.is_some() };
+                DeadBoot { bid, death, probation, ended }
             })
             .collect())
     }

@@ -57,7 +57,7 @@ pub use output::Item;
 pub use read::{Counts, EventRow, History, Page, SessionFilter, SessionView, TranscriptEntry, TurnView};
 pub use retention::Pruned;
 pub use sessions::{Acted, Target, Wanted};
-pub use shims::{Asked, Keep, Pending, Readied, Resumed, RunsOn, ShimRow};
+pub use shims::{Asked, Frames, Keep, Pending, Readied, Resumed, RunsOn, ShimRow};
 pub use sql::SqlError;
 pub use sqlite::{Exam, examine, knows_session, reports_of, restore, shims_of, version as schema_version};
 pub use turns::{Begin, Begun, Cut, Ended, Overlooked, TurnRef};

@@ -4,7 +4,7 @@
 //! is kept exactly once even if its commit was in doubt. It must not know how a batch is written.
 
 use super::output::Item;
-use super::shims::Keep;
+use super::shims::{Frames, Keep};
 
 /// What a turn adds in one write. The batches of a turn are numbered from 1.
 #[derive(Clone, Debug, PartialEq)]
@@ -43,7 +43,7 @@ impl Outbox {
 
     /// The last [`Keep`] of what was sent, with all frames.
     #[must_use]
-    pub fn sent_keep(&self) -> Option<(i64, Vec<(i64, Vec<u8>)>)> {
+    pub fn sent_keep(&self) -> Option<(i64, Frames)> {
         let keeps = self.sent.iter().filter_map(|b| b.keep.as_ref());
         let offset = keeps.clone().next_back()?.offset;
         Some((offset, keeps.flat_map(|k| k.frames.iter().cloned()).collect()))

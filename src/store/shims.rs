@@ -37,6 +37,9 @@ impl std::fmt::Debug for ShimRow {
     }
 }
 
+/// What is sent to an agent, by number.
+pub type Frames = Vec<(i64, Vec<u8>)>;
+
 /// How far an agent's output is kept, and what is sent because of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Keep {
@@ -49,7 +52,7 @@ pub struct Keep {
     /// What is known of the agent at that point, as JSON.
     pub state: String,
     /// What is sent to it, by number.
-    pub frames: Vec<(i64, Vec<u8>)>,
+    pub frames: Frames,
     /// The shim has all frames up to this one.
     pub heard: i64,
 }
@@ -99,7 +102,7 @@ pub struct Resumed {
     /// The number of the last frame that was decided.
     pub frames: i64,
     /// What it may not have been sent, by number.
-    pub unsent: Vec<(i64, Vec<u8>)>,
+    pub unsent: Frames,
     /// The turn that runs.
     pub running: Option<RunsOn>,
 }

@@ -43,7 +43,7 @@ pub enum Tried {
 /// Why it does not go on.
 enum Not {
     /// Its agent is gone, or cannot be gone on with.
-    Gone(String, Option<ShimRow>),
+    Gone(String, Option<Box<ShimRow>>),
     /// Not now.
     Later(String),
     /// Its activation is closed.
@@ -82,7 +82,9 @@ impl Attaching {
         let Pending { sid, epoch, alone, .. } = self.pending;
         crate::failpoint::hit_for("attach", "before", &self.pending.key);
         let shim = ctx.store.pending_shim(sid, epoch).map_err(|e| not(&e))?;
-        let Some(keeper) = ctx.keeper() else { return Err(Not::Gone("agents are not kept".into(), shim.map(|s| s.0))) };
+        let Some(keeper) = ctx.keeper() else {
+            return Err(Not::Gone("agents are not kept".into(), shim.map(|s| Box::new(s.0))));
+        };
         let mut attached = None;
         let session = ctx.store.session_in_row(sid).map_err(|e| not(&e))?;
         let identity = |cwd: &str| Identity {
@@ -102,7 +104,7 @@ impl Attaching {
                     process.end_now();
                 }
                 Ok((process, _)) => attached = Some((process, row)),
-                Err(e) => return Err(Not::Gone(e.to_string(), Some(row))),
+                Err(e) => return Err(Not::Gone(e.to_string(), Some(Box::new(row)))),
             }
         }
         crate::failpoint::hit_for("attach", "attached", &self.pending.key);
@@ -118,7 +120,8 @@ impl Attaching {
             }
         };
         crate::failpoint::hit_for("attach", "committed", &self.pending.key);
-        self.resume(ctx, mailbox, &identity(&resumed.cwd), resumed, process).map_err(|why| Not::Gone(why, row))
+        self.resume(ctx, mailbox, &identity(&resumed.cwd), resumed, process)
+            .map_err(|why| Not::Gone(why, row.map(Box::new)))
     }
 
     fn resume(
@@ -166,7 +169,7 @@ impl Attaching {
     }
 
     /// Ends what is left of the agent.
-    fn end(&self, ctx: &Context, shim: Option<ShimRow>) {
+    fn end(&self, ctx: &Context, shim: Option<Box<ShimRow>>) {
         let until = Instant::now() + ENDS;
         if let Some(shim) = &shim {
             process::kill_own(shim.pid, shim.pid_start);
