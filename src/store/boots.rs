@@ -111,8 +111,10 @@ impl Store {
             )?;
             let mut r = Recovered::default();
             for dead in &deaths {
-                let (before, death) = (r.activations, &dead.death);
-                tx.recover(dead.bid, death, dead.probation, &info, &mut r)?;
+                // What an earlier boot's death left is counted already; it was not attached to since.
+                let death = &Death { on_probation: dead.death.on_probation || dead.ended, ..dead.death };
+                let before = r.activations;
+                tx.recover(dead.bid, death, dead.probation.filter(|_| !dead.ended), &info, &mut r)?;
                 // One that ended in order, and whose agents go on, has not died.
                 r.deaths += i64::from(!dead.ended || r.activations > before);
                 if dead.ended {
@@ -467,7 +469,8 @@ impl Tx<'_> {
         }
         let alone = verdict.turn.is_some() && threshold > 0 && verdict.unclean >= (threshold - 1).max(1);
         let (key, epoch, agent) = (s.key, s.epoch, s.agent);
-        Ok(Some(Pending { sid, key, epoch, agent, per_turn, alone, death: *death, blamed }))
+        let running = verdict.turn.is_some();
+        Ok(Some(Pending { sid, key, epoch, agent, per_turn, running, alone, death: *death, blamed }))
     }
 
     /// Whether the agent of a session goes on without a daemon.

@@ -70,6 +70,8 @@ pub struct Pending {
     pub agent: String,
     /// That agent's processes live for a turn.
     pub per_turn: bool,
+    /// Its turn runs.
+    pub running: bool,
     /// It is one death short of suspension, so it is attached to alone.
     pub alone: bool,
     /// How the last boot ended.

@@ -209,7 +209,8 @@ impl Registry {
     pub fn adopt(&self, pending: &Pending) {
         let mut inner = self.lock();
         let request = WorkRequest { sid: pending.sid, key: pending.key.clone(), auto_continue: false };
-        inner.roster.adopt(&request, &pending.agent, pending.per_turn);
+        let runs_since = pending.running.then(|| self.runtime.now());
+        inner.roster.adopt(&request, &pending.agent, pending.per_turn, runs_since);
         inner.handles.insert(pending.sid, Handle { attaching: true, ..Handle::default() });
     }
 

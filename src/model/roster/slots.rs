@@ -1,6 +1,7 @@
 //! Worker slots. Counters are updated on every change of an entry, so admitting a session never scans all of them.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Instant;
 
 use super::{Doing, Effect, Kind, LiveSession, Roster, Waiting, WorkRequest};
 use crate::model::session::{Crowd, give_way};
@@ -193,9 +194,14 @@ impl Roster {
     }
 
     /// A session goes on with the agent of another daemon: it is live whatever the limits say, and gives way as any other
-    /// afterwards.
-    pub fn adopt(&mut self, request: &WorkRequest, agent: &str, light: bool) {
+    /// afterwards. `runs_since`: its turn runs.
+    pub fn adopt(&mut self, request: &WorkRequest, agent: &str, light: bool, runs_since: Option<Instant>) {
         self.insert(request, agent.to_owned(), light);
+        self.set_kept(request.sid, true);
+        if let Some(since) = runs_since {
+            // Nobody waits for that to change.
+            let _ = self.set(request.sid, Doing::beginning(since), false);
+        }
     }
 
     fn insert(&mut self, request: &WorkRequest, agent: String, light: bool) {

@@ -586,7 +586,7 @@ proptest! {
 #[test]
 fn a_stop_leaves_alone_whose_agents_go_on() {
     let mut rig = Rig::at_rest([1, 2, 3]);
-    rig.roster.adopt(&request(4, "x:4"), "a", false);
+    rig.roster.adopt(&request(4, "x:4"), "a", false, None);
     assert!(rig.roster.doing(4).is_some(), "whatever the limits say");
     [2, 3, 4].into_iter().for_each(|sid| rig.roster.set_kept(sid, true));
     rig.roster.set_kept(4, false);
