@@ -83,11 +83,12 @@ fn listing(ui: &Ui, all: &[Value], sort: TopOrder, before: Option<&Read>, now: I
     };
     let headers = ["key", "agent", "pid", "memory", "peak", "limit", "cpu", "time", "procs", "since"];
     let rows = sorted.iter().map(row).collect();
-    let sum: i64 = all.iter().map(|p| number(p, "/memory")).sum();
-    let sum = bytesize::ByteSize(u64::try_from(sum).unwrap_or(0));
-    let total = format!("{} agents, {sum} of memory", all.len());
-    let unknown = all.iter().all(|p| p["memory"].is_null() && p["cpu_ms"].is_null());
-    let total = if unknown { format!("{} agents; no control groups (ostler doctor)", all.len()) } else { total };
+    let known: Vec<u64> = all.iter().filter_map(|p| p["memory"].as_u64()).collect();
+    let sum = bytesize::ByteSize(known.iter().sum());
+    let total = match known.as_slice() {
+        [] => format!("{} agents; their memory is not counted (ostler doctor)", all.len()),
+        _ => format!("{} agents, {sum} of memory", all.len()),
+    };
     format!("{}\n\n{total}", table(ui, &headers, rows))
 }
 
@@ -149,7 +150,7 @@ mod tests {
         assert!(shown(4000, 7).contains("150%"), "{}", shown(4000, 7));
         assert!(!shown(4000, 8).contains('%'), "another process of the session");
         let none = [json!({ "key": "local:a", "memory": null, "cpu_ms": null })];
-        assert!(listing(&ui, &none, TopOrder::Key, None, then).contains("no control groups"));
+        assert!(listing(&ui, &none, TopOrder::Key, None, then).contains("is not counted"));
         assert_eq!(listing(&ui, &[], TopOrder::Key, None, then), "no agent is a process now");
     }
 }

@@ -621,3 +621,63 @@ fn an_agent_is_confined() {
     d.wait_log("confinement: this kernel has Landlock");
     assert_eq!(d.stop(), 0);
 }
+
+/// A delegated group of the kernel's, as a service manager makes it: the daemon in its subgroup.
+struct Delegated(std::path::PathBuf);
+
+impl Delegated {
+    fn new() -> Option<Self> {
+        let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+        let line = mounts.lines().find(|l| l.contains(" - cgroup2 "))?;
+        let dir = std::path::Path::new(line.split(' ').nth(4)?).join(format!("ostler-it-{}", std::process::id()));
+        std::fs::create_dir(&dir).ok()?;
+        let made = Self(dir);
+        std::fs::create_dir(made.0.join("daemon")).ok()?;
+        let flags = rustix::fs::XattrFlags::empty();
+        rustix::fs::setxattr(&made.0, "user.delegate", b"1", flags).ok()?;
+        Some(made)
+    }
+}
+
+impl Drop for Delegated {
+    fn drop(&mut self) {
+        for name in ["shims", "agents", "daemon", "."] {
+            let _ = std::fs::remove_dir(self.0.join(name).components().collect::<std::path::PathBuf>());
+        }
+    }
+}
+
+/// Where a group is delegated an agent has one of its own, its shim another, and both are found again by the next daemon.
+#[test]
+fn an_agent_has_a_control_group() {
+    let Some(delegated) = Delegated::new() else {
+        eprintln!("SKIPPED: no control group (version 2) can be delegated here");
+        return;
+    };
+    let group = delegated.0.display().to_string();
+    let mut d = Daemon::new().config(&fake(&[], ""));
+    d.set_wrapper(&["sh", "-c", &format!("echo 0 > {group}/daemon/cgroup.procs; exec \"$@\""), "sh"]);
+    d.boot();
+    let (mut gate, _, turn) = d.waiting("local:a", "; say done");
+    let shown = d.show("local:a")["process"].clone();
+    let pid = shown["pid"].as_u64().unwrap();
+    let of = |pid: u64| std::fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
+    assert!(of(pid).contains("/agents/"), "{}", of(pid));
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    let shim: u64 = stat.rsplit(") ").next().unwrap().split(' ').nth(1).unwrap().parse().unwrap();
+    assert!(of(shim).trim_end().ends_with("/shims"), "{}", of(shim));
+    assert!(shown["processes"].as_u64().unwrap() >= 1 && shown["cpu_ms"].is_u64(), "{shown}");
+    assert_ne!(d.status()["bounds"]["control_groups"], json!("off"));
+    d.kill9();
+    d.boot();
+    let mut events = d.events("local:a");
+    gate.open();
+    assert_eq!(events.end_of(&turn).0, "completed");
+    let after = d.show("local:a")["process"].clone();
+    assert_eq!((&after["pid"], after["processes"].is_u64()), (&json!(pid), true), "{after}");
+    assert_eq!(d.stop(), 0);
+    assert_eq!(
+        std::fs::read_dir(delegated.0.join("agents")).unwrap().flatten().filter(|e| e.path().is_dir()).count(),
+        0
+    );
+}
