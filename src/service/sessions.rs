@@ -7,7 +7,6 @@ use crate::clock;
 use crate::daemon::registry::{Answered, ProcessInfo};
 use crate::model::event::Actor;
 use crate::model::session::key_error;
-use crate::proc::procfs;
 use crate::store::{Acted, Error, Page, Refusal, SessionFilter, SessionView, Target, TranscriptEntry};
 
 /// The states that a listing can be filtered by.
@@ -63,7 +62,7 @@ impl Service {
     /// A process, as the API shows it.
     fn process(&self, process: &ProcessInfo) -> Value {
         let usage = process.usage();
-        let age = i64::try_from(procfs::age(process.start).as_millis()).unwrap_or(0);
+        let age = i64::try_from(process.age().as_millis()).unwrap_or(0);
         json!({
             "pid": process.pid, "since": clock::rfc3339(self.ctx.wall() - age),
             "memory": usage.memory, "memory_peak": usage.memory_peak, "memory_limit": usage.memory_limit,

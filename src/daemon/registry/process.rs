@@ -3,6 +3,7 @@
 //! An entry may outlive its process: whoever shows one asks the kernel first ([`ProcessInfo::is_live`]).
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use super::Registry;
 use crate::proc::cgroup::{self, Usage};
@@ -30,6 +31,12 @@ impl ProcessInfo {
     #[must_use]
     pub fn is_live(&self) -> bool {
         procfs::stat(self.pid).is_some_and(|s| s.start == self.start && s.is_live())
+    }
+
+    /// For how long it has run.
+    #[must_use]
+    pub fn age(&self) -> Duration {
+        procfs::age(self.start)
     }
 
     /// What it and all that it started use, as far as a control group says so.
