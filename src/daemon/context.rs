@@ -27,9 +27,9 @@ pub const ATTACHING: usize = 32;
 
 /// A place among those who attach to shims.
 #[derive(Debug)]
-pub struct Attaching<'c>(&'c Receiver<()>);
+pub struct AttachPlace<'c>(&'c Receiver<()>);
 
-impl Drop for Attaching<'_> {
+impl Drop for AttachPlace<'_> {
     fn drop(&mut self) {
         let _ = self.0.try_recv();
     }
@@ -227,9 +227,9 @@ impl Context {
 
     /// Waits until fewer than [`ATTACHING`] others attach to shims; the place is held while the value lives.
     #[must_use]
-    pub fn attaching(&self) -> Attaching<'_> {
+    pub fn attaching(&self) -> AttachPlace<'_> {
         let _ = self.attaching.0.send(());
-        Attaching(&self.attaching.1)
+        AttachPlace(&self.attaching.1)
     }
 
     /// The monotonic clock, for every deadline.

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use rustix::process::Signal;
 
 use super::leftovers::Target;
-use super::{Body, Process};
+use super::{Parent, Process};
 use crate::agent::{Host, Interrupt, Watch};
 use crate::proc::mark::Marks;
 use crate::proc::procfs::{self, Stat};
@@ -52,7 +52,7 @@ impl Rung {
 impl Process {
     /// Ends it and all it started, over by the instant. Returns a line for each process that could not be ended.
     pub fn end(mut self, host: &mut dyn Host, from: Rung, until: Instant) -> Vec<String> {
-        if matches!(self.body, Body::Kept(_)) {
+        if matches!(self.body, Parent::Kept(_)) {
             return self.end_kept(host, from, until);
         }
         // Looked for while the leader lives: afterwards its descendants cannot be told from others.
@@ -61,7 +61,7 @@ impl Process {
         let over = gone && family.is_empty();
         let patience = (until.saturating_duration_since(Instant::now()) / 3).min(PATIENCE);
         if from <= Rung::EndOfInput {
-            if let Body::Piped(child) = &mut self.body {
+            if let Parent::Piped(child) = &mut self.body {
                 child.close_input();
             }
             self.wait_for(host, Instant::now() + patience, &[], true);
@@ -86,7 +86,7 @@ impl Process {
         let patience = (until.saturating_duration_since(Instant::now()) / 3).min(PATIENCE);
         let millis = |time: Duration| u32::try_from(time.as_millis()).unwrap_or(u32::MAX);
         let ladder = Ladder { input: millis(patience), term: millis(patience), kill: millis(patience), linger: 100 };
-        let Body::Kept(kept) = &mut self.body else { return Vec::new() };
+        let Parent::Kept(kept) = &mut self.body else { return Vec::new() };
         let mut rung = from;
         kept.discard();
         kept.end(rung.of_shim(), ladder);
@@ -100,14 +100,14 @@ impl Process {
             }
             if rung < Rung::Kill && host.interrupt() == Some(Interrupt::Kill) {
                 rung = Rung::Kill;
-                if let Body::Kept(kept) = &mut self.body {
+                if let Parent::Kept(kept) = &mut self.body {
                     kept.end(rung.of_shim(), ladder);
                 }
             }
             host.wait(&mut self.watches(), Some(late));
         }
         let mut left = Vec::new();
-        let Body::Kept(kept) = &mut self.body else { return left };
+        let Parent::Kept(kept) = &mut self.body else { return left };
         let (shim, told) = (kept.name().to_owned(), kept.exit().cloned());
         match &told {
             Some(exit) => {
@@ -135,7 +135,7 @@ impl Process {
     /// What a drop does, for instance when the stack of a dead worker is unwound.
     pub(super) fn kill(&mut self) {
         if !self.ended {
-            if let Body::Kept(kept) = &mut self.body {
+            if let Parent::Kept(kept) = &mut self.body {
                 // Its shim is told to, and goes on to do it.
                 kept.discard();
                 kept.end(crate::shim::frame::Rung::Kill, Ladder::default());
@@ -154,7 +154,7 @@ impl Process {
         loop {
             let strays = self.strays(family);
             if !self.is_gone()
-                && let Body::Piped(child) = &self.body
+                && let Parent::Piped(child) = &self.body
             {
                 child.kill();
             }
@@ -229,7 +229,7 @@ impl Process {
 
     fn reap(&mut self) {
         self.ended = true;
-        if let Body::Piped(child) = &mut self.body {
+        if let Parent::Piped(child) = &mut self.body {
             child.reap();
         }
         proc::reap_strays();

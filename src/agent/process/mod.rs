@@ -22,7 +22,7 @@ use crate::proc::mark::{self, Tag};
 use crate::proc::moment::Moment;
 use crate::proc::{NoChild, PipedChild, Registered, procfs, set_apart, spawn};
 use crate::shim::client::{Client, Refusal};
-use crate::shim::frame::{Attached, Confined, Ladder, Status};
+use crate::shim::frame::{Attached, Confined, Ladder, Standing, Status};
 use crate::shim::launch::{Seed, SocketName};
 use crate::shim::machine::Patience;
 use crate::shim::proof::Token;
@@ -82,7 +82,7 @@ pub struct KnownShim {
 
 /// Whose child it is.
 #[derive(Debug)]
-enum Body {
+enum Parent {
     /// The daemon's, by pipes.
     Piped(PipedChild),
     /// A shim's.
@@ -92,7 +92,7 @@ enum Body {
 /// A running child. Dropped before [`Process::end`], its group is killed and it is left to be reaped.
 #[derive(Debug)]
 pub struct Process {
-    body: Body,
+    body: Parent,
     start: u64,
     name: String,
     session_id: String,
@@ -134,7 +134,7 @@ impl Process {
             Failure::new("agent_start", why)
         })?;
         let start = procfs::stat(child.id()).map_or(0, |s| s.start);
-        let process = Self::of(Body::Piped(child), start, program, &identity, moment);
+        let process = Self::of(Parent::Piped(child), start, program, &identity, moment);
         host.process_started(process.id(), process.start);
         host.process_runs(&process);
         Ok(process)
@@ -185,7 +185,7 @@ impl Process {
             ladder: Ladder::default(),
             orphan: u64::try_from(keeper.orphan().as_millis()).unwrap_or(u64::MAX),
         });
-        let mut process = Self::of(Body::Kept(Box::new(kept)), 0, program, identity, moment);
+        let mut process = Self::of(Parent::Kept(Box::new(kept)), 0, program, identity, moment);
         process.await_start(program, &env)?;
         crate::failpoint::hit_for("shim", "started", &identity.key);
         host.process_runs(&process);
@@ -195,7 +195,7 @@ impl Process {
     fn await_start(&mut self, program: &str, env: &BTreeMap<String, OsString>) -> Result<(), Failure> {
         let until = Instant::now() + START;
         let failed = |why: String| Failure::new("agent_start", why);
-        let Body::Kept(kept) = &mut self.body else { return Ok(()) };
+        let Parent::Kept(kept) = &mut self.body else { return Ok(()) };
         let mut read = Vec::new();
         while kept.agent().pid == 0 {
             if let Some((number, text)) = kept.take_in(&mut read, &mut self.tail) {
@@ -219,7 +219,7 @@ impl Process {
     }
 
     /// Attaches to the shim of an agent that has outlived a daemon. `from`: up to there its output is kept. Also returns
-    /// where the agent stands.
+    /// whether it was ever told to start its agent.
     ///
     /// # Errors
     /// There is no such shim, or it refuses.
@@ -228,19 +228,19 @@ impl Process {
         shim: &KnownShim,
         (identity, program): (&Identity, &str),
         from: u64,
-    ) -> Result<(Self, Attached), Refusal> {
+    ) -> Result<(Self, bool), Refusal> {
         let gone = |why: &str| Refusal::Gone(io::Error::new(ErrorKind::InvalidData, why.to_owned()));
         let name = SocketName::parse(&shim.name).ok_or_else(|| gone("its socket has no name"))?;
         let daemon = keeper.daemon(&Token::from_bytes(shim.token), from);
         let (client, attached) = Client::attach(keeper.dir(), &name, daemon, Instant::now() + ATTACH)?;
         let start = attached.agent.map_or(0, |a| a.start);
         let kept = KeptChild::new(keeper.clone(), shim.name.clone(), client, None, &attached);
-        let mut process = Self::of(Body::Kept(Box::new(kept)), start, program, identity, None);
+        let mut process = Self::of(Parent::Kept(Box::new(kept)), start, program, identity, None);
         process.boot_id.clone_from(&shim.boot_id);
-        Ok((process, attached))
+        Ok((process, attached.standing != Standing::Waiting))
     }
 
-    fn of(body: Body, start: u64, program: &str, identity: &Identity, moment: Option<Moment>) -> Self {
+    fn of(body: Parent, start: u64, program: &str, identity: &Identity, moment: Option<Moment>) -> Self {
         Self {
             body,
             start,
@@ -260,8 +260,8 @@ impl Process {
     #[must_use]
     pub fn shim(&self) -> Option<&str> {
         match &self.body {
-            Body::Piped(_) => None,
-            Body::Kept(kept) => Some(kept.name()),
+            Parent::Piped(_) => None,
+            Parent::Kept(kept) => Some(kept.name()),
         }
     }
 
@@ -275,21 +275,21 @@ impl Process {
     #[must_use]
     pub fn confined(&self) -> Option<Confined> {
         match &self.body {
-            Body::Piped(_) => None,
-            Body::Kept(kept) => Some(kept.confined()),
+            Parent::Piped(_) => None,
+            Parent::Kept(kept) => Some(kept.confined()),
         }
     }
 
     /// Below a shim: whether what is sent goes at once. Otherwise it waits in [`Process::take_loose`] until it is decided.
     pub fn set_direct(&mut self, direct: bool) {
-        if let Body::Kept(kept) = &mut self.body {
+        if let Parent::Kept(kept) = &mut self.body {
             kept.set_direct(direct);
         }
     }
 
     /// From now on what it says is read by nobody.
     pub fn discard(&mut self) {
-        if let Body::Kept(kept) = &mut self.body {
+        if let Parent::Kept(kept) = &mut self.body {
             kept.discard();
         }
     }
@@ -297,34 +297,34 @@ impl Process {
     /// What is to be sent once it is decided.
     pub fn take_loose(&mut self) -> Vec<Vec<u8>> {
         match &mut self.body {
-            Body::Piped(_) => Vec::new(),
-            Body::Kept(kept) => kept.take_loose(),
+            Parent::Piped(_) => Vec::new(),
+            Parent::Kept(kept) => kept.take_loose(),
         }
     }
 
     /// Whether something is to be decided.
     #[must_use]
     pub fn has_loose(&self) -> bool {
-        matches!(&self.body, Body::Kept(kept) if kept.has_loose())
+        matches!(&self.body, Parent::Kept(kept) if kept.has_loose())
     }
 
     /// Below a shim: sends what was decided, under its number.
     pub fn transmit(&mut self, number: u64, bytes: Vec<u8>) {
-        if let Body::Kept(kept) = &mut self.body {
+        if let Parent::Kept(kept) = &mut self.body {
             kept.transmit(number, bytes);
         }
     }
 
     /// Below a shim: closes the agent's input by the frame of this number.
     pub fn transmit_end(&mut self, number: u64) {
-        if let Body::Kept(kept) = &mut self.body {
+        if let Parent::Kept(kept) = &mut self.body {
             kept.close_input(number);
         }
     }
 
     /// Below a shim: what came before the offset is kept.
     pub fn acknowledge(&mut self, offset: u64) {
-        if let Body::Kept(kept) = &mut self.body {
+        if let Parent::Kept(kept) = &mut self.body {
             kept.acknowledge(offset);
         }
     }
@@ -333,8 +333,8 @@ impl Process {
     #[must_use]
     pub fn frames(&self) -> (u64, u64) {
         match &self.body {
-            Body::Piped(_) => (0, 0),
-            Body::Kept(kept) => (kept.number(), kept.heard()),
+            Parent::Piped(_) => (0, 0),
+            Parent::Kept(kept) => (kept.number(), kept.heard()),
         }
     }
 
@@ -342,20 +342,20 @@ impl Process {
     #[must_use]
     pub fn received(&self) -> u64 {
         match &self.body {
-            Body::Piped(_) => 0,
-            Body::Kept(kept) => kept.received(),
+            Parent::Piped(_) => 0,
+            Parent::Kept(kept) => kept.received(),
         }
     }
 
     /// Below a shim: whether it is being ended, or has ended by itself. Its exit is told once its output is acknowledged.
     #[must_use]
     pub fn is_ending(&self) -> bool {
-        matches!(&self.body, Body::Kept(kept) if kept.is_ending())
+        matches!(&self.body, Parent::Kept(kept) if kept.is_ending())
     }
 
     /// Goes away; below a shim the agent works on.
     pub fn let_go(mut self) {
-        if let Body::Kept(kept) = &mut self.body {
+        if let Parent::Kept(kept) = &mut self.body {
             kept.let_go();
             self.ended = true;
         }
@@ -365,8 +365,8 @@ impl Process {
     #[must_use]
     pub fn id(&self) -> u32 {
         match &self.body {
-            Body::Piped(child) => child.id(),
-            Body::Kept(kept) => kept.agent().pid,
+            Parent::Piped(child) => child.id(),
+            Parent::Kept(kept) => kept.agent().pid,
         }
     }
 
@@ -380,8 +380,8 @@ impl Process {
     #[must_use]
     pub fn has_exited(&self) -> bool {
         match &self.body {
-            Body::Piped(child) => child.has_exited(),
-            Body::Kept(kept) => kept.is_over(),
+            Parent::Piped(child) => child.has_exited(),
+            Parent::Kept(kept) => kept.is_over(),
         }
     }
 
@@ -389,8 +389,8 @@ impl Process {
     #[must_use]
     pub fn is_gone(&self) -> bool {
         match &self.body {
-            Body::Piped(child) => child.is_gone(),
-            Body::Kept(kept) => kept.is_gone(),
+            Parent::Piped(child) => child.is_gone(),
+            Parent::Kept(kept) => kept.is_gone(),
         }
     }
 
@@ -398,8 +398,8 @@ impl Process {
     #[must_use]
     pub fn is_drained(&self) -> bool {
         match &self.body {
-            Body::Piped(child) => child.is_drained(),
-            Body::Kept(kept) => kept.is_silent(),
+            Parent::Piped(child) => child.is_drained(),
+            Parent::Kept(kept) => kept.is_silent(),
         }
     }
 
@@ -407,8 +407,8 @@ impl Process {
     #[must_use]
     pub fn has_output(&self) -> bool {
         match &self.body {
-            Body::Piped(child) => child.has_output(),
-            Body::Kept(kept) => !kept.is_silent(),
+            Parent::Piped(child) => child.has_output(),
+            Parent::Kept(kept) => !kept.is_silent(),
         }
     }
 
@@ -417,11 +417,11 @@ impl Process {
     #[must_use]
     pub fn exit_text(&self) -> Option<String> {
         let (code, signal) = match &self.body {
-            Body::Piped(child) => {
+            Parent::Piped(child) => {
                 let status = child.exit_status()?;
                 (status.exit_status(), status.terminating_signal())
             }
-            Body::Kept(kept) => match kept.status() {
+            Parent::Kept(kept) => match kept.status() {
                 Some(Status::Code(code)) => (Some(code), None),
                 Some(Status::Signal(signal)) => (None, Some(signal)),
                 None if kept.is_lost() => return Some("ended with its shim".to_string()),
@@ -439,8 +439,8 @@ impl Process {
     #[must_use]
     pub fn succeeded(&self) -> bool {
         match &self.body {
-            Body::Piped(child) => child.exit_status().is_some_and(|s| s.exit_status() == Some(0)),
-            Body::Kept(kept) => kept.status() == Some(Status::Code(0)),
+            Parent::Piped(child) => child.exit_status().is_some_and(|s| s.exit_status() == Some(0)),
+            Parent::Kept(kept) => kept.status() == Some(Status::Code(0)),
         }
     }
 
@@ -450,24 +450,24 @@ impl Process {
         self.overflowed |= self.outgoing().saturating_add(bytes.len()) > OUTGOING_LIMIT;
         if !self.overflowed {
             match &mut self.body {
-                Body::Piped(child) => child.send(bytes),
-                Body::Kept(kept) => kept.send(bytes.to_vec()),
+                Parent::Piped(child) => child.send(bytes),
+                Parent::Kept(kept) => kept.send(bytes.to_vec()),
             }
         }
     }
 
     fn outgoing(&self) -> usize {
         match &self.body {
-            Body::Piped(child) => child.outgoing(),
-            Body::Kept(kept) => kept.outgoing(),
+            Parent::Piped(child) => child.outgoing(),
+            Parent::Kept(kept) => kept.outgoing(),
         }
     }
 
     /// Closes stdin once everything is written.
     pub fn finish_input(&mut self) {
         match &mut self.body {
-            Body::Piped(child) => child.finish_input(),
-            Body::Kept(kept) => kept.close_input(kept.number() + 1),
+            Parent::Piped(child) => child.finish_input(),
+            Parent::Kept(kept) => kept.close_input(kept.number() + 1),
         }
     }
 
@@ -476,8 +476,8 @@ impl Process {
     pub fn write_deadline(&self) -> Option<Instant> {
         let patience = if self.overflowed { Duration::ZERO } else { WRITE_STALL };
         let progress = match &self.body {
-            Body::Piped(child) => child.progress(),
-            Body::Kept(kept) => kept.progress(),
+            Parent::Piped(child) => child.progress(),
+            Parent::Kept(kept) => kept.progress(),
         };
         (self.outgoing() > 0).then(|| progress + patience)
     }
@@ -500,14 +500,14 @@ impl Process {
         out.append(&mut self.early);
         let tail = &mut self.tail;
         match &mut self.body {
-            Body::Piped(child) => {
+            Parent::Piped(child) => {
                 let pid = child.id();
                 child.take_in(&mut |bytes| out.extend_from_slice(bytes), &mut |bytes| {
                     tail.push(bytes);
                     log::debug!("agent process {pid}: {}", String::from_utf8_lossy(bytes).trim_end());
                 });
             }
-            Body::Kept(kept) => {
+            Parent::Kept(kept) => {
                 kept.take_in(out, tail);
             }
         }
@@ -519,8 +519,8 @@ impl Process {
     pub fn watches(&self) -> Vec<Watch<'_>> {
         let watch = |(fd, write): (_, bool)| Watch { fd, read: !write, write, ready: false };
         match &self.body {
-            Body::Piped(child) => child.descriptors().map(watch).collect(),
-            Body::Kept(kept) => {
+            Parent::Piped(child) => child.descriptors().map(watch).collect(),
+            Parent::Kept(kept) => {
                 kept.descriptor().map(|(fd, write)| Watch { fd, read: true, write, ready: false }).into_iter().collect()
             }
         }
@@ -529,7 +529,7 @@ impl Process {
     /// Signals the whole group. The leader is not reaped yet, so the id is still its own; below a shim that is not known,
     /// and the shim does it.
     fn signal_group(&self, signal: Signal) {
-        if let Body::Piped(child) = &self.body
+        if let Parent::Piped(child) = &self.body
             && let Err(e) = child.signal_group(signal)
         {
             log::warn!("{}: process group {}: cannot signal it: {e}", self.name, self.id());

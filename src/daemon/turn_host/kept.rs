@@ -30,7 +30,7 @@ pub(super) struct Shim {
     /// The last mark: nothing new is marked twice.
     last: Option<(u64, usize, String)>,
     /// What was to be sent and could not be made durable.
-    unkept: Vec<Vec<u8>>,
+    undecided: Vec<Vec<u8>>,
     durable: Durable,
     /// When the deaths before this daemon count no more.
     survived_at: Option<Instant>,
@@ -152,7 +152,7 @@ impl TurnHost {
 
     /// Makes a mark durable: within a turn by its outbox, between turns at once.
     pub(super) fn keep_mark(&mut self, mut mark: Mark, last: bool) {
-        let mut bodies = std::mem::take(&mut self.shim.unkept);
+        let mut bodies = std::mem::take(&mut self.shim.undecided);
         bodies.append(&mut mark.frames);
         let place = (mark.offset, mark.skip, mark.state.clone());
         let urgent =
@@ -188,7 +188,7 @@ impl TurnHost {
             }
             Err(e) => {
                 log::error!("what the agent said between two turns cannot be kept yet: {e}");
-                (self.shim.unkept, self.shim.last) = (bodies, None);
+                (self.shim.undecided, self.shim.last) = (bodies, None);
             }
         }
     }

@@ -16,7 +16,6 @@ use crate::daemon::registry::{Doing, WorkRequest};
 use crate::daemon::turn_host::TurnHost;
 use crate::model::settings::Resume;
 use crate::proc::mark;
-use crate::shim::frame::Standing;
 use crate::store::{Begun, Error, Pending, Refusal, Resumed, ShimRow};
 
 /// What is left of an agent that did not outlive the daemon has so long to end.
@@ -31,7 +30,7 @@ pub struct Attaching {
 }
 
 /// The outcome of a try.
-pub enum Tried {
+pub enum Attempt {
     /// It goes on; with the turn that runs.
     On(Box<Session>, Option<(Box<Begun>, Progress)>),
     /// It is tried again at this instant.
@@ -57,16 +56,16 @@ impl Attaching {
     }
 
     /// Tries to attach.
-    pub fn try_to(&mut self, ctx: &Arc<Context>, request: &WorkRequest, mailbox: &Arc<Mailbox>) -> Tried {
+    pub fn try_to(&mut self, ctx: &Arc<Context>, request: &WorkRequest, mailbox: &Arc<Mailbox>) -> Attempt {
         self.letters.add(mailbox.take());
         if !self.gone {
             let _place = ctx.attaching();
             match self.attach(ctx, mailbox) {
-                Ok((session, running)) => return Tried::On(session, running),
-                Err(Not::Closed) => return Tried::Gone,
+                Ok((session, running)) => return Attempt::On(session, running),
+                Err(Not::Closed) => return Attempt::Gone,
                 Err(Not::Later(why)) => {
                     log::debug!(key = self.pending.key; "the session is not attached to yet: {why}");
-                    return Tried::Later(ctx.now() + AGAIN);
+                    return Attempt::Later(ctx.now() + AGAIN);
                 }
                 Err(Not::Gone(why, shim)) => {
                     log::warn!(key = self.pending.key; "the agent did not outlive the daemon: {why}");
@@ -99,11 +98,11 @@ impl Attaching {
             let from = u64::try_from(taken).unwrap_or(0);
             match Process::attach(&keeper, &known, (&identity(""), "the agent"), from) {
                 // It was never told to start its agent. A boot that dies from here on must not take it for one that is gone.
-                Ok((process, at)) if at.standing == Standing::Waiting => {
+                Ok((process, false)) => {
                     ctx.store.shim_gone(row.name).map_err(|e| not(&e))?;
                     process.end_now();
                 }
-                Ok((process, _)) => attached = Some((process, row)),
+                Ok((process, true)) => attached = Some((process, row)),
                 Err(e) => return Err(Not::Gone(e.to_string(), Some(Box::new(row)))),
             }
         }
@@ -193,7 +192,7 @@ impl Attaching {
         }
     }
 
-    fn settle(&self, ctx: &Context, request: &WorkRequest) -> Tried {
+    fn settle(&self, ctx: &Context, request: &WorkRequest) -> Attempt {
         let threshold = i64::from(ctx.config().sessions.stuck_threshold);
         match ctx.store.settle_pending(self.pending.clone(), threshold) {
             Ok(verdict) => {
@@ -201,15 +200,15 @@ impl Attaching {
                 let interrupted = verdict.is_some_and(|v| v.mark.is_some() && !v.suspend);
                 let auto_continue = interrupted && ctx.config().sessions.resume == Resume::Auto;
                 ctx.registry.want(WorkRequest { auto_continue, ..request.clone() });
-                Tried::Gone
+                Attempt::Gone
             }
             Err(e) if e.lies_in_rows() => {
                 log::error!(key = self.pending.key; "its end could not be written, the next boot writes it: {e}");
-                Tried::Gone
+                Attempt::Gone
             }
             Err(e) => {
                 log::error!(key = self.pending.key; "its end cannot be written yet: {e}");
-                Tried::Later(ctx.now() + AGAIN)
+                Attempt::Later(ctx.now() + AGAIN)
             }
         }
     }

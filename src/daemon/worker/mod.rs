@@ -159,13 +159,13 @@ impl Worker {
                 Tried::Gone => self.gone(),
             },
             Life::Attaching(attaching) => match attaching.try_to(&self.ctx, &self.request, &self.mailbox) {
-                attaching::Tried::On(mut session, running) => {
+                attaching::Attempt::On(mut session, running) => {
                     let next = running.map_or(Next::Again, |(begun, progress)| session.run_on(*begun, progress));
                     self.life = Life::Open(session);
                     next
                 }
-                attaching::Tried::Later(at) => Next::Wait { until: Some(at), agent: false },
-                attaching::Tried::Gone => self.gone(),
+                attaching::Attempt::Later(at) => Next::Wait { until: Some(at), agent: false },
+                attaching::Attempt::Gone => self.gone(),
             },
             Life::Open(session) => match session.step(input) {
                 Next::Gone => self.gone(),
