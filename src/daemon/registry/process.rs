@@ -27,12 +27,6 @@ pub struct ProcessInfo {
 }
 
 impl ProcessInfo {
-    /// How long ago it began.
-    #[must_use]
-    pub fn age(&self) -> std::time::Duration {
-        procfs::age(self.start)
-    }
-
     /// Whether that very process still runs.
     #[must_use]
     pub fn is_live(&self) -> bool {
