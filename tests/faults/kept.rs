@@ -543,13 +543,17 @@ fn a_deadly_agent_is_suspended() {
     loop {
         let came;
         (d, came) = boot(d, rule);
-        let suspended = |e: &SseEvent| e.event == "session_end" && e.text("reason") == "suspended";
-        let mut events = d.client().stream(&session_path("local:bad", "/events?after=0"), Method::GET, None, None);
-        let mut events = events.iter_mut().flatten().map_while(Result::ok);
-        if came == Came::Ready && events.any(|e| suspended(&e)) {
-            break;
-        }
+        let suspended = || d.get("/v1/sessions?state=suspended")["sessions"].as_array().is_some_and(|s| !s.is_empty());
         if came == Came::Ready {
+            // Until it is suspended, or the daemon is gone.
+            let until = Some(Instant::now() + PATIENCE);
+            let path = session_path("local:bad", "/events?after=0");
+            let events = d.client().stream_until(&path, Method::GET, None, None, until);
+            let told = |e: SseEvent| e.event == "turn_end";
+            if events.into_iter().flatten().map_while(Result::ok).any(told) {
+                assert!(suspended(), "its turn ended: {:#?}", d.past("local:bad"));
+                break;
+            }
             assert!(d.ended().code().is_none());
         }
         deaths += 1;
@@ -592,7 +596,7 @@ fn a_stop_at_each_step_of_attaching() {
         let from = d.log.count();
         let mut d = d.env("OSTLER_FAILPOINTS", &format!("{point}=stall:700"));
         d.spawn();
-        d.log.find(from, "a start", |l| l.contains("descriptors"));
+        d.log.find(from, "that signals are heard", |l| l.contains("listening on"));
         d.sigterm();
         // It looks for whatever is left, and at the database.
         assert_eq!(d.exit_code(), 0, "{point}");
