@@ -157,7 +157,6 @@ const ALWAYS: &[(&str, &str)] = &[
 const CLOSED: &[(&str, &str)] = &[
     ("a turn that still runs", "SELECT id FROM turns WHERE state='running'"),
     ("an open activation", "SELECT sid, epoch FROM activations WHERE closed_at IS NULL"),
-    ("an agent's shim that is not known to be gone", "SELECT name FROM shims WHERE tid IS NULL"),
     ("a boot that does not say how it ended", "SELECT boot_id FROM boots WHERE ended_at IS NULL OR clean IS NULL"),
     (
         "a newest boot without a report",

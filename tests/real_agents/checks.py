@@ -328,7 +328,7 @@ class Checks:
             require(self.starts() == starts, "the session was started again")
             require(not self.lost_notices(), f"the conversation was lost: {self.lost_notices()}")
             session = self.daemon.ask("GET", self.key)
-            require((session["resume_pending"], session["unclean"]) == (None, 0), f"marked: {session}")
+            require(session["resume_pending"] is None, f"marked: {session}")
             self.same_session()
 
         return same
