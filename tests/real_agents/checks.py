@@ -175,13 +175,13 @@ class Checks:
         os.makedirs(victim)
         return lambda: (not os.path.exists(victim), os.path.exists(done))
 
-    def sleeping_tool(self, name):
-        """Has the agent run a command that sleeps for hours; returns the turn and the command's process once it does."""
+    def sleeping_tool(self, name, word="SLEEP"):
+        """Has the agent run a command that does not end; returns the turn and the command's process once it runs."""
         path = os.path.join(self.cwd, f"up-{name}")
         os.mkfifo(path)
         pipe = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
         try:
-            turn = self.send(f"SLEEP {name}")
+            turn = self.send(f"{word} {name}")
             self.answer_permission(self.asked(turn), "allow_once")
             require(select.select([pipe], [], [], 60)[0], "the command did not start within 60 s")
             pid = int(os.read(pipe, 100))
@@ -353,10 +353,12 @@ class Checks:
 
     def kept_tool(self, how):
         name = f"kept{how.value}"
-        turn, pid = self.sleeping_tool(name)
+        go = os.path.join(self.cwd, f"go-{name}")
+        os.mkfifo(go)
+        turn, pid = self.sleeping_tool(name, "WAIT")
         same = self.end_and_start(how)
         require(not is_dead(pid), f"the command (pid {pid}) is gone")
-        os.kill(pid, signal.SIGTERM)
+        os.close(os.open(go, os.O_WRONLY))
         answer = self.completes(turn)
         require("the tool is done" in answer, answer)
         self.remembered(answer)

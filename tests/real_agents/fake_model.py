@@ -10,6 +10,7 @@ without repeating its order:
 
     TOOL NAME    calls the shell tool: deletes the directory victim-NAME, makes the file done-NAME
     SLEEP NAME   calls the shell tool: writes its process id to the pipe up-NAME, then sleeps for hours
+    WAIT NAME    the same, but reads the pipe go-NAME to its end instead
     SLOW         says "slow 1", "slow 2" and so on for ten minutes
 
 After a tool it says "the tool is done", and else (and then, too) how many user messages it was shown and all words in
@@ -25,7 +26,7 @@ import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 SHELLS = ("terminal", "bash", "Bash", "run_shell_command", "shell")
-ORDER = re.compile(r"(?:(TOOL|SLEEP) ([a-z0-9]+)|(SLOW))\b")
+ORDER = re.compile(r"(?:(TOOL|SLEEP|WAIT) ([a-z0-9]+)|(SLOW))\b")
 SLOW_SECONDS = 600
 LOG_LOCK = threading.Lock()
 
@@ -54,7 +55,8 @@ def shell_of(request):
 def command_of(word, name):
     if word == "TOOL":
         return f"rm -rf victim-{name} && touch done-{name}"
-    return f"rm -rf victim-{name}; sh -c 'echo $$ > up-{name}; exec sleep 31717'"
+    then = "sleep 31717" if word == "SLEEP" else f"cat go-{name}"
+    return f"rm -rf victim-{name}; sh -c 'echo $$ > up-{name}; exec {then}'"
 
 
 def decide(request):
