@@ -308,8 +308,9 @@ impl KeptChild {
         let _ = self.client.wait(time);
     }
 
-    /// All of it is over and kept: the shim leaves, and is waited for if it is a child.
+    /// All of it is over and kept: the shim leaves, and is waited for.
     pub(super) fn dismiss(&mut self, until: Instant) {
+        let shim = hold(self.client.shim());
         if self.exit.is_some() {
             let sent = self.client.acknowledge_exit();
             self.note(sent);
@@ -317,14 +318,16 @@ impl KeptChild {
             self.keeper.remove_socket(&self.name);
         }
         self.keeper.unlink(&self.name);
-        let Some((mut child, _registered)) = self.child.take() else { return };
-        if let Some(fd) = hold_pid(child.id()) {
+        // Whosever child it is: a daemon that leaves has left nothing behind.
+        if let Some(fd) = shim {
             let time = until.saturating_duration_since(Instant::now());
             let mut fds = [rustix::event::PollFd::from_borrowed_fd(fd.as_fd(), rustix::event::PollFlags::IN)];
             let _ = time.try_into().map(|time| rustix::event::poll(&mut fds, Some(&time)));
         }
         // One that stays is reaped as a stray.
-        let _ = child.try_wait();
+        if let Some((mut child, _registered)) = self.child.take() {
+            let _ = child.try_wait();
+        }
     }
 
     /// Kills the shim, and by that the agent itself.
