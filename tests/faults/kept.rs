@@ -536,8 +536,8 @@ fn a_deadly_agent_is_suspended() {
         events.until("text");
     }
     let bad = turns.pop().unwrap().1;
-    let (agent, _) = d.diary(bad["session_id"].as_str().unwrap()).newest();
-    let agent = open_pid(agent).unwrap();
+    let (agent, shim) = d.diary(bad["session_id"].as_str().unwrap()).newest();
+    let deadly = [agent, shim].map(|pid| open_pid(pid).unwrap());
     d.kill9();
     let mut deaths = 0;
     loop {
@@ -570,7 +570,9 @@ fn a_deadly_agent_is_suspended() {
         assert_eq!((diary.told.len(), diary.agents.len()), (1, 1), "{key}");
     }
     assert_eq!(d.events("local:bad").end_of(&bad).0, "interrupted");
-    assert!(wait_pidfd(&agent, PATIENCE), "its agent is ended");
+    for process in &deadly {
+        assert!(wait_pidfd(process, PATIENCE), "its agent is ended, and its shim");
+    }
     let listed = d.get("/v1/sessions?state=suspended");
     assert_eq!(listed["sessions"].as_array().unwrap().len(), 1, "{listed}");
     assert_eq!((&listed["sessions"][0]["key"], &listed["sessions"][0]["unclean"]), (&json!("local:bad"), &json!(3)));
