@@ -6,7 +6,7 @@ use rustix::process::Signal;
 use serde_json::{Value, json};
 use ureq::http::Method;
 
-use crate::daemon::{Daemon, Events, Gate, fake};
+use crate::daemon::{Daemon, Events, Gate, NEVER, fake};
 
 /// A daemon whose key `local:a` is in a turn that waits for the gate.
 fn in_a_turn(config: &str) -> (Daemon, Gate, Events, Value) {
@@ -118,7 +118,7 @@ fn a_waiting_message_carries_the_note() {
 /// Checklist 7, 11. SIGUSR1 is a restart: 75, and what is cut off is marked so.
 #[test]
 fn a_restart() {
-    let (mut d, _gate, mut events, running) = in_a_turn("[shutdown]\ndrain = \"50ms\"\n");
+    let (mut d, _gate, mut events, running) = in_a_turn(&format!("[shutdown]\ndrain = \"50ms\"\n{NEVER}"));
     d.signal(Signal::USR1);
     assert_eq!(events.end_of(&running).0, "interrupted");
     assert_eq!(d.exit_code(), 75);
@@ -173,7 +173,12 @@ fn three_signals_are_now() {
 /// The same by command and by API; urgency only rises, a restart does not become of a shutdown.
 #[test]
 fn a_stop_by_the_api() {
-    let (mut d, mut gate, _events, _) = in_a_turn("");
+    // A turn that lives in the daemon is waited for, whatever becomes of the agents.
+    let echo = "[agent.echo]\nkind = \"echo\"\ndelay = \"5s\"\n[[route]]\nmatch = \"echo:*\"\nagent = \"echo\"\n";
+    let (mut d, mut gate, _events, _) = in_a_turn(echo);
+    let mut echoes = d.events("echo:a");
+    d.post("echo:a", "x");
+    echoes.until("turn_start");
     let post = |body: Value| d.client().post("/v1/stop", Some(&body));
     assert_eq!(
         d.refusal(Method::POST, "/v1/stop", Some(&json!({ "reason": "because" }))),

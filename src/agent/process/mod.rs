@@ -167,6 +167,7 @@ impl Process {
             Ok(bound) => bound.unwrap_or_default(),
             Err(why) => {
                 kept.kill_shim();
+                kept.dismiss(Instant::now() + ladder::LAST_BREATH);
                 host.shim_ended(kept.name());
                 return Err(failed(why));
             }
@@ -186,10 +187,23 @@ impl Process {
             orphan: u64::try_from(keeper.orphan().as_millis()).unwrap_or(u64::MAX),
         });
         let mut process = Self::of(Parent::Kept(Box::new(kept)), 0, program, identity, moment);
-        process.await_start(program, &env)?;
+        if let Err(failure) = process.await_start(program, &env) {
+            process.give_up_shim(host);
+            return Err(failure);
+        }
         crate::failpoint::hit_for("shim", "started", &identity.key);
         host.process_runs(&process);
         Ok(process)
+    }
+
+    /// A shim that has not started its agent, and is not to any more, is ended.
+    fn give_up_shim(&mut self, host: &mut dyn Host) {
+        if let Parent::Kept(kept) = &mut self.body {
+            kept.kill_shim();
+            kept.dismiss(Instant::now() + ladder::LAST_BREATH);
+            host.shim_ended(kept.name());
+            self.ended = true;
+        }
     }
 
     fn await_start(&mut self, program: &str, env: &BTreeMap<String, OsString>) -> Result<(), Failure> {
@@ -202,7 +216,6 @@ impl Process {
                 let error =
                     i32::try_from(number).map_or_else(|_| io::ErrorKind::Other.into(), io::Error::from_raw_os_error);
                 let why = if text.starts_with("program: ") { why_not(program, env, &error) } else { text };
-                self.ended = true;
                 return Err(failed(why));
             }
             let left = until.saturating_duration_since(Instant::now());
