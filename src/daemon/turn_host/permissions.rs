@@ -10,7 +10,7 @@ use crate::agent::{PermissionOption, PermissionOutcome, PermissionRequest};
 use crate::clock;
 use crate::daemon::hook_events::unjournalled;
 use crate::daemon::registry::{Answered, OpenPermission};
-use crate::hooks::Verdict;
+use crate::hooks::{Event, Verdict};
 use crate::model::event::{EventKind, HookEvent};
 use crate::store::Item;
 
@@ -59,7 +59,6 @@ impl TurnHost {
     fn ask_handlers(&self, request: &PermissionRequest, attempt: i64) {
         let mut fields = shown(request, self.running.as_ref().map(|r| r.turn_id.as_str()));
         fields["session_id"] = self.identity.session_id.as_str().into();
-        fields["attempt"] = attempt.into();
         // The older name of this field, for scripts.
         fields["tool"] = fields["tool_call_id"].take();
         if let Some(fields) = fields.as_object_mut() {
@@ -67,7 +66,11 @@ impl TurnHost {
         }
         let upto = self.ctx.store.newest_entry(self.sid).unwrap_or(0);
         let stood = (self.identity.session_id.clone(), upto);
-        let event = unjournalled(HookEvent::Permission, &self.identity.key, fields, Some(stood));
+        let event = Event {
+            attempt: u32::try_from(attempt).unwrap_or(u32::MAX),
+            redelivered: attempt > 1,
+            ..unjournalled(HookEvent::Permission, &self.identity.key, fields, Some(stood))
+        };
         let (mailbox, id) = (self.mailbox.clone(), request.request_id.clone());
         self.ctx.handlers.ask(event, Box::new(move |verdict| mailbox.post(|l| l.verdicts.push((id, verdict)))));
     }
