@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
@@ -132,6 +132,8 @@ pub struct Context {
     bounds: OnceLock<Bounds>,
     config: RwLock<Arc<Config>>,
     booted_with: Arc<Config>,
+    /// The search for what earlier agents left goes on.
+    pub sweeping: AtomicBool,
     keeper: OnceLock<Option<Arc<Keeper>>>,
     /// So many workers attach to shims at a time.
     attaching: (Sender<()>, Receiver<()>),
@@ -207,6 +209,7 @@ impl Context {
             bounds: OnceLock::new(),
             config: RwLock::new(config.clone()),
             booted_with: config,
+            sweeping: AtomicBool::new(false),
             keeper: OnceLock::new(),
             attaching: crossbeam_channel::bounded(ATTACHING),
             ready: OnceLock::new(),

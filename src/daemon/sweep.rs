@@ -4,6 +4,7 @@
 //! the sessions with a leftover process wait, until that process has ended.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use super::context::Context;
@@ -14,6 +15,9 @@ use crate::thread;
 /// The longest time of one round of ending them.
 const ROUND: Duration = Duration::from_secs(10);
 
+/// What is killed in a stop has so long to be gone.
+const LAST: Duration = Duration::from_secs(1);
+
 /// The pause before the store is asked again for a process's session.
 const PAUSE: Duration = Duration::from_secs(1);
 
@@ -23,6 +27,7 @@ const PAUSE: Duration = Duration::from_secs(1);
 /// leftovers.
 pub fn start(ctx: &Arc<Context>, kept: Vec<(u32, u64)>) {
     ctx.registry.search_leftovers();
+    ctx.sweeping.store(true, Ordering::Release);
     let (sweeper, spared) = (ctx.clone(), kept.clone());
     if let Err(e) = thread::spawn_own("sweep", thread::IO_STACK, move || sweep(&sweeper, &spared)) {
         log::warn!("cannot start a thread to search for processes of earlier agents, so the start waits for it: {e}");
@@ -36,6 +41,7 @@ struct Search<'h>(&'h Context);
 
 impl Drop for Search<'_> {
     fn drop(&mut self) {
+        self.0.sweeping.store(false, Ordering::Release);
         if std::thread::panicking() {
             log::error!("the search for processes of earlier agents failed; sessions start without it");
             self.0.registry.unblock_all();
@@ -98,6 +104,18 @@ fn sweep(ctx: &Context, kept: &[(u32, u64)]) {
                     "{l} cannot be ended; its session waits");
             }
         }
+    }
+}
+
+/// A stop overtakes the search: what dead boots left is killed now, so that it leaves none.
+pub fn cut_short(ctx: &Context) {
+    if !ctx.sweeping.load(Ordering::Acquire) {
+        return;
+    }
+    let claim =
+        Claim { state_id: mark::own_state(), boot_id: Some(&ctx.boot_id), owner: Some(std::process::id()), kept: &[] };
+    for left in process::kill_leftovers(&process::find_dead(&claim), Instant::now() + LAST) {
+        log::error!("{left} cannot be ended");
     }
 }
 

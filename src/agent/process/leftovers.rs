@@ -288,6 +288,16 @@ pub fn end_leftovers(leftovers: &[Leftover], until: Instant) -> Vec<Leftover> {
     leftovers.iter().filter(|l| left.iter().any(|t| t.pid == l.pid)).cloned().collect()
 }
 
+/// The same at once: SIGKILL.
+#[must_use]
+pub fn kill_leftovers(leftovers: &[Leftover], until: Instant) -> Vec<Leftover> {
+    let mut left: Vec<Target> = leftovers.iter().filter_map(Target::hold).collect();
+    left.iter().for_each(|t| t.signal(Signal::KILL));
+    wait_gone(&mut left, until);
+    crate::proc::reap_strays();
+    leftovers.iter().filter(|l| left.iter().any(|t| t.pid == l.pid)).cloned().collect()
+}
+
 /// Waits until all have ended or the instant has passed; those that have ended are taken out.
 fn wait_gone(left: &mut Vec<Target>, until: Instant) {
     loop {

@@ -41,7 +41,9 @@ use kept::KeptChild;
 pub use bounds::{Bound, Bounds, TEMPORARY};
 pub use keeper::{Keeper, SOCKETS};
 pub use ladder::Rung;
-pub use leftovers::{Claim, Leftover, end_leftovers, end_orphans, find_dead, find_marked, is_alive, kill_own};
+pub use leftovers::{
+    Claim, Leftover, end_leftovers, end_orphans, find_dead, find_marked, is_alive, kill_leftovers, kill_own,
+};
 pub use tail::Tail;
 
 /// The most bytes that may wait to be written: a prompt with its history, and many answers.

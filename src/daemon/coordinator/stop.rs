@@ -1,12 +1,13 @@
 //! Performs the machine's actions in a stop, and watches the turns and workers that still run.
 
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use super::{Coordinator, Event, Timer, millis};
 use crate::agent::Interrupt;
 use crate::daemon::delivery::Message;
 use crate::daemon::report::Report;
-use crate::daemon::{hook_events, notify, watchdog};
+use crate::daemon::{hook_events, notify, sweep, watchdog};
 use crate::exit;
 use crate::model::event::{HookEvent, StopReason};
 use crate::model::keep_policy::Agents;
@@ -196,6 +197,12 @@ impl Coordinator {
                 let threshold = self.ctx.config().sessions.stuck_threshold.into();
                 self.perform_aside("ends", self.ctx.config().shutdown.close / 4, move |store| {
                     store.close_activations(StopReason::Shutdown, threshold, None).is_ok()
+                });
+            } else if self.ctx.sweeping.load(Ordering::Acquire) {
+                let ctx = self.ctx.clone();
+                self.perform_aside("leftovers", self.ctx.config().shutdown.close / 4, move |_| {
+                    sweep::cut_short(&ctx);
+                    true
                 });
             }
             return;
