@@ -337,6 +337,8 @@ pub struct Outlived {
     pub skip: usize,
     /// What it had marked there.
     pub state: Option<String>,
+    /// The number of the last frame that was decided.
+    pub frames: u64,
     /// What was decided to be sent to it, by number.
     pub unsent: Vec<(u64, Vec<u8>)>,
     /// The turn that runs.

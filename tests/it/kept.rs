@@ -256,6 +256,25 @@ fn an_answer_to_a_permission_outlives_the_daemon() {
     stops(d);
 }
 
+/// A prompt's number is decided when its turn begins. A cancel may come before the prompt was sent, and the next prompt is
+/// heard all the same, here and by the next daemon.
+#[test]
+fn a_turn_that_is_cancelled_before_its_prompt_holds_up_none() {
+    let mut d = daemon();
+    d.send("local:a", "say warm");
+    for n in 0..40 {
+        let turn = d.post("local:a", "say one");
+        let _ = d.client().post(&session_path("local:a", "/cancel"), None);
+        d.events("local:a").end_of(&turn);
+        if n % 10 == 9 {
+            assert_eq!(d.send("local:a", "say two"), "two");
+        }
+    }
+    die_and_boot(&mut d);
+    assert_eq!(d.send("local:a", "say three"), "three");
+    assert_eq!(d.stop(), 0);
+}
+
 /// A cancel that was acknowledged is carried out after the death.
 #[test]
 fn a_cancel_outlives_the_daemon() {

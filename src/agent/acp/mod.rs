@@ -11,7 +11,7 @@
 //! the first and the third. After an error as the answer to a cancel it is ended too, if it can reopen the session: see
 //! `Driven::cancelled` in [`running`].
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -509,6 +509,10 @@ impl Agent for Acp {
     fn begin(&mut self, host: &mut dyn Host, prompt: &Prompt) -> Progress {
         self.tell_late(host);
         if host.interrupt().is_some() {
+            if let (Some(live), Some(frame)) = (self.live.as_mut(), prompt.frame) {
+                // Its number was decided, and the frames behind it wait for it: nothing is said in it.
+                live.client.process.transmit(frame, Vec::new());
+            }
             return Progress::Done(Answer::Cancelled);
         }
         match self.send(host, prompt.clone(), false, false) {
@@ -592,18 +596,18 @@ impl Agent for Acp {
     }
 
     fn attach(&mut self, host: &mut dyn Host, outlived: Outlived) -> Result<Option<Progress>, Failure> {
-        let Outlived { process, offset, skip, state, unsent, running } = outlived;
+        let Outlived { process, offset, skip, state, frames, unsent, running } = outlived;
         let failed = |why: &str| Failure::new("internal", format!("what was kept of the agent cannot be used: {why}"));
         let mut process = process.ok_or_else(|| failed("it has no process"))?;
         let saved: Saved = serde_json::from_str(&state.unwrap_or_default()).map_err(|e| failed(&e.to_string()))?;
         let highest = process.frames().1;
-        // The prompt, if it was not sent, comes before what was decided after it.
         let prompt = running.as_ref().and_then(|r| r.prompt.clone());
         let frame = prompt.as_ref().map(|p| p.frame.unwrap_or(u64::MAX));
         let sent = frame.is_none_or(|frame| frame <= highest);
-        let (before, after): (Vec<_>, Vec<_>) =
-            unsent.into_iter().partition(|(n, _)| frame.is_none_or(|f| sent || *n < f));
-        before.into_iter().for_each(|(number, bytes)| process.transmit(number, bytes));
+        // Numbers of which nothing is known any more are those of prompts that were cancelled before they were sent.
+        let known: HashSet<u64> = unsent.iter().map(|f| f.0).chain(frame).collect();
+        (highest + 1..=frames).filter(|n| !known.contains(n)).for_each(|n| process.transmit(n, Vec::new()));
+        unsent.into_iter().for_each(|(number, bytes)| process.transmit(number, bytes));
         let client = Client::resume(process, (offset, skip), saved.client);
         let (can, proven, changed) = (saved.can, saved.proven, saved.changed);
         self.live = Some(Live { client, can, session: saved.session, proven, changed, own: None, own_at: None });
@@ -618,9 +622,6 @@ impl Agent for Acp {
                     return Ok(Some(self.over(host, end)));
                 }
             }
-        }
-        if let Some(live) = self.live.as_mut() {
-            after.into_iter().for_each(|(number, bytes)| live.client.process.transmit(number, bytes));
         }
         Ok(Some(self.input(host)))
     }

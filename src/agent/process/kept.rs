@@ -5,6 +5,7 @@
 //! prompts, and once it is being closed, both happen at once: such an agent is never kept. This file must not know what
 //! bytes mean.
 
+use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::process::Child;
 use std::sync::Arc;
@@ -49,6 +50,8 @@ pub(super) struct KeptChild {
     discarded: bool,
     /// The number of the last frame that was sent.
     number: u64,
+    /// What was decided behind a frame that was not sent yet.
+    ahead: BTreeMap<u64, Vec<u8>>,
     /// What is to be sent once it is decided.
     loose: Vec<Vec<u8>>,
     acknowledged: u64,
@@ -85,6 +88,7 @@ impl KeptChild {
             direct: false,
             discarded: false,
             number: attached.taken.highest,
+            ahead: BTreeMap::new(),
             loose: Vec::new(),
             full: false,
         }
@@ -184,17 +188,21 @@ impl KeptChild {
         }
     }
 
-    /// Sends what was decided, under its number.
+    /// Sends what was decided, under its number, once all before it was sent: a prompt that another thread decided may
+    /// come to its worker after a frame that was decided later.
     pub(super) fn transmit(&mut self, number: u64, bytes: Vec<u8>) {
         if number <= self.number {
             return;
         }
+        self.ahead.insert(number, bytes);
         if self.outgoing() == 0 {
             self.progress = Instant::now();
         }
-        self.number = number;
-        let sent = self.client.input(number, bytes);
-        self.note(sent);
+        while let Some(bytes) = self.ahead.remove(&(self.number + 1)) {
+            self.number += 1;
+            let sent = self.client.input(self.number, bytes);
+            self.note(sent);
+        }
     }
 
     pub(super) fn close_input(&mut self, number: u64) {

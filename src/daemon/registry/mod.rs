@@ -37,6 +37,8 @@ struct Handle {
     process: Option<ProcessInfo>,
     /// Its agent's shim is being attached to: what is open in the database is not known here yet.
     attaching: bool,
+    /// Permissions that were answered meanwhile.
+    answered: Vec<String>,
 }
 
 #[derive(Default)]

@@ -32,7 +32,9 @@ pub enum Answered {
 impl Registry {
     /// Adds an open permission, which clients can answer from now on.
     pub fn open_permission(&self, sid: i64, asked: OpenPermission) {
-        if let Some(handle) = self.lock().handles.get_mut(&sid) {
+        if let Some(handle) = self.lock().handles.get_mut(&sid)
+            && !handle.answered.contains(&asked.request_id)
+        {
             handle.permissions.push(asked);
         }
     }
@@ -77,6 +79,13 @@ impl Registry {
     /// The answer of a client is durable: the worker gives it to its agent.
     pub fn answered(&self, sid: i64, request_id: &str, option: &str) {
         let outcome = PermissionOutcome::Selected(option.to_owned());
+        if let Some(handle) = self.lock().handles.get_mut(&sid) {
+            // Its worker may be about to show what it read before the answer.
+            handle.permissions.retain(|p| p.request_id != request_id);
+            if handle.attaching {
+                handle.answered.push(request_id.to_owned());
+            }
+        }
         self.post(sid, |mailbox| mailbox.post(|l| l.answers.push((request_id.to_owned(), outcome))));
     }
 

@@ -155,6 +155,7 @@ impl Attaching {
             offset: u64::try_from(resumed.offset).unwrap_or(0),
             skip: usize::try_from(resumed.skip).unwrap_or(0),
             state,
+            frames: u64::try_from(resumed.frames).unwrap_or(0),
             unsent: frames(resumed.unsent),
             running,
         };
