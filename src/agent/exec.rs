@@ -137,13 +137,16 @@ impl Agent for Exec {
     }
 
     fn end(&mut self, host: &mut dyn Host) {
-        let Some(running) = self.running.take() else { return };
-        if running.interrupted.is_none() && running.process.shim().is_some() && running.process.has_exited() {
-            // Its shim keeps the exit until the outcome is kept: a daemon that dies before that asks for it again.
-            self.over = Some(running);
-            return;
+        let Some(mut running) = self.running.take() else { return };
+        if running.process.shim().is_none() {
+            return self.end_command(host, running);
         }
-        self.end_command(host, running);
+        // Its shim keeps the exit until the outcome is kept: a daemon that dies before that asks for it again.
+        if !running.process.has_exited() {
+            let (rung, until) = running.hurry(host);
+            running.process.wind_down(host, rung, until);
+        }
+        self.over = Some(running);
     }
 
     fn watches(&self) -> Vec<Watch<'_>> {
@@ -160,11 +163,7 @@ impl Exec {
     }
 
     fn end_command(&self, host: &mut dyn Host, running: RunningCommand) {
-        let (rung, until) = match running.interrupted {
-            Some(Interrupt::Cancel(until)) => (Rung::Terminate, until),
-            Some(Interrupt::Kill) => (Rung::Kill, host.now() + SWEEP),
-            None => (Rung::Terminate, host.now() + SWEEP),
-        };
+        let (rung, until) = running.hurry(host);
         for line in running.process.end(host, rung, until) {
             log::warn!("{}: {line}: left by `{}`, and it cannot be ended", host.identity().key, self.command[0]);
         }
@@ -172,6 +171,15 @@ impl Exec {
 }
 
 impl RunningCommand {
+    /// From which rung it is ended, and by when.
+    fn hurry(&self, host: &dyn Host) -> (Rung, Instant) {
+        match self.interrupted {
+            Some(Interrupt::Cancel(until)) => (Rung::Terminate, until),
+            Some(Interrupt::Kill) => (Rung::Kill, host.now() + SWEEP),
+            None => (Rung::Terminate, host.now() + SWEEP),
+        }
+    }
+
     /// Marks how far the output was taken in: whole characters, or all once nothing more comes.
     fn mark(&self, host: &mut dyn Host) {
         let Some(shim) = self.process.shim() else { return };

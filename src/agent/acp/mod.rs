@@ -529,11 +529,15 @@ impl Agent for Acp {
     }
 
     fn end(&mut self, host: &mut dyn Host) {
-        let has_exited = |live: &mut Live| live.client.process.shim().is_some() && live.client.process.has_exited();
-        if self.condemned.is_some()
-            && let Some(live) = self.live.take_if(has_exited)
+        let kept = |live: &mut Live| live.client.process.shim().is_some();
+        if let Some((rung, until)) = self.condemned.take_if(|_| self.live.as_mut().is_some_and(kept))
+            && let Some(live) = self.live.take()
         {
-            (self.exited, self.unclean, self.condemned) = (Some(live.client.process), Some(true), None);
+            let mut process = live.client.process;
+            if !process.has_exited() {
+                process.wind_down(host, rung, until);
+            }
+            (self.exited, self.unclean) = (Some(process), Some(rung != Rung::EndOfInput));
         }
         if let Some((rung, until)) = self.condemned.take() {
             self.end_live(host, rung, until);

@@ -98,6 +98,11 @@ impl KeptChild {
         &self.name
     }
 
+    /// The shim's own process.
+    pub(super) const fn shim(&self) -> u32 {
+        self.client.shim().pid
+    }
+
     pub(super) const fn agent(&self) -> Who {
         self.agent
     }

@@ -38,6 +38,20 @@ pub enum Rung {
     Kill,
 }
 
+/// The live processes below a shim.
+fn below(shim: u32) -> Vec<Target> {
+    let picture = procfs::picture();
+    let all = picture.descendants(shim);
+    all.iter().filter(|(s, _)| s.is_live()).filter_map(|(s, _)| Target::hold_known(s)).collect()
+}
+
+/// The rungs of a shim, over by the instant.
+fn ladder_until(until: Instant) -> Ladder {
+    let patience = (until.saturating_duration_since(Instant::now()) / 3).min(PATIENCE);
+    let millis = u32::try_from(patience.as_millis()).unwrap_or(u32::MAX);
+    Ladder { input: millis, term: millis, kill: millis, linger: 100 }
+}
+
 impl Rung {
     /// As a shim knows it.
     const fn of_shim(self) -> crate::shim::frame::Rung {
@@ -80,12 +94,40 @@ impl Process {
         left
     }
 
+    /// Below a shim: ends it and all it started, but leaves it to a later [`Process::end`] to acknowledge the exit. So a
+    /// daemon that dies before the turn's outcome is durable is told of it by the shim.
+    pub fn wind_down(&mut self, host: &mut dyn Host, from: Rung, until: Instant) {
+        let late = until.max(Instant::now() + LAST_BREATH);
+        let ladder = ladder_until(until);
+        let mut rung = from;
+        let Parent::Kept(kept) = &mut self.body else { return };
+        let shim = kept.shim();
+        kept.end(rung.of_shim(), ladder);
+        let mut thrown_away = Vec::new();
+        loop {
+            // What it started is below the shim too, which ends it once the agent is gone.
+            let family = if self.is_gone() { below(shim) } else { Vec::new() };
+            if self.is_gone() && family.is_empty() || Instant::now() >= late {
+                return;
+            }
+            if rung < Rung::Kill && host.interrupt() == Some(Interrupt::Kill) {
+                rung = Rung::Kill;
+                if let Parent::Kept(kept) = &mut self.body {
+                    kept.end(rung.of_shim(), ladder);
+                }
+            }
+            let mut watches = self.watches();
+            watches.extend(family.iter().map(|t| Watch { fd: t.as_fd(), read: true, write: false, ready: false }));
+            host.wait(&mut watches, Some(late));
+            self.take_in(&mut thrown_away);
+            thrown_away.clear();
+        }
+    }
+
     /// Has its shim end it and all it started. What a shim that is gone or late has left is found as without one.
     fn end_kept(&mut self, host: &mut dyn Host, from: Rung, until: Instant) -> Vec<String> {
         let family = if self.is_drained() { Vec::new() } else { self.relatives() };
-        let patience = (until.saturating_duration_since(Instant::now()) / 3).min(PATIENCE);
-        let millis = |time: Duration| u32::try_from(time.as_millis()).unwrap_or(u32::MAX);
-        let ladder = Ladder { input: millis(patience), term: millis(patience), kill: millis(patience), linger: 100 };
+        let ladder = ladder_until(until);
         let Parent::Kept(kept) = &mut self.body else { return Vec::new() };
         let mut rung = from;
         kept.discard();
