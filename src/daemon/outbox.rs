@@ -80,6 +80,12 @@ impl TurnOutbox {
         self.bell = Some(bell);
     }
 
+    /// Whether the agent marks.
+    #[must_use]
+    pub const fn is_marked(&self) -> bool {
+        self.marked
+    }
+
     /// Whether a mark should come before more is read.
     #[must_use]
     pub const fn wants_mark(&self) -> bool {

@@ -115,7 +115,13 @@ impl Service {
                 registry.answered(session.sid, request_id, option_id);
                 self.session(&Target::Id(session.id))
             }
-            Ok(false) => Err(Fault::Resolved),
+            Ok(false) => {
+                // Its turn is over; or it was about to become durable, and is asked for again.
+                if let Some(open) = open {
+                    registry.open_permission(session.sid, open);
+                }
+                Err(Fault::Resolved)
+            }
             Err(e) => {
                 if let Some(open) = open {
                     registry.open_permission(session.sid, open);

@@ -171,10 +171,12 @@ impl TurnHost {
         let Some(r) = self.running.as_mut() else { return };
         if last {
             r.outbox.mark_last(keep);
-        } else {
-            r.outbox.mark(&self.ctx, keep, urgent);
-            r.full |= !r.outbox.has_room();
+            return;
         }
+        self.show_untold();
+        let Some(r) = self.running.as_mut() else { return };
+        r.outbox.mark(&self.ctx, keep, urgent);
+        r.full |= !r.outbox.has_room();
         self.tell_untold();
     }
 

@@ -81,7 +81,11 @@ impl TurnHost {
         data["state"] = "open".into();
         let Some(r) = self.running.as_mut() else { return };
         r.untold.push(Untold::Client(request.request_id.clone()));
+        let waits_for_mark = of_agent && r.outbox.is_marked();
         let asks = r.open.iter().find(|o| o.request.request_id == request.request_id).map_or(0, |o| o.asks);
+        if !waits_for_mark {
+            self.show_untold();
+        }
         for item in [asked(request, asks, true), Item::Event(EventKind::Permission, data)] {
             if of_agent {
                 self.push(item, true);
@@ -98,23 +102,37 @@ impl TurnHost {
         if r.untold.is_empty() || !r.outbox.is_clear() {
             return;
         }
+        self.show_untold();
+        let Some(r) = self.running.as_mut() else { return };
         for untold in std::mem::take(&mut r.untold) {
-            let (Untold::Handlers(id) | Untold::Client(id)) = &untold;
-            let Some(r) = self.running.as_ref() else { return };
-            let Some(open) = r.open.iter().find(|o| o.request.request_id == *id) else { continue };
-            let (request, attempt) = (open.request.clone(), open.asks);
-            if matches!(untold, Untold::Handlers(_)) {
+            let Untold::Handlers(id) = untold else { continue };
+            let open = self.running.as_ref().and_then(|r| r.open.iter().find(|o| o.request.request_id == id));
+            if let Some((request, attempt)) = open.map(|open| (open.request.clone(), open.asks)) {
                 self.ask_handlers(&request, attempt);
-                continue;
             }
-            let mut open = shown(&request, Some(&r.turn_id));
+        }
+    }
+
+    /// Shows clients the permissions that they may answer. It comes before the commit that tells of them, because a client
+    /// may answer as soon as it hears of one; an answer to what is not durable yet is refused by the store.
+    pub(super) fn show_untold(&mut self) {
+        let Some(r) = self.running.as_mut() else { return };
+        let mut shown = Vec::new();
+        r.untold.retain(|untold| match untold {
+            Untold::Client(id) => {
+                shown.extend(r.open.iter_mut().find(|o| o.request.request_id == *id).map(|open| {
+                    open.shown = true;
+                    open.request.clone()
+                }));
+                false
+            }
+            Untold::Handlers(_) => true,
+        });
+        let turn_id = r.turn_id.clone();
+        for request in shown {
+            let mut open = self::shown(&request, Some(&turn_id));
             open["since"] = clock::rfc3339(self.ctx.wall()).into();
-            let shown = Arc::new(open);
-            let r = self.running.as_mut();
-            if let Some(open) = r.and_then(|r| r.open.iter_mut().find(|o| o.request.request_id == request.request_id)) {
-                open.shown = true;
-            }
-            let (request_id, options) = (request.request_id, request.options);
+            let (request_id, options, shown) = (request.request_id, request.options, Arc::new(open));
             let session_id = self.identity.session_id.clone();
             self.ctx.registry.open_permission(self.sid, OpenPermission { request_id, options, session_id, shown });
         }
