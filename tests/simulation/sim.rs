@@ -59,6 +59,8 @@ struct Sent {
     acked: Option<(String, String)>,
     /// When that was, by the store's clock.
     at: i64,
+    /// It was sent again since, and nobody knows whether that was kept: its id may mean a newer message.
+    doubted: bool,
 }
 
 /// A worker and its thread, which only waits.

@@ -19,7 +19,7 @@ impl Sim {
             let n = self.sent.len();
             let id = self.dice.chance(70).then(|| format!("id{n}"));
             let at = self.p().ctx.store.now();
-            self.sent.push(Sent { key, text: format!("<m{n}>"), id, acked: None, at });
+            self.sent.push(Sent { key, text: format!("<m{n}>"), id, acked: None, at, doubted: false });
             n
         };
         if again && self.sent[at].id.is_none() {
@@ -31,12 +31,18 @@ impl Sim {
         let other = sent.acked.is_some() && self.dice.chance(10);
         let text = if other { format!("{}!", sent.text) } else { sent.text.clone() };
         let message = Incoming { key: sent.key.into(), text: text.clone(), id: sent.id.clone(), session_id: None };
-        match service.accept(message, &Origin::Script) {
+        // The process may die in it.
+        self.sent[at].doubted |= sent.acked.is_some();
+        let accepted = service.accept(message, &Origin::Script);
+        if matches!(accepted, Ok(_) | Err(Fault::Store(Error::Refused(_)))) {
+            self.sent[at].doubted = sent.doubted;
+        }
+        match accepted {
             Ok(a) => {
                 let now = ctx.store.now();
                 let ids = (a.turn_id.clone(), a.message_id.clone());
                 match &sent.acked {
-                    Some(before) if a.duplicate => {
+                    Some(before) if a.duplicate && (!sent.doubted || *before == ids) => {
                         assert_eq!(before, &ids, "the same turn and message");
                         assert!(!other, "an id was taken with another text");
                     }
@@ -44,7 +50,7 @@ impl Sim {
                         self.check_forgotten(&sent);
                         // The older message is there; its id means the newer one.
                         let id = self.sent[at].id.take();
-                        self.sent.push(Sent { text, id, acked: Some(ids), at: now, ..sent });
+                        self.sent.push(Sent { text, id, acked: Some(ids), at: now, doubted: false, ..sent });
                     }
                     // A duplicate was kept by a commit in doubt, when it was sent first.
                     None if a.duplicate => self.sent[at].acked = Some(ids),
