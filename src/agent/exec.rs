@@ -149,6 +149,11 @@ impl Agent for Exec {
         self.over = Some(running);
     }
 
+    fn close(&mut self, host: &mut dyn Host, _until: Instant) -> Vec<String> {
+        self.dismiss(host);
+        Vec::new()
+    }
+
     fn watches(&self) -> Vec<Watch<'_>> {
         self.running.as_ref().map(|running| running.process.watches()).unwrap_or_default()
     }

@@ -181,7 +181,7 @@ impl Process {
                 // Its shim is told to, and goes on to do it.
                 kept.discard();
                 kept.end(crate::shim::frame::Rung::Kill, Ladder::default());
-                kept.dismiss(Instant::now());
+                kept.dismiss(Instant::now() + LAST_BREATH);
                 return self.reap();
             }
             let family = self.relatives();

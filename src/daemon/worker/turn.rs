@@ -169,7 +169,7 @@ impl Session {
                 return self.over(&finish, Then::Close);
             }
         }
-        let store = &self.host.ctx.store;
+        let store = self.host.ctx.store.clone();
         let f = &*finish;
         let (outcome, error) = (f.outcome, f.error.clone());
         let (written, more) = match store.finish_turn(f.begun.turn, f.unconfirmed.clone(), outcome, error, f.mark) {
@@ -182,6 +182,7 @@ impl Session {
             }
             Err(Error::Refused(_)) => {
                 // The turn was ended elsewhere, or an earlier write in doubt was committed.
+                self.agent.durable(&mut self.host);
                 if let Some(outcome) = store.turn(&f.begun.turn_id).ok().and_then(|t| Outcome::parse(&t.state)) {
                     self.notify_end(&f.begun, outcome, &f.answer, f.since);
                 }
