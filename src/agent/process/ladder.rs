@@ -126,7 +126,6 @@ impl Process {
 
     /// Has its shim end it and all it started. What a shim that is gone or late has left is found as without one.
     fn end_kept(&mut self, host: &mut dyn Host, from: Rung, until: Instant) -> Vec<String> {
-        let family = if self.is_drained() { Vec::new() } else { self.relatives() };
         let ladder = ladder_until(until);
         let Parent::Kept(kept) = &mut self.body else { return Vec::new() };
         let mut rung = from;
@@ -157,8 +156,12 @@ impl Process {
                 kept.dismiss(Instant::now() + Duration::from_secs(1));
             }
             None => {
-                kept.kill_shim();
-                kept.dismiss(Instant::now() + Duration::from_secs(1));
+                // Looked for only now: a stop of many agents must not read all processes for each of them.
+                let family = self.relatives();
+                if let Parent::Kept(kept) = &mut self.body {
+                    kept.kill_shim();
+                    kept.dismiss(Instant::now() + Duration::from_secs(1));
+                }
                 left = self.sweep(host, late, &family);
             }
         }
