@@ -294,13 +294,14 @@ pub fn closed(written: Written, close: Option<Close>) -> Then {
     }
 }
 
-/// Whether the idle worker waits for a letter. It decides again at once instead if it must close, or if its agent began
-/// work by itself during the last turn.
+/// Whether the idle worker waits for a letter. It decides again at once instead if a letter has `called` it already (to
+/// close, to let its agent go, or to a turn that another thread began), or if its agent began work by itself during the
+/// last turn.
 #[must_use]
-pub const fn rests(then: Then, to_close: bool, agent_speaks: bool) -> bool {
+pub const fn rests(then: Then, called: bool, agent_speaks: bool) -> bool {
     match then {
         Then::RestReserved => true,
-        Then::Rest { worked } => !(to_close || worked && agent_speaks),
+        Then::Rest { worked } => !(called || worked && agent_speaks),
         Then::Go | Then::Look { .. } | Then::LookLater | Then::Again | Then::Close | Then::Gone => false,
     }
 }
@@ -529,7 +530,7 @@ mod tests {
 
     #[test]
     fn what_rests() {
-        for (then, to_close, speaks, want) in [
+        for (then, called, speaks, want) in [
             (Then::RestReserved, true, true, true),
             (Then::RestReserved, false, false, true),
             (Then::Rest { worked: true }, false, false, true),
@@ -540,7 +541,7 @@ mod tests {
             (Then::Look { worked: true }, false, false, false),
             (Then::LookLater, false, false, false),
         ] {
-            assert_eq!(rests(then, to_close, speaks), want, "{then:?} {to_close} {speaks}");
+            assert_eq!(rests(then, called, speaks), want, "{then:?} {called} {speaks}");
         }
     }
 

@@ -154,7 +154,8 @@ impl Session {
         if matches!(then, Then::Look { worked: true } | Then::Rest { worked: true }) {
             self.idle_since = self.ctx().now();
         }
-        if rests(then, self.host.close.is_some(), self.agent.wants_turn()) {
+        let called = self.host.close.is_some() || self.host.let_go || self.host.begun.is_some();
+        if rests(then, called, self.agent.wants_turn()) {
             return self.go(Stage::Idle(Idle::Rest));
         }
         match then {

@@ -94,6 +94,8 @@ struct Strings {
     panics: bool,
     fails_to_start: bool,
     dies: bool,
+    /// What happens once the outcome of a turn is committed, while the agent is told of it.
+    meanwhile: Option<Box<dyn FnOnce() + Send>>,
 }
 
 /// An agent that thinks, and answers.
@@ -140,8 +142,35 @@ impl Agent for Puppet {
         Progress::Done(Answer::Completed { stop_reason: None })
     }
 
+    fn end(&mut self, _: &mut dyn Host) {
+        self.at = None;
+    }
+
+    fn durable(&mut self, host: &mut dyn Host) {
+        let meanwhile = if self.at.is_none() { lock(&self.strings).meanwhile.take() } else { None };
+        if let Some(meanwhile) = meanwhile {
+            meanwhile();
+            // As an agent does that has a process to wait for.
+            let until = host.now();
+            host.wait(&mut [], Some(until));
+        }
+    }
+
     fn close(&mut self, _: &mut dyn Host, _: Instant) -> Vec<String> {
         Vec::new()
+    }
+}
+
+/// A message under the one key of the test.
+fn message(ctx: &Context, text: &str) -> Accept {
+    Accept {
+        key: "a:b".into(),
+        text: text.into(),
+        original: text.into(),
+        client_id: None,
+        agent: "default".into(),
+        limits: ctx.limits(),
+        session_id: None,
     }
 }
 
@@ -200,16 +229,7 @@ impl Rig {
 
     /// A message under the one key of the test; gives the turn.
     fn say(&self, text: &str) -> String {
-        let accept = Accept {
-            key: "a:b".into(),
-            text: text.into(),
-            original: text.into(),
-            client_id: None,
-            agent: "default".into(),
-            limits: self.ctx.limits(),
-            session_id: None,
-        };
-        let accepted = self.ctx.store.accept_message(accept).unwrap();
+        let accepted = self.ctx.store.accept_message(message(&self.ctx, text)).unwrap();
         self.ctx.registry.want(WorkRequest { sid: accepted.sid, key: "a:b".into(), auto_continue: false });
         accepted.turn_id
     }
@@ -272,6 +292,48 @@ fn a_worker_is_driven_from_its_opening_to_its_end() {
     rig.pass(Duration::from_secs(60));
     assert_eq!(drive(&mut worker, Input::Timeout), (vec![Closing, Gone], Next::Gone));
     assert_eq!(lock(&rig.strings).prompts, ["hi", "again"]);
+}
+
+/// An agent may have to wait for its process once its turn's outcome is committed, and letters are read meanwhile.
+#[test]
+fn what_comes_while_the_agent_is_told_that_all_is_kept_is_not_lost() {
+    for direct in [false, true] {
+        let rig = Rig::new();
+        rig.say("hi");
+        let mut worker = rig.worker();
+        drive(&mut worker, Input::Go);
+        let ctx = rig.ctx.clone();
+        lock(&rig.strings).meanwhile = Some(Box::new(move || {
+            let accept = message(&ctx, "again");
+            if direct {
+                let reserved = ctx.registry.reserve("a:b").unwrap();
+                let (_, begun) = ctx.store.accept_and_begin(accept, (reserved.sid, reserved.epoch)).unwrap();
+                return reserved.hand_over(Box::new(begun.unwrap()));
+            }
+            let sid = ctx.store.accept_message(accept).unwrap().sid;
+            ctx.registry.want(WorkRequest { sid, key: "a:b".into(), auto_continue: false });
+        }));
+        rig.pass(THINKS);
+        drive(&mut worker, Input::Timeout);
+        assert_eq!((worker.state(), rig.ctx.registry.numbers().running), (State::Running, 1), "{direct}");
+        assert_eq!(lock(&rig.strings).prompts, ["hi", "again"]);
+    }
+}
+
+/// The same of a stop that lets agents go.
+#[test]
+fn a_let_go_that_comes_while_the_agent_is_told_is_heeded() {
+    let rig = Rig::new();
+    rig.say("hi");
+    let mut worker = rig.worker();
+    drive(&mut worker, Input::Go);
+    let ctx = rig.ctx.clone();
+    lock(&rig.strings).meanwhile = Some(Box::new(move || {
+        ctx.registry.post(1, |m| m.post(|l| l.let_go = true));
+    }));
+    rig.pass(THINKS);
+    drive(&mut worker, Input::Timeout);
+    assert_eq!(worker.state(), State::Gone);
 }
 
 #[test]

@@ -195,8 +195,9 @@ impl Session {
                 (written, false)
             }
         };
+        // Letters may have been read while the agent was told that its output is kept: of a message that was accepted since.
         self.host.work |= more;
-        match finished(written, more) {
+        match finished(written, self.host.work) {
             Then::Again => {
                 finish.tried = true;
                 self.pause(Stage::Finishing(finish))
@@ -213,7 +214,9 @@ impl Session {
             self.ctx().registry.end_probation(sid);
         }
         // The registry is updated after the database, so a drain that sees no running turn finds the outcome committed.
-        let _ = self.ctx().registry.set(sid, Doing::Idle);
+        if self.host.begun.is_none() {
+            let _ = self.ctx().registry.set(sid, Doing::Idle);
+        }
         if finish.own {
             self.own_work = Some(self.ctx().now());
             self.ctx().registry.hold_back(sid);
