@@ -116,10 +116,16 @@ impl TurnOutbox {
         }
         let urgent = urgent || std::mem::take(&mut self.urgent) || !keep.frames.is_empty();
         self.settle(keep);
+        self.send_in_time(ctx, urgent);
+    }
+
+    /// Commits what was said so far: at once and whole, or soon.
+    fn send_in_time(&mut self, ctx: &Context, at_once: bool) {
         let now = ctx.now();
-        if urgent {
+        if at_once {
             self.flush(ctx);
         } else if self.unwritten >= PIECE && self.flush_at.is_none_or(|at| at <= now + FLUSH)
+            // The text of an agent that writes without a pause must be committed too.
             || self.flush_at.is_some_and(|at| at <= now)
         {
             self.send(ctx);
@@ -176,8 +182,8 @@ impl TurnOutbox {
         self.flush_at
     }
 
-    /// Takes an item. If the agent marks, it waits for the mark. `at_once`: this item and all before it are committed before this returns, unless the store fails.
-    /// `false`: the item exceeds the limit of the answer and was not taken.
+    /// Takes an item. If the agent marks, it waits for the mark. `at_once`: this item and all before it are committed
+    /// before this returns, unless the store fails. `false`: the item exceeds the limit of the answer and was not taken.
     pub fn push(&mut self, ctx: &Context, item: Item, at_once: bool) -> bool {
         if self.stale {
             return true;
@@ -185,23 +191,13 @@ impl TurnOutbox {
         let Some(left) = self.left.checked_sub(size(&item)) else { return false };
         self.unwritten += self.left - left;
         self.left = left;
-        let now = ctx.now();
         if self.marked {
             self.loose.push(item);
             self.urgent |= at_once;
             return true;
         }
         self.batches.push(item);
-        if at_once {
-            self.flush(ctx);
-        } else if self.unwritten >= PIECE && self.flush_at.is_none_or(|at| at <= now + FLUSH)
-            // The text of an agent that writes without a pause must be committed too.
-            || self.flush_at.is_some_and(|at| at <= now)
-        {
-            self.send(ctx);
-        } else if self.flush_at.is_none() {
-            self.flush_at = Some(now + FLUSH);
-        }
+        self.send_in_time(ctx, at_once);
         true
     }
 

@@ -16,7 +16,7 @@ use ureq::http::Method;
 
 use crate::daemon::{Daemon, PATIENCE, kept, open_pid, wait_pidfd};
 use crate::load::{Clock, Rng};
-use crate::rig::{Came, FS, NOTE, boot, boot_ready, check_answers, check_calls};
+use crate::rig::{self, Came, FS, NOTE, boot, boot_ready, check_answers, check_calls};
 
 /// Agents that ask, agents that are always allowed, commands; nobody kills a shim of the first of each.
 const KEYS: [&str; 6] = ["local:a0", "local:a1", "local:y0", "local:y1", "local:x0", "local:x1"];
@@ -494,20 +494,9 @@ fn finish(d: Daemon, chats: &mut [Chat<'_>], tally: &Tally) {
 /// Promise 9: at least 200 deaths inside turns, at named places and at any moment.
 #[test]
 fn deaths_inside_turns() {
-    let number = |name: &str| std::env::var(name).ok().and_then(|v| v.parse::<u64>().ok());
-    let kills = usize::try_from(number("OSTLER_KEPT_KILLS").unwrap_or(200)).unwrap();
-    let seed = number("OSTLER_KEPT_SEED").unwrap_or_else(|| {
-        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
-        u64::try_from(now.as_nanos() & u128::from(u32::MAX)).unwrap()
-    });
-    eprintln!("OSTLER_KEPT_SEED={seed} OSTLER_KEPT_KILLS={kills}");
+    let kills = usize::try_from(rig::number("OSTLER_KEPT_KILLS").unwrap_or(200)).unwrap();
     let since = Instant::now();
-    let tallies: Vec<Tally> = std::thread::scope(|scope| {
-        let lives: Vec<_> = (0..2)
-            .map(|half| scope.spawn(move || life(seed.wrapping_add(half as u64), kills.div_ceil(2), half)))
-            .collect();
-        lives.into_iter().map(|l| l.join().unwrap_or_else(|e| std::panic::resume_unwind(e))).collect()
-    });
+    let tallies = rig::lives("OSTLER_KEPT_SEED", kills, life);
     let sum = |of: fn(&Tally) -> usize| tallies.iter().map(of).sum::<usize>();
     let met: BTreeSet<&String> = tallies.iter().flat_map(|t| &t.met).collect();
     let missed: Vec<&String> = tallies.iter().flat_map(|t| &t.missed).filter(|p| !met.contains(p)).collect();

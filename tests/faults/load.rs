@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use ureq::http::Method;
 
 use crate::daemon::{Daemon, PATIENCE};
-use crate::rig::{Came, FS, NOTE, boot, boot_ready, check_answers, check_calls, check_kept, settled};
+use crate::rig::{self, Came, FS, NOTE, boot, boot_ready, check_answers, check_calls, check_kept, settled};
 
 /// Transactions, each with what else its round needs to meet it.
 const TRANSACTIONS: &[(&str, Needs)] = &[
@@ -452,20 +452,9 @@ fn said_by_user(d: &Daemon, key: &str) -> Vec<String> {
 /// Promises 1, 2 and 6: at least 200 deaths at named places and at any moment, and nothing acknowledged is lost or doubled.
 #[test]
 fn deaths_under_load() {
-    let number = |name: &str| std::env::var(name).ok().and_then(|v| v.parse::<u64>().ok());
-    let kills = usize::try_from(number("OSTLER_KILLS").unwrap_or(200)).unwrap();
-    let seed = number("OSTLER_KILL_SEED").unwrap_or_else(|| {
-        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
-        u64::try_from(now.as_nanos() & u128::from(u32::MAX)).unwrap()
-    });
-    eprintln!("OSTLER_KILL_SEED={seed} OSTLER_KILLS={kills}");
+    let kills = usize::try_from(rig::number("OSTLER_KILLS").unwrap_or(200)).unwrap();
     let since = Instant::now();
-    let tallies: Vec<Tally> = std::thread::scope(|scope| {
-        let lives: Vec<_> = (0..2)
-            .map(|half| scope.spawn(move || life(seed.wrapping_add(half as u64), kills / 2 + kills % 2, half)))
-            .collect();
-        lives.into_iter().map(|l| l.join().unwrap_or_else(|e| std::panic::resume_unwind(e))).collect()
-    });
+    let tallies = rig::lives("OSTLER_KILL_SEED", kills, life);
     let (mut met, mut missed) = (BTreeSet::new(), BTreeSet::new());
     let (mut deaths, mut at_points) = (0, 0);
     for tally in tallies {

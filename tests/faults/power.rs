@@ -30,7 +30,7 @@ use serde_json::Value;
 use crate::daemon::{Daemon, Gate};
 use crate::invariants;
 use crate::load::Rng;
-use crate::rig::{boot_ready, check_answers, end, settled};
+use crate::rig::{boot_ready, check_answers, end, number, settled};
 use disk::{Disk, Image, Loss};
 use trace::{CALLS, Op, Told, Trace};
 
@@ -43,10 +43,6 @@ fn config() -> String {
      [agent.fake]\nkind = \"acp\"\ncommand = [\"@FAKE@\"]\nenv = { FAKE_AGENT_STATE = \"@DIR@/agent\" }\n\
      [[route]]\nmatch = \"local:f*\"\nagent = \"fake\"\n[[route]]\nmatch = \"*\"\nagent = \"echo\"\n"
         .to_owned()
-}
-
-fn number(name: &str) -> Option<u64> {
-    std::env::var(name).ok().and_then(|v| v.parse().ok())
 }
 
 /// A daemon whose every step is written down, each boot's through a pipe of its own.

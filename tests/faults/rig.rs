@@ -26,6 +26,24 @@ for _, event in ipairs { "session_start", "session_end", "session_closed" } do
 end
 "#;
 
+/// A number that the environment gives.
+pub fn number(name: &str) -> Option<u64> {
+    std::env::var(name).ok()?.parse().ok()
+}
+
+/// Lives two daemons beside each other, each with half of the deaths, by a seed: that of the environment, or of the clock,
+/// which is told so that the run can be repeated.
+pub fn lives<T: Send>(seed: &str, deaths: usize, life: fn(u64, usize, usize) -> T) -> Vec<T> {
+    let given = number(seed).unwrap_or_else(|| u64::from(uuid::Uuid::new_v4().as_fields().0));
+    eprintln!("{seed}={given}, {deaths} deaths");
+    std::thread::scope(|scope| {
+        let lives: Vec<_> = (0..2)
+            .map(|half| scope.spawn(move || life(given.wrapping_add(half as u64), deaths.div_ceil(2), half)))
+            .collect();
+        lives.into_iter().map(|l| l.join().unwrap_or_else(|e| std::panic::resume_unwind(e))).collect()
+    })
+}
+
 /// How a boot went on, or ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Came {

@@ -3,10 +3,8 @@
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt as _;
 use std::process::Stdio;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use ostler::client::session_path;
 use rustix::process::Signal;
 use serde_json::json;
 use ureq::http::Method;
@@ -49,32 +47,12 @@ fn the_process_goes_on_in_the_new_program() {
     let mut d = by_hand("");
     assert_eq!(d.send("local:a", "one"), "echo: one");
     let pid = d.pid();
-    let done = AtomicBool::new(false);
-    let (sent, progress) = crossbeam_channel::unbounded();
-    let (client, path) = (d.client(), session_path("local:a", "/messages"));
-    let count = std::thread::scope(|scope| {
-        let talker = scope.spawn(|| {
-            let mut n = 0;
-            while !done.load(Ordering::SeqCst) {
-                let body = json!({ "text": "x", "id": format!("m{n}") });
-                match client.request(Method::POST, &path, Some(&body), PATIENCE) {
-                    Ok(_) => {
-                        n += 1;
-                        sent.send(n).unwrap();
-                    }
-                    // Cut off in the stop, perhaps: again, under its id. But never that nobody is there.
-                    Err(e) if e.code == "queue_full" => {}
-                    Err(e) => assert!(e.code != "unreachable" && e.is_passing(), "{e:?}"),
-                }
-            }
-            n
-        });
-        let wait = |more: usize| (0..more).for_each(|_| assert!(progress.recv_timeout(PATIENCE).is_ok()));
+    let accepted = d.talked_to("local:a", |d, more| {
         for n in 0..3 {
-            wait(5);
+            more(5);
             let boot = d.status()["boot_id"].clone();
             let says = format!("echo 'the new program {n}, pid '$$ >&2");
-            install(&d, env!("CARGO_BIN_EXE_ostler"), &says);
+            install(d, env!("CARGO_BIN_EXE_ostler"), &says);
             let ran = d.cli(&["restart"]);
             assert!(ran.code == 0 && ran.out.starts_with("restarted (boot "), "{ran:?}");
             let status = d.status();
@@ -82,13 +60,11 @@ fn the_process_goes_on_in_the_new_program() {
             assert_ne!(status["boot_id"], boot);
             d.wait_log(&format!("the new program {n}, pid {pid}"));
         }
-        wait(5);
-        done.store(true, Ordering::SeqCst);
-        talker.join().unwrap()
+        more(5);
     });
     assert_eq!(d.stop(), 0);
     assert!(!d.socket().exists());
-    assert_eq!(d.sql::<i64>("SELECT count(*) FROM messages WHERE client_id LIKE 'm%'"), count);
+    assert_eq!(d.sql::<i64>("SELECT count(*) FROM messages WHERE client_id LIKE 'm%'"), accepted);
     assert_eq!(d.sql::<i64>("SELECT count(*) FROM boots WHERE clean=1"), 4);
 }
 

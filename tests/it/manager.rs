@@ -2,10 +2,8 @@
 
 use std::io::{BufRead as _, BufReader};
 use std::process::{Command, Stdio};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use ostler::client::session_path;
 use rustix::process::Signal;
 use serde_json::json;
 
@@ -20,28 +18,9 @@ fn a_socket_that_is_passed_outlives_the_daemon() {
     d.keep_socket();
     let mut d = d.start();
     assert_eq!(d.send("local:a", "one"), "echo: one");
-    let done = AtomicBool::new(false);
-    let (sent, progress) = crossbeam_channel::unbounded();
-    let (client, path) = (d.client(), session_path("local:a", "/messages"));
-    let count = std::thread::scope(|scope| {
-        let talker = scope.spawn(|| {
-            let mut n = 0;
-            while !done.load(Ordering::SeqCst) {
-                let body = json!({ "text": "x", "id": format!("m{n}") });
-                match client.request(ureq::http::Method::POST, &path, Some(&body), PATIENCE) {
-                    Ok(_) => {
-                        n += 1;
-                        sent.send(n).unwrap();
-                    }
-                    // Cut off in the stop, perhaps: again, under its id. But never that nobody is there.
-                    Err(e) => assert!(e.code != "unreachable" && e.is_passing(), "{e:?}"),
-                }
-            }
-            n
-        });
-        let wait = |more: usize| (0..more).for_each(|_| assert!(progress.recv_timeout(PATIENCE).is_ok()));
+    let accepted = d.talked_to("local:a", |d, more| {
         for _ in 0..3 {
-            wait(5);
+            more(5);
             d.signal(Signal::USR1);
             assert_eq!(d.exit_code(), 75);
             assert!(d.socket().exists(), "it is not the daemon's to remove");
@@ -50,12 +29,10 @@ fn a_socket_that_is_passed_outlives_the_daemon() {
             d.boot();
             drop(waiting);
         }
-        wait(5);
-        done.store(true, Ordering::SeqCst);
-        talker.join().unwrap()
+        more(5);
     });
     assert_eq!(d.stop(), 0);
-    assert_eq!(d.sql::<i64>("SELECT count(*) FROM messages WHERE client_id IS NOT NULL"), count);
+    assert_eq!(d.sql::<i64>("SELECT count(*) FROM messages WHERE client_id IS NOT NULL"), accepted);
 }
 
 /// READY once messages are accepted, STATUS with what blocks, STOPPING with the time that is asked for, in this order.

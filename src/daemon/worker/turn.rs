@@ -44,13 +44,7 @@ impl Session {
     pub(super) fn turn(&mut self, mut begun: Begun, context: Option<String>, own: bool) -> Next {
         // Its agent may have been started since.
         begun.frame = self.host.decided(begun.frame);
-        let (sid, since) = (self.host.sid, self.ctx().now());
-        let doing = Doing::Running { turn_id: Some(begun.turn_id.clone()), since, tool: None };
-        let _ = self.ctx().registry.set(sid, doing);
-        if begun.on_probation {
-            self.ctx().registry.begin_probation(sid);
-        }
-        crate::log::about("turn_id", &begun.turn_id);
+        let since = self.now_runs(&begun);
         log::debug!(key = self.key(), turn_id = begun.turn_id; "turn begins");
         self.host.begin(&begun);
         self.notify(HookEvent::TurnStart, &begun, json!({}));
@@ -76,6 +70,13 @@ impl Session {
 
     /// Goes on with a turn that another daemon began.
     pub(super) fn run_on(&mut self, begun: Begun, progress: Progress) -> Next {
+        let since = self.now_runs(&begun);
+        let own = begun.prompt.is_empty();
+        self.progress(Box::new(Turn { begun, since, own, until: None }), progress)
+    }
+
+    /// Tells the registry and the log which turn runs. Returns since when.
+    fn now_runs(&self, begun: &Begun) -> Instant {
         let (sid, since) = (self.host.sid, self.ctx().now());
         let doing = Doing::Running { turn_id: Some(begun.turn_id.clone()), since, tool: None };
         let _ = self.ctx().registry.set(sid, doing);
@@ -83,8 +84,7 @@ impl Session {
             self.ctx().registry.begin_probation(sid);
         }
         crate::log::about("turn_id", &begun.turn_id);
-        let own = begun.prompt.is_empty();
-        self.progress(Box::new(Turn { begun, since, own, until: None }), progress)
+        since
     }
 
     /// Advances the running turn.

@@ -10,6 +10,7 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::Receiver;
@@ -439,6 +440,37 @@ impl Daemon {
         let turn = self.turn(key, text);
         assert_eq!(turn.outcome(), "completed", "{turn:?}");
         turn.text()
+    }
+
+    /// A client talks to the key without a pause, each message under an id of its own (`m0` and on), while something is
+    /// done to the daemon: its requests may be cut off, but never is nobody there. What is done may wait for so many more
+    /// messages to be accepted. Returns how many were.
+    pub fn talked_to(&mut self, key: &str, done: impl FnOnce(&mut Self, &dyn Fn(usize))) -> i64 {
+        let over = AtomicBool::new(false);
+        let (sent, progress) = crossbeam_channel::unbounded();
+        let (client, path) = (self.client(), session_path(key, "/messages"));
+        std::thread::scope(|scope| {
+            let over = &over;
+            let talker = scope.spawn(move || {
+                let mut n = 0i64;
+                while !over.load(Ordering::SeqCst) {
+                    let body = json!({ "text": "x", "id": format!("m{n}") });
+                    match client.request(Method::POST, &path, Some(&body), PATIENCE) {
+                        Ok(_) => {
+                            n += 1;
+                            sent.send(n).unwrap();
+                        }
+                        // Cut off in the stop, perhaps: again, under its id.
+                        Err(e) if e.code == "queue_full" => {}
+                        Err(e) => assert!(e.code != "unreachable" && e.is_passing(), "{e:?}"),
+                    }
+                }
+                n
+            });
+            done(self, &|more| (0..more).for_each(|_| assert!(progress.recv_timeout(PATIENCE).is_ok())));
+            over.store(true, Ordering::SeqCst);
+            talker.join().unwrap()
+        })
     }
 
     /// The events of a key from its beginning, and on.
