@@ -22,17 +22,17 @@ fn daemon() -> Daemon {
     Daemon::new().config(&config("", "")).start()
 }
 
-fn session(turn: &Value) -> &str {
+pub fn session(turn: &Value) -> &str {
     turn["session_id"].as_str().unwrap()
 }
 
 /// The newest agent of a session and its shim, held.
-fn processes(d: &Daemon, session: &str) -> [OwnedFd; 2] {
+pub fn processes(d: &Daemon, session: &str) -> [OwnedFd; 2] {
     let (agent, shim) = d.diary(session).newest();
     [agent, shim].map(|pid| open_pid(pid).expect("it lives"))
 }
 
-fn lives(fd: &OwnedFd) -> bool {
+pub fn lives(fd: &OwnedFd) -> bool {
     !wait_pidfd(fd, Duration::ZERO)
 }
 
@@ -49,13 +49,13 @@ fn die_and_boot(d: &mut Daemon) {
 }
 
 /// The agent's words of a turn in the transcript.
-fn answer(d: &Daemon, key: &str, turn: &Value) -> String {
+pub fn answer(d: &Daemon, key: &str, turn: &Value) -> String {
     let of_turn = |e: &&Value| e["role"] == "agent" && e["turn_id"] == turn["turn_id"];
     d.transcript(key).iter().filter(of_turn).map(|e| e["text"].as_str().unwrap()).collect()
 }
 
 /// A turn in which the agent rings a bell and then waits for a gate: the events, and what was accepted.
-fn begun(d: &Daemon, key: &str, text: &str) -> (Events, Value) {
+pub fn begun(d: &Daemon, key: &str, text: &str) -> (Events, Value) {
     let mut events = d.events(key);
     let turn = d.post(key, text);
     events.until_where("its first words", |e| e.event == "text" && e.data["turn_id"] == turn["turn_id"]);
@@ -92,7 +92,7 @@ fn unharmed(d: &Daemon, key: &str, turns: &[&Value]) {
 
 /// A stop in order ends every agent: nothing is left, no shim's socket either, and each activation has its one end.
 #[track_caller]
-fn stops(mut d: Daemon) {
+pub fn stops(mut d: Daemon) {
     assert_eq!(d.stop(), 0);
     empty(&d);
     let ends: i64 = d.sql("SELECT count(*) FROM events WHERE kind='session_end'");

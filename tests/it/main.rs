@@ -3,6 +3,7 @@
 
 mod accept;
 mod access;
+mod adopted;
 mod agents;
 mod bad;
 mod bus;
