@@ -130,6 +130,19 @@ pub fn unblock_signals() {
     }
 }
 
+/// Takes every block of a signal off this thread, and has every signal do again what it does by default: a program inherits
+/// what is blocked and what is ignored, and a shell ignores some for what it runs in the background, `nohup` another. It may
+/// be called between fork and exec.
+#[allow(unsafe_code)]
+pub fn plain_signals() {
+    unblock_signals();
+    for signal in 1..32 {
+        // SAFETY: the call takes integers, may be made in a signal's handler and so between fork and exec, and is refused
+        // for the two signals that have no other meaning.
+        unsafe { libc::signal(signal, libc::SIG_DFL) };
+    }
+}
+
 /// The next signal of a [`signal_descriptor`]; `None`: none waits.
 #[must_use]
 pub fn read_signal(descriptor: impl AsFd) -> Option<i32> {
@@ -239,14 +252,15 @@ pub fn go_on_as(command: &mut Command) -> io::Error {
     command.exec()
 }
 
-/// Has a child begin a session of its own, so that no terminal is its own and its group bears its number, with the soft
-/// limit of descriptors `descriptors` and the soft limit of real-time `tag`, where they are given and possible.
+/// Has a child begin with [`plain_signals`] and in a session of its own, so that no terminal is its own and its group bears
+/// its number, with the soft limit of descriptors `descriptors` and the soft limit of real-time `tag`, where they are given and possible.
 #[allow(unsafe_code)]
 pub fn set_up_child(command: &mut Command, descriptors: Option<u64>, tag: Option<u64>) {
     // SAFETY: the closure runs in the child between fork and exec, where no lock may be taken and nothing allocated: it
-    // makes five system calls at most, by wrappers that do nothing else, on integers that it owns.
+    // makes a few dozen system calls, by wrappers that do nothing else, on integers that it owns.
     unsafe {
         command.pre_exec(move || {
+            plain_signals();
             rustix::process::setsid()?;
             if let Some(soft) = descriptors {
                 set_soft_limit(Resource::Nofile, soft);

@@ -69,7 +69,7 @@ impl SetUp {
     fn run(&self) -> io::Result<()> {
         let steps: [&dyn Fn() -> io::Result<()>; STEPS.len()] = [
             &|| {
-                sys::unblock_signals();
+                sys::plain_signals();
                 Ok(rustix::process::setsid().map(drop)?)
             },
             &|| {

@@ -681,3 +681,25 @@ fn an_agent_has_a_control_group() {
         0
     );
 }
+
+/// What is ignored where the daemon was started (a shell's background, `nohup`) is not ignored by its agents: a cancel's
+/// signal would do nothing.
+#[test]
+fn an_agents_signals_are_plain() {
+    for keep in ["restart", "never"] {
+        let status = r#"command = ["grep", "-E", "SigIgn|SigBlk", "/proc/self/status"]"#;
+        let text = format!("[agents]\nkeep = \"{keep}\"\n[agent.default]\nkind = \"exec\"\n{status}\n");
+        let mut d = Daemon::new().config(&text);
+        let ignoring = "trap '' HUP INT QUIT TSTP USR2 PIPE; exec \"$@\"";
+        d.set_wrapper(&["sh", "-c", ignoring, "sh"]);
+        let mut d = d.start();
+        let told = d.send("local:a", "?");
+        let sets: Vec<u64> = told
+            .lines()
+            // Those from 32 on are the C library's own.
+            .map(|l| u64::from_str_radix(l.split_whitespace().last().unwrap(), 16).unwrap() & 0x7fff_ffff)
+            .collect();
+        assert_eq!(sets, [0, 0], "{keep}: {told}");
+        assert_eq!(d.stop(), 0);
+    }
+}
