@@ -50,10 +50,51 @@ def opencode(cache, home, port):
             "PATH": "/usr/local/bin:/usr/bin:/bin",
         },
         "memory": [f"{home}/.local/share/opencode"],
-        # It decodes percent signs in its working directory's path, and then finds no such directory: its session/new
-        # succeeds and each prompt fails with "OpenCode service failure". So {key}, which has them, cannot be in the path.
-        "cwd": "work/{hash}",
     }
 
 
-AGENTS = {"hermes": hermes, "opencode": opencode}
+def codex_acp(cache, home, port):
+    """codex-acp of zed-industries: the model asks for leave, because the command needs more than codex' sandbox gives."""
+    config = f"""\
+model = "fake-1"
+model_provider = "fake"
+approval_policy = "on-request"
+check_for_update_on_startup = false
+
+[model_providers.fake]
+name = "Fake"
+base_url = "http://127.0.0.1:{port}/v1"
+wire_api = "responses"
+requires_openai_auth = false
+
+[analytics]
+enabled = false
+"""
+    os.makedirs(f"{home}/.codex")
+    with open(f"{home}/.codex/config.toml", "w", encoding="utf-8") as file:
+        file.write(config)
+    return {
+        "command": [f"{cache}/codex-acp/bin/codex-acp"],
+        "env": {"CODEX_HOME": f"{home}/.codex", "PATH": "/usr/local/bin:/usr/bin:/bin"},
+        "memory": [f"{home}/.codex/sessions"],
+    }
+
+
+def copilot(cache, home, port):
+    """GitHub's copilot, offline, with a model of our own; it asks before any shell command."""
+    os.makedirs(home)
+    return {
+        "command": [f"{cache}/copilot/bin/copilot", "--acp"],
+        "env": {
+            "COPILOT_PROVIDER_BASE_URL": f"http://127.0.0.1:{port}/v1",
+            "COPILOT_PROVIDER_TYPE": "openai",
+            "COPILOT_PROVIDER_API_KEY": "x",
+            "COPILOT_MODEL": "fake-1",
+            "COPILOT_OFFLINE": "true",
+            "PATH": "/usr/local/bin:/usr/bin:/bin",
+        },
+        "memory": [f"{home}/.copilot/session-state"],
+    }
+
+
+AGENTS = {"hermes": hermes, "opencode": opencode, "codex-acp": codex_acp, "copilot": copilot}

@@ -13,14 +13,19 @@ import select
 import shutil
 import signal
 import sys
+import threading
 import time
 import uuid
 
 from agents import AGENTS
 from daemon import Daemon, Events, Unmet
-from processes import gone, is_dead, left_by
+from processes import gone, is_dead, left_by, memory_of
 
 CANCEL = 10  # from a cancel to the turn's end
+# How a daemon gives way to the next one.
+KILL = "kill -9"
+RESTART = "`ostler restart` under a service manager"
+IN_PLACE = "`ostler restart` without one"
 LOG_TAIL = 25
 
 
@@ -38,7 +43,6 @@ deadline = "40s"
 [agent.default]
 kind = "acp"
 command = {json.dumps(config["command"])}
-cwd = {json.dumps(config.get("cwd", "work/{key}"))}
 env = {{ {pairs} }}
 env_pass = []
 permission_timeout = "50s"
@@ -65,7 +69,9 @@ class Checks:
             file.write(toml(self.agent, env))
         self.daemon = Daemon(ostler, self.directory, {"PATH": os.environ["PATH"], "HOME": home})
         self.events = None
-        self.marks, self.passed, self.failed, self.reported = [], 0, 0, 0
+        self.marks, self.words, self.counted = [], [], 0  # what the agent is to remember
+        self.passed, self.failed, self.reported = 0, 0, 0
+        self.supervised = True
         self.session = self.cwd = None
 
     # ---- telling
@@ -109,7 +115,7 @@ class Checks:
     # ---- doing
 
     def start(self):
-        self.daemon.start()
+        self.daemon.start(self.supervised)
         self.listen()
 
     def listen(self):
@@ -131,7 +137,8 @@ class Checks:
         require(not left, f"sockets of shims left behind: {left}")
 
     def new_mark(self):
-        self.marks.append(f"mark-{self.name[0]}{len(self.marks) + 1}")
+        # No other agent's, because all of them talk to one model.
+        self.marks.append(f"mark-{self.name.replace('-', '')}{len(self.marks) + 1}")
         return self.marks[-1]
 
     def send(self, text):
@@ -151,9 +158,12 @@ class Checks:
         self.events.wait("the first of a slow answer", lambda e: of("text", turn)(e) and "slow 1" in e["text"], 120)
 
     def remembered(self, answer):
-        """That the model was shown every word so far."""
-        missing = [mark for mark in self.marks if mark not in answer.split("marks:")[-1]]
+        """That the model was shown every message so far, what commands said, and its own long answers."""
+        missing = {*self.marks, *self.words} - set(re.findall(r"(?:mark|word)-\w+", answer))
         require(not missing, f"the model was not shown {missing}: {answer!r}")
+        counted = re.search(r"counted (\d+) times", answer)
+        require(not self.counted or counted and int(counted[1]) >= self.counted,
+                f"the model was not shown all {self.counted} long answers: {answer!r}")
 
     def lost_notices(self):
         return [e for e in self.events.seen if e["event"] == "notice" and e["code"] == "context_lost"]
@@ -212,6 +222,7 @@ class Checks:
         if not self.check("a message by `ostler send` is answered", self.plain):
             return
         self.check("a second message: the agent remembers the first", self.second)
+        self.memory()
         self.check("a tool call: nothing happens before the permission, and all after it", self.allowed)
         self.check("a tool call that is denied does not happen", self.denied)
         self.check("a cancel while a permission is open", self.cancelled_asking)
@@ -220,10 +231,15 @@ class Checks:
         self.check("the message after the cancels is answered", self.after_cancel)
         self.check("SIGTERM in the middle of an answer: continued by the next boot", self.cut)
         self.check("the message after SIGTERM: same session, everything remembered", self.after_boot)
-        for what, how in (("SIGKILL", signal.SIGKILL), ("a restart", signal.SIGUSR1)):
-            self.check(f"{what} in the middle of an answer: the answer goes on", lambda: self.kept(how))
-            self.check(f"{what} while a command runs: the command goes on, and the turn", lambda: self.kept_tool(how))
-            self.check(f"the message after {what}: same session, everything remembered", self.after_boot)
+        for how in (KILL, RESTART, IN_PLACE):
+            if how == IN_PLACE:
+                self.check("kill -9 while the agent is idle: the agent goes on", self.by_hand)
+            self.check(f"{how} in the middle of an answer: the answer goes on to its end", lambda: self.kept(how))
+            self.check(f"{how} while a command runs: the command goes on, and the turn", lambda: self.kept_tool(how))
+            self.check(f"{how} while a permission is open: it is asked once", lambda: self.kept_asking(how))
+            self.check(f"the message after {how}: same session, everything remembered", self.after_boot)
+        self.check("kill -9 while a command runs, and its turn ends without a daemon", self.kept_alone)
+        self.check("a cancel after kill -9 in the middle of an answer", self.kept_cancelled)
         self.check("the agent's death in the middle of an answer: told, and the next message works", self.agent_killed)
         self.check("the agent loses its memory: told, and given what was said", self.amnesia)
         self.check("the transcript is whole", self.transcript)
@@ -237,6 +253,13 @@ class Checks:
         self.session = session["id"]
         work = os.path.join(self.directory, "state", "work")
         self.cwd = os.path.join(work, os.listdir(work)[0])
+
+    def memory(self):
+        """Told, not judged: what an idle session takes."""
+        left = self.left()
+        agent = [pid for pid, command in left.items() if "ostler-shim" not in command.split(" ", 1)[0]]
+        size = sum(map(memory_of, agent)) / 1024
+        print(f"# {self.name}: an idle session takes {size:.0f} MiB in {len(agent)} processes, without its shim")
 
     def second(self):
         self.remembered(self.completes(self.send("and again")))
@@ -309,20 +332,37 @@ class Checks:
         require(self.daemon.ask("GET", self.key)["resume_pending"] is None, "still marked")
         return f"stopped in {took:.1f} s; then {answer[:70]!r}"
 
-    def deeds(self, word):
-        """How often the model was asked for that: `slow`, or a command with that name."""
-        with open(self.model_log, encoding="utf-8") as log:
-            deeds = [json.loads(line).get("deed") or [""] for line in log]
-        return sum(deed[0] == word or deed[0] == "call" and deed[2]["description"] == f"runs {word}" for deed in deeds)
+    def requests(self):
+        """What the model was asked to do because of the newest message, be it in that message or in a note that quotes it.
 
-    def end_and_start(self, how):
+        Not what an agent asks for itself: titles, and reviews of the conversation (hermes, now and then).
+        """
+        with open(self.model_log, encoding="utf-8") as log:
+            asked = [json.loads(line) for line in log]
+        of_message = lambda r: r.get("tools") and re.search(rf"\b{self.marks[-1]}\b", r["user"])
+        return [deed[3] if deed[0] == "call" else deed[0] for deed in (r["deed"] for r in asked if of_message(r))]
+
+    def end_and_start(self, how, meanwhile=lambda: None):
         """Another daemon; gives what is to be called in the end: it checks that all is as under the one before."""
-        old, starts = set(self.left()), self.starts()
-        status = self.daemon.end(how)
-        require(how == signal.SIGKILL or status == 75, f"exit status {status}")
-        alone = set(self.left())
-        require(old & alone, f"no process of the agent went on; before: {old}")
-        self.start()
+        old, starts, boot = set(self.left()), self.starts(), self.boot()
+        if how == IN_PLACE:
+            status, _, error = self.daemon.run("restart")
+            require(status == 0 and self.daemon.process.poll() is None, f"ostler restart: {status}: {error}")
+            self.listen()
+        else:
+            told = []
+            cli = threading.Thread(target=lambda: told.append(self.daemon.run("restart")))
+            if how == RESTART:
+                cli.start()
+            status = self.daemon.process.wait(60) if how == RESTART else self.daemon.end(signal.SIGKILL)
+            require(status == (75 if how == RESTART else -signal.SIGKILL), f"exit status {status}")
+            require(old & set(self.left()), f"no process of the agent went on; before: {old}")
+            meanwhile()
+            self.start()
+            if how == RESTART:
+                cli.join()
+                require(told[0][0] == 0, f"ostler restart: {told}")
+        require(self.boot() != boot, "the same boot")
 
         def same():
             require(self.starts() == starts, "the session was started again")
@@ -336,35 +376,108 @@ class Checks:
     def starts(self):
         return self.daemon.ask("GET", self.key)["epoch"]
 
+    def boot(self):
+        return self.daemon.call("GET", "/v1/status")[1]["boot_id"]
+
+    def by_hand(self):
+        """From here on without a service manager."""
+        self.supervised = False
+        same = self.end_and_start(KILL)
+        self.remembered(self.completes(self.send("still there")))
+        same()
+
     def kept(self, how):
-        slow = self.deeds("slow")
+        turn = self.send("COUNT")
+        said = lambda: [int(n) for n in re.findall(r"count (\d+)\b", self.events.text(turn))]
+        self.events.wait("the first of a slow answer", lambda e: of("text", turn)(e) and len(said()) > 2, 120)
+        told = len(said())
+        same = self.end_and_start(how)
+        answer = self.completes(turn)
+        # Some say something of their own first.
+        count = answer[answer.find("count 1"):].split()
+        require(count == " ".join(f"count {n}" for n in range(1, 101)).split(),
+                f"a piece is lost, or there twice: {answer!r}")
+        self.counted += 1
+        require(self.requests() == ["count"], f"the model was asked {self.requests()}")
+        same()
+        return f"{told} pieces before, {100 - told} after; 1 request to the model"
+
+    def kept_cancelled(self):
         turn = self.send("SLOW")
         self.speaks(turn)
-        said = lambda: [int(n) for n in re.findall(r"slow (\d+) ", self.events.text(turn))]
-        before = max(said())
-        same = self.end_and_start(how)
-        goes_on = lambda e: of("text", turn)(e) and max(said(), default=0) > before + 10
-        self.events.wait("more of the answer", goes_on, 60)
-        self.cancel(turn)
+        same = self.end_and_start(KILL)
+        said = lambda: [int(n) for n in re.findall(r"slow (\d+)\b", self.events.text(turn))]
+        self.events.wait("more of the answer", lambda e: of("text", turn)(e) and max(said(), default=0) > 20, 60)
+        told = self.cancel(turn)
         require(said() == list(range(1, len(said()) + 1)), f"a piece is lost, or there twice: {said()}")
-        require(self.deeds("slow") == slow + 1, f"the model was asked {self.deeds('slow') - slow} times")
+        require(self.requests() == ["slow"], f"the model was asked {self.requests()}")
         same()
-        return f"{before} pieces before, {len(said()) - before} after"
+        return told
+
+    def name_of(self, what, how):
+        return what + {KILL: "kill", RESTART: "restart", IN_PLACE: "inplace"}[how]
+
+    def whole_tool_turn(self, turn, name, answer):
+        """A turn with one command: two requests to the model, and one command that was done."""
+        require(self.requests() == [name, "say"], f"the model was asked {self.requests()}")
+        require(answer.count("the tool is done") == 1, answer)
+        tools = [entry for entry in self.entries() if entry["turn_id"] == turn and entry["role"] == "tool"]
+        # hermes asks for leave under another id than that of the call.
+        done = [tool for tool in tools if tool["status"] != "pending"]
+        require(len(done) == 1 and done[0]["status"] == "completed", f"the transcript's tools: {tools}")
+        self.remembered(answer)
 
     def kept_tool(self, how):
-        name = f"kept{how.value}"
+        name = self.name_of("kept", how)
         go = os.path.join(self.cwd, f"go-{name}")
         os.mkfifo(go)
         turn, pid = self.sleeping_tool(name, "WAIT")
         same = self.end_and_start(how)
         require(not is_dead(pid), f"the command (pid {pid}) is gone")
-        os.close(os.open(go, os.O_WRONLY))
+        self.let_go(go)
         answer = self.completes(turn)
-        require("the tool is done" in answer, answer)
-        self.remembered(answer)
-        require(self.deeds(name) == 1, f"the command was run {self.deeds(name)} times")
+        self.whole_tool_turn(turn, name, answer)
         same()
-        return f"then {answer[:70]!r}"
+        return f"then {answer[:70]!r}; 2 requests to the model"
+
+    def let_go(self, go):
+        """What the waiting command says, and only now, before it ends."""
+        self.words.append(f"word-{uuid.uuid4().hex[:8]}")
+        with open(go, "w", encoding="utf-8") as pipe:
+            pipe.write(self.words[-1])
+
+    def kept_alone(self):
+        name = "alone"
+        go = os.path.join(self.cwd, f"go-{name}")
+        os.mkfifo(go)
+        turn, _ = self.sleeping_tool(name, "WAIT")
+
+        def meanwhile():
+            self.let_go(go)
+            until = time.monotonic() + 60
+            while len(self.requests()) < 2:
+                require(time.monotonic() < until, f"the agent did not go on: the model was asked {self.requests()}")
+                time.sleep(0.1)
+            time.sleep(2)  # for the rest of the answer; if it takes longer, the next daemon hears it
+
+        same = self.end_and_start(KILL, meanwhile)
+        self.whole_tool_turn(turn, name, self.completes(turn))
+        same()
+
+    def kept_asking(self, how):
+        name = self.name_of("asked", how)
+        done = self.victim(name)
+        turn = self.send(f"TOOL {name}")
+        asked = self.asked(turn)
+        same = self.end_and_start(how)
+        require(done() == (False, False), f"before the permission: (deleted, made) = {done()}")
+        self.answer_permission(asked, "allow_once")
+        answer = self.completes(turn)
+        require(done() == (True, True), f"after the permission: (deleted, made) = {done()}; {answer!r}")
+        opened = [e["request_id"] for e in self.events.seen if of("permission", turn)(e) and e["state"] == "open"]
+        require(len(set(opened)) == 1, f"it was asked {opened}")
+        self.whole_tool_turn(turn, name, answer)
+        same()
 
     def reported_interrupted(self):
         status, text, error = self.daemon.run("report", "--json")
@@ -400,6 +513,8 @@ class Checks:
                     shutil.rmtree(one)
                 elif os.path.exists(one):
                     os.unlink(one)
+        # They are in no text that ostler could give it.
+        self.words, self.counted = [], 0
         self.start()
         turn = self.send("who am I")
         answer = self.completes(turn)
@@ -409,14 +524,17 @@ class Checks:
         self.same_session()
         return self.lost_notices()[0]["text"]
 
-    def transcript(self):
+    def entries(self):
         entries, after = [], 0
         while True:
             page = self.daemon.ask("GET", self.key, f"/transcript?after={after}")
             entries += page["entries"]
             if page["next"] is None:
-                break
+                return entries
             after = entries[-1]["seq"]
+
+    def transcript(self):
+        entries = self.entries()
         users = [e["text"] for e in entries if e["role"] == "user"]
         got = [text.rsplit(" ", 1)[-1] for text in users]
         require(got == self.marks, f"the messages of the user: {got}, expected {self.marks}")
@@ -426,6 +544,9 @@ class Checks:
         ends = [e["turn_id"] for e in self.events.seen if e["event"] == "turn_end"]
         require(len(ends) == len(set(ends)), f"a turn ended twice: {ends}")
         require(turns == set(ends), f"turns without an end: {turns - set(ends)}")
+        for turn in turns:
+            kept = "".join(e["text"] for e in entries if e["role"] == "agent" and e["turn_id"] == turn)
+            require(kept == self.events.text(turn), f"of turn {turn} kept {kept!r}, told {self.events.text(turn)!r}")
         return f"{len(entries)} entries, {len(ends)} turns"
 
     def last_stop(self):

@@ -106,17 +106,18 @@ class Daemon:
         self.env = {**env, "OSTLER_SOCKET": self.socket, "RUST_LOG": os.environ.get("RUST_LOG", "info")}
         self.process = None
 
-    def start(self):
-        """Starts it and returns when it says READY, as it would say to a service manager."""
-        config, state = (os.path.join(self.directory, name) for name in ("ostler.toml", "state"))
-        argv = [self.binary, "serve", "--config", config, "--state-dir", state]
+    def start(self, supervised=True):
+        """Starts it and returns when it is ready, as it says to its service manager, or to whoever asks."""
+        if not supervised:
+            self.start_by_hand()
+            return
         path = os.path.join(self.directory, "notify")
         if os.path.exists(path):
             os.unlink(path)
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notices, open(self.log, "a", encoding="utf-8") as log:
             notices.bind(path)
             env = {**self.env, "NOTIFY_SOCKET": path}
-            self.process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stderr=log, stdout=log, env=env)
+            self.spawn(env, log)
             notices.settimeout(START)
             try:
                 while b"READY=1" not in notices.recv(4096).split(b"\n"):
@@ -124,6 +125,26 @@ class Daemon:
             except TimeoutError:
                 status = self.process.poll()
                 raise Unmet(f"ostler serve: no READY within {START} s (exit status {status})") from None
+
+    def spawn(self, env, log):
+        config, state = (os.path.join(self.directory, name) for name in ("ostler.toml", "state"))
+        argv = [self.binary, "serve", "--config", config, "--state-dir", state]
+        self.process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stderr=log, stdout=log, env=env)
+
+    def start_by_hand(self):
+        """Nobody is told that it is ready, so it is asked."""
+        with open(self.log, "a", encoding="utf-8") as log:
+            self.spawn(self.env, log)
+        until = time.monotonic() + START
+        while True:
+            try:
+                if self.call("GET", "/v1/status")[1]["phase"] == "running":
+                    return
+            except OSError:
+                pass
+            if self.process.poll() is not None or time.monotonic() > until:
+                raise Unmet(f"ostler serve: not ready within {START} s (exit status {self.process.poll()})")
+            time.sleep(0.05)
 
     def end(self, how, seconds=60):
         """Signals it and returns its exit status."""

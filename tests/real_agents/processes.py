@@ -51,3 +51,12 @@ def left_by(mark, *places):
         if mark in environment or here:
             found[int(name)] = command.strip()[:200]
     return found
+
+
+def memory_of(pid):
+    """The proportional set size of a process, in KiB."""
+    try:
+        with open(f"/proc/{pid}/smaps_rollup", encoding="utf-8") as file:
+            return next(int(line.split()[1]) for line in file if line.startswith("Pss:"))
+    except OSError:
+        return 0
