@@ -3,8 +3,11 @@
 use std::io;
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt as _;
+use std::path::Path;
 use std::process::Command;
 
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat, fstat, statat};
+use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketType, sockopt};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
@@ -273,6 +276,38 @@ pub fn set_up_child(command: &mut Command, descriptors: Option<u64>, tag: Option
     }
 }
 
+/// Opens a file and follows no symbolic link on the way, nor leaves `at` by `..`. It goes name by name: `openat2` would do it in
+/// one call, but answers ENOSYS in every service with `RestrictSUIDSGID=yes`, because a filter cannot see its arguments.
+///
+/// # Errors
+/// A name is a link (`ELOOP`), or `..` (`EXDEV`), and those of `openat`.
+pub fn open_without_links(at: impl AsFd, path: &Path, flags: OFlags, mode: Mode) -> io::Result<OwnedFd> {
+    let way = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let mut dir: Option<OwnedFd> = None;
+    let mut names = path.components().peekable();
+    while let Some(name) = names.next() {
+        let (name, is_last) = (name.as_os_str(), names.peek().is_none());
+        if name == ".." {
+            return Err(Errno::XDEV.into());
+        }
+        let from = dir.as_ref().map_or(at.as_fd(), AsFd::as_fd);
+        let (flags, mode) = if is_last { (flags, mode) } else { (way, Mode::empty()) };
+        let is_link = |stat: Stat| FileType::from_raw_mode(stat.st_mode).is_symlink();
+        let opened = match rustix::fs::openat(from, name, flags | OFlags::NOFOLLOW, mode) {
+            // What is asked for is a directory, and a link is none.
+            Err(Errno::NOTDIR) if statat(from, name, AtFlags::SYMLINK_NOFOLLOW).is_ok_and(is_link) => Err(Errno::LOOP),
+            // For a mere place on the way, a link is a file like any.
+            Ok(file) if flags.contains(OFlags::PATH) && fstat(&file).is_ok_and(is_link) => Err(Errno::LOOP),
+            opened => opened,
+        }?;
+        if is_last {
+            return Ok(opened);
+        }
+        dir = Some(opened);
+    }
+    Err(Errno::NOENT.into())
+}
+
 /// Sets the soft limit of this process; whether it could be.
 pub fn set_soft_limit(resource: Resource, soft: u64) -> bool {
     let limit = getrlimit(resource);
@@ -294,6 +329,15 @@ pub fn dead_child() -> Option<u32> {
         info.si_pid()
     };
     u32::try_from(pid).ok().filter(|pid| *pid > 0)
+}
+
+/// The process group of this process; 0 when its leader is outside the pid namespace, as where a container's first process
+/// began no session of its own. (A number that is never 0 cannot say so.)
+#[allow(unsafe_code)]
+#[must_use]
+pub fn own_group() -> u32 {
+    // SAFETY: it takes nothing, touches no memory and cannot fail.
+    unsafe { libc::getpgrp() }.unsigned_abs()
 }
 
 /// Who connected a unix socket, as the kernel noted it then.
@@ -422,6 +466,47 @@ mod tests {
         groups.sort_unstable();
         mine.sort_unstable();
         assert_eq!(groups, mine);
+    }
+
+    #[test]
+    fn no_link_is_followed_on_the_way_to_a_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        std::fs::create_dir_all(at("a/b")).unwrap();
+        std::fs::write(at("a/b/file"), "x").unwrap();
+        for (to, link) in [("a", "to-a"), ("file", "a/b/to-file"), ("nowhere", "a/lost")] {
+            std::os::unix::fs::symlink(to, at(link)).unwrap();
+        }
+        let base = std::fs::File::open(dir.path()).unwrap();
+        let table = [
+            ("a/b/file", None),
+            ("./a/./b/file", None),
+            ("a", None),
+            ("to-a/b/file", Some(Errno::LOOP)),
+            ("to-a", Some(Errno::LOOP)),
+            ("a/b/to-file", Some(Errno::LOOP)),
+            ("a/lost", Some(Errno::LOOP)),
+            ("a/none", Some(Errno::NOENT)),
+            ("none/b", Some(Errno::NOENT)),
+            ("", Some(Errno::NOENT)),
+            ("a/b/file/x", Some(Errno::NOTDIR)),
+            ("a/../a/b/file", Some(Errno::XDEV)),
+        ];
+        let errno = |opened: io::Result<OwnedFd>| opened.err().and_then(|e| Errno::from_io_error(&e));
+        for (path, want) in table {
+            for flags in [OFlags::RDONLY, OFlags::PATH] {
+                let path = Path::new(path);
+                assert_eq!(errno(open_without_links(&base, path, flags, Mode::empty())), want, "{path:?} {flags:?}");
+                if want != Some(Errno::NOENT) {
+                    let whole = dir.path().canonicalize().unwrap().join(path);
+                    let opened = open_without_links(rustix::fs::CWD, &whole, flags, Mode::empty());
+                    assert_eq!(errno(opened), want, "{whole:?} {flags:?}");
+                }
+            }
+        }
+        assert!(open_without_links(&base, Path::new("/"), OFlags::PATH, Mode::empty()).is_ok());
+        let made = OFlags::WRONLY | OFlags::CREATE;
+        assert!(open_without_links(&base, Path::new("a/new"), made, Mode::RUSR).is_ok() && at("a/new").exists());
     }
 
     #[test]

@@ -113,7 +113,7 @@ pub fn spawn(command: &mut Command) -> io::Result<(Child, Registered)> {
 /// it.
 pub fn reap_strays() -> usize {
     let Ok(_alone) = MAKING.try_write() else { return 0 };
-    let own_group = rustix::process::getpgrp().as_raw_nonzero().get().unsigned_abs();
+    let own_group = crate::sys::own_group();
     let reap = |pid: u32| {
         let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
         pid.is_some_and(|pid| matches!(rustix::process::waitpid(Some(pid), WaitOptions::NOHANG), Ok(Some(_))))

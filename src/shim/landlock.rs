@@ -4,11 +4,12 @@
 use std::io;
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
 
-use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags};
+use rustix::fs::{CWD, FileType, Mode, OFlags};
 use rustix::io::Errno;
 
 use super::frame::Confined;
 use super::start::{Confinement, Rule};
+use crate::sys;
 
 /// Execute, write, read, truncate, control a device: the accesses that a plain file knows.
 const OF_FILES: u64 = 1 | 1 << 1 | 1 << 2 | 1 << 14 | 1 << 15;
@@ -101,7 +102,7 @@ fn add(set: BorrowedFd<'_>, rule: &Rule, handled: u64) -> io::Result<()> {
     const PATH_BENEATH: u32 = 1;
     // Paths are given without symbolic links. One that is there now was put there since, perhaps by an earlier agent.
     let flags = OFlags::PATH | OFlags::CLOEXEC;
-    let path = rustix::fs::openat2(CWD, &rule.path, flags, Mode::empty(), ResolveFlags::NO_SYMLINKS)?;
+    let path = sys::open_without_links(CWD, &rule.path, flags, Mode::empty())?;
     let is_dir = FileType::from_raw_mode(rustix::fs::fstat(&path)?.st_mode).is_dir();
     let access = rule.access & handled & (if is_dir { u64::MAX } else { OF_FILES });
     if access == 0 {

@@ -258,7 +258,8 @@ fn an_agent_has_no_terminal() {
     assert_eq!(d.exit_code(), 0);
 }
 
-/// A daemon in a pid namespace of its own serves whoever comes from outside: their process has no number there.
+/// A daemon in a pid namespace of its own serves whoever comes from outside: their process has no number there. Neither has
+/// the leader of its own process group, and its agents are children like any.
 #[test]
 fn a_client_of_another_pid_namespace_is_served() {
     let can = Command::new("unshare").args(["-pf", "--mount-proc", "true"]).output();
@@ -266,11 +267,19 @@ fn a_client_of_another_pid_namespace_is_served() {
         eprintln!("SKIPPED: this sandbox makes no pid namespace");
         return;
     }
-    let mut d = Daemon::new();
+    let script = r#"[agent.sh]
+kind = "exec"
+command = ["sh", "-c", "setsid true; echo from a child"]
+[[route]]
+match = "sh:*"
+agent = "sh"
+"#;
+    let mut d = Daemon::new().config(script);
     // The inner one is process 1 there and dies with the outer one.
     d.set_wrapper(&["unshare", "-pf", "--mount-proc", "--kill-child"]);
     d.boot();
     assert_eq!(d.send("local:a", "from outside"), "echo: from outside");
+    assert_eq!(d.send("sh:a", "x").trim(), "from a child");
     d.signal(Signal::KILL);
     d.ended();
 }

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use mlua::{Function, Lua, MultiValue, Table, UserData, UserDataMethods, Value};
-use rustix::fs::{Mode, OFlags, ResolveFlags};
+use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
 use super::{Args, Context, ScriptError, function, wrong};
@@ -44,18 +44,13 @@ fn resolve(path: &Path, roots: &[PathBuf], create: bool) -> Result<(PathBuf, Pat
     }
 }
 
-/// Opens a file below a root. The path has no links left in it: a link that is put there meanwhile is not followed, for
-/// the kernel resolves the whole path in one call.
+/// Opens a file below a root. The path has no links left in it: a link that is put there meanwhile is not followed.
 fn open_below(root: &Path, real: &Path, flags: OFlags) -> io::Result<OwnedFd> {
     let at = rustix::fs::open(root, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
     let below = real.strip_prefix(root).map_err(|_| Errno::XDEV)?;
     let mode = if flags.contains(OFlags::CREATE) { Mode::from_raw_mode(0o666) } else { Mode::empty() };
     let flags = flags | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
-    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS | ResolveFlags::NO_SYMLINKS;
-    rustix::fs::openat2(&at, below, flags, mode, resolve).map_err(|e| match e {
-        Errno::NOSYS => io::Error::other("files need Linux 5.6 or newer (openat2)"),
-        e => e.into(),
-    })
+    crate::sys::open_without_links(&at, below, flags, mode)
 }
 
 fn open(path: &str, mode: &str, roots: &[PathBuf]) -> Result<File, String> {
