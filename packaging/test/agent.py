@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """A small agent that speaks the Agent Client Protocol and runs what it is told in a shell, for the tests of the package.
 
-`sh: COMMAND` runs it and answers what it prints; `wait: SECONDS` answers after that; anything else is said back."""
+`sh: COMMAND` runs it and answers what it prints; `wait: SECONDS` answers after that; `eat: MIB` takes that much memory
+itself; anything else is said back."""
 import json, subprocess, sys, threading
 
 lock = threading.Lock()
@@ -31,6 +32,9 @@ def prompt(request, params):
         if cancelled.wait(float(text[6:])):
             return send({"id": request, "result": {"stopReason": "cancelled"}})
         say(session, "waited")
+    elif text.startswith("eat: "):
+        eaten = [b"\1" * 2**20 for _ in range(int(text[5:]))]
+        say(session, f"ate {len(eaten)}")
     else:
         say(session, f"python heard: {text}")
     send({"id": request, "result": {"stopReason": "end_turn"}})

@@ -1,116 +1,60 @@
-# A Debian with a real systemd as pid 1, in a container on an overlay that is thrown away; works on a machine whose own
-# pid 1 is no systemd. Sourced. Needs root, systemd-nspawn, mmdebstrap, overlayfs.
-#   SUITE  bookworm or trixie        BASE  where the image is kept       WORK  what is thrown away
+# What the parts say of a machine, whatever carries it. Sourced.
+#   SUITE    bookworm or trixie          CARRIER  container or emulated
+#   BASE     where the image is kept     WORK     what is thrown away
+# A carrier gives: make_base, prepare_machine, boot, alive, in_, poweroff_, cut_, end_machine.
 SUITE=${SUITE:-bookworm}
-BASE=${BASE:-${TMPDIR:-/tmp}/ostler-rootfs-$SUITE}
-WORK=${WORK:-$(mktemp -d "${TMPDIR:-/tmp}/ostler-machine.XXXXXX")}
-MACHINE=ostler-$SUITE-$$
-NSPAWN=
-INIT=
-CGROUP=
+CARRIER=${CARRIER:-container}
 FAILED=0
 
 now() { date +%s%N; }
 since() { echo $((($(now) - $1) / 1000000)); }
 
-# The image: made once, whole or not at all.
-make_base() {
-    [ -e "$BASE/etc/ostler-test-image" ] && return
-    # The machine's own mirror, where it names one; else whatever the tool takes by itself.
-    local mirror sources=()
+# What is in an image.
+PACKAGES=systemd,systemd-sysv,dbus,dbus-user-session,libpam-systemd,procps,python3
+# debian DIRECTORY PACKAGES [OPTION...]: a Debian of the suite, from the machine's own mirror where it names one; else from
+# whatever the tool takes by itself. The mark is written last.
+debian() {
+    local dir=$1 packages=$2 mirror sources=()
+    shift 2
     mirror=$(sed -n 's/^URIs: *\(.*\/debian\)\/\?$/\1/p' /etc/apt/sources.list.d/debian.sources 2>/dev/null | head -1)
     if [ -n "$mirror" ]; then
         sources=("$WORK/sources.list")
         echo "deb $mirror $SUITE main" >"${sources[0]}"
     fi
-    rm -rf "$BASE"
-    mmdebstrap --quiet --variant=minbase --include=systemd,systemd-sysv,dbus,procps,python3 \
+    mmdebstrap --quiet --variant=minbase --include="$packages" "$@" \
         --customize-hook='rm -rf "$1"/var/cache/apt/archives/*.deb' \
         --customize-hook='chroot "$1" systemctl mask console-getty.service apt-daily.timer apt-daily-upgrade.timer e2scrub_all.timer fstrim.timer dpkg-db-backup.timer >/dev/null 2>&1' \
-        --customize-hook='mkdir -p "$1"/var/log/journal; : >"$1"/etc/machine-id; touch "$1"/etc/ostler-test-image' \
-        "$SUITE" "$BASE" "${sources[@]}" || { rm -rf "$BASE"; return 1; }
+        --customize-hook='mkdir -p "$1"/var/log/journal; : >"$1"/etc/machine-id; echo '"$packages"' >"$1"/etc/ostler-test-image' \
+        "$SUITE" "$dir" "${sources[@]}"
 }
 
-# The overlay's changes are on disk; where that cannot be (it is an overlay itself), in memory.
-mount_root() {
-    mkdir -p "$WORK"/disk/up "$WORK"/disk/work "$WORK"/root
-    overlay "$WORK/disk" 2>/dev/null && return
-    mount -t tmpfs tmpfs "$WORK/disk" && mkdir "$WORK"/disk/up "$WORK"/disk/work && overlay "$WORK/disk"
-}
-overlay() { mount -t overlay overlay -o "lowerdir=$BASE,upperdir=$1/up,workdir=$1/work" "$WORK/root"; }
+# Of a command inside.
+ENVIRONMENT=(PATH=/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root TERM=dumb SYSTEMD_PAGER= SYSTEMD_COLORS=0
+    LC_ALL=C.UTF-8 DEBIAN_FRONTEND=noninteractive)
 
-# A command inside: in every namespace of the container's pid 1 (no outer systemd runs, so there is no machinectl).
-in_() {
-    nsenter -t "$INIT" -m -u -i -n -p -- env -i PATH=/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root TERM=dumb \
-        SYSTEMD_PAGER= SYSTEMD_COLORS=0 LC_ALL=C.UTF-8 DEBIAN_FRONTEND=noninteractive "$@"
-}
-
-# The same, as a person.
-as() {
-    local who=$1
-    shift
-    in_ setpriv --reuid "$who" --regid "$who" --init-groups env HOME="/home/$who" USER="$who" "$@"
-}
-
-# A control group of its own: two containers in one would have the same /system.slice/ostler.service, and each would meet
-# the other's processes there. Where none can be made they take turns.
-make_cgroup() {
-    local root
-    for root in /sys/fs/cgroup/unified /sys/fs/cgroup; do
-        [ -e "$root/cgroup.procs" ] && [ -e "$root/cgroup.controllers" ] && mkdir "$root/$MACHINE" 2>/dev/null && CGROUP=$root/$MACHINE && return
-    done
-    exec 8>"${TMPDIR:-/tmp}/ostler-machine.lock"
-    flock 8
-}
-
-boot() {
-    local begun state i
-    begun=$(now)
-    (
-        [ -z "$CGROUP" ] || echo "$BASHPID" >"$CGROUP/cgroup.procs"
-        export SYSTEMD_NSPAWN_UNIFIED_HIERARCHY=1
-        exec setsid systemd-nspawn -q -D "$WORK/root" --machine="$MACHINE" --register=no --keep-unit \
-            --private-network --console=passive "${BINDS[@]}" --boot
-    ) </dev/null >>"$WORK/console.log" 2>&1 &
-    NSPAWN=$!
-    INIT=
-    for i in $(seq 1000); do
-        kill -0 "$NSPAWN" 2>/dev/null || { cat "$WORK/console.log"; echo "the container died"; exit 3; }
-        INIT=$(pgrep -P "$NSPAWN" | head -1)
-        [ -n "$INIT" ] && [ "$(cat "/proc/$INIT/comm" 2>/dev/null)" = systemd ] && break
-        sleep 0.05
-    done
-    for i in $(seq 1000); do
+# is_up BEGUN: waits for the end of a boot, and tells it.
+is_up() {
+    local state i
+    for i in $(seq 1200); do
+        alive || { tail -40 "$WORK/console.log"; echo "FAIL the machine died"; exit 3; }
         state=$(in_ systemctl is-system-running 2>/dev/null)
         case $state in running | degraded) break ;; esac
         sleep 0.05
     done
-    echo "     boot: $state in $(since "$begun") ms"
+    echo "     boot: ${state:-no answer} in $(since "$1") ms"
     [ "$state" = running ] || in_ systemctl --failed --no-legend
 }
 
-# A clean poweroff: SIGTERM to nspawn is SIGRTMIN+3 to the pid 1 inside.
-poweroff_() {
-    [ -n "$NSPAWN" ] || return
-    kill -TERM "$NSPAWN" 2>/dev/null
-    wait "$NSPAWN" 2>/dev/null
-    NSPAWN=
-}
+. "$HERE/$CARRIER.sh"
 
-# The plug pulled: everything inside dies at once.
-cut_() {
-    [ -n "$NSPAWN" ] || return
-    kill -KILL "$INIT" 2>/dev/null
-    wait "$NSPAWN" 2>/dev/null
-    NSPAWN=
-}
+# put FILE PATH: a file of ours, inside.
+put() { in_ tee "$2" <"$1" >/dev/null; }
 
-end_machine() {
-    cut_
-    mountpoint -q "$WORK/root" && umount "$WORK/root"
-    mountpoint -q "$WORK/disk" && umount "$WORK/disk"
-    [ -z "$CGROUP" ] || find "$CGROUP" -depth -type d -exec rmdir {} + 2>/dev/null
-    [ -n "${KEEP:-}" ] || rm -rf "$WORK"
+# in_, as a person.
+as() {
+    local who=$1
+    shift
+    in_ setpriv --reuid "$who" --regid "$who" --init-groups env HOME="/home/$who" USER="$who" "$@"
 }
 
 # ok WHAT COMMAND...
@@ -122,14 +66,14 @@ ok() {
     else
         echo "FAIL $what"
         FAILED=$((FAILED + 1))
-        [ -z "$NSPAWN" ] || in_ journalctl -u ostler.service -u ostler.socket -o short-monotonic --no-hostname --no-pager -n 25 | sed 's/^/     | /'
+        ! alive || in_ journalctl -u ostler.service -u ostler.socket -o short-monotonic --no-hostname --no-pager -n 25 | sed 's/^/     | /'
     fi
 }
 not() { ! "$@"; }
 
-# eventually COMMAND...: true within a minute
+# eventually COMMAND...: true within PATIENCE seconds
 eventually() {
-    local end=$(($(date +%s) + 60))
+    local end=$(($(date +%s) + ${PATIENCE:-60}))
     until "$@"; do
         [ "$(date +%s)" -lt "$end" ] || return 1
         sleep 0.05

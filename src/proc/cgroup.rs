@@ -264,8 +264,14 @@ impl Place {
         let place = Self::of(&own.dir);
         // The group of a namespace's root, as a container has it, belongs to the container. Only the machine's own has no type.
         let is_containers = place.is_root(&own) && place.base.join("cgroup.type").exists();
-        is_delegated(&place.base, is_containers)?;
+        is_delegated(&place.base, is_containers || place.is_of_service())?;
         Ok(place)
+    }
+
+    /// Whether a service manager put the daemon into a subgroup of its service, which it does in delegated groups only. A
+    /// user's own manager leaves no other mark.
+    fn is_of_service(&self) -> bool {
+        self.in_subgroup && self.base.extension().is_some_and(|kind| kind == "service")
     }
 
     fn of(dir: &Path) -> Self {
@@ -327,12 +333,12 @@ fn unescaped(text: &str) -> PathBuf {
 
 /// Whether a group was given to this daemon, and not only happens to be writable: to root every group is, and to a user
 /// all those of the user's own manager.
-fn is_delegated(base: &Path, is_containers: bool) -> Result<(), String> {
+fn is_delegated(base: &Path, is_known: bool) -> Result<(), String> {
     let shown = base.display();
     let own = rustix::process::geteuid().as_raw();
     let owner = |dir: &Path| std::fs::metadata(dir).map(|m| m.uid()).map_err(|e| format!("{}: {e}", dir.display()));
     let given_by_owner = own != 0 && owner(base)? == own && base.parent().is_some_and(|p| owner(p) != Ok(own));
-    if !is_containers && !given_by_owner && !has_mark(base) {
+    if !is_known && !given_by_owner && !has_mark(base) {
         return Err(format!("{shown} is not delegated (Delegate=yes in the unit)"));
     }
     for path in [base.to_owned(), base.join(PROCS)] {
@@ -486,6 +492,10 @@ mod tests {
         let place = |dir: &str| Place::of(Path::new(dir));
         assert_eq!(place("/c/u.service/daemon"), Place { base: "/c/u.service".into(), in_subgroup: true });
         assert_eq!(place("/c/u.service"), Place { base: "/c/u.service".into(), in_subgroup: false });
+        // What a user's own manager delegates has no mark but the subgroup.
+        let known = ["/c/u.service/daemon", "/c/u.service", "/c/u.scope/daemon", "/c/daemon"]
+            .map(|dir| place(dir).is_of_service());
+        assert_eq!(known, [true, false, false, false]);
         assert_eq!(place("/c/u.service/daemon2").base, Path::new("/c/u.service/daemon2"));
     }
 

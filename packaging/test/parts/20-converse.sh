@@ -17,8 +17,8 @@ ok "an agent cannot write the system" says 'Read-only file system' as alice ostl
 ok "an agent cannot become root" says 'NoNewPrivs:.1' as alice ostler send py:1 'sh: grep NoNewPrivs /proc/self/status'
 ok "an agent sees no homes" says 'python [12]: ' as alice ostler send py:1 'sh: ls /home/alice'
 
-echo 'nonsense = 1' >>"$CONFIG"
-line=$(wc -l <"$CONFIG")
+in_ sh -c "echo nonsense = 1 >>$CONFIG"
+line=$(in_ sh -c "wc -l <$CONFIG")
 ok "reload of a bad configuration fails" not quiet in_ systemctl reload ostler
 ok "and says file and line" says "/etc/ostler/ostler.toml:$line: .*nonsense" journal -u ostler -n 20
 ok "the old one stays" says '^python heard: still' as alice ostler send py:1 still
@@ -41,6 +41,15 @@ fields=$(journal -o json OSTLER_KEY=bad:1)
 ok "lines about a turn carry OSTLER_TURN_ID" grep -q '"OSTLER_TURN_ID"' <<<"$fields"
 of_hook() { journal -o json OSTLER_KEY=local:alice | grep '"OSTLER_HOOK":"[^"]*audit' | grep -q '"OSTLER_SESSION_ID"'; }
 ok "lines of hooks carry OSTLER_HOOK and the session's id" eventually of_hook
+
+# A script's file: the unit's RestrictSUIDSGID= takes openat2 away.
+in_ install -m 644 /dev/stdin /etc/ostler/hooks.d/15-file.lua <<'L'
+ostler.on("turn_start", function(ev) local f = assert(io.open("/etc/ostler/hooks.d/README")); ostler.log.info("read " .. #f:read("a")); f:close() end)
+L
+in_ systemctl reload ostler
+as alice ostler send py:1 x >/dev/null
+ok "a script reads a file under the unit" eventually quiet says 'read [1-9]' journal -u ostler -n 200
+in_ rm /etc/ostler/hooks.d/15-file.lua
 
 # A journal that stands still stops nobody; what it does not take is counted.
 in_ install -m 644 /dev/stdin /etc/ostler/hooks.d/30-flood.lua <<'L'

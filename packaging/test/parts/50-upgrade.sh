@@ -1,7 +1,7 @@
 # The upgrade under load; a database of a newer version; remove; purge.
 in_ systemctl reset-failed ostler 2>/dev/null
 old=$(prop MainPID)
-echo '# mine' >>"$CONFIG"
+in_ sh -c "echo '# mine' >>$CONFIG"
 load_begins upgrade 180
 as alice ostler send py:upgrade 'wait: 60' >"$WORK/upgraded" 2>&1 &
 upgraded=$!
@@ -18,7 +18,7 @@ eventually in_ ostler send local:after upgrade >/dev/null
 ok "load over the upgrade" load_ends upgrade
 ok "nobody was refused" [ "$(refused upgrade)" = 0 ]
 ok "each acknowledged message is there once, and answered once" in_ python3 /opt/load.py check /opt/upgrade
-ok "the configuration was kept" grep -q '^# mine$' "$CONFIG"
+ok "the configuration was kept" in_ grep -q '^# mine$' "$CONFIG"
 ok "the socket unit stays enabled" [ "$(in_ systemctl is-enabled ostler.socket)" = enabled ]
 ok "the stop before was in order" says 'clean\|yes' in_ ostler report
 ok "the doctor is green" green in_
