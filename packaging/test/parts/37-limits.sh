@@ -35,7 +35,7 @@ elif [ "$CARRIER" = emulated ]; then
 
     # The kernel ends a tool: the turn goes on. The agent itself: it fails.
     ok "a tool beyond memory is ended, and the turn goes on" says 'python -9: ' as alice ostler send bound:tool 'sh: exec python3 -c "x = [bytes(2**20) .__add__(b\"1\") for _ in range(200)]"'
-    ok "which is told" eventually quiet says out_of_memory journal OSTLER_KEY=bound:tool
+    ok "which is told" eventually quiet says "out_of_memory .*limit of 64.0 MiB" in_ ostler events bound:tool
     as alice ostler send bound:fat 'eat: 200' >"$WORK/fat" 2>&1
     ok "an agent beyond memory fails its turn (status $?)" grep -q out_of_memory "$WORK/fat"
     ok "which names limit and peak: $(tail -1 "$WORK/fat")" grep -q 'limit of 64.0 MiB, at most [0-9.]* MiB' "$WORK/fat"
