@@ -8,6 +8,7 @@
 # An agent that cannot be installed is told, counts as a failure, and does not keep the others from being tried.
 # Environment: OSTLER is the binary, with ostler-shim beside it (default: built with `cargo build --release`). CACHE is
 # where the agents are installed (default: /tmp/ostler-real-agents). KEEP=1 keeps the work directory with the logs.
+# TURNS is how many turns are killed at random instants (default: 4), SEED repeats a run's.
 # Needs Python 3.11 with venv, and npm. Exit status: 0 if all checks of all agents passed, 1 if any failed, 2 if an agent
 # was not installed or nothing could be set up.
 set -u
@@ -57,6 +58,9 @@ if [ -z "$ostler" ]; then
 fi
 ostler=$(realpath "$ostler") && [ -x "$ostler" ] || fail "$ostler: no such program"
 mkdir -p "$cache" && cache=$(realpath "$cache") || fail "$cache: cannot be made"
+# What runs from the cache is taken for what this run has left, and is killed: so one run at a time.
+exec 9>"$cache/lock"
+flock -n 9 || { echo "# another run uses $cache; this one waits for it" && flock 9; }
 
 install_hermes() {
     python=$(command -v python3.11) || { echo "python3.11 is needed"; return 1; }

@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 import uuid
+from random import Random
 
 from agents import AGENTS
 from daemon import Daemon, Events, Unmet
@@ -33,6 +34,9 @@ def toml(config, env):
     """A configuration with one agent. JSON's strings and lists are TOML's too."""
     pairs = ", ".join(f"{name} = {json.dumps(value)}" for name, value in env.items())
     return f"""\
+[sessions]
+stuck_threshold = 0
+
 [shutdown]
 drain = "1s"
 interrupt = "10s"
@@ -240,6 +244,7 @@ class Checks:
             self.check(f"the message after {how}: same session, everything remembered", self.after_boot)
         self.check("kill -9 while a command runs, and its turn ends without a daemon", self.kept_alone)
         self.check("a cancel after kill -9 in the middle of an answer", self.kept_cancelled)
+        self.check("kill -9 at random instants, several in each of some turns", self.killed_again_and_again)
         self.check("the agent's death in the middle of an answer: told, and the next message works", self.agent_killed)
         self.check("the agent loses its memory: told, and given what was said", self.amnesia)
         self.check("the transcript is whole", self.transcript)
@@ -478,6 +483,42 @@ class Checks:
         require(len(set(opened)) == 1, f"it was asked {opened}")
         self.whole_tool_turn(turn, name, answer)
         same()
+
+    def killed_again_and_again(self):
+        """Daemons that die in their starts, too, and right after a permission was answered."""
+        seed = int(os.environ.get("SEED") or time.time())
+        random, starts, kills = Random(seed), self.starts(), 0
+        print(f"# {self.name}: SEED={seed}", flush=True)
+        for n in range(int(os.environ.get("TURNS") or 4)):
+            name, asking = f"again{n}", n % 2 == 1
+            go = os.path.join(self.cwd, f"go-{name}")
+            if asking:
+                done = self.victim(name)
+                turn = self.send(f"TOOL {name}")
+                asked = self.asked(turn)
+            else:
+                os.mkfifo(go)
+                turn, _ = self.sleeping_tool(name, "WAIT")
+            for _ in range(random.randint(1, 5)):
+                time.sleep(random.uniform(0, 0.8))
+                self.daemon.end(signal.SIGKILL)
+                self.daemon.spawn_by_hand()
+                kills += 1
+            self.daemon.end(signal.SIGKILL)
+            self.start()
+            if asking:
+                self.answer_permission(asked, "allow_once")
+                time.sleep(random.choice([0, 0, 0.02, 0.1]))
+                self.daemon.end(signal.SIGKILL)
+                self.start()
+            else:
+                self.let_go(go)
+            self.whole_tool_turn(turn, name, self.completes(turn))
+            require(not asking or done() == (True, True), "the command that was allowed was not done")
+            kills += 1 + asking
+        require(self.starts() == starts, "the session was started again")
+        self.same_session()
+        return f"{kills} kills"
 
     def reported_interrupted(self):
         status, text, error = self.daemon.run("report", "--json")

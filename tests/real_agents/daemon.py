@@ -131,10 +131,14 @@ class Daemon:
         argv = [self.binary, "serve", "--config", config, "--state-dir", state]
         self.process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stderr=log, stdout=log, env=env)
 
-    def start_by_hand(self):
-        """Nobody is told that it is ready, so it is asked."""
+    def spawn_by_hand(self):
+        """Starts it and does not wait for it."""
         with open(self.log, "a", encoding="utf-8") as log:
             self.spawn(self.env, log)
+
+    def start_by_hand(self):
+        """Nobody is told that it is ready, so it is asked."""
+        self.spawn_by_hand()
         until = time.monotonic() + START
         while True:
             try:
