@@ -3,7 +3,7 @@
 
 use serde_json::{Value, json};
 
-use crate::daemon::{Daemon, Gate, kept};
+use crate::daemon::{Daemon, Gate, NEVER, kept};
 use crate::kept::{answer, begun, lives, processes, session, stops};
 
 const LASTS: &str = "[agents]\norphan_after = \"60s\"\n";
@@ -132,6 +132,31 @@ fn an_agent_of_another_kind() {
         d.act(key, "suspend");
         d.act(session(&turn), "resume");
         assert_eq!(d.send(key, "x"), "echo: x");
+        stops(d);
+    }
+}
+
+/// A daemon that keeps no agents ends those that were kept for it, before their sessions go on, and leaves nothing of them.
+#[test]
+fn keeping_is_turned_off() {
+    for key in ["local:a", "local:x"] {
+        let mut d = Daemon::new().config(&format!("{LASTS}{}", kept(&[], ""))).start();
+        let idle = d.turn("local:idle", "say idle");
+        let mut gate = d.gate("gate");
+        let (_, turn) = begun(&d, key, &format!("say begun; wait-file {}; say done", gate.path.display()));
+        let before: Vec<_> = [session(&turn), idle.session()].iter().flat_map(|s| processes(&d, s)).collect();
+        d.kill9();
+        d.write_config(&format!("{NEVER}{}", kept(&[], "")));
+        d.boot();
+        let mut events = d.events(key);
+        assert_eq!(events.end_of(&turn).0, "interrupted", "{key}");
+        let goes_on = |e: &ostler::client::SseEvent| e.event == "turn_start" && e.data["continues"].is_string();
+        let next = events.until_where("its continuation", goes_on);
+        assert!(!before[..2].iter().any(lives), "{key}: it still ran when the session went on");
+        gate.open();
+        assert_eq!(events.end_of(&next.data).0, "completed", "{key}");
+        assert_eq!(d.send("local:idle", "say again"), "again");
+        assert!(!before.iter().any(lives), "{key}");
         stops(d);
     }
 }
