@@ -12,6 +12,7 @@ use super::handlers::Handlers;
 use super::hub::Hub;
 use super::registry::{Registry, WorkRequest};
 use super::runtime::Runtime;
+use super::shims::Shims;
 use crate::agent::Agent;
 use crate::agent::process::{Bounds, Keeper};
 use crate::clock;
@@ -134,7 +135,7 @@ pub struct Context {
     booted_with: Arc<Config>,
     /// The search for what earlier agents left goes on.
     pub sweeping: AtomicBool,
-    keeper: OnceLock<Option<Arc<Keeper>>>,
+    shims: OnceLock<Option<Arc<dyn Shims>>>,
     /// So many workers attach to shims at a time.
     attaching: (Sender<()>, Receiver<()>),
     ready: OnceLock<Instant>,
@@ -210,22 +211,28 @@ impl Context {
             config: RwLock::new(config.clone()),
             booted_with: config,
             sweeping: AtomicBool::new(false),
-            keeper: OnceLock::new(),
+            shims: OnceLock::new(),
             attaching: crossbeam_channel::bounded(ATTACHING),
             ready: OnceLock::new(),
             report: (Mutex::new(None), Condvar::new()),
         }
     }
 
-    /// What agents' shims have in common; `None`: agents do not outlive the daemon.
+    /// The agents' shims; `None`: agents do not outlive the daemon.
     #[must_use]
-    pub fn keeper(&self) -> Option<Arc<Keeper>> {
-        self.keeper.get().cloned().flatten()
+    pub fn shims(&self) -> Option<Arc<dyn Shims>> {
+        self.shims.get().cloned().flatten()
     }
 
-    /// Sets what agents' shims have in common, once, before the first agent is made.
-    pub fn set_keeper(&self, keeper: Option<Arc<Keeper>>) {
-        let _ = self.keeper.set(keeper);
+    /// Sets the agents' shims, once, before the first agent is made.
+    pub fn set_shims(&self, shims: Option<Arc<dyn Shims>>) {
+        let _ = self.shims.set(shims);
+    }
+
+    /// What the shims have in common that are processes.
+    #[must_use]
+    pub fn keeper(&self) -> Option<Arc<Keeper>> {
+        self.shims().and_then(|shims| shims.keeper())
     }
 
     /// Waits until fewer than [`ATTACHING`] others attach to shims; the place is held while the value lives.

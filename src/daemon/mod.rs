@@ -40,6 +40,7 @@ mod reload;
 pub mod report;
 pub mod restore;
 pub mod runtime;
+pub mod shims;
 pub mod signals;
 pub mod state_dir;
 mod sweep;
@@ -50,6 +51,7 @@ pub mod worker;
 use context::Context;
 use delivery::Delivery;
 use hub::Hub;
+use shims::{Processes, Shims};
 
 /// The most threads of the daemon itself, without the hooks' threads: one for each of its parts (15 with two
 /// listeners), one for each of the coordinator's slow operations (8), and one for each hook that may hang (8).
@@ -162,7 +164,7 @@ impl Wired {
         let machine = if keep && !no_resume { Keeper::machine().ok() } else { None };
         let boot = BootInfo { boot_id: ctx.boot_id.clone(), pid: std::process::id(), threshold, machine };
         let recovered = recover(&ctx.store, boot, no_resume)?;
-        ctx.set_keeper(keeper(&ctx, keep));
+        ctx.set_shims(shims(&ctx, keep));
         log::info!("agents' processes: {}", ctx.bounds().groups().state());
         crate::failpoint::hit("boot", "recovered");
         let (nudge, nudges) = crossbeam_channel::bounded(1);
@@ -195,14 +197,15 @@ impl Daemon {
     }
 }
 
-/// What agents' shims have in common. Without it agents are the daemon's own children, and end with it.
-fn keeper(ctx: &Context, keep: bool) -> Option<Arc<Keeper>> {
+/// The agents' shims. Without them agents are the daemon's own children, and end with it.
+fn shims(ctx: &Context, keep: bool) -> Option<Arc<dyn Shims>> {
     if !keep {
         return None;
     }
     let config = ctx.config();
     let opened = Keeper::open(&ctx.state_dir, ctx.store.boot(), config.agents.spool, config.agents.orphan_after);
-    opened.inspect_err(|e| log::error!("agents do not outlive the daemon: {e}")).ok().map(Arc::new)
+    let keeper = opened.inspect_err(|e| log::error!("agents do not outlive the daemon: {e}")).ok()?;
+    Some(Arc::new(Processes(Arc::new(keeper))))
 }
 
 /// The shims that no search for leftovers may end: those whose agents may go on. Without a resume nothing that a row names is

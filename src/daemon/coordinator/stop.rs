@@ -101,7 +101,7 @@ impl Coordinator {
             Action::CloseActivations => {
                 crate::failpoint::hit("stop", "swept");
                 let threshold = ctx.config().sessions.stuck_threshold.into();
-                let spare = ctx.keeper().filter(|_| self.keeps()).map(|keeper| keeper.own_machine());
+                let spare = ctx.shims().filter(|_| self.keeps()).map(|shims| shims.own_machine());
                 self.perform_aside("ends", ctx.config().shutdown.close, move |store| {
                     let closed = store.close_activations(stop.reason, threshold, spare);
                     match &closed {
@@ -167,9 +167,9 @@ impl Coordinator {
             }
             crate::failpoint::hit("stop", "marked");
             // Whatever becomes of this daemon from here on, its agents do not outlive a stop that ends them.
-            if let Some(keeper) = ctx.keeper() {
+            if let Some(shims) = ctx.shims() {
                 let alone = if keep { ctx.config().agents.orphan_after.min(RESTARTS) } else { Duration::ZERO };
-                keeper.set_orphan(alone);
+                shims.set_orphan(alone);
             }
             true
         });
@@ -177,13 +177,13 @@ impl Coordinator {
 
     /// Whether agents that may outlive the daemon do.
     pub(super) fn keeps(&self) -> bool {
-        self.agents == Agents::Keep && self.ctx.keeper().is_some()
+        self.agents == Agents::Keep && self.ctx.shims().is_some()
     }
 
     /// Agents are to be ended after all, in a stop that had left them alone.
     pub(super) fn spare_none(&self) {
-        if let Some(keeper) = self.ctx.keeper() {
-            keeper.set_orphan(Duration::ZERO);
+        if let Some(shims) = self.ctx.shims() {
+            shims.set_orphan(Duration::ZERO);
         }
         self.ctx.registry.spare_none();
     }

@@ -7,15 +7,14 @@ use std::time::{Duration, Instant};
 use super::AGAIN;
 use super::make::named;
 use super::session::Session;
-use crate::agent::process::{self, KnownShim, Process};
 use crate::agent::{Identity, Outlived, Progress};
 use crate::config::{self, AgentKind};
 use crate::daemon::context::Context;
 use crate::daemon::mailbox::{Letters, Mailbox};
 use crate::daemon::registry::{Doing, WorkRequest};
+use crate::daemon::shims::{Held, end_processes};
 use crate::daemon::turn_host::TurnHost;
 use crate::model::settings::Resume;
-use crate::proc::mark;
 use crate::store::{Begun, Error, Pending, Refusal, Resumed, ShimRow};
 
 /// What is left of an agent that did not outlive the daemon has so long to end.
@@ -81,7 +80,7 @@ impl Attaching {
         let Pending { sid, epoch, alone, .. } = self.pending;
         crate::failpoint::hit_for("attach", "before", &self.pending.key);
         let shim = ctx.store.pending_shim(sid, epoch).map_err(|e| not(&e))?;
-        let Some(keeper) = ctx.keeper() else {
+        let Some(shims) = ctx.shims() else {
             return Err(Not::Gone("agents are not kept".into(), shim.map(|s| Box::new(s.0))));
         };
         let mut attached = None;
@@ -94,32 +93,31 @@ impl Attaching {
             cwd: cwd.into(),
         };
         if let Some((row, taken)) = shim {
-            let known = KnownShim { name: row.name.clone(), token: row.token, boot_id: row.boot_id.clone() };
             let from = u64::try_from(taken).unwrap_or(0);
-            match Process::attach(&keeper, &known, (&identity(""), "the agent"), from) {
+            match shims.attach(&row, &identity(""), from) {
+                Ok(held) if held.is_started() => attached = Some((held, row)),
                 // It was never told to start its agent. A boot that dies from here on must not take it for one that is gone.
-                Ok((process, false)) => {
+                Ok(held) => {
                     ctx.store.shim_gone(row.name).map_err(|e| not(&e))?;
-                    process.end_now();
+                    drop(held);
                 }
-                Ok((process, true)) => attached = Some((process, row)),
-                Err(e) => return Err(Not::Gone(e.to_string(), Some(Box::new(row)))),
+                Err(why) => return Err(Not::Gone(why, Some(Box::new(row)))),
             }
         }
         crate::failpoint::hit_for("attach", "attached", &self.pending.key);
         // From here on it is this boot's.
-        let (process, row) = attached.unzip();
+        let (held, row) = attached.unzip();
         let resumed = match ctx.store.attach_activation(sid, epoch, alone).map_err(|e| not(&e)) {
             Ok(resumed) => resumed,
             Err(why) => {
-                if let (Not::Later(_), Some(process)) = (&why, process) {
-                    process.let_go();
+                if let (Not::Later(_), Some(held)) = (&why, held) {
+                    held.let_go();
                 }
                 return Err(why);
             }
         };
         crate::failpoint::hit_for("attach", "committed", &self.pending.key);
-        self.resume(ctx, mailbox, &identity(&resumed.cwd), resumed, process)
+        self.resume(ctx, mailbox, &identity(&resumed.cwd), resumed, held)
             .map_err(|why| Not::Gone(why, row.map(Box::new)))
     }
 
@@ -129,7 +127,7 @@ impl Attaching {
         mailbox: &Arc<Mailbox>,
         identity: &Identity,
         resumed: Resumed,
-        process: Option<Process>,
+        held: Option<Box<dyn Held>>,
     ) -> Result<Whole, String> {
         let config: config::Agent =
             serde_json::from_str(&resumed.definition).map_err(|e| format!("its definition cannot be read: {e}"))?;
@@ -142,6 +140,7 @@ impl Attaching {
         let (sid, epoch) = (self.pending.sid, self.pending.epoch);
         let mut host = TurnHost::new(ctx.clone(), sid, epoch, config, mailbox.clone(), identity.clone());
         let (state, running) = host.resume(&resumed);
+        let process = held.and_then(|held| held.process());
         if let Some(process) = &process {
             host.process_runs(process);
         }
@@ -171,17 +170,15 @@ impl Attaching {
     /// Ends what is left of the agent.
     fn end(&self, ctx: &Context, shim: Option<Box<ShimRow>>) {
         let until = Instant::now() + ENDS;
-        if let Some(shim) = &shim {
-            process::kill_own(shim.pid, shim.pid_start);
-        }
-        let Ok(session) = ctx.store.session_in_row(self.pending.sid) else { return };
-        let mut left = process::find_marked(Some(&session.id), Some(&ctx.boot_id));
-        left.retain(|l| l.state_id.as_deref() == mark::own_state());
-        for stuck in process::end_leftovers(&left, until) {
+        let session = ctx.store.session_in_row(self.pending.sid).ok();
+        let id = session.as_ref().map(|session| session.id.as_str());
+        let row = shim.as_deref();
+        let stuck = match ctx.shims() {
+            Some(shims) => shims.end(row, id, &ctx.boot_id, until),
+            None => end_processes(row, id, &ctx.boot_id, until),
+        };
+        for stuck in stuck {
             log::error!(key = self.pending.key; "{stuck} cannot be ended");
-        }
-        if let (Some(keeper), Some(shim)) = (ctx.keeper(), &shim) {
-            keeper.remove_socket(&shim.name);
         }
         if let Some(shim) = &shim {
             ctx.bounds().end(&shim.name);

@@ -112,7 +112,7 @@ impl Opening {
         let config = named(self.config.clone(), &identity);
         let agent = (ctx.agents)(ctx, &config);
         let mut host = TurnHost::new(ctx.clone(), request.sid, opened.epoch, config, mailbox.clone(), identity);
-        ctx.registry.set_kept(request.sid, self.config.kind == AgentKind::Exec && ctx.keeper().is_some());
+        ctx.registry.set_kept(request.sid, self.config.kind == AgentKind::Exec && ctx.shims().is_some());
         host.take_in(std::mem::take(&mut self.letters));
         host.work = true;
         host.auto_continue |= request.auto_continue;
@@ -127,6 +127,6 @@ fn definition(ctx: &Context, config: &config::Agent) -> Option<Definition> {
         AgentKind::Exec => true,
         AgentKind::Openai | AgentKind::Lua | AgentKind::Echo => return None,
     };
-    ctx.keeper()?;
+    ctx.shims()?;
     Some(Definition { json: serde_json::to_string(config).ok()?, per_turn })
 }
