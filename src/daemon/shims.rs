@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::agent::Identity;
-use crate::agent::process::{self, Keeper, KnownShim, Process};
+use crate::agent::process::{self, Claim, Keeper, KnownShim, Process};
 use crate::proc::mark;
 use crate::store::ShimRow;
 
@@ -31,6 +31,10 @@ pub trait Shims: Send + Sync {
     /// Ends what is left of an agent that did not outlive a daemon, by the instant: its shim, and what its session has
     /// started. Returns a line for each process that cannot be ended.
     fn end(&self, shim: Option<&ShimRow>, session_id: Option<&str>, boot_id: &str, until: Instant) -> Vec<String>;
+
+    /// Kills what is left of the agents of earlier daemons, by the instant. `boot_id`: this daemon's own. Returns a line for
+    /// each process that cannot be ended.
+    fn kill_earlier(&self, boot_id: &str, until: Instant) -> Vec<String>;
 }
 
 /// A shim that this daemon has attached to. If it is dropped its agent is ended.
@@ -92,6 +96,10 @@ impl Shims for Processes {
         }
         stuck
     }
+
+    fn kill_earlier(&self, boot_id: &str, until: Instant) -> Vec<String> {
+        kill_processes(boot_id, until)
+    }
 }
 
 /// Ends a shim and what is left of its agent, by its marks. See [`Shims::end`].
@@ -103,4 +111,11 @@ pub fn end_processes(shim: Option<&ShimRow>, session_id: Option<&str>, boot_id: 
     let mut left = process::find_marked(Some(session_id), Some(boot_id));
     left.retain(|l| l.state_id.as_deref() == mark::own_state());
     process::end_leftovers(&left, until).iter().map(ToString::to_string).collect()
+}
+
+/// Kills the processes of earlier daemons' agents, by their marks. See [`Shims::kill_earlier`].
+pub fn kill_processes(boot_id: &str, until: Instant) -> Vec<String> {
+    let owner = Some(std::process::id());
+    let claim = Claim { state_id: mark::own_state(), boot_id: Some(boot_id), owner, kept: &[] };
+    process::kill_leftovers(&process::find_dead(&claim), until).iter().map(ToString::to_string).collect()
 }

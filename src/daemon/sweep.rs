@@ -8,6 +8,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use super::context::Context;
+use super::shims::kill_processes;
 use crate::agent::process::{self, Claim, Leftover};
 use crate::proc::mark;
 use crate::thread;
@@ -107,14 +108,15 @@ fn sweep(ctx: &Context, kept: &[(u32, u64)]) {
     }
 }
 
-/// A stop overtakes the search: what dead boots left is killed now, so that it leaves none.
+/// A stop overtakes the search, or those who look after an agent of an earlier boot: what dead boots left is killed now, so
+/// that it leaves none.
 pub fn cut_short(ctx: &Context) {
-    if !ctx.sweeping.load(Ordering::Acquire) {
-        return;
-    }
-    let claim =
-        Claim { state_id: mark::own_state(), boot_id: Some(&ctx.boot_id), owner: Some(std::process::id()), kept: &[] };
-    for left in process::kill_leftovers(&process::find_dead(&claim), Instant::now() + LAST) {
+    let until = Instant::now() + LAST;
+    let stuck = match ctx.shims() {
+        Some(shims) => shims.kill_earlier(&ctx.boot_id, until),
+        None => kill_processes(&ctx.boot_id, until),
+    };
+    for left in stuck {
         log::error!("{left} cannot be ended");
     }
 }

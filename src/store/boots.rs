@@ -65,6 +65,11 @@ struct DeadBoot {
     ended: bool,
 }
 
+/// The note that a boot's stop keeps agents.
+fn keeps(bid: i64) -> String {
+    format!("keeps {bid}")
+}
+
 /// How many activations one transaction closes. A stop of ten thousand sessions thus lets other writers in between.
 const BATCH: i64 = 1024;
 
@@ -130,6 +135,12 @@ impl Store {
                     log::warn!("recovery: the end of boot {} cannot be noted: {e}", dead.bid);
                 }
             }
+            // What a stop kept matters as long as something of it is open.
+            tx.tell(
+                "DELETE FROM meta WHERE name LIKE 'keeps %'
+                 AND value NOT IN (SELECT bid FROM activations WHERE closed_at IS NULL)",
+                params![],
+            )?;
             tx.recover_rest(deaths.last().map(|d| d.death), info.threshold, &mut r)?;
             // The stops that made these marks are over.
             tx.update_sessions("recovery", "mark_boot=NULL", "mark_reason IS NOT NULL AND mark_boot IS NOT NULL", params![])?;
@@ -204,9 +215,12 @@ impl Store {
             )?;
             if stop.keep {
                 tx.tell(
-                    "INSERT INTO meta (name, value) VALUES ('keeps', ?1) ON CONFLICT (name) DO UPDATE SET value=?1",
-                    params![tx.bid],
+                    "INSERT INTO meta (name, value) VALUES (?1, ?2) ON CONFLICT (name) DO UPDATE SET value=?2",
+                    params![keeps(tx.bid), tx.bid],
                 )?;
+            } else {
+                // A later request ends what an earlier one was to keep.
+                tx.tell("DELETE FROM meta WHERE name=?1", params![keeps(tx.bid)])?;
             }
             // Earlier marks stay as they are; the new ones are remembered as this stop's.
             let (now, bid) = (tx.now, tx.bid);
@@ -249,12 +263,17 @@ impl Store {
     }
 
     /// Closes every open activation, running or idle: `session_end`, once each. Running turns become interrupted; for
-    /// abandoned workers that counts as an unclean death. `spare`: activations whose agents may go on stay open; the boot
-    /// of the machine.
+    /// abandoned workers that counts as an unclean death. `spare`: of these sessions the activations stay open whose agents
+    /// may go on; and the boot of the machine.
     ///
     /// # Errors
     /// The store fails; the next boot writes the ends.
-    pub fn close_activations(&self, reason: StopReason, threshold: i64, spare: Option<String>) -> Result<i64, Error> {
+    pub fn close_activations(
+        &self,
+        reason: StopReason,
+        threshold: i64,
+        spare: Option<(Vec<i64>, String)>,
+    ) -> Result<i64, Error> {
         let (mut closed, mut after) = (0, i64::MIN);
         // All batches share one deadline.
         let until = Instant::now() + self.patience;
@@ -268,7 +287,8 @@ impl Store {
                 let now = Death { stop: Some(reason), last_life: tx.now, on_probation: false };
                 let mut batch = 0;
                 for sid in &open {
-                    if let Some(machine) = &spare
+                    if let Some((spared, machine)) = &spare
+                        && spared.contains(sid)
                         && tx.for_one("stop", *sid, |tx| tx.goes_on(*sid, machine))? == Some(true)
                     {
                         continue;
@@ -354,8 +374,7 @@ impl Tx<'_> {
             },
         )?;
         let newest = self.newest_commit()?.unwrap_or(0);
-        let keeps = self.row("SELECT value FROM meta WHERE name='keeps'", params![], |r| r.maybe_number(0))?.flatten();
-        Ok(boots
+        boots
             .into_iter()
             .map(|(bid, alive, stop, probation, ended)| {
                 // Not limited to the present time: if the clock is behind, the age would stay wrong once the clock is
@@ -363,11 +382,23 @@ impl Tx<'_> {
                 let last_life = alive.max(newest);
                 let stop = stop.as_deref().and_then(StopReason::parse);
                 // A shutdown that keeps agents is a restart for them.
-                let stop = if stop.is_some() && keeps == Some(bid) { Some(StopReason::Restart) } else { stop };
+                let keeps = stop.is_some() && self.exists("SELECT 1 FROM meta WHERE name=?1", params![keeps(bid)])?;
+                let stop = if keeps { Some(StopReason::Restart) } else { stop };
+                // What this boot left open, a later one was to end, and may not have come to it.
+                let stop = if self.was_shut_down_after(bid)? { Some(StopReason::Shutdown) } else { stop };
                 let death = Death { stop, last_life, on_probation: probation.is_some() };
-                DeadBoot { bid, death, probation, ended }
+                Ok(DeadBoot { bid, death, probation, ended })
             })
-            .collect())
+            .collect()
+    }
+
+    /// Whether a later boot was shut down, with all agents.
+    fn was_shut_down_after(&self, bid: i64) -> Result<bool, Error> {
+        Ok(self.exists(
+            "SELECT 1 FROM boots b WHERE b.bid>?1 AND b.stop_reason=?2
+             AND NOT EXISTS (SELECT 1 FROM meta m WHERE m.name='keeps ' || CAST(b.bid AS TEXT))",
+            params![bid, StopReason::Shutdown.as_str()],
+        )?)
     }
 
     /// The time of the newest event or message.

@@ -326,7 +326,8 @@ impl Store {
     }
 
     /// The agent of a session did not outlive the last boot after all: its activation ends and its turn is interrupted,
-    /// as the boot would have done.
+    /// as the boot would have done. Its shim's row goes with that, and not before: a command without a row counts as one
+    /// that was never started.
     ///
     /// # Errors
     /// The store fails.
@@ -335,7 +336,11 @@ impl Store {
             if tx.open_activation_of(pending.sid)?.is_none_or(|a| a.epoch != pending.epoch) {
                 return Ok(None);
             }
-            tx.settle_late(pending.sid, &pending.death, pending.blamed, threshold)
+            let settled = tx.settle_late(pending.sid, &pending.death, pending.blamed, threshold)?;
+            if settled.is_some() {
+                tx.forget_shims(pending.sid)?;
+            }
+            Ok(settled)
         })
     }
 
@@ -380,6 +385,20 @@ impl Store {
             Ok(())
         })?;
         Ok(answer)
+    }
+
+    /// The shims of a session that rows name.
+    ///
+    /// # Errors
+    /// The store fails.
+    pub fn shims_of_session(&self, sid: i64) -> Result<Vec<ShimRow>, Error> {
+        self.read(|sql| {
+            sql.rows(
+                "SELECT name, token, machine, boot_id, pid, pid_start FROM shims WHERE sid=?1",
+                params![sid],
+                read_shim,
+            )
+        })
     }
 
     /// The shims that rows name, with their sessions' ids: whoever is not among the pending is to be ended.

@@ -198,6 +198,8 @@ pub struct Coordinator {
     agents: Agents,
     /// A shutdown came into a restart.
     overtaken: bool,
+    /// Sessions of an earlier boot were left open for their agents.
+    adopted: bool,
     report: Option<Report>,
     continuations: Continuations,
     timers: Timers<Timer>,
@@ -250,6 +252,7 @@ impl Coordinator {
             question: None,
             agents: Agents::End,
             overtaken: false,
+            adopted: false,
             report: None,
             continuations: Continuations::default(),
             timers,
@@ -318,10 +321,16 @@ impl Coordinator {
     /// Handles an event and all outcomes that are there by now, then does what has become due or possible.
     pub fn handle(&mut self, event: Event) {
         self.take(event);
-        while let Some(event) = self.here.pop_front().or_else(|| self.own.1.try_recv().ok()) {
-            self.take(event);
+        loop {
+            while let Some(event) = self.here.pop_front().or_else(|| self.own.1.try_recv().ok()) {
+                self.take(event);
+            }
+            self.look();
+            // What was done here at once has its outcome already: nobody else would wake this thread for it.
+            if self.here.is_empty() {
+                return;
+            }
         }
-        self.look();
     }
 
     /// Whether an outcome of an operation on another thread waits to be handled.
@@ -355,6 +364,7 @@ impl Coordinator {
         for pending in &recovered.pending {
             self.ctx.registry.adopt(pending);
         }
+        self.adopted = !recovered.pending.is_empty();
         self.unattached.clone_from(&recovered.pending);
         self.step(lifecycle::Event::BecameReady);
         self.ctx.set_ready();

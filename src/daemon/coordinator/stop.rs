@@ -101,7 +101,9 @@ impl Coordinator {
             Action::CloseActivations => {
                 crate::failpoint::hit("stop", "swept");
                 let threshold = ctx.config().sessions.stuck_threshold.into();
-                let spare = ctx.shims().filter(|_| self.keeps()).map(|shims| shims.own_machine());
+                // An agent that has become ready since is ended by its worker.
+                let spare = ctx.shims().filter(|_| self.keeps());
+                let spare = spare.map(|shims| (ctx.registry.spared(), shims.own_machine()));
                 self.perform_aside("ends", ctx.config().shutdown.close, move |store| {
                     let closed = store.close_activations(stop.reason, threshold, spare);
                     match &closed {
@@ -193,19 +195,19 @@ impl Coordinator {
     fn let_go(&mut self, reason: StopReason) {
         if !self.keeps() {
             // What was left alone and is to be ended after all is closed like the rest.
-            if reason == StopReason::Restart && self.overtaken {
-                let threshold = self.ctx.config().sessions.stuck_threshold.into();
-                self.perform_aside("ends", self.ctx.config().shutdown.close / 4, move |store| {
-                    store.close_activations(StopReason::Shutdown, threshold, None).is_ok()
-                });
-            } else if self.ctx.sweeping.load(Ordering::Acquire) {
-                let ctx = self.ctx.clone();
-                self.perform_aside("leftovers", self.ctx.config().shutdown.close / 4, move |_| {
-                    sweep::cut_short(&ctx);
-                    true
-                });
+            let overtaken = reason == StopReason::Restart && self.overtaken;
+            // Agents of earlier boots may have nobody who ends them: those that were not attached to yet.
+            let earlier = self.adopted || self.ctx.sweeping.load(Ordering::Acquire);
+            if !overtaken && !earlier {
+                return;
             }
-            return;
+            let (ctx, threshold) = (self.ctx.clone(), self.ctx.config().sessions.stuck_threshold.into());
+            return self.perform_aside("leftovers", self.ctx.config().shutdown.close / 4, move |store| {
+                if earlier {
+                    sweep::cut_short(&ctx);
+                }
+                !overtaken || store.close_activations(StopReason::Shutdown, threshold, None).is_ok()
+            });
         }
         if let Some(report) = &mut self.report {
             report.keep(self.ctx.registry.spared());

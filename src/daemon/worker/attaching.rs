@@ -61,14 +61,17 @@ impl Attaching {
             let _place = ctx.attaching();
             match self.attach(ctx, mailbox) {
                 Ok((session, running)) => return Attempt::On(session, running),
-                Err(Not::Closed) => return Attempt::Gone,
+                Err(Not::Closed) => {
+                    self.forsake(ctx);
+                    return Attempt::Gone;
+                }
                 Err(Not::Later(why)) => {
                     log::debug!(key = self.pending.key; "the session is not attached to yet: {why}");
                     return Attempt::Later(ctx.now() + AGAIN);
                 }
                 Err(Not::Gone(why, shim)) => {
                     log::warn!(key = self.pending.key; "the agent did not outlive the daemon: {why}");
-                    self.end(ctx, shim);
+                    self.end(ctx, shim.as_deref());
                     self.gone = true;
                 }
             }
@@ -168,25 +171,33 @@ impl Attaching {
     }
 
     /// Ends what is left of the agent.
-    fn end(&self, ctx: &Context, shim: Option<Box<ShimRow>>) {
+    fn end(&self, ctx: &Context, shim: Option<&ShimRow>) {
         let until = Instant::now() + ENDS;
         let session = ctx.store.session_in_row(self.pending.sid).ok();
         let id = session.as_ref().map(|session| session.id.as_str());
-        let row = shim.as_deref();
         let stuck = match ctx.shims() {
-            Some(shims) => shims.end(row, id, &ctx.boot_id, until),
-            None => end_processes(row, id, &ctx.boot_id, until),
+            Some(shims) => shims.end(shim, id, &ctx.boot_id, until),
+            None => end_processes(shim, id, &ctx.boot_id, until),
         };
         for stuck in stuck {
             log::error!(key = self.pending.key; "{stuck} cannot be ended");
         }
-        if let Some(shim) = &shim {
+        if let Some(shim) = shim {
             ctx.bounds().end(&shim.name);
         }
-        if let Some(shim) = shim
-            && let Err(e) = ctx.store.shim_gone(shim.name)
-        {
-            log::warn!("that a shim is gone cannot be noted: {e}");
+    }
+
+    /// Its activation was closed before it was attached to: nobody else ends its agent.
+    fn forsake(&self, ctx: &Context) {
+        let shims = ctx.store.shims_of_session(self.pending.sid).unwrap_or_else(|e| {
+            log::warn!(key = self.pending.key; "the shims of a session that is over cannot be read: {e}");
+            Vec::new()
+        });
+        for shim in shims {
+            self.end(ctx, Some(&shim));
+            if let Err(e) = ctx.store.shim_gone(shim.name) {
+                log::warn!("that a shim is gone cannot be noted: {e}");
+            }
         }
     }
 

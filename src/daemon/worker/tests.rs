@@ -21,6 +21,8 @@ use crate::hooks::{Delivered, Event, HandlerId, Hooks, Verdict, load};
 use crate::model::event::HookEvent;
 use crate::store::{Accept, BootInfo, Env, Faults, Step, Store};
 
+mod attaching;
+
 /// How long the puppet thinks.
 const THINKS: Duration = Duration::from_secs(5);
 

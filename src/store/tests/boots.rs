@@ -438,3 +438,45 @@ fn a_database_of_the_future_is_gone_on_with() {
     rig.finish(begun.turn, Outcome::Completed);
     assert_eq!(rig.mark(a.sid), "");
 }
+
+/// An agent that is kept and not attached to goes on, however often that happens.
+#[test]
+fn what_a_stop_keeps_is_kept_until_it_is_attached_to() {
+    let mut rig = Rig::new();
+    let machine = || "machine".to_owned();
+    let boot = |rig: &Rig, id: i32| {
+        let info = BootInfo { boot_id: format!("boot {id}"), pid: 1, threshold: 3, machine: Some(machine()) };
+        rig.store.open_boot(info).unwrap()
+    };
+    let a = rig.say(KEY, "m");
+    let definition = Definition { json: "{}".into(), per_turn: true };
+    let epoch = rig.store.open_activation(a.sid, "agent".into(), "/w".into(), Some(definition)).unwrap().epoch;
+    rig.begin(a.sid, epoch);
+    let other = rig.say("local:other", "m");
+    let definition = Definition { json: "{}".into(), per_turn: true };
+    rig.store.open_activation(other.sid, "agent".into(), "/w".into(), Some(definition)).unwrap();
+    let stop = StopNote { reason: StopReason::Shutdown, keep: true, ..note() };
+    for round in 0..3 {
+        rig.store.set_admission(Admission::Stopping);
+        rig.store.mark_running(stop).unwrap();
+        // One that the stop does not leave alone is closed, whatever its rows say.
+        let spare = Some((vec![a.sid], machine()));
+        let closed = rig.store.close_activations(stop.reason, 3, spare).unwrap();
+        assert_eq!(closed, i64::from(round == 0), "{round}");
+        rig.store.close_boot(true, Value::Null, 100).unwrap();
+        rig.store = open(&rig.path, &rig.now);
+        let recovered = boot(&rig, round);
+        assert_eq!((recovered.deaths, recovered.activations), (0, 0), "{round}");
+        assert_eq!(recovered.pending.iter().map(|p| p.sid).collect::<Vec<_>>(), [a.sid], "{round}");
+    }
+    rig.store.attach_activation(a.sid, epoch, false).unwrap();
+    rig.store = open(&rig.path, &rig.now);
+    assert_eq!(boot(&rig, 9).pending.len(), 1);
+    assert_eq!(rig.number("SELECT count(*) FROM meta WHERE name LIKE 'keeps %'"), 0, "what is over is forgotten");
+    // It was not attached to, so its activation is an earlier boot's.
+    rig.store.mark_running(stop).unwrap();
+    rig.store.mark_running(StopNote { keep: false, ..stop }).unwrap();
+    rig.store = open(&rig.path, &rig.now);
+    assert_eq!(boot(&rig, 10).pending, [], "a stop that ends them after all, and dies in that");
+    assert_eq!(rig.mark(a.sid), "shutdown_timeout");
+}
