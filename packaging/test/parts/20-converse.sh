@@ -46,10 +46,12 @@ ok "lines of hooks carry OSTLER_HOOK and the session's id" eventually of_hook
 in_ install -m 644 /dev/stdin /etc/ostler/hooks.d/15-file.lua <<'L'
 ostler.on("turn_start", function(ev) local f = assert(io.open("/etc/ostler/hooks.d/README")); ostler.log.info("read " .. #f:read("a")); f:close() end)
 L
+config '[hooks]' 'allow = ["fs"]'
 in_ systemctl reload ostler
 as alice ostler send py:1 x >/dev/null
 ok "a script reads a file under the unit" eventually quiet says 'read [1-9]' journal -u ostler -n 200
 in_ rm /etc/ostler/hooks.d/15-file.lua
+config
 
 # A journal that stands still stops nobody; what it does not take is counted.
 in_ install -m 644 /dev/stdin /etc/ostler/hooks.d/30-flood.lua <<'L'

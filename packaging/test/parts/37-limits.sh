@@ -1,6 +1,7 @@
 # What holds an agent: limits where the service manager hands down controllers (which a container does not have), and told
 # where it does not; Landlock with the machine's own kernel.
-config
+config '[agent.bound]' 'kind = "acp"' 'command = ["python3", "/opt/agent.py"]' 'memory = "64MiB"' 'processes = 40' \
+    'cpu = "50%"' 'cpu_weight = 7' '[[route]]' 'match = "bound:*"' 'agent = "bound"'
 fresh
 in_ systemctl reload ostler
 told=$(status '["bounds"]["control_groups_told"]')
@@ -72,7 +73,7 @@ ok "as the processes say" not in_ pgrep -u ostler -f 'sleep 100[01]'
 # Landlock.
 abi=$(status '["bounds"]["landlock"]')
 if [ "${abi:-0}" -gt 0 ]; then
-    ok "confined, by Landlock $abi" says 'Permission denied' as alice ostler send py:wall 'sh: cat /var/lib/ostler/ostler.db'
+    ok "confined, by Landlock $abi: it cannot read the database" says 'Permission denied' as alice ostler send py:wall 'sh: cat /var/lib/ostler/ostler.db'
     ok "nor write into it" says 'Permission denied\|nonexistent\|cannot create' as alice ostler send py:wall 'sh: echo x >/var/lib/ostler/x'
     ok "nor write a control group" says 'Permission denied\|cannot create' as alice ostler send py:wall "sh: echo 0 >/sys/fs/cgroup/system.slice/ostler.service/shims/cgroup.procs"
     ok "it writes its own directory" says 'python 0: x' as alice ostler send py:wall 'sh: echo x >f && cat f'
@@ -80,3 +81,5 @@ if [ "${abi:-0}" -gt 0 ]; then
 else
     echo "     SKIPPED: this kernel has no Landlock"
 fi
+config
+in_ systemctl reload ostler
