@@ -4,12 +4,12 @@ config
 fresh
 in_ systemctl reload ostler
 agents() { in_ pgrep -u ostler -f /opt/agent.py | sort | tr '\n' ' '; }
-# one_turn WHAT COMMAND...: a turn of 20 s runs while the command does what it does
+# one_turn WHAT COMMAND...: a turn of TURN seconds (20) runs while the command does what it does
 one_turn() {
     local what=$1 key old agent begun
     shift
     key=py:kept-${what// /-}
-    as alice ostler send "$key" 'wait: 20' >"$WORK/kept" 2>&1 &
+    as alice ostler send "$key" "wait: ${TURN:-20}" >"$WORK/kept" 2>&1 &
     local send=$!
     ok "$what: a turn runs" eventually runs 1
     old=$(status '["boot_id"]')

@@ -39,7 +39,7 @@ fi
 one_turn_u() { # one_turn_u WHAT COMMAND...: a turn goes over what the command does
     local what=$1 key=${1// /-} old agent
     shift
-    carol ostler send "$key" 'wait: 8' >"$WORK/kept-u" 2>&1 &
+    carol ostler send "$key" "wait: ${TURN:-8}" >"$WORK/kept-u" 2>&1 &
     local send=$!
     ok "$what: a turn runs" eventually runs_u 1
     old=$(status_u '["boot_id"]') agent=$(agents_u)

@@ -31,7 +31,7 @@ none() { [ "$(zombies)" = 0 ]; }
 ok "and is reaped: $(zombies) zombies" eventually none
 
 # A restart is a new program in the same process.
-said send kept 'wait: 8' >"$WORK/first-kept" 2>&1 &
+said send kept "wait: ${TURN:-8}" >"$WORK/first-kept" 2>&1 &
 send=$!
 ok "a turn runs" eventually runs_1 1
 boot=$(status_1 '["boot_id"]') agents=$(at pgrep -f '^python3 /opt/agent.py' | tr '\n' ' ')

@@ -1,5 +1,9 @@
 # The upgrade under load; a database of a newer version; remove; purge.
-in_ systemctl reset-failed ostler 2>/dev/null
+if ! quiet in_ systemctl is-active ostler.socket; then
+    in_ systemctl stop ostler
+    quiet in_ systemctl enable --now ostler.socket
+fi
+fresh
 old=$(prop MainPID)
 in_ sh -c "echo '# mine' >>$CONFIG"
 load_begins upgrade 180
