@@ -6,8 +6,8 @@ fi
 fresh
 old=$(prop MainPID)
 in_ sh -c "echo '# mine' >>$CONFIG"
-load_begins upgrade 180
-as alice ostler send py:upgrade 'wait: 60' >"$WORK/upgraded" 2>&1 &
+load_begins upgrade 900
+as alice ostler send py:upgrade "wait: $((${TURN:-20} * 3))" >"$WORK/upgraded" 2>&1 &
 upgraded=$!
 ok "a turn runs" eventually quiet in_ pgrep -u ostler -f /opt/agent.py
 begun=$(now)
