@@ -49,7 +49,7 @@ ok "in the same process" [ "$(in_ pgrep -u ostler -f '^/usr/bin/ostler serve --c
 ok "zombies: $(zombies)" eventually none
 
 # The stop of a container.
-said send stopped 'wait: 4' >"$WORK/first-stopped" 2>&1 &
+said send stopped 'wait: 10' >"$WORK/first-stopped" 2>&1 &
 send=$!
 ok "a turn runs" eventually runs_1 1
 in_ kill -TERM "$FIRST"
@@ -62,7 +62,7 @@ ok "and leaves nothing: $(of_first | tr '\n' ' ')" not quiet of_first
 
 # The death of the first process ends all that is in a container; the next one goes on with the turn.
 first
-said send cut 'wait: 5' >"$WORK/first-cut" 2>&1 &
+said send cut 'wait: 10' >"$WORK/first-cut" 2>&1 &
 send=$!
 ok "a turn runs" eventually runs_1 1
 in_ kill -KILL "$FIRST"
