@@ -7,6 +7,9 @@ WORK=${WORK:-$(mktemp -d "${TMPDIR:-/tmp}/ostler-machine.XXXXXX")}
 MEMORY=${MEMORY:-1536}
 QEMU=
 PORT=
+# Not a shim of it, which would take longer than what it starts.
+PYTHON=/usr/bin/python3
+[ -x $PYTHON ] || PYTHON=python3
 # The image has what a container has, and a kernel and what boots it.
 EMULATED=$PACKAGES,udev,linux-image-cloud-amd64,initramfs-tools
 
@@ -57,7 +60,7 @@ kvm_works() {
 boot() {
     local begun
     begun=$(now)
-    PORT=$(python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
+    PORT=$("$PYTHON" -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
     local cpu=host
     [ "$ACCEL" = kvm ] || cpu=max,la57=off
     setsid qemu-system-x86_64 -accel "$ACCEL" -cpu "$cpu" -smp 2 -m "$MEMORY" -M pc -nodefaults -display none -no-reboot \
@@ -72,7 +75,7 @@ boot() {
 
 alive() { [ -n "$QEMU" ] && kill -0 "$QEMU" 2>/dev/null; }
 
-in_() { python3 -S -E "$HERE/channel.py" run "$PORT" /usr/bin/env -i "${ENVIRONMENT[@]}" "$@"; }
+in_() { "$PYTHON" -S -E "$HERE/channel.py" run "$PORT" /usr/bin/env -i "${ENVIRONMENT[@]}" "$@"; }
 
 poweroff_() {
     alive || return

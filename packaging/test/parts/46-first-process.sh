@@ -62,7 +62,7 @@ ok "and leaves nothing: $(of_first | tr '\n' ' ')" not quiet of_first
 
 # The death of the first process ends all that is in a container; the next one goes on with the turn.
 first
-said send cut 'wait: 10' >"$WORK/first-cut" 2>&1 &
+said send cut 'wait: 600' >"$WORK/first-cut" 2>&1 &
 send=$!
 ok "a turn runs" eventually runs_1 1
 in_ kill -KILL "$FIRST"
