@@ -3,7 +3,9 @@ if ! quiet in_ systemctl is-active ostler.socket; then
     in_ systemctl stop ostler
     quiet in_ systemctl enable --now ostler.socket
 fi
+config
 fresh
+in_ systemctl reload ostler
 old=$(prop MainPID)
 in_ sh -c "echo '# mine' >>$CONFIG"
 load_begins upgrade 900
