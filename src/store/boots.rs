@@ -138,8 +138,8 @@ impl Store {
             // What a stop kept matters as long as something of it is open.
             tx.tell(
                 "DELETE FROM meta WHERE name LIKE 'keeps %'
-                 AND value NOT IN (SELECT bid FROM activations WHERE closed_at IS NULL)",
-                params![],
+                 AND value<coalesce((SELECT min(bid) FROM activations WHERE closed_at IS NULL), ?1)",
+                params![tx.bid],
             )?;
             tx.recover_rest(deaths.last().map(|d| d.death), info.threshold, &mut r)?;
             // The stops that made these marks are over.
