@@ -71,7 +71,8 @@ pub struct Started {
 /// What went wrong with an agent, told to the sender as the turn's error.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Failure {
-    /// Stable word: `agent_start`, `agent_died`, `agent_error`, `agent_refused`, `timeout`.
+    /// Stable word: `agent_start`, `agent_option`, `auth_required`, `agent_died`, `agent_error`, `agent_refused`,
+    /// `timeout`.
     pub code: &'static str,
     /// For people: `what: why`, with the exit status and the tail of stderr where there is one.
     pub message: String,

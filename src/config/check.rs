@@ -9,8 +9,8 @@ use std::time::Duration;
 use super::locate::join;
 use super::raw::RawAgent;
 use super::text::duration_text;
-use super::{Agent, AgentKind, Config, Confine, DEFAULT_AGENT, Keep, LEAST_CONFINEMENT, PermissionPolicy};
-use crate::model::names;
+use super::{Agent, AgentKind, Config, Confine, DEFAULT_AGENT, Keep, LEAST_CONFINEMENT, McpServer, PermissionPolicy};
+use crate::model::{names, offers};
 
 /// The least time between the stop's phases and its deadline.
 const SLACK: Duration = Duration::from_secs(1);
@@ -32,6 +32,8 @@ const MOST_CONFINEMENT: u32 = 1000;
 const NOT_CONFINED: [&str; 7] = ["bwrap", "podman", "unshare", "firejail", "flatpak", "sudo", "su"];
 /// Each is a rule of every start.
 const MOST_PLACES: usize = 256;
+/// Given with every session.
+const MOST_INSTRUCTIONS: usize = 64 << 10;
 
 type Check = Result<(), (String, String)>;
 
@@ -206,23 +208,94 @@ fn one_agent(a: &Agent, given: Option<&RawAgent>) -> Check {
         }
         names::Home::Own(_) | names::Home::No => {}
     }
-    let args = a.command.iter().skip(1).map(|text| ("command", text));
-    let env = a.env.values().map(|text| ("env", text));
-    for (of, text) in [("cwd", &a.cwd)].into_iter().chain(args).chain(env) {
-        if let Some(word) = names::unknown(text) {
-            let known = names::KNOWN.map(|name| format!("{{{name}}}")).join(", ");
-            return fail(key(of), format!("{text:?}: {{{word}}} is not known, only {known}"));
-        }
-    }
-    for name in a.env.keys().chain(&a.env_pass) {
-        if name.is_empty() || name.contains(['=', '\0']) {
-            let of = if a.env.contains_key(name) { "env" } else { "env_pass" };
-            return fail(key(of), format!("{name:?} is not the name of a variable"));
-        }
+    known_names([&a.cwd], &key("cwd"))?;
+    known_names(a.command.iter().skip(1), &key("command"))?;
+    variables(&a.env, &key("env"))?;
+    for name in &a.env_pass {
+        variable(name, &key("env_pass"))?;
     }
     bounds(a, &key)?;
-    if let Some((name, _)) = a.env.iter().find(|(_, v)| v.contains('\0')) {
-        return fail(key("env"), format!("the value of {name} has a NUL byte"));
+    offers(a, &key)?;
+    for (name, server) in &a.mcp {
+        mcp_server(server, name, &join(&key("mcp"), name))?;
+    }
+    Ok(())
+}
+
+/// Texts in which the names of a session are known.
+fn known_names<'t>(texts: impl IntoIterator<Item = &'t String>, key: &str) -> Check {
+    for text in texts {
+        if let Some(word) = names::unknown(text) {
+            let known = names::KNOWN.map(|name| format!("{{{name}}}")).join(", ");
+            return fail(key, format!("{text:?}: {{{word}}} is not known, only {known}"));
+        }
+    }
+    Ok(())
+}
+
+fn variable(name: &str, key: &str) -> Check {
+    if name.is_empty() || name.contains(['=', '\0']) {
+        return fail(key, format!("{name:?} is not the name of a variable"));
+    }
+    Ok(())
+}
+
+fn variables(env: &BTreeMap<String, String>, key: &str) -> Check {
+    known_names(env.values(), key)?;
+    for (name, value) in env {
+        variable(name, key)?;
+        if value.contains('\0') {
+            return fail(key, format!("the value of {name} has a NUL byte"));
+        }
+    }
+    Ok(())
+}
+
+/// What is chosen of the offers of an agent that speaks the protocol, and what its sessions are given.
+fn offers(a: &Agent, key: &dyn Fn(&str) -> String) -> Check {
+    for id in [offers::MODE, offers::MODEL] {
+        if a.kind == AgentKind::Acp && a.options.contains_key(id) {
+            return fail(join(&key("options"), id), format!("is a key of its own: write {id} = …"));
+        }
+    }
+    if a.system_prompt.len() > MOST_INSTRUCTIONS {
+        let why = format!("{} bytes; at most {MOST_INSTRUCTIONS}", a.system_prompt.len());
+        return fail(key("system_prompt"), why);
+    }
+    for (name, many) in [("options", a.options.len()), ("mcp", a.mcp.len())] {
+        if many > MOST_PLACES {
+            return fail(key(name), format!("{many} of them; at most {MOST_PLACES}"));
+        }
+    }
+    Ok(())
+}
+
+/// One server of tools.
+fn mcp_server(server: &McpServer, name: &str, at: &str) -> Check {
+    let key = |of: &str| join(at, of);
+    if name.is_empty() || name.chars().any(char::is_control) {
+        return fail(at, "its name must not be empty or have control characters");
+    }
+    match (server.command.first().is_some_and(|program| !program.is_empty()), server.url.is_empty()) {
+        (true, true) => {}
+        (false, false) if !server.url.starts_with("http://") && !server.url.starts_with("https://") => {
+            let plain = server.url.rsplit('@').next().unwrap_or_default();
+            return fail(key("url"), format!("{plain:?}: an http:// or https:// URL"));
+        }
+        (false, false) => {}
+        (true, false) => return fail(key("url"), "it has a command already: one of the two"),
+        (false, true) => return fail(at, "needs a command or a url"),
+    }
+    if server.command.iter().any(|part| part.contains('\0')) {
+        return fail(key("command"), "has a NUL byte");
+    }
+    known_names(server.command.iter().skip(1), &key("command"))?;
+    variables(&server.env, &key("env"))?;
+    for (name, value) in &server.headers {
+        let bad = |c: char| c.is_control() || !c.is_ascii();
+        if name.is_empty() || name.contains(|c: char| bad(c) || c == ':' || c == ' ') || value.contains(bad) {
+            return fail(key("headers"), format!("{name:?} is no header"));
+        }
     }
     Ok(())
 }
@@ -269,11 +342,18 @@ fn kind_has_its_keys(a: &Agent, given: Option<&RawAgent>, key: &dyn Fn(&str) -> 
 /// The given keys that belong to some kinds only.
 fn kind_keys(given: &RawAgent) -> Vec<(&'static str, &'static [AgentKind])> {
     const PROCESS: &[AgentKind] = &[AgentKind::Acp, AgentKind::Exec];
+    const SESSION: &[AgentKind] = &[AgentKind::Acp];
     use AgentKind::{Acp, Echo, Exec, Lua, Openai};
-    let all: [(bool, &'static str, &'static [AgentKind]); 15] = [
+    let all: [(bool, &'static str, &'static [AgentKind]); 21] = [
         (given.command.is_some(), "command", &[Acp, Exec]),
         (given.url.is_some(), "url", &[Openai]),
-        (given.model.is_some(), "model", &[Openai]),
+        (given.model.is_some(), "model", &[Acp, Openai]),
+        (given.mode.is_some(), "mode", SESSION),
+        (given.options.is_some(), "options", SESSION),
+        (given.consent.is_some(), "consent", SESSION),
+        (given.authenticate.is_some(), "authenticate", SESSION),
+        (given.system_prompt.is_some(), "system_prompt", SESSION),
+        (given.mcp.is_some(), "mcp", SESSION),
         (given.api_key_file.is_some(), "api_key_file", &[Openai]),
         (given.history.is_some(), "history", &[Acp, Openai]),
         (given.handler.is_some(), "handler", &[Lua]),

@@ -224,7 +224,53 @@ pub static KEYS: &[KeyDoc] = &[
          \"wait\" waits for the next message. The default is \"resume\" for acp and \"rerun\" for the others.",
     ),
     shown("agent.*.url", "\"\"", "\"http://127.0.0.1:8080/v1\"", "openai: requests go to URL/chat/completions."),
-    shown("agent.*.model", "\"\"", "\"my-model\"", "openai: the model's name."),
+    shown(
+        "agent.*.model",
+        "\"\"",
+        "\"my-model\"",
+        "openai: the model's name. acp: the model of each session, by the agent's own id or name for it.",
+    ),
+    shown(
+        "agent.*.mode",
+        "\"\"",
+        "\"ask\"",
+        "acp: the mode of each session, by the agent's own id or name for it; set again whenever a session is reopened. One \
+         that the agent does not have fails the start (agent_option) with a list of those that it has. The same holds for \
+         model and options.",
+    ),
+    shown(
+        "agent.*.options",
+        "{}",
+        "{ effort = \"high\" }",
+        "acp: further options of each session, by the agent's own ids: one of the agent's values, or true or false.",
+    ),
+    absent(
+        "agent.*.consent",
+        "\"required\"",
+        "acp: what an agent meets whose mode is known to ask nobody before it acts. \"required\": that is told, in the log and \
+         to the sender (asks_nobody). \"strict\": it is not started.",
+    ),
+    shown(
+        "agent.*.authenticate",
+        "\"\"",
+        "\"api-key\"",
+        "acp: the login method that the agent is told to use before a session is opened. Without it, an agent that wants a \
+         login is told to use a method of its own whose variables are all set in its environment.",
+    ),
+    shown(
+        "agent.*.system_prompt",
+        "\"\"",
+        "\"Answer in one sentence.\"",
+        "acp: instructions that are added to the agent's own, where the agent takes any.",
+    ),
+    shown(
+        "agent.*.mcp",
+        "{}",
+        "{ files = { command = [\"my-mcp\", \"--read-only\"] } }",
+        "acp: tools for each session by the Model Context Protocol, a table for each: command and env of a program that the \
+         agent starts, or url and headers of a server, where the agent takes those. {slug}, {key}, {hash} and {id} are known \
+         in arguments and env.",
+    ),
     absent(
         "agent.*.api_key_file",
         "\"/etc/ostler/api-key\"",
@@ -390,7 +436,7 @@ pub(super) fn flat(c: &Config) -> BTreeMap<String, String> {
         let at = super::locate::join("agent", &agent.name);
         put!(out, at, agent, Agent {
             kind, command, cwd, env, env_pass, max_processes, start_timeout, start_retries, turn_timeout, silence_timeout, permission,
-            permission_timeout, on_interrupt, url, model, api_key_file, history, handler, delay, memory, processes,
+            permission_timeout, on_interrupt, url, model, mode, options, consent, authenticate, system_prompt, mcp, api_key_file, history, handler, delay, memory, processes,
             cpu, cpu_weight, confine, write, confine_required, confine_abi; name
         });
     }

@@ -28,7 +28,8 @@ mod show;
 mod text;
 
 pub use crate::model::keep_policy::Keep;
-pub use crate::model::settings::{Budget, Busy, Confine, OnInterrupt, Resume};
+use crate::model::offers::Pick;
+pub use crate::model::settings::{Budget, Busy, Confine, Consent, OnInterrupt, Resume};
 pub use check::{is_unseen, open_secrets};
 pub use keys::{KEYS, KeyDoc, diff, needs_restart};
 pub use paths::{Paths, find_file};
@@ -241,8 +242,26 @@ pub struct Agent {
     pub on_interrupt: OnInterrupt,
     /// openai
     pub url: String,
-    /// openai
+    /// openai, acp: the model; for acp by the agent's own id or name, empty: the agent's.
     pub model: String,
+    /// acp: the mode of each session, by the agent's own id or name; empty: the agent's.
+    #[serde(default)]
+    pub mode: String,
+    /// acp: options of each session, by the agent's own ids.
+    #[serde(default)]
+    pub options: BTreeMap<String, Pick>,
+    /// acp: what an agent in a mode that asks nobody meets.
+    #[serde(default)]
+    pub consent: Option<Consent>,
+    /// acp: the method by which it is logged in; empty: none, or one whose variables are all set.
+    #[serde(default)]
+    pub authenticate: String,
+    /// acp: instructions that are added to the agent's own, where it takes any.
+    #[serde(default)]
+    pub system_prompt: String,
+    /// acp: tools for each session, by name.
+    #[serde(default)]
+    pub mcp: BTreeMap<String, McpServer>,
     /// openai
     pub api_key_file: Option<PathBuf>,
     /// openai, and acp when it lost the session; bytes.
@@ -267,6 +286,20 @@ pub struct Agent {
     pub confine_required: bool,
     /// acp, exec: the least version of Landlock that `confine_required` is content with.
     pub confine_abi: u32,
+}
+
+/// `[agent.NAME.mcp.NAME]`: a server of the Model Context Protocol, which the agent starts or connects to.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct McpServer {
+    /// The program and its arguments; else a URL is given.
+    pub command: Vec<String>,
+    /// The program's environment.
+    pub env: BTreeMap<String, String>,
+    /// Where it listens.
+    pub url: String,
+    /// Sent with each request to it.
+    pub headers: BTreeMap<String, String>,
 }
 
 /// `[[route]]`
@@ -456,6 +489,12 @@ impl Agent {
             on_interrupt: if kind == AgentKind::Acp { OnInterrupt::Resume } else { OnInterrupt::Rerun },
             url: String::new(),
             model: String::new(),
+            mode: String::new(),
+            options: BTreeMap::new(),
+            consent: None,
+            authenticate: String::new(),
+            system_prompt: String::new(),
+            mcp: BTreeMap::new(),
             api_key_file: None,
             history: 64 << 10,
             handler: String::new(),

@@ -10,9 +10,10 @@ use serde::Deserialize;
 
 use super::text::{duration, json_table, size, some_duration, some_maybe, some_percent, some_size};
 use super::{
-    Agent, AgentKind, Agents, Budget, Config, Confine, DEFAULT_AGENT, Daemon, Hooks, Http, Maybe, OnInterrupt,
-    PermissionPolicy, Retention, Route, Sessions,
+    Agent, AgentKind, Agents, Budget, Config, Confine, Consent, DEFAULT_AGENT, Daemon, Hooks, Http, Maybe, McpServer,
+    OnInterrupt, PermissionPolicy, Retention, Route, Sessions,
 };
+use crate::model::offers::Pick;
 
 /// `[shutdown]` as it stands in the file.
 #[derive(Deserialize)]
@@ -123,6 +124,12 @@ pub struct RawAgent {
     pub on_interrupt: Option<OnInterrupt>,
     pub url: Option<String>,
     pub model: Option<String>,
+    pub mode: Option<String>,
+    pub options: Option<BTreeMap<String, Pick>>,
+    pub consent: Option<Consent>,
+    pub authenticate: Option<String>,
+    pub system_prompt: Option<String>,
+    pub mcp: Option<BTreeMap<String, McpServer>>,
     pub api_key_file: Option<PathBuf>,
     #[serde(deserialize_with = "some_size")]
     pub history: Option<u64>,
@@ -209,6 +216,12 @@ fn agent(name: &str, given: &RawAgent) -> Agent {
         on_interrupt: given.on_interrupt.unwrap_or(d.on_interrupt),
         url: given.url.clone().unwrap_or(d.url),
         model: given.model.clone().unwrap_or(d.model),
+        mode: given.mode.clone().unwrap_or(d.mode),
+        options: given.options.clone().unwrap_or(d.options),
+        consent: given.consent.or(d.consent),
+        authenticate: given.authenticate.clone().unwrap_or(d.authenticate),
+        system_prompt: given.system_prompt.clone().unwrap_or(d.system_prompt),
+        mcp: given.mcp.clone().unwrap_or(d.mcp),
         api_key_file: given.api_key_file.clone().or(d.api_key_file),
         history: given.history.unwrap_or(d.history),
         handler: given.handler.clone().unwrap_or(d.handler),

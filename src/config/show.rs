@@ -3,6 +3,7 @@
 //! Owns the decision which values are secrets and are not shown. It must not read files: a secret's file is named, not
 //! opened.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
@@ -10,7 +11,10 @@ use toml::{Table, Value};
 
 use super::login::without_login;
 use super::text::duration_text;
-use super::{Agent, AgentKind, Agents, Budget, Config, Daemon, Hooks, Http, Maybe, Retention, Route, Sessions};
+use super::{
+    Agent, AgentKind, Agents, Budget, Config, Daemon, Hooks, Http, Maybe, McpServer, Retention, Route, Sessions,
+};
+use crate::model::offers::Pick;
 
 /// The text in place of a secret.
 const HIDDEN: &str = "(not shown)";
@@ -130,6 +134,12 @@ fn agent(a: &Agent) -> Value {
         on_interrupt,
         url,
         model,
+        mode,
+        options,
+        consent,
+        authenticate,
+        system_prompt,
+        mcp,
         api_key_file,
         history,
         handler,
@@ -165,6 +175,15 @@ fn agent(a: &Agent) -> Value {
             ("on_interrupt", Some(text(on_interrupt.as_str()))),
             ("url", some(&without_login(url))),
             ("model", some(model)),
+            ("mode", some(mode)),
+            ("options", (!options.is_empty()).then(|| table(options.iter().map(|(id, w)| (id.as_str(), pick(w)))))),
+            ("consent", consent.map(|c| text(c.as_str()))),
+            ("authenticate", some(authenticate)),
+            ("system_prompt", some(system_prompt)),
+            (
+                "mcp",
+                (!mcp.is_empty()).then(|| table(mcp.iter().map(|(name, server)| (name.as_str(), mcp_server(server))))),
+            ),
             ("api_key_file", api_key_file.as_deref().map(path)),
             ("history", matches!(kind, AgentKind::Acp | AgentKind::Openai).then(|| size(*history))),
             ("handler", some(handler)),
@@ -181,6 +200,25 @@ fn agent(a: &Agent) -> Value {
         .into_iter()
         .filter_map(|(k, v)| Some((k, v?))),
     )
+}
+
+fn pick(pick: &Pick) -> Value {
+    match pick {
+        Pick::Switch(on) => Value::Boolean(*on),
+        Pick::Value(value) => text(value),
+    }
+}
+
+fn mcp_server(server: &McpServer) -> Value {
+    let McpServer { command, env, url, headers } = server;
+    let hidden = |all: &BTreeMap<String, String>| table(all.keys().map(|name| (name.as_str(), text(HIDDEN))));
+    let command = Value::Array(arguments(command).iter().map(|s| text(s)).collect());
+    let own = if url.is_empty() {
+        [("command", command), ("env", hidden(env))]
+    } else {
+        [("url", text(&without_login(url))), ("headers", hidden(headers))]
+    };
+    table(own)
 }
 
 /// A command's arguments without secrets: the value of `--api-key=…`, the argument after `--token`, logins in URLs.

@@ -35,7 +35,7 @@ fn the_contracts_example_parses() {
     assert_eq!(c.hooks.dir, Some("/etc/ostler/hooks.d".into()));
     // The table shows the keys of every kind at once: those of other kinds are told, not refused.
     let told: Vec<_> = c.warnings.iter().map(|w| w.split(": ").nth(1).unwrap()).collect();
-    assert_eq!(told, ["url", "model", "api_key_file", "handler", "delay"].map(|k| format!("agent.default.{k}")));
+    assert_eq!(told, ["url", "api_key_file", "handler", "delay"].map(|k| format!("agent.default.{k}")));
     assert!(c.warnings[0].starts_with("/etc/ostler/ostler.toml:62: agent.default.url: "), "{}", c.warnings[0]);
 }
 
@@ -54,6 +54,9 @@ fn every_key_of_the_table_parses_with_its_default() {
                 "url" | "model" | "api_key_file" => "kind = \"openai\"\nmodel = \"m\"\nurl = \"http://h\"",
                 "handler" => "kind = \"lua\"",
                 "history" => "kind = \"acp\"\ncommand = [\"a\"]",
+                "mode" | "options" | "consent" | "authenticate" | "system_prompt" | "mcp" => {
+                    "kind = \"acp\"\ncommand = [\"a\"]"
+                }
                 "memory" | "processes" | "cpu" | "cpu_weight" | "confine" | "write" | "confine_required"
                 | "confine_abi"
                     if section == "agent.*" =>
@@ -211,6 +214,49 @@ const BAD: &[(&str, usize, &str, &str)] = &[
     ("[agent.a]\nkind = \"openai\"\nurl = \"http://h\"", 1, "agent.a.model", "needs the model's name"),
     ("[agent.a]\nkind = \"lua\"", 1, "agent.a.handler", "needs a file"),
     ("[agent.a]\nkind = \"lua\"\nhandler = \"../x.lua\"", 3, "agent.a.handler", "below `agents`"),
+    ("[agent.a]\nmode = \"ask\"", 1, "agent.a.kind", "is missing (`mode` is for acp)"),
+    ("[agent.a]\nkind = \"acp\"\ncommand = [\"a\"]\nmode = 1", 4, "agent.a.mode", "invalid type"),
+    (
+        "[agent.a]\nkind = \"acp\"\ncommand = [\"a\"]\noptions = { mode = \"x\" }",
+        4,
+        "agent.a.options.mode",
+        "write mode = ",
+    ),
+    (
+        "[agent.a]\nkind = \"acp\"\ncommand = [\"a\"]\noptions = { effort = 3 }",
+        4,
+        "agent.a.options.effort",
+        "a text, or true or false",
+    ),
+    ("[agent.a]\nkind = \"acp\"\ncommand = [\"a\"]\nconsent = \"yes\"", 4, "agent.a.consent", "expected `required` or"),
+    ("[agent.a]\nkind = \"acp\"\ncommand = [\"a\"]\nauthenticate = []", 4, "agent.a.authenticate", "invalid type"),
+    ("[agent.a]\nkind = \"acp\"\ncommand = [\"a\"]\nsystem_prompt = 1", 4, "agent.a.system_prompt", "invalid type"),
+    ("[agent.a]\nkind = \"acp\"\ncommand = [\"a\"]\n[agent.a.mcp.b]", 4, "agent.a.mcp.b", "needs a command or a url"),
+    (
+        "[agent.a]\nkind = \"acp\"\ncommand = [\"a\"]\n[agent.a.mcp.b]\nurl = \"h\"",
+        5,
+        "agent.a.mcp.b.url",
+        "an http:// or",
+    ),
+    (
+        "[agent.a]\nkind = \"acp\"\ncommand = [\"a\"]\n[agent.a.mcp.b]\ncommand = [\"c\"]\nurl = \"http://h\"",
+        6,
+        "agent.a.mcp.b.url",
+        "one of the two",
+    ),
+    (
+        "[agent.a]\nkind = \"acp\"\ncommand = [\"a\"]\n[agent.a.mcp.b]\ncommand = [\"c\", \"{kee}\"]",
+        5,
+        "agent.a.mcp.b.command",
+        "{kee} is not known",
+    ),
+    ("[agent.a]\nkind = \"acp\"\ncommand = [\"a\"]\n[agent.a.mcp.b]\ncmd = [\"c\"]", 5, "agent.a.mcp.b.cmd", "unknown"),
+    (
+        "[agent.a]\nkind = \"acp\"\ncommand = [\"a\"]\n[agent.a.mcp.b]\nurl = \"http://h\"\nheaders = { \"a b\" = \"x\" }",
+        6,
+        "agent.a.mcp.b.headers",
+        "is no header",
+    ),
     ("[agent.a]\nkind = \"robot\"", 2, "agent.a.kind", "expected one of `acp`"),
     ("[agent.a]\nkid = \"acp\"", 2, "agent.a.kid", "unknown key"),
     ("[agent.\"a b\"]\nmax_processes = 0", 2, "agent.\"a b\".max_processes", "at least 1"),

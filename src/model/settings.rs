@@ -52,6 +52,16 @@ string_enum! {
     }
 }
 
+string_enum! {
+    /// What an agent's session must be for it to be asked for leave: an agent in a mode that asks nobody.
+    Consent {
+        /// It is told.
+        Required = "required",
+        /// It is not started.
+        Strict = "strict",
+    }
+}
+
 impl Confine {
     /// What the kernel does not enforce of it with this version of Landlock (0: none), in words: what an agent may do in
     /// spite of it.

@@ -7,3 +7,4 @@ mod host;
 mod odd;
 mod openai;
 mod process;
+mod settings;

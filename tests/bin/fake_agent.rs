@@ -17,6 +17,10 @@
 //!   --bad-version      speaks protocol version 2
 //!   --banner           prints text to stdout before it speaks
 //!   --auth             wants a login for a session
+//!   --login NAME       wants one, and knows the methods `by-variable` (by the variable NAME), `by-hand` and `terminal`
+//!   --settings         has modes, models and options: tests/bin/fake_agent/settings.rs
+//!   --refuses-mode     but refuses to change the mode
+//!   --http --instructions   takes tools over HTTP, instructions
 //!   --unknown-refuses  a prompt of an unknown session is answered with `refusal` instead of -32002
 //!   --exec             a command instead: tests/bin/fake_agent/exec.rs
 //! $FAKE_AGENT_STATE names a directory in which its sessions live on; without it they die with the process.
@@ -59,6 +63,8 @@
 //!   recall             says how many prompts of this session came before: `prompts before: N`
 //!   echo-context       says all blocks of the prompt, each in a line `[TEXT]`
 //!   wait-file PATH     until PATH (a FIFO) can be opened for reading, or a cancel
+//!   settings           says what is chosen in the session, and what it was set up with
+//!   switch MODE        changes the mode by itself
 //!   env NAME, cwd, pid says what it has; `env` alone says all of it
 //!   ask METHOD         asks the client for METHOD and says the error's code
 // What it leaves behind is the point of it.
@@ -78,6 +84,10 @@ use serde_json::{Value, json};
 mod diary;
 #[path = "fake_agent/exec.rs"]
 mod exec;
+#[path = "fake_agent/settings.rs"]
+mod settings;
+
+use settings::Settings;
 
 const COMMANDS: &[&str] = &[
     "say",
@@ -125,6 +135,8 @@ const COMMANDS: &[&str] = &[
     "recall",
     "echo-context",
     "wait-file",
+    "settings",
+    "switch",
     "env",
     "cwd",
     "pid",
@@ -152,6 +164,9 @@ struct Agent {
     sender: Sender<Input>,
     state: Option<PathBuf>,
     sessions: HashMap<String, Vec<String>>,
+    settings: HashMap<String, Settings>,
+    /// The method by which it was told to log in.
+    login: Option<String>,
     requests: i64,
     ended: bool,
     late: Vec<Value>,
@@ -195,6 +210,8 @@ fn main() {
         sender,
         state,
         sessions: HashMap::new(),
+        settings: HashMap::new(),
+        login: None,
         requests: 0,
         ended: false,
         late: Vec::new(),
@@ -229,9 +246,14 @@ impl Agent {
         self.args.iter().any(|a| a == flag)
     }
 
-    fn number(&self, flag: &str) -> Option<u64> {
+    /// What follows a flag.
+    fn word(&self, flag: &str) -> Option<&String> {
         let at = self.args.iter().position(|a| a == flag)?;
-        self.args.get(at + 1)?.parse().ok()
+        self.args.get(at + 1)
+    }
+
+    fn number(&self, flag: &str) -> Option<u64> {
+        self.word(flag)?.parse().ok()
     }
 
     fn serve(&mut self) {
@@ -239,10 +261,28 @@ impl Agent {
             let (id, params) = (message["id"].clone(), message["params"].clone());
             match message["method"].as_str() {
                 Some("initialize") => self.initialize(&id),
-                Some("session/new") if self.has("--auth") => fail(&id, -32000, "Authentication required"),
+                Some("authenticate") => match params["methodId"].as_str().unwrap() {
+                    "by-hand" => fail(&id, -32603, "nobody is there"),
+                    method => {
+                        self.login = Some(method.to_string());
+                        answer(&id, json!({}));
+                    }
+                },
+                Some("session/new") if self.has("--auth") || self.has("--login") && self.login.is_none() => {
+                    fail(&id, -32000, "Authentication required");
+                }
+                Some("session/set_mode") if self.has("--refuses-mode") => fail(&id, -32602, "not while it rains"),
+                Some(method @ ("session/set_mode" | "session/set_model" | "session/set_config_option")) => {
+                    let session = params["sessionId"].as_str().unwrap_or_default();
+                    match self.settings.get_mut(session).and_then(|s| s.change(method, &params)) {
+                        Some(result) => answer(&id, result),
+                        None => fail(&id, -32601, method),
+                    }
+                }
                 Some("session/new") => {
                     let session = self.new_session();
-                    send(&json!({ "jsonrpc": "2.0", "id": id, "result": { "sessionId": session } }));
+                    let result = self.set_up(&session, &params, json!({ "sessionId": session }));
+                    send(&json!({ "jsonrpc": "2.0", "id": id, "result": result }));
                     update(&session, json!({ "sessionUpdate": "available_commands_update", "availableCommands": [] }));
                 }
                 Some(method @ ("session/load" | "session/resume")) => self.reopen(method, &id, &params),
@@ -294,15 +334,36 @@ impl Agent {
                 session.insert(name.into(), json!({}));
             }
         }
+        if self.has("--instructions") {
+            session.insert("systemPrompt".into(), json!({}));
+        }
         let version = if self.has("--bad-version") { 2 } else { 1 };
+        let methods = match self.word("--login") {
+            Some(name) => json!([
+                { "id": "terminal", "name": "In a terminal", "type": "terminal" },
+                { "id": "by-hand", "name": "By hand" },
+                { "id": "by-variable", "name": "By variable", "type": "env_var", "vars": [{ "name": name }] },
+            ]),
+            None => json!([]),
+        };
         answer(
             id,
             json!({
                 "protocolVersion": version,
                 "agentInfo": { "name": "ostler-fake-agent", "version": "1" },
-                "agentCapabilities": { "loadSession": !self.has("--no-load"), "sessionCapabilities": session },
+                "agentCapabilities": { "loadSession": !self.has("--no-load"), "sessionCapabilities": session,
+                    "mcpCapabilities": { "http": self.has("--http") } },
+                "authMethods": methods,
             }),
         );
+    }
+
+    /// A session is opened so: completes the answer.
+    fn set_up(&mut self, session: &str, params: &Value, answer: Value) -> Value {
+        let settings = Settings::new(params);
+        let answer = if self.has("--settings") { settings.told(answer) } else { answer };
+        self.settings.insert(session.to_string(), settings);
+        answer
     }
 
     fn new_session(&mut self) -> String {
@@ -348,8 +409,9 @@ impl Agent {
                         say(&session, "replayed");
                     }
                 }
+                let result = self.set_up(&session, params, json!({}));
                 self.sessions.insert(session, prompts);
-                answer(id, json!({}));
+                answer(id, result);
             }
             None if self.has("--resume-other") && method == "session/resume" => {
                 let other = self.new_session();
@@ -448,6 +510,16 @@ impl Agent {
                 { "content": "first", "priority": "high", "status": "in_progress" },
                 { "content": "second", "priority": "low", "status": "pending" } ] }),
             ),
+            "settings" => {
+                let login = self.login.clone().unwrap_or_default();
+                say(session, &format!("{}{login}", self.settings.get(session).map(Settings::text).unwrap_or_default()));
+            }
+            "switch" => {
+                if let Some(settings) = self.settings.get_mut(session) {
+                    settings.set_mode(rest);
+                }
+                update(session, json!({ "sessionUpdate": "current_mode_update", "currentModeId": rest }));
+            }
             "usage" => update(session, json!({ "sessionUpdate": "usage_update", "used": 16, "size": 1000 })),
             "tool" => return self.tool(session, if rest.is_empty() { "tc-1" } else { rest }),
             "tool-open" => update(

@@ -703,3 +703,21 @@ fn an_agents_signals_are_plain() {
         assert_eq!(d.stop(), 0);
     }
 }
+
+/// What the configuration chooses for an agent's sessions holds after a restart that ends it, too; what the agent does not
+/// offer fails the message with a list of what it does.
+#[test]
+fn a_mode_is_chosen() {
+    let settings = "mode = \"ask\"\nmodel = \"small\"\noptions = { fast = true }\n";
+    let memory = "env = { FAKE_AGENT_STATE = \"@DIR@/memory\" }\n";
+    let mut d = Daemon::new().config(&fake(&["--settings"], &format!("{settings}{memory}"))).start();
+    assert_eq!(d.send("local:a", "settings"), "ask small low true [] ");
+    assert_eq!(d.stop(), 0);
+    d.boot();
+    assert_eq!(d.send("local:a", "settings"), "ask small low true [] ");
+    assert_eq!(d.send("local:a", "recall"), "prompts before: 2", "the same session of the agent's");
+    assert_eq!(d.stop(), 0);
+    let mut d = Daemon::new().config(&fake(&["--settings"], "mode = \"plan\"")).start();
+    assert_fails(&d, "x", "agent_option", "agent default: there is no mode \"plan\", only: auto, ask, yolo");
+    assert_eq!(d.stop(), 0);
+}

@@ -3,8 +3,9 @@
 //! Owns the process, the agent's session and the turn's protocol. It must not know the store or the API. Everything
 //! runs on the worker's thread, which waits for the pipes, the exit and its letters together.
 //!
-//! Reading order: [`wire`] is lines and JSON-RPC, [`client`] a connection, [`session`] the handshake and its checks,
-//! [`turn`] the agent's updates, [`running`] the stages of a turn. This file is the agent: start, begin, idle, close.
+//! Reading order: [`wire`] is lines and JSON-RPC, [`client`] a connection, [`session`] the handshake and its checks with
+//! [`login`], [`live`] a running agent, [`offers`] what is chosen in its session, [`turn`] the updates, [`running`] the
+//! stages of a turn. This file is the agent: start, begin, idle, close.
 //!
 //! A prompt ends in one of four ways: the agent answers; the agent dies; the agent answers a cancel (with a result or
 //! an error: agents do both); or it does not answer the cancel, and its process is ended. The agent lives on only after
@@ -14,19 +15,24 @@
 use std::collections::{BTreeMap, HashSet};
 use std::time::{Duration, Instant};
 
-use serde_json::{Value, json};
-
 use super::json::Raw;
 use super::process::{Launch, Process, Rung};
 use super::{
     Agent, Answer, Continuity, Failure, Host, Interrupt, Mark, Outlived, Progress, Prompt, Said, Started, Watch,
 };
 use crate::config;
+use crate::model::offers::{MODE, MODEL, Pick};
 use client::{CallError, Client, Event, SavedClient};
+use live::Live;
+use offers::Picks;
 use running::{End, Running, SavedRunning, Step};
 use session::{Capabilities, SessionRequest, Trouble};
+use wire::v1;
 
 mod client;
+mod live;
+mod login;
+mod offers;
 mod running;
 mod session;
 mod turn;
@@ -56,6 +62,10 @@ pub struct Acp {
     env: BTreeMap<String, String>,
     env_pass: Vec<String>,
     history: u64,
+    authenticate: String,
+    instructions: String,
+    servers: BTreeMap<String, config::McpServer>,
+    picks: Picks,
     live: Option<Live>,
     /// The agent has lost the conversation: the next prompt carries it.
     forgot: bool,
@@ -86,37 +96,11 @@ struct Saved {
     lacks: Option<String>,
     reopen_failures: u32,
     running: Option<SavedRunning>,
-}
-
-/// A running agent.
-#[derive(Debug)]
-struct Live {
-    client: Client,
-    can: Capabilities,
-    session: String,
-    /// There is proof beyond the agent's answer that it knows the session.
-    proven: bool,
-    /// The session changed within a turn: the worker must be told its id by a `start`.
-    changed: bool,
-    /// The first event of work that the agent began between turns; it gets a turn of its own. Nothing after it has been
-    /// read.
-    own: Option<Event>,
-    /// The place of that event in the agent's output.
-    own_at: Option<(u64, usize)>,
-}
-
-impl Live {
-    /// Whether an event shows work that the agent began by itself: an update of its session, or a permission request.
-    fn is_own_work(&self, event: &Event) -> bool {
-        match event {
-            Event::Request(_, method, _) => method == "session/request_permission",
-            Event::Notification(method, params) if method == "session/update" => {
-                let [id, update] = Raw::of(params).fields(["sessionId", "update"]);
-                id.string().is_none_or(|id| id == self.session) && session::is_own_words(update)
-            }
-            _ => false,
-        }
-    }
+    /// The agent's own name, and why it asks nobody, if it does.
+    #[serde(default)]
+    agent: String,
+    #[serde(default)]
+    silent: Option<String>,
 }
 
 /// Why a start failed.
@@ -138,6 +122,10 @@ impl Acp {
             env: config.env.clone(),
             env_pass: config.env_pass.clone(),
             history: config.history,
+            authenticate: config.authenticate.clone(),
+            instructions: config.system_prompt.clone(),
+            servers: config.mcp.clone(),
+            picks: picks(config),
             live: None,
             forgot: false,
             reopen_failures: 0,
@@ -157,14 +145,31 @@ impl Acp {
         (known, had_turns): (Option<&str>, bool),
         until: Instant,
     ) -> Result<(Capabilities, session::Opened), Failure> {
-        let can = session::initialize(client, host, until)?;
+        let session::Hello { can, name, methods } = session::initialize(client, host, until)?;
+        if !self.authenticate.is_empty() {
+            login::check(&methods, &self.authenticate)?;
+            login::log_in(client, host, &self.authenticate, until)?;
+        }
         let cwd = host.identity().cwd.to_string_lossy().into_owned();
         let known = known.filter(|_| self.reopen_failures < REOPEN_FAILURES);
         let unclean = known.is_some() && self.unclean.unwrap_or_else(|| host.left_unclean());
-        let request = SessionRequest { cwd: &cwd, known, had_turns, unclean, history: self.history };
-        match session::open(client, host, can, request, until) {
-            Ok(opened) => {
+        let setup = setup(&self.servers, &self.instructions, can, &cwd);
+        self.tell_left_out(host, can);
+        let request = SessionRequest { setup, known, had_turns, unclean, history: self.history };
+        let mut opened = session::open(client, host, can, request.clone(), until);
+        let method = login::by_variables(&methods, &|name| self.has_variable(name));
+        if let (Err(trouble), Some(method), true) = (&opened, method, self.authenticate.is_empty())
+            && trouble.failure.code == "auth_required"
+        {
+            login::log_in(client, host, method, until)?;
+            opened = session::open(client, host, can, request, until);
+        }
+        match opened {
+            Ok(mut opened) => {
                 self.reopen_failures = 0;
+                opened.offers.agent = name;
+                let of = (opened.id.as_str(), &mut opened.offers);
+                offers::fulfil(client, host, of, &self.picks, until)?;
                 Ok((can, opened))
             }
             Err(Trouble { failure, reopening }) => {
@@ -174,6 +179,23 @@ impl Acp {
                 }
                 Err(failure)
             }
+        }
+    }
+
+    /// Whether a variable is set in the agent's environment.
+    fn has_variable(&self, name: &str) -> bool {
+        let passed = || self.env_pass.iter().any(|passed| passed == name) && std::env::var_os(name).is_some();
+        self.env.contains_key(name) || passed()
+    }
+
+    /// Tells of what the configuration gives to sessions and this agent does not take.
+    fn tell_left_out(&self, host: &dyn Host, can: Capabilities) {
+        let key = &host.identity().key;
+        if !can.instructions && !self.instructions.is_empty() {
+            log::warn!("{key}: agent {} takes no instructions: system_prompt is left out", self.name);
+        }
+        for (name, _) in self.servers.iter().filter(|(_, server)| !can.http && !server.url.is_empty()) {
+            log::warn!("{key}: agent {} takes no tools over HTTP: mcp.{name} is left out", self.name);
         }
     }
 
@@ -198,9 +220,9 @@ impl Acp {
                 self.forgot = opened.continuity == Continuity::Lost;
                 self.lacks = opened.lacks;
                 let started = Started { agent_session: Some(opened.id.clone()), continuity: opened.continuity };
-                let proven = opened.proven;
-                self.live =
-                    Some(Live { client, can, session: opened.id, proven, changed: false, own: None, own_at: None });
+                let mut live = Live::new(client, can, opened.id);
+                (live.proven, live.offers, live.consent) = (opened.proven, opened.offers, self.picks.consent);
+                self.live = Some(live);
                 match self.ready(host) {
                     Ok(()) => Ok(started),
                     Err(why) => {
@@ -213,7 +235,8 @@ impl Acp {
                 let (rung, until) = hurry(host.interrupt());
                 end_process(host, client.process, rung, until);
                 let failure = self.named(failure);
-                Err(if failure.code == "auth_required" { Stumble::Final(failure) } else { Stumble::Again(failure) })
+                let is_final = matches!(failure.code, "auth_required" | "agent_option");
+                Err(if is_final { Stumble::Final(failure) } else { Stumble::Again(failure) })
             }
         }
     }
@@ -246,6 +269,8 @@ impl Acp {
             lacks: self.lacks.clone(),
             reopen_failures: self.reopen_failures,
             running: self.running.as_ref().map(Running::saved),
+            agent: live.offers.agent.clone(),
+            silent: live.silent.clone(),
         };
         Some(Mark {
             shim,
@@ -302,6 +327,9 @@ impl Acp {
             match live.client.try_next() {
                 Some(event) if live.is_own_work(&event) => (live.own, live.own_at) = (Some(event), Some(at)),
                 Some(Event::Request(id, method, _)) => live.client.refuse(&id, &method),
+                Some(Event::Notification(method, params)) if method == v1::UPDATE => {
+                    offers::update(&mut live.offers, Raw::of(&params).get("update"));
+                }
                 Some(Event::Gone) => {
                     let how = live.client.process.exit_text().unwrap_or_else(|| "closed its output".to_string());
                     log::warn!(
@@ -341,7 +369,7 @@ impl Acp {
                     }
                 }
                 Event::Request(id, ..) => {
-                    live.client.respond(&id, &turn::outcome(&super::PermissionOutcome::Cancelled));
+                    live.client.respond(&id, &v1::permission(&super::PermissionOutcome::Cancelled));
                     text.push_str("[asked for a permission, which was withdrawn]");
                 }
                 _ => {}
@@ -374,11 +402,20 @@ impl Acp {
         }
         blocks.extend(prompt.context.clone());
         blocks.push(prompt.text.clone());
-        let blocks: Vec<Value> = blocks.into_iter().map(|text| json!({ "type": "text", "text": text })).collect();
         let Some(live) = self.live.as_mut() else {
             return Err(End::Broken(Failure::new("agent_died", "the agent is not running")));
         };
-        let params = json!({ "sessionId": live.session, "prompt": blocks });
+        if renewed {
+            let (calls, missing) = offers::requests(&live.session, &mut live.offers, &self.picks);
+            for (method, params) in calls {
+                let number = live.client.request(method, &params);
+                live.choosing.insert(number);
+            }
+            missing.into_iter().for_each(|why| host.said(Said::Notice("agent_option".into(), why)));
+        }
+        live.tell_consent(host);
+        offers::strictly(&live.offers, &self.picks).map_err(End::Broken)?;
+        let params = v1::prompt(&live.session, blocks);
         let frame = prompt.frame.filter(|_| !renewed);
         let number = match sent {
             // Another daemon has sent it.
@@ -386,7 +423,7 @@ impl Acp {
                 live.client.note_request();
                 live.client.next_number() - 1
             }
-            false => live.client.request_as(frame, "session/prompt", &params),
+            false => live.client.request_as(frame, v1::PROMPT, &params),
         };
         self.running = Some(Running::prompt(prompt, number, renewed, live.changed));
         Ok(())
@@ -417,7 +454,8 @@ impl Acp {
             }
             let end = match end {
                 End::UnknownSession if !running.renewed => {
-                    running.renew(live, host);
+                    let cwd = host.identity().cwd.to_string_lossy().into_owned();
+                    running.renew(live, host, &setup(&self.servers, &self.instructions, live.can, &cwd));
                     continue;
                 }
                 End::Renewed => {
@@ -613,8 +651,10 @@ impl Agent for Acp {
         (highest + 1..=frames).filter(|n| !known.contains(n)).for_each(|n| process.transmit(n, Vec::new()));
         unsent.into_iter().for_each(|(number, bytes)| process.transmit(number, bytes));
         let client = Client::resume(process, (offset, skip), saved.client);
-        let (can, proven, changed) = (saved.can, saved.proven, saved.changed);
-        self.live = Some(Live { client, can, session: saved.session, proven, changed, own: None, own_at: None });
+        let mut live = Live::new(client, saved.can, saved.session);
+        (live.proven, live.changed, live.consent) = (saved.proven, saved.changed, self.picks.consent);
+        (live.offers.agent, live.silent) = (saved.agent, saved.silent);
+        self.live = Some(live);
         (self.forgot, self.lacks, self.reopen_failures) = (saved.forgot, saved.lacks, saved.reopen_failures);
         self.marked_upto = offset;
         let Some(turn) = running else { return Ok(None) };
@@ -644,14 +684,34 @@ impl Agent for Acp {
         }
         if live.can.close {
             let share = (until.saturating_duration_since(Instant::now()) / 4).min(CLOSE_TIME);
-            let params = json!({ "sessionId": live.session });
-            let asked = live.client.call(host, ("session/close", &params), Instant::now() + share, &mut |_, _| {});
+            let params = v1::close(&live.session);
+            let asked = live.client.call(host, (v1::CLOSE, &params), Instant::now() + share, &mut |_, _| {});
             if let Err(CallError::Refused(e)) = asked {
                 log::debug!("{}: session/close: {e}", host.identity().key);
             }
         }
         live.client.process.end(host, Rung::EndOfInput, until)
     }
+}
+
+/// What the configuration picks of each session.
+fn picks(config: &config::Agent) -> Picks {
+    let named = [(MODEL, &config.model), (MODE, &config.mode)].into_iter().filter(|(_, value)| !value.is_empty());
+    let named = named.map(|(id, value)| (id.to_owned(), Pick::Value(value.clone())));
+    let all = named.chain(config.options.iter().map(|(id, pick)| (id.clone(), pick.clone()))).collect();
+    Picks { all, consent: config.consent }
+}
+
+/// What a session of an agent is set up with.
+fn setup<'a>(
+    servers: &'a BTreeMap<String, config::McpServer>,
+    instructions: &'a str,
+    can: Capabilities,
+    cwd: &'a str,
+) -> v1::Setup<'a> {
+    let taken = servers.iter().filter(|(_, server)| can.http || server.url.is_empty());
+    let servers = taken.map(|(name, server)| (name.as_str(), server)).collect();
+    v1::Setup { cwd, servers, instructions: if can.instructions { instructions } else { "" } }
 }
 
 /// The rung to begin with, and the deadline, for a process that must be ended.

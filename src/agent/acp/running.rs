@@ -4,12 +4,13 @@
 
 use std::time::{Duration, Instant};
 
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::client::{CallError, EXIT_AFTER_EOF, Event};
-use super::turn::{self, SavedTurn, Turn};
-use super::wire::{self, Id};
-use super::{Live, session};
+use super::live::Live;
+use super::turn::{SavedTurn, Turn};
+use super::wire::{self, Id, v1};
+use super::{offers, session};
 use crate::agent::json::Raw;
 use crate::agent::{Answer, Failure, Host, Interrupt, PermissionOutcome, Prompt, Said, ToolCall};
 
@@ -158,10 +159,9 @@ impl Running {
     }
 
     /// The agent does not know the session: asks the same process for a new one.
-    pub fn renew(&mut self, live: &mut Live, host: &dyn Host) {
+    pub fn renew(&mut self, live: &mut Live, host: &dyn Host, setup: &v1::Setup<'_>) {
         log::info!("{}: the agent no longer knows session {}", host.identity().key, live.session);
-        let cwd = host.identity().cwd.to_string_lossy().into_owned();
-        self.number = live.client.request(session::NEW, &session::new_params(&cwd));
+        self.number = live.client.request(v1::NEW, &v1::new(setup));
         self.stage = Stage::Session { until: host.now() + RENEW_TIME };
     }
 
@@ -215,8 +215,7 @@ impl Driven<'_> {
             (Some(Interrupt::Cancel(until)), Stage::Answer) => self.cancel(host.now(), until),
             (Some(Interrupt::Cancel(_)), Stage::Words { .. }) => {
                 self.withdraw_all();
-                let params = json!({ "sessionId": self.live.session });
-                self.live.client.notify("session/cancel", &params);
+                self.live.client.notify(v1::CANCEL, &v1::cancel(&self.live.session));
                 return Some(End::Over(Answer::Cancelled));
             }
         }
@@ -260,6 +259,7 @@ impl Driven<'_> {
                     Ok(id) => {
                         self.live.session = id;
                         (self.live.proven, self.live.changed) = (true, true);
+                        offers::take_in(&mut self.live.offers, Raw::of(&result));
                         End::Renewed
                     }
                     Err(failure) => End::Broken(failure),
@@ -277,12 +277,12 @@ impl Driven<'_> {
             }
             _ => return None,
         };
-        Some(End::Broken(session::explain(&mut self.live.client, host, session::NEW, error)))
+        Some(End::Broken(session::explain(&mut self.live.client, host, v1::NEW, error)))
     }
 
     /// The agent has closed its output: waits for its exit status.
     fn await_exit(&mut self, host: &dyn Host) {
-        let method = matches!(self.it.stage, Stage::Session { .. }).then_some(session::NEW);
+        let method = matches!(self.it.stage, Stage::Session { .. }).then_some(v1::NEW);
         self.it.stage = Stage::Exit { method, until: host.now() + EXIT_AFTER_EOF };
     }
 
@@ -308,7 +308,7 @@ impl Driven<'_> {
             }
             Stage::Session { until } if *until <= now => {
                 let late = CallError::Timeout;
-                Some(End::Broken(session::explain(&mut self.live.client, host, session::NEW, late)))
+                Some(End::Broken(session::explain(&mut self.live.client, host, v1::NEW, late)))
             }
             Stage::Answer | Stage::Words { .. } | Stage::Session { .. } => {
                 let late = self.it.cancel.is_some_and(|until| until <= now);
@@ -325,7 +325,7 @@ impl Driven<'_> {
             Stage::Exit { .. } => None,
             Stage::Session { .. } if deaf => {
                 let late = CallError::Timeout;
-                Some(End::Broken(session::explain(&mut self.live.client, host, session::NEW, late)))
+                Some(End::Broken(session::explain(&mut self.live.client, host, v1::NEW, late)))
             }
             _ if deaf => self.take(host, Event::Deaf),
             Stage::Words { quiet_at } if quiet_at <= now && !self.it.turn.is_asking() => {
@@ -358,23 +358,22 @@ impl Driven<'_> {
         let share = (until.saturating_duration_since(now) / 2).min(CANCEL_TIME);
         if self.it.cancel.is_none() {
             self.withdraw_all();
-            let params = json!({ "sessionId": self.live.session });
-            self.live.client.notify("session/cancel", &params);
+            self.live.client.notify(v1::CANCEL, &v1::cancel(&self.live.session));
         }
         self.it.cancel = Some(self.it.cancel.map_or(now + share, |before| before.min(until)));
     }
 
     fn take(&mut self, host: &mut dyn Host, event: Event) -> Option<End> {
         match event {
-            Event::Notification(method, params) if method == "session/update" => self.update(host, Raw::of(&params)),
+            Event::Notification(method, params) if method == v1::UPDATE => self.update(host, Raw::of(&params)),
             Event::Notification(method, params) if method == "$/cancel_request" => {
                 let id = Id::read(Raw::of(&params).get("requestId"));
                 let answer = id.and_then(|id| self.it.turn.withdraw(host, &id));
                 self.respond(answer);
             }
-            Event::Request(id, method, params) if method == "session/request_permission" => {
+            Event::Request(id, method, params) if method == v1::REQUEST_PERMISSION => {
                 let answer = if self.it.cancel.is_some() {
-                    Some((id, turn::outcome(&PermissionOutcome::Cancelled)))
+                    Some((id, v1::permission(&PermissionOutcome::Cancelled)))
                 } else {
                     self.it.turn.ask(host, id, Raw::of(&params))
                 };
@@ -384,6 +383,11 @@ impl Driven<'_> {
             Event::Response(number, answer) if number == self.it.number => {
                 self.withdraw_all();
                 return Some(self.answered(host, answer));
+            }
+            Event::Response(number, Err(e)) if self.live.choosing.remove(&number) => {
+                let text = format!("the agent refuses what is chosen for its session: {e}");
+                log::warn!("{}: {text}", host.identity().key);
+                host.said(Said::Notice("agent_option".into(), text));
             }
             Event::Lost(lost) if lost.answers() == Some(self.it.number) => {
                 self.withdraw_all();
@@ -423,6 +427,9 @@ impl Driven<'_> {
                 host.said(Said::Notice("context_lost".into(), text.into()));
             }
             _ => self.live.proven = true,
+        }
+        if offers::update(&mut self.live.offers, update) {
+            self.live.tell_consent(host);
         }
         self.it.turn.update(host, update);
     }

@@ -6,18 +6,17 @@
 
 use std::time::{Duration, Instant};
 
-use serde_json::json;
+use serde_json::Value;
 
 use super::client::{CallError, Client};
-use super::wire::{RpcError, shorten};
+use super::login::{self, Method};
+use super::offers;
+use super::wire::{RpcError, shorten, v1};
 use crate::agent::json::Raw;
 use crate::agent::{Continuity, Entry, Failure, Host};
 use crate::model::event::Role;
+use crate::model::offers::Offers;
 
-/// The method that asks for a new session.
-pub const NEW: &str = "session/new";
-/// The version of the protocol that ostler speaks.
-const VERSION: u64 = 1;
 /// ACP's error code: the agent requires a login.
 pub const AUTH_REQUIRED: i64 = -32000;
 /// ACP's error code: the agent does not know the session (or another resource).
@@ -46,23 +45,42 @@ pub struct Capabilities {
     pub list: bool,
     /// `session/close`
     pub close: bool,
+    /// Servers of tools over HTTP.
+    #[serde(default)]
+    pub http: bool,
+    /// Instructions that are added to its own.
+    #[serde(default)]
+    pub instructions: bool,
+}
+
+/// What an agent says of itself.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Hello {
+    /// What it can do.
+    pub can: Capabilities,
+    /// Its own name.
+    pub name: String,
+    /// How it can be logged in.
+    pub methods: Vec<Method>,
 }
 
 impl Capabilities {
     fn read(result: Raw<'_>) -> Self {
-        let [load, session] = result.get("agentCapabilities").fields(["loadSession", "sessionCapabilities"]);
+        let [load, session, mcp] =
+            result.get("agentCapabilities").fields(["loadSession", "sessionCapabilities", "mcpCapabilities"]);
         // An object means yes, even an empty one; so does `true`, which some agents write instead.
-        let [resume, list, close] =
-            session.fields(["resume", "list", "close"]).map(|value| value.is_object() || value.is_true());
-        Self { load: load.is_true(), resume, list, close }
+        let [resume, list, close, instructions] = session
+            .fields(["resume", "list", "close", "systemPrompt"])
+            .map(|value| value.is_object() || value.is_true());
+        Self { load: load.is_true(), resume, list, close, http: mcp.get("http").is_true(), instructions }
     }
 }
 
 /// The session to ask the agent for.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct SessionRequest<'a> {
-    /// The working directory.
-    pub cwd: &'a str,
+    /// What it is set up with.
+    pub setup: v1::Setup<'a>,
     /// The agent's session of an earlier activation; `None` if it is lost.
     pub known: Option<&'a str>,
     /// Whether there is anything that the agent should remember.
@@ -84,6 +102,8 @@ pub struct Opened {
     pub proven: bool,
     /// The part of the conversation that is missing in the agent's memory, as context for it.
     pub lacks: Option<String>,
+    /// What can be chosen in it.
+    pub offers: Offers,
 }
 
 /// Why the agent opened no session.
@@ -99,23 +119,26 @@ pub struct Trouble {
 ///
 /// # Errors
 /// The agent speaks another version, requires a login, died, or did not answer in time.
-pub fn initialize(client: &mut Client, host: &mut dyn Host, until: Instant) -> Result<Capabilities, Failure> {
-    let params = json!({
-        "protocolVersion": VERSION,
-        "clientCapabilities": { "fs": { "readTextFile": false, "writeTextFile": false }, "terminal": false },
-        "clientInfo": { "name": "ostler", "title": "ostler", "version": env!("CARGO_PKG_VERSION") },
-    });
-    let result = client
-        .call(host, ("initialize", &params), until, &mut |_, _| {})
-        .map_err(|e| explain(client, host, "initialize", e))?;
-    let result = Raw::of(&result);
+pub fn initialize(client: &mut Client, host: &mut dyn Host, until: Instant) -> Result<Hello, Failure> {
+    let ask = |client: &mut Client, host: &mut dyn Host| {
+        let answer = client.call(host, (v1::INITIALIZE, &v1::initialize()), until, &mut |_, _| {});
+        answer.map_err(|e| explain(client, host, v1::INITIALIZE, e))
+    };
+    let speaks = |answer: &str| Raw::of(answer).get("protocolVersion").whole() == Some(v1::VERSION);
+    let mut answer = ask(client, host)?;
+    if !speaks(&answer) {
+        // One that speaks a later version, too, may have answered with that.
+        answer = ask(client, host)?;
+    }
+    let result = Raw::of(&answer);
     let version = result.get("protocolVersion");
-    if version.whole() != Some(VERSION) {
+    if !speaks(&answer) {
         let version = shorten(version.text(), 40);
-        let why = format!("initialize: the agent speaks protocol version {version}, and ostler speaks {VERSION}");
+        let why = format!("initialize: the agent speaks protocol version {version}, and ostler speaks {}", v1::VERSION);
         return Err(Failure::new("agent_start", why));
     }
-    Ok(Capabilities::read(result))
+    let name = result.get("agentInfo").get("name").string().unwrap_or_default();
+    Ok(Hello { can: Capabilities::read(result), name: shorten(&name, 200), methods: login::read(result) })
 }
 
 /// Gets a session: the known one if the agent can go on with it, else a new one.
@@ -130,39 +153,46 @@ pub fn open(
     until: Instant,
 ) -> Result<Opened, Trouble> {
     if let Some(known) = request.known {
-        let reopened = reopen(client, host, can, (known, request), until);
+        let reopened = reopen(client, host, can, (known, &request), until);
         if let Some(opened) = reopened.map_err(|failure| Trouble { failure, reopening: true })? {
             return Ok(opened);
         }
     }
-    let id = create(client, host, request.cwd, until).map_err(|failure| Trouble { failure, reopening: false })?;
+    let created = create(client, host, &request.setup, until);
+    let (id, offers) = created.map_err(|failure| Trouble { failure, reopening: false })?;
     let continuity = if request.had_turns { Continuity::Lost } else { Continuity::New };
-    Ok(Opened { id, continuity, proven: true, lacks: None })
+    Ok(Opened { id, continuity, proven: true, lacks: None, offers })
 }
 
-/// Asks for a new session and returns the agent's id for it.
+/// Asks for a new session. Returns the agent's id for it, and what it offers there.
 ///
 /// # Errors
 /// As [`open`].
-fn create(client: &mut Client, host: &mut dyn Host, cwd: &str, until: Instant) -> Result<String, Failure> {
-    let result =
-        client.call(host, (NEW, &new_params(cwd)), until, &mut |_, _| {}).map_err(|e| explain(client, host, NEW, e))?;
-    new_id(&result)
+fn create(
+    client: &mut Client,
+    host: &mut dyn Host,
+    setup: &v1::Setup<'_>,
+    until: Instant,
+) -> Result<(String, Offers), Failure> {
+    let mut offered = Offers::default();
+    let answer = client.call(host, (v1::NEW, &v1::new(setup)), until, &mut |method, params| {
+        if method == v1::UPDATE {
+            offers::update(&mut offered, params.get("update"));
+        }
+    });
+    let result = answer.map_err(|e| explain(client, host, v1::NEW, e))?;
+    offers::take_in(&mut offered, Raw::of(&result));
+    Ok((new_id(&result)?, offered))
 }
 
-/// The parameters of [`NEW`].
-pub fn new_params(cwd: &str) -> serde_json::Value {
-    json!({ "cwd": cwd, "mcpServers": [] })
-}
-
-/// The id in an answer to [`NEW`].
+/// The id in an answer to [`v1::NEW`].
 ///
 /// # Errors
 /// It has none.
 pub fn new_id(result: &str) -> Result<String, Failure> {
     match Raw::of(result).get("sessionId").string().filter(|id| !id.is_empty()) {
         Some(id) => Ok(id),
-        None => Err(Failure::new("agent_start", format!("{NEW}: the answer has no sessionId"))),
+        None => Err(Failure::new("agent_start", format!("{}: the answer has no sessionId", v1::NEW))),
     }
 }
 
@@ -171,22 +201,25 @@ fn reopen(
     client: &mut Client,
     host: &mut dyn Host,
     can: Capabilities,
-    (known, request): (&str, SessionRequest<'_>),
+    (known, request): (&str, &SessionRequest<'_>),
     until: Instant,
 ) -> Result<Option<Opened>, Failure> {
-    let listed = if can.list { is_listed(client, host, (known, request.cwd), until)? } else { None };
+    let setup = &request.setup;
+    let listed = if can.list { is_listed(client, host, (known, setup.cwd), until)? } else { None };
     let key = host.identity().key.clone();
-    let kept = |proven, lacks| Some(Opened { id: known.to_string(), continuity: Continuity::Kept, proven, lacks });
+    let kept = |proven, lacks, offers| {
+        Some(Opened { id: known.to_string(), continuity: Continuity::Kept, proven, lacks, offers })
+    };
     // A resume replays nothing, so it gives no proof. It is not tried if the session is not in the list, nor after an
     // unclean end if a load can show what is left.
     if can.resume && !(can.load && request.unclean) && listed != Some(false) {
-        match ask(client, host, "session/resume", (known, request.cwd), until)? {
-            Ok(_) => return Ok(kept(listed == Some(true), None)),
+        match ask(client, host, (v1::RESUME, v1::resume(known, setup)), known, until)? {
+            Ok(replay) => return Ok(kept(listed == Some(true), None, replay.offers)),
             Err(why) => log::info!("{key}: session/resume of {known}: {why}"),
         }
     }
     if can.load {
-        match ask(client, host, "session/load", (known, request.cwd), until)? {
+        match ask(client, host, (v1::LOAD, v1::load(known, setup)), known, until)? {
             Ok(replay) if replay.pieces == 0 && request.had_turns => {
                 log::info!("{key}: session/load of {known}: the replay is empty")
             }
@@ -196,7 +229,8 @@ fn reopen(
                 let newest = entries.iter().rev().filter_map(|e| e.turn_id.as_deref());
                 let newest = newest.take(RECENT).find(|id| host.is_completed(id));
                 let missing = replay.missing(&entries, newest);
-                return Ok(kept(true, missing.map(missing_text)));
+                let lacks = missing.map(missing_text);
+                return Ok(kept(true, lacks, replay.offers));
             }
             Err(why) => log::info!("{key}: session/load of {known}: {why}"),
         }
@@ -208,14 +242,13 @@ fn reopen(
 fn ask(
     client: &mut Client,
     host: &mut dyn Host,
-    method: &str,
-    (known, cwd): (&str, &str),
+    (method, params): (&str, Value),
+    known: &str,
     until: Instant,
 ) -> Result<Result<Replay, String>, Failure> {
     let (mut replayed, mut other) = (Replay::default(), None);
-    let params = json!({ "sessionId": known, "cwd": cwd, "mcpServers": [] });
     let answer = client.call(host, (method, &params), until, &mut |method, params| {
-        if method != "session/update" {
+        if method != v1::UPDATE {
             return;
         }
         let [id, update] = params.fields(["sessionId", "update"]);
@@ -227,23 +260,27 @@ fn ask(
     Ok(match answer {
         Ok(result) => match other.or_else(|| other_id(Raw::of(&result), known)) {
             Some(other) => Err(format!("the agent goes on under another id, {other}")),
-            None => Ok(replayed),
+            None => {
+                offers::take_in(&mut replayed.offers, Raw::of(&result));
+                Ok(replayed)
+            }
         },
         Err(CallError::Refused(e)) if e.code != AUTH_REQUIRED => Err(e.to_string()),
         Err(e) => return Err(explain(client, host, method, e)),
     })
 }
 
-/// An agent's replay of a conversation: the number of pieces, and the user's messages.
+/// An agent's replay of a conversation: the number of pieces, the user's messages, and what it offers now.
 #[derive(Debug, Default)]
 pub struct Replay {
     pieces: u64,
     users: String,
+    offers: Offers,
 }
 
 impl Replay {
     fn take(&mut self, update: Raw<'_>) {
-        if !is_conversation(update) {
+        if offers::update(&mut self.offers, update) || !is_conversation(update) {
             return;
         }
         self.pieces += 1;
@@ -315,17 +352,18 @@ fn is_listed(
     until: Instant,
 ) -> Result<Option<bool>, Failure> {
     let until = until.min(Instant::now() + LIST_TIME);
-    for filter in [json!({ "cwd": cwd }), json!({})] {
-        let mut params = filter;
+    for filter in [Some(cwd), None] {
+        let mut cursor: Option<String> = None;
         for page in 0.. {
             if page == PAGES {
                 return Ok(None);
             }
-            let result = match client.call(host, ("session/list", &params), until, &mut |_, _| {}) {
-                Ok(result) => result,
-                Err(CallError::Refused(_) | CallError::Lost(_) | CallError::Timeout) => return Ok(None),
-                Err(e) => return Err(explain(client, host, "session/list", e)),
-            };
+            let result =
+                match client.call(host, (v1::LIST, &v1::list(filter, cursor.as_deref())), until, &mut |_, _| {}) {
+                    Ok(result) => result,
+                    Err(CallError::Refused(_) | CallError::Lost(_) | CallError::Timeout) => return Ok(None),
+                    Err(e) => return Err(explain(client, host, v1::LIST, e)),
+                };
             let [sessions, next] = Raw::of(&result).fields(["sessions", "nextCursor"]);
             if !sessions.is_array() {
                 return Ok(None);
@@ -333,8 +371,8 @@ fn is_listed(
             if sessions.items(LISTED).iter().any(|s| s.get("sessionId").string().as_deref() == Some(known)) {
                 return Ok(Some(true));
             }
-            match next.string().filter(|next| params["cursor"] != **next) {
-                Some(next) => params["cursor"] = next.into(),
+            match next.string().filter(|next| cursor.as_ref() != Some(next)) {
+                Some(next) => cursor = Some(next),
                 None => break,
             }
         }
@@ -398,13 +436,15 @@ pub fn history_text(entries: &[Entry]) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     #[test]
     fn capabilities_are_objects_even_empty_ones() {
         let result = json!({ "agentCapabilities": { "loadSession": true,
             "sessionCapabilities": { "list": {}, "resume": null, "close": { "x": 1 } } } });
-        let expected = Capabilities { load: true, resume: false, list: true, close: true };
+        let expected = Capabilities { load: true, list: true, close: true, ..Capabilities::default() };
         assert_eq!(Capabilities::read(Raw::of(&result.to_string())), expected);
         assert_eq!(Capabilities::read(Raw::of("{}")), Capabilities::default());
     }

@@ -6,7 +6,7 @@ use std::collections::HashMap;
 
 use serde_json::{Map, Value, json};
 
-use super::wire::{Id, shorten};
+use super::wire::{Id, shorten, v1};
 use crate::agent::json::Raw;
 use crate::agent::text::Utf8;
 use crate::agent::{Host, PermissionOption, PermissionOutcome, PermissionRequest, Said, ToolCall, one_line, say};
@@ -168,7 +168,7 @@ impl Turn {
             let text = "a permission request without a tool call or options, or one too many; it was withdrawn";
             log::warn!("{}: {text}", host.identity().key);
             host.said(Said::Notice("permission_unreadable".into(), format!("the agent sent {text}")));
-            return Some((id, outcome(&PermissionOutcome::Cancelled)));
+            return Some((id, v1::permission(&PermissionOutcome::Cancelled)));
         };
         self.spoke = true;
         self.flush(host);
@@ -183,7 +183,7 @@ impl Turn {
         match host.permission(PermissionRequest { request_id: request_id.clone(), tool, options }) {
             Some(settled) => {
                 self.settled = true;
-                Some((id, outcome(&settled)))
+                Some((id, v1::permission(&settled)))
             }
             None => {
                 self.open.push((request_id, id));
@@ -201,7 +201,7 @@ impl Turn {
     pub fn settle(&mut self, request_id: &str, settled: &PermissionOutcome) -> Option<(Id, Value)> {
         let at = self.open.iter().position(|(open, _)| open == request_id)?;
         self.settled = true;
-        Some((self.open.swap_remove(at).1, outcome(settled)))
+        Some((self.open.swap_remove(at).1, v1::permission(settled)))
     }
 
     /// The agent withdraws a request: tells the host, and returns the answer to send.
@@ -209,12 +209,12 @@ impl Turn {
         let at = self.open.iter().position(|(_, open)| open == id)?;
         let (request_id, id) = self.open.swap_remove(at);
         host.permission_withdrawn(&request_id);
-        Some((id, outcome(&PermissionOutcome::Cancelled)))
+        Some((id, v1::permission(&PermissionOutcome::Cancelled)))
     }
 
     /// The turn ends: the answers to all open requests.
     pub fn withdraw_all(&mut self) -> Vec<(Id, Value)> {
-        self.open.drain(..).map(|(_, id)| (id, outcome(&PermissionOutcome::Cancelled))).collect()
+        self.open.drain(..).map(|(_, id)| (id, v1::permission(&PermissionOutcome::Cancelled))).collect()
     }
 
     /// Remembers the given fields of a tool call; its other fields stay as they are.
@@ -243,14 +243,6 @@ pub fn words(update: Raw<'_>) -> String {
         "agent_message_chunk" => crate::agent::text::lossy(&content_bytes(content)),
         "tool_call" => format!("[{}]", one_line(&title.string().unwrap_or_default(), LINE_LIMIT)),
         _ => String::new(),
-    }
-}
-
-/// The answer to a permission request.
-pub fn outcome(settled: &PermissionOutcome) -> Value {
-    match settled {
-        PermissionOutcome::Selected(option) => json!({ "outcome": { "outcome": "selected", "optionId": option } }),
-        PermissionOutcome::Cancelled => json!({ "outcome": { "outcome": "cancelled" } }),
     }
 }
 

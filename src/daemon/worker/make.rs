@@ -1,5 +1,6 @@
 //! The parts of a session's worker: its agent, the names in the agent's definition, the working directory.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -34,10 +35,18 @@ pub fn working_dir(state_dir: &Path, template: &str, key: &str, id: &str) -> Pat
 /// The agent's definition with the session's names in its arguments and its environment.
 pub(super) fn named(config: config::Agent, identity: &Identity) -> config::Agent {
     let expand = |text: String| names::expand(&text, &identity.key, &identity.session_id);
-    let mut command = config.command.into_iter();
-    let command = command.next().into_iter().chain(command.map(expand)).collect();
-    let env = config.env.into_iter().map(|(name, value)| (name, expand(value))).collect();
-    config::Agent { command, env, ..config }
+    let arguments = |command: Vec<String>| {
+        let mut command = command.into_iter();
+        command.next().into_iter().chain(command.map(expand)).collect()
+    };
+    let values = |env: BTreeMap<String, String>| env.into_iter().map(|(name, value)| (name, expand(value))).collect();
+    let server = |(name, server): (String, config::McpServer)| {
+        let (command, env) = (arguments(server.command), values(server.env));
+        (name, config::McpServer { command, env, ..server })
+    };
+    let (command, env) = (arguments(config.command), values(config.env));
+    let mcp = config.mcp.into_iter().map(server).collect();
+    config::Agent { command, env, mcp, ..config }
 }
 
 /// Creates the working directory of an agent that is a process.

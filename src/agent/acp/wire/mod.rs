@@ -1,12 +1,14 @@
 //! The wire format: JSON-RPC 2.0, one message per line.
 //!
-//! Owns the shape of a message; it must not know a method. It tolerates several messages on a line, text before a
+//! Owns the shape of a message; it must not know a method ([`v1`] knows those of the protocol's version). It tolerates several messages on a line, text before a
 //! message and batches, ignores unknown fields and returns an id as the agent wrote it. An unreadable message becomes
 //! a [`Lost`], with everything that can be recognised in it.
 
 use serde_json::{Value, json};
 
 use crate::agent::json::{self, Raw};
+
+pub mod v1;
 
 /// How much of a line without a message is shown, in bytes.
 const JUNK_SHOWN: usize = 200;
