@@ -26,7 +26,7 @@ pub trait Shims: Send + Sync {
     ///
     /// # Errors
     /// There is no such shim, or it refuses: says why.
-    fn attach(&self, shim: &ShimRow, whose: &Identity, from: u64) -> Result<Box<dyn Held>, String>;
+    fn attach(&self, shim: &ShimRow, whose: &Identity, from: u64) -> Result<Box<dyn HeldShim>, String>;
 
     /// Ends what is left of an agent that did not outlive a daemon, by the instant: its shim, and what its session has
     /// started. Returns a line for each process that cannot be ended.
@@ -38,7 +38,7 @@ pub trait Shims: Send + Sync {
 }
 
 /// A shim that this daemon has attached to. If it is dropped its agent is ended.
-pub trait Held: Send {
+pub trait HeldShim: Send {
     /// Whether it was ever told to start its agent.
     fn is_started(&self) -> bool;
 
@@ -52,7 +52,7 @@ pub trait Held: Send {
 /// A process below a shim, and whether it was started.
 struct Attached(Process, bool);
 
-impl Held for Attached {
+impl HeldShim for Attached {
     fn is_started(&self) -> bool {
         self.1
     }
@@ -82,7 +82,7 @@ impl Shims for Processes {
         self.0.set_orphan(after);
     }
 
-    fn attach(&self, shim: &ShimRow, whose: &Identity, from: u64) -> Result<Box<dyn Held>, String> {
+    fn attach(&self, shim: &ShimRow, whose: &Identity, from: u64) -> Result<Box<dyn HeldShim>, String> {
         let known = KnownShim { name: shim.name.clone(), token: shim.token, boot_id: shim.boot_id.clone() };
         let attached = Process::attach(&self.0, &known, (whose, "the agent"), from);
         let (process, started) = attached.map_err(|e| e.to_string())?;

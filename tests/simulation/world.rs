@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use ostler::agent::process::{Keeper, Process};
 use ostler::agent::{Identity, NewShim};
-use ostler::daemon::shims::{Held, Shims};
+use ostler::daemon::shims::{HeldShim, Shims};
 use ostler::store::ShimRow;
 
 use crate::dice::Dice;
@@ -665,7 +665,7 @@ impl Shims for Below {
         }
     }
 
-    fn attach(&self, shim: &ShimRow, _: &Identity, from: u64) -> Result<Box<dyn Held>, String> {
+    fn attach(&self, shim: &ShimRow, _: &Identity, from: u64) -> Result<Box<dyn HeldShim>, String> {
         let mut world = self.0.world();
         if !world.is_quiet() && world.dice.chance(2) {
             world.refused.insert(shim.name.clone());
@@ -702,7 +702,7 @@ impl Shims for Below {
     }
 }
 
-impl Held for Attached {
+impl HeldShim for Attached {
     fn is_started(&self) -> bool {
         self.started
     }

@@ -12,7 +12,7 @@ use crate::config::{self, AgentKind};
 use crate::daemon::context::Context;
 use crate::daemon::mailbox::{Letters, Mailbox};
 use crate::daemon::registry::{Doing, WorkRequest};
-use crate::daemon::shims::{Held, end_processes};
+use crate::daemon::shims::{HeldShim, end_processes};
 use crate::daemon::turn_host::TurnHost;
 use crate::model::settings::Resume;
 use crate::store::{Begun, Error, Pending, Refusal, Resumed, ShimRow};
@@ -130,7 +130,7 @@ impl Attaching {
         mailbox: &Arc<Mailbox>,
         identity: &Identity,
         resumed: Resumed,
-        held: Option<Box<dyn Held>>,
+        held: Option<Box<dyn HeldShim>>,
     ) -> Result<Whole, String> {
         let config: config::Agent =
             serde_json::from_str(&resumed.definition).map_err(|e| format!("its definition cannot be read: {e}"))?;

@@ -3,7 +3,7 @@
 use super::*;
 use crate::agent::Identity;
 use crate::agent::process::Keeper;
-use crate::daemon::shims::{Held, Shims};
+use crate::daemon::shims::{HeldShim, Shims};
 use crate::model::event::Actor;
 use crate::model::settings::{OnInterrupt, Resume};
 use crate::store::{Begin, Definition, ShimRow, Target};
@@ -23,7 +23,7 @@ impl Shims for Silent {
 
     fn set_orphan(&self, _: Duration) {}
 
-    fn attach(&self, _: &ShimRow, _: &Identity, _: u64) -> Result<Box<dyn Held>, String> {
+    fn attach(&self, _: &ShimRow, _: &Identity, _: u64) -> Result<Box<dyn HeldShim>, String> {
         Err("nobody answers".into())
     }
 
