@@ -219,8 +219,7 @@ impl Store {
                     params![keeps(tx.bid), tx.bid],
                 )?;
             } else {
-                // A later request ends what an earlier one was to keep.
-                tx.tell("DELETE FROM meta WHERE name=?1", params![keeps(tx.bid)])?;
+                tx.end_all()?;
             }
             // Earlier marks stay as they are; the new ones are remembered as this stop's.
             let (now, bid) = (tx.now, tx.bid);
@@ -245,6 +244,9 @@ impl Store {
     /// As for [`Store::mark_running`].
     pub fn refresh_marks(&self, reason: MarkReason, keep: bool) -> Result<usize, Error> {
         self.write("refresh_marks", move |tx| {
+            if !keep {
+                tx.end_all()?;
+            }
             // An earlier mark gets the reason and the time too, but is not this stop's: only a completed turn clears
             // it.
             let (now, bid) = (tx.now, tx.bid);
@@ -310,7 +312,7 @@ impl Store {
     pub fn close_boot(&self, clean: bool, report: Value, keep: u32) -> Result<(), Error> {
         self.write("close_boot", move |tx| {
             tx.tell(
-                "UPDATE boots SET ended_at=?2, clean=?3, report=?4 WHERE bid=?1",
+                "UPDATE boots SET ended_at=?2, clean=?3, report=?4, solo=NULL WHERE bid=?1",
                 params![tx.bid, tx.now, clean, report.to_string()],
             )?;
             tx.tell("DELETE FROM boots WHERE bid<=?1", params![tx.bid - i64::from(keep.max(1))])?;
@@ -390,6 +392,11 @@ impl Tx<'_> {
                 Ok(DeadBoot { bid, death, probation, ended })
             })
             .collect()
+    }
+
+    /// A later request to stop ends what an earlier one was to keep.
+    fn end_all(&mut self) -> Result<(), Error> {
+        Ok(self.tell("DELETE FROM meta WHERE name=?1", params![keeps(self.bid)])?)
     }
 
     /// Whether a later boot was shut down, with all agents.

@@ -17,7 +17,8 @@ impl Sim {
             self.finish_stop();
         }
         self.p().threads.iter_mut().for_each(|t| t.hangs = false);
-        self.sweep();
+        let blocked = std::mem::take(&mut self.p().blocked);
+        blocked.into_iter().for_each(|sid| self.p().ctx.registry.unblock(sid));
         self.request(Request::Hold(false));
         self.run_dry();
         for status in ["status='suspended'", "status='open' AND mark_reason IS NOT NULL AND cut_turn IS NOT NULL"] {
@@ -220,11 +221,7 @@ impl Sim {
                     .unwrap_or_else(|| panic!("turn {turn} was not asked {text}, or too late: {prompt}"));
                 rest = &rest[at + text.len()..];
             }
-            // A note quotes what was asked before, if the agent's process ended in that.
-            let recalls = prompt.starts_with("[Note from the session's host: your process ended");
-            let said =
-                prompt.lines().filter(|line| !(recalls && line.starts_with("> "))).collect::<Vec<_>>().join("\n");
-            let asked = said.split('<').skip(1).filter_map(|part| part.split_once('>').map(|(word, _)| word));
+            let asked = prompt.split('<').skip(1).filter_map(|part| part.split_once('>').map(|(word, _)| word));
             let theirs = |word: &&str| self.sent.iter().any(|s| s.text.trim_matches(['<', '>']) == *word);
             for word in asked.filter(theirs) {
                 assert!(

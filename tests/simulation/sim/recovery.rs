@@ -16,9 +16,7 @@ pub(super) struct Expected {
 impl Sim {
     /// What the next boot must make of the tables.
     pub(super) fn expected(&mut self) -> Expected {
-        let left = "SELECT (SELECT count(*) FROM boots WHERE ended_at IS NULL) + (SELECT count(*) FROM activations a
-               WHERE closed_at IS NULL AND NOT EXISTS (SELECT 1 FROM kept k JOIN boots b ON b.bid=a.bid
-                 WHERE k.sid=a.sid AND b.ended_at IS NOT NULL))";
+        let left = "SELECT (SELECT count(*) FROM boots WHERE ended_at IS NULL) + (SELECT count(*) FROM activations WHERE closed_at IS NULL)";
         let nothing = self.witness.number(left) == 0;
         let clean = std::mem::take(&mut self.left_clean);
         assert!(nothing || !clean, "a stop that called itself clean leaves something to recover");
@@ -29,9 +27,7 @@ impl Sim {
         // A death counts against all that run; against the one on probation only; in a stop, against what it gave up.
         let mut statement = conn
             .prepare_cached(
-                "SELECT t.sid, CASE WHEN EXISTS (SELECT 1 FROM boots l WHERE l.bid>b.bid AND l.stop_reason='shutdown'
-                     AND NOT EXISTS (SELECT 1 FROM meta m WHERE m.name='keeps ' || l.bid)) THEN a.abandoned
-                   WHEN b.ended_at IS NOT NULL AND b.stop_reason IS NULL THEN 0 WHEN b.stop_reason IS NOT NULL THEN a.abandoned ELSE coalesce(b.solo=t.sid, 1) END
+                "SELECT t.sid, CASE WHEN b.stop_reason IS NOT NULL THEN a.abandoned ELSE coalesce(b.solo=t.sid, 1) END
                  FROM turns t JOIN activations a ON a.sid=t.sid AND a.closed_at IS NULL JOIN boots b ON b.bid=a.bid
                  WHERE t.state='running'",
             )
@@ -50,15 +46,10 @@ impl Sim {
         }
         let before = self.witness.unclean.clone();
         self.witness.check(true);
-        let pending: BTreeSet<i64> = recovered.pending.iter().map(|p| p.sid).collect();
-        let among = pending.iter().map(i64::to_string).collect::<Vec<_>>().join(",");
-        let open = format!("SELECT count(*) FROM activations WHERE closed_at IS NULL AND sid NOT IN ({among})");
-        assert_eq!(self.witness.number(&open), 0, "a boot closes all whose agents are gone");
-        let running = format!("SELECT count(*) FROM turns WHERE state='running' AND sid NOT IN ({among})");
-        assert_eq!(self.witness.number(&running), 0);
-        let closed = self.witness.texts(&format!("SELECT id FROM sessions WHERE sid NOT IN ({among})"));
-        let ended = |id: &String| self.witness.sessions.get(id).is_none_or(|s| !s.open && s.running.is_none());
-        assert!(closed.iter().all(ended), "each end is told");
+        let open = "SELECT count(*) FROM activations WHERE closed_at IS NULL";
+        assert_eq!(self.witness.number(open), 0, "a boot closes all");
+        assert_eq!(self.witness.number("SELECT count(*) FROM turns WHERE state='running'"), 0);
+        assert!(self.witness.sessions.values().all(|s| !s.open && s.running.is_none()), "each end is told");
         let threshold = i64::from(self.config.sessions.stuck_threshold);
         for (sid, unclean) in &self.witness.unclean {
             let (was, must) = (before.get(sid).copied().unwrap_or(0), expected.deaths.get(sid).copied().unwrap_or(0));
