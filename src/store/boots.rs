@@ -213,14 +213,7 @@ impl Store {
                 "UPDATE boots SET stop_reason=?2, stop_urgency=?3, stop_at=coalesce(stop_at, ?4), stop_deadline=?5 WHERE bid=?1",
                 params![tx.bid, stop.reason.as_str(), stop.urgency.as_str(), tx.now, stop.deadline_at],
             )?;
-            if stop.keep {
-                tx.tell(
-                    "INSERT INTO meta (name, value) VALUES (?1, ?2) ON CONFLICT (name) DO UPDATE SET value=?2",
-                    params![keeps(tx.bid), tx.bid],
-                )?;
-            } else {
-                tx.end_all()?;
-            }
+            tx.note_keeps(stop.keep)?;
             // Earlier marks stay as they are; the new ones are remembered as this stop's.
             let (now, bid) = (tx.now, tx.bid);
             tx.update_sessions(
@@ -244,9 +237,8 @@ impl Store {
     /// As for [`Store::mark_running`].
     pub fn refresh_marks(&self, reason: MarkReason, keep: bool) -> Result<usize, Error> {
         self.write("refresh_marks", move |tx| {
-            if !keep {
-                tx.end_all()?;
-            }
+            // The first write of the stop may have failed.
+            tx.note_keeps(keep)?;
             // An earlier mark gets the reason and the time too, but is not this stop's: only a completed turn clears
             // it.
             let (now, bid) = (tx.now, tx.bid);
@@ -394,8 +386,12 @@ impl Tx<'_> {
             .collect()
     }
 
-    /// A later request to stop ends what an earlier one was to keep.
-    fn end_all(&mut self) -> Result<(), Error> {
+    /// Notes whether this boot's stop keeps agents: the last request counts.
+    fn note_keeps(&mut self, keep: bool) -> Result<(), Error> {
+        if keep {
+            let note = "INSERT INTO meta (name, value) VALUES (?1, ?2) ON CONFLICT (name) DO UPDATE SET value=?2";
+            return Ok(self.tell(note, params![keeps(self.bid), self.bid])?);
+        }
         Ok(self.tell("DELETE FROM meta WHERE name=?1", params![keeps(self.bid)])?)
     }
 

@@ -459,6 +459,12 @@ fn what_a_stop_keeps_is_kept_until_it_is_attached_to() {
     for round in 0..3 {
         rig.store.set_admission(Admission::Stopping);
         rig.store.mark_running(stop).unwrap();
+        if round == 1 {
+            // A later request is to end them after all, and one after that is not.
+            for keep in [false, true] {
+                rig.store.refresh_marks(MarkReason::ShutdownTimeout, keep).unwrap();
+            }
+        }
         // One that the stop does not leave alone is closed, whatever its rows say.
         let spare = Some((vec![a.sid], machine()));
         let closed = rig.store.close_activations(stop.reason, 3, spare).unwrap();
@@ -475,7 +481,7 @@ fn what_a_stop_keeps_is_kept_until_it_is_attached_to() {
     assert_eq!(rig.number("SELECT count(*) FROM meta WHERE name LIKE 'keeps %'"), 0, "what is over is forgotten");
     // It was not attached to, so its activation is an earlier boot's.
     rig.store.mark_running(stop).unwrap();
-    rig.store.mark_running(StopNote { keep: false, ..stop }).unwrap();
+    rig.store.refresh_marks(MarkReason::ShutdownTimeout, false).unwrap();
     rig.store = open(&rig.path, &rig.now);
     assert_eq!(boot(&rig, 10).pending, [], "a stop that ends them after all, and dies in that");
     assert_eq!(rig.mark(a.sid), "shutdown_timeout");
