@@ -113,9 +113,12 @@ pub fn end_processes(shim: Option<&ShimRow>, session_id: Option<&str>, boot_id: 
     process::end_leftovers(&left, until).iter().map(ToString::to_string).collect()
 }
 
-/// Kills the processes of earlier daemons' agents, by their marks. See [`Shims::kill_earlier`].
+/// Kills the processes of earlier daemons' agents, by their marks. See [`Shims::kill_earlier`]. Those without the identity of
+/// a directory stay: an older version's, or another daemon's, and there is no time to ask whose.
 pub fn kill_processes(boot_id: &str, until: Instant) -> Vec<String> {
     let owner = Some(std::process::id());
     let claim = Claim { state_id: mark::own_state(), boot_id: Some(boot_id), owner, kept: &[] };
-    process::kill_leftovers(&process::find_dead(&claim), until).iter().map(ToString::to_string).collect()
+    let mut left = process::find_dead(&claim);
+    left.retain(|l| l.state_id.is_some());
+    process::kill_leftovers(&left, until).iter().map(ToString::to_string).collect()
 }

@@ -299,6 +299,25 @@ fn a_cancel_outlives_the_daemon() {
     }
 }
 
+/// A stop that ends the agents of an earlier boot leaves alone what bears the marks of no directory: another daemon's.
+#[test]
+fn a_stop_after_a_death_ends_nobody_elses_agents() {
+    let mut d = daemon();
+    let mut gate = d.gate("gate");
+    let (_, turn) = begun(&d, "local:a", &format!("say begun; wait-file {}", gate.path.display()));
+    let held = processes(&d, session(&turn));
+    die_and_boot(&mut d);
+    gate.open();
+    assert_eq!(d.events("local:a").end_of(&turn).0, "completed");
+    let marks = [("OSTLER_BOOT_ID", "another"), ("OSTLER_SESSION_ID", "another")];
+    let mut others = Command::new("sleep").arg("1000").envs(marks).spawn().unwrap();
+    assert_eq!(d.stop(), 0);
+    ends(&held);
+    assert!(others.try_wait().unwrap().is_none());
+    others.kill().unwrap();
+    others.wait().unwrap();
+}
+
 /// An agent that finishes while nobody is attached has finished.
 #[test]
 fn an_agent_finishes_alone() {
