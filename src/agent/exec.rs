@@ -188,10 +188,16 @@ impl RunningCommand {
     /// Marks how far the output was taken in: whole characters, or all once nothing more comes.
     fn mark(&self, host: &mut dyn Host) {
         let Some(shim) = self.process.shim() else { return };
-        let ending = self.process.is_ending();
-        let partial = if ending { 0 } else { self.text.pending() as u64 };
+        // Before that the rest of a character may still come, however its command stands.
+        let partial = if self.process.is_drained() { 0 } else { self.text.pending() as u64 };
         let offset = self.process.received().saturating_sub(partial);
-        host.mark(Mark { shim: shim.to_owned(), offset, state: "null".to_owned(), urgent: ending, ..Mark::default() });
+        host.mark(Mark {
+            shim: shim.to_owned(),
+            offset,
+            state: "null".to_owned(),
+            urgent: self.process.is_ending(),
+            ..Mark::default()
+        });
     }
 
     /// Passes on what is there of the output. `None`: the command is over and its output is read, or the host wants it

@@ -121,13 +121,13 @@ pub fn cut_short(ctx: &Context) {
     }
 }
 
-/// Removes the rows of shims that are gone.
+/// Removes the rows of earlier daemons' shims that are gone.
 fn forget_dead(ctx: &Context, kept: &[(u32, u64)]) {
     let Ok(shims) = ctx.store.shims() else { return };
     for (_, shim) in shims {
         let who = (shim.pid, shim.pid_start);
-        // One that this daemon has made since is alive.
-        if kept.contains(&who) || process::is_alive(who.0, who.1) {
+        // Those that this daemon has made have workers that know better.
+        if shim.boot_id == ctx.boot_id || kept.contains(&who) || process::is_alive(who.0, who.1) {
             continue;
         }
         if let Some(keeper) = ctx.keeper() {

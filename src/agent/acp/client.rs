@@ -118,7 +118,7 @@ impl Client {
         if !self.messages.is_empty() {
             return self.line;
         }
-        if self.process.is_ending() && self.lines.is_dry() {
+        if self.process.is_drained() && self.lines.is_dry() {
             // The end of a last line that has no end is no message, and its exit is told once that is acknowledged.
             return (self.process.received(), 0);
         }

@@ -2,7 +2,7 @@
 //!
 //! The commands are found as in a prompt of the other kind. `say`, `lines`, `paced`, `wait-file`, `notify`, `die`, `pid`, `cwd` and
 //! `outlaw` mean the same here; `half PATH` writes the first byte of `ä`, waits for PATH, and writes the second; `long BYTES`
-//! writes so many bytes and the end of a line.
+//! writes so many bytes and the end of a line; `wide N` writes `€` so many times.
 
 use std::fs::File;
 use std::io::{Read as _, Write as _};
@@ -15,7 +15,7 @@ use serde_json::json;
 use super::diary;
 
 const COMMANDS: &[&str] =
-    &["say", "lines", "paced", "wait-file", "notify", "die", "pid", "cwd", "outlaw", "half", "long", "stderr"];
+    &["say", "lines", "paced", "wait-file", "notify", "die", "pid", "cwd", "outlaw", "half", "long", "wide", "stderr"];
 
 /// Reads the prompt, does what it says, and ends.
 pub fn run() {
@@ -79,6 +79,7 @@ fn act(command: &str, number: &mut u64) {
             write(&b"x".repeat(usize::try_from(argument(0)).unwrap()));
             write(b"\n");
         }
+        "wide" => write("€".repeat(usize::try_from(argument(0)).unwrap()).as_bytes()),
         "stderr" => eprintln!("{}", "e".repeat(usize::try_from(argument(0)).unwrap())),
         _ => write(format!("heard: {command}").as_bytes()),
     }
