@@ -32,9 +32,9 @@ pub trait Shims: Send + Sync {
     /// started. Returns a line for each process that cannot be ended.
     fn end(&self, shim: Option<&ShimRow>, session_id: Option<&str>, boot_id: &str, until: Instant) -> Vec<String>;
 
-    /// Kills what is left of the agents of earlier daemons, by the instant. `boot_id`: this daemon's own. Returns a line for
-    /// each process that cannot be ended.
-    fn kill_earlier(&self, boot_id: &str, until: Instant) -> Vec<String>;
+    /// Kills what is left of the agents of this state directory, by the instant. `but`: not those of this boot, the daemon's
+    /// own. Returns a line for each process that cannot be ended.
+    fn kill(&self, but: Option<&str>, until: Instant) -> Vec<String>;
 }
 
 /// A shim that this daemon has attached to. If it is dropped its agent is ended.
@@ -97,8 +97,8 @@ impl Shims for Processes {
         stuck
     }
 
-    fn kill_earlier(&self, boot_id: &str, until: Instant) -> Vec<String> {
-        kill_processes(boot_id, until)
+    fn kill(&self, but: Option<&str>, until: Instant) -> Vec<String> {
+        kill_processes(but, until)
     }
 }
 
@@ -113,11 +113,11 @@ pub fn end_processes(shim: Option<&ShimRow>, session_id: Option<&str>, boot_id: 
     process::end_leftovers(&left, until).iter().map(ToString::to_string).collect()
 }
 
-/// Kills the processes of earlier daemons' agents, by their marks. See [`Shims::kill_earlier`]. Those without the identity of
+/// Kills the processes of agents, by their marks. See [`Shims::kill`]. Those without the identity of
 /// a directory stay: an older version's, or another daemon's, and there is no time to ask whose.
-pub fn kill_processes(boot_id: &str, until: Instant) -> Vec<String> {
-    let owner = Some(std::process::id());
-    let claim = Claim { state_id: mark::own_state(), boot_id: Some(boot_id), owner, kept: &[] };
+pub fn kill_processes(but: Option<&str>, until: Instant) -> Vec<String> {
+    let owner = but.map(|_| std::process::id());
+    let claim = Claim { state_id: mark::own_state(), boot_id: but, owner, kept: &[] };
     let mut left = process::find_dead(&claim);
     left.retain(|l| l.state_id.is_some());
     process::kill_leftovers(&left, until).iter().map(ToString::to_string).collect()

@@ -109,15 +109,32 @@ fn sweep(ctx: &Context, kept: &[(u32, u64)]) {
 }
 
 /// A stop overtakes the search, or those who look after an agent of an earlier boot: what dead boots left is killed now, so
-/// that it leaves none.
-pub fn cut_short(ctx: &Context) {
+/// that it leaves none. `all`: its own agents too, which were let go already.
+pub fn cut_short(ctx: &Context, all: bool) {
     let until = Instant::now() + LAST;
+    let but = (!all).then_some(ctx.boot_id.as_str());
     let stuck = match ctx.shims() {
-        Some(shims) => shims.kill_earlier(&ctx.boot_id, until),
-        None => kill_processes(&ctx.boot_id, until),
+        Some(shims) => shims.kill(but, until),
+        None => kill_processes(but, until),
     };
     for left in stuck {
         log::error!("{left} cannot be ended");
+    }
+}
+
+/// A stop that ends agents has abandoned these workers: nobody else ends theirs, which would go on alone.
+pub fn end_abandoned(ctx: &Context, sids: &[i64]) {
+    let Some(shims) = ctx.shims() else { return };
+    let until = Instant::now() + LAST;
+    for sid in sids {
+        let rows = ctx.store.shims_of_session(*sid).unwrap_or_else(|e| {
+            log::error!("stop: the shims of an abandoned worker cannot be read: {e}");
+            Vec::new()
+        });
+        for shim in rows {
+            shims.end(Some(&shim), None, &ctx.boot_id, until);
+            ctx.bounds().end(&shim.name);
+        }
     }
 }
 

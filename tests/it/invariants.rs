@@ -67,9 +67,9 @@ const ALWAYS: &[(&str, &str)] = &[
          AND NOT EXISTS (SELECT 1 FROM kept k WHERE k.sid=a.sid AND k.epoch=a.epoch)",
     ),
     (
-        "an activation of a boot that ended in order that is open, and whose agent is not kept over a restart",
+        "an activation of a boot that ended in order that is open, and whose agent was not kept",
         "SELECT a.sid, a.epoch FROM activations a JOIN boots b ON b.bid=a.bid WHERE b.ended_at IS NOT NULL
-         AND b.clean=1 AND a.closed_at IS NULL AND NOT (b.stop_reason='restart'
+         AND b.clean=1 AND a.closed_at IS NULL AND NOT (EXISTS (SELECT 1 FROM meta WHERE name='keeps ' || b.bid)
            AND EXISTS (SELECT 1 FROM kept k WHERE k.sid=a.sid AND k.epoch=a.epoch))",
     ),
     ("a turn that runs without an activation", "SELECT id FROM turns t WHERE state='running' AND NOT EXISTS (

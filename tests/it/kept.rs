@@ -445,6 +445,27 @@ fn a_stop_while_agents_are_attached() {
     empty(&d);
 }
 
+/// A stop that ends agents, and comes when those of a stop that keeps them were let go already, ends them too.
+#[test]
+fn a_stop_after_agents_were_let_go() {
+    for key in KINDS {
+        let mut d = daemon().env("OSTLER_FAILPOINTS", "act.CloseStore=stall:1000");
+        d.kill9();
+        d.boot();
+        let gate = d.gate("gate");
+        let (_, turn) = begun(&d, key, &format!("say begun; wait-file {}", gate.path.display()));
+        let agents = processes(&d, session(&turn));
+        let from = d.log.count();
+        d.client().post("/v1/stop", Some(&json!({ "agents": "keep" }))).unwrap();
+        d.log.find(from, "that agents are let go", |l| l.contains("agents go on"));
+        d.sigterm();
+        assert_eq!(d.ended().code(), Some(1), "{key}: their ends are not written");
+        ends(&agents);
+        d.boot();
+        assert_eq!(d.events(key).end_of(&turn).0, "interrupted", "{key}");
+    }
+}
+
 /// `keep = "crash"`: a restart ends agents, a death does not.
 #[test]
 fn only_a_crash_keeps() {

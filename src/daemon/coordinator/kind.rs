@@ -9,6 +9,7 @@ use std::time::Instant;
 use super::{Coordinator, Event, Timer};
 use crate::daemon::job;
 use crate::daemon::signals::Signal;
+use crate::daemon::sweep;
 use crate::model::event::{StopReason, Urgency};
 use crate::model::keep_policy::{Agents, Exit, StopRequest, agents_after, agents_at};
 use crate::model::lifecycle;
@@ -120,6 +121,11 @@ impl Coordinator {
                 self.agents = agents_after(before, agents);
                 if before == Agents::Keep && self.agents == Agents::End {
                     self.spare_none();
+                    // Nobody is left who would end them, nor who would write that they ended: the next boot does.
+                    if self.gone_on {
+                        self.unclean = true;
+                        sweep::cut_short(&self.ctx, true);
+                    }
                 }
                 self.overtaken |= stop.reason == StopReason::Restart && reason == StopReason::Shutdown;
                 now

@@ -198,6 +198,8 @@ pub struct Coordinator {
     agents: Agents,
     /// A shutdown came into a restart.
     overtaken: bool,
+    /// Agents were let go.
+    gone_on: bool,
     /// Sessions of an earlier boot were left open for their agents.
     adopted: bool,
     report: Option<Report>,
@@ -252,6 +254,7 @@ impl Coordinator {
             question: None,
             agents: Agents::End,
             overtaken: false,
+            gone_on: false,
             adopted: false,
             report: None,
             continuations: Continuations::default(),

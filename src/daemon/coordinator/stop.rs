@@ -198,20 +198,23 @@ impl Coordinator {
             let overtaken = reason == StopReason::Restart && self.overtaken;
             // Agents of earlier boots may have nobody who ends them: those that were not attached to yet.
             let earlier = self.adopted || self.ctx.sweeping.load(Ordering::Acquire);
-            if !overtaken && !earlier {
+            let abandoned = self.report.as_ref().map_or_else(Vec::new, Report::abandoned);
+            if !overtaken && !earlier && abandoned.is_empty() {
                 return;
             }
             let (ctx, threshold) = (self.ctx.clone(), self.ctx.config().sessions.stuck_threshold.into());
             return self.perform_aside("leftovers", self.ctx.config().shutdown.close / 4, move |store| {
                 if earlier {
-                    sweep::cut_short(&ctx);
+                    sweep::cut_short(&ctx, false);
                 }
+                sweep::end_abandoned(&ctx, &abandoned);
                 !overtaken || store.close_activations(StopReason::Shutdown, threshold, None).is_ok()
             });
         }
         if let Some(report) = &mut self.report {
             report.keep(self.ctx.registry.spared());
         }
+        self.gone_on = true;
         let count = self.ctx.registry.let_go();
         log::info!("stop: {count} agents go on");
         if count > 0 {

@@ -180,8 +180,12 @@ impl Session {
                 Input::Ready => self.agent.idle(&mut self.host),
                 Input::Timeout => {
                     let parked = park_at.is_some_and(|at| at <= self.ctx().now());
-                    if parked && !self.host.work && self.ctx().registry.may_park(self.host.sid) {
-                        return self.go(Stage::Closing(Close::Park));
+                    if parked && !self.host.work {
+                        if self.ctx().registry.may_park(self.host.sid) {
+                            return self.go(Stage::Closing(Close::Park));
+                        }
+                        // A letter is there, or a stop that keeps its agent is in progress.
+                        return self.pause(Stage::Idle(Idle::Look));
                     }
                 }
                 Input::Go | Input::Letter => {}

@@ -32,7 +32,7 @@ impl Shims for Silent {
         Vec::new()
     }
 
-    fn kill_earlier(&self, _: &str, _: Instant) -> Vec<String> {
+    fn kill(&self, _: Option<&str>, _: Instant) -> Vec<String> {
         Vec::new()
     }
 }
