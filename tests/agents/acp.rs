@@ -341,6 +341,21 @@ fn a_cancel_withdraws_open_permissions() {
     }
 }
 
+/// An answer that was promised is what the agent hears, even if a cancel comes with it.
+#[test]
+fn a_cancel_withdraws_no_answered_permission() {
+    let (mut host, mut agent) = begun(&[]);
+    host.settle = Box::new(|request, controls| {
+        controls.answers.push((request.request_id.clone(), PermissionOutcome::Selected("reject".into())));
+        controls.interrupt = Some(Interrupt::Cancel(soon()));
+        controls.letter = true;
+        None
+    });
+    host.prompt(&mut agent, "permission");
+    assert_eq!(host.text(), "outcome: selected reject");
+    host.close(&mut agent);
+}
+
 #[test]
 fn stop_reasons_have_their_outcomes() {
     let (mut host, mut agent) = begun(&[]);

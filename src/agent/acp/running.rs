@@ -208,6 +208,12 @@ struct Driven<'a> {
 impl Driven<'_> {
     /// Checks the host for an interrupt and for settled permissions.
     fn check_host(&mut self, host: &mut dyn Host) -> Option<End> {
+        // First, for an interrupt withdraws what is open: an answer that was promised is what the agent hears.
+        for (request_id, settled) in host.permission_answers() {
+            let answer = self.it.turn.settle(&request_id, &settled);
+            self.respond(answer);
+            self.heard(host.now());
+        }
         match (host.interrupt(), &self.it.stage) {
             (None, _) | (Some(_), Stage::Exit { .. }) => {}
             (Some(interrupt), Stage::Session { .. }) => return Some(End::Ended(interrupt)),
@@ -218,11 +224,6 @@ impl Driven<'_> {
                 self.live.client.notify(v1::CANCEL, &v1::cancel(&self.live.session));
                 return Some(End::Over(Answer::Cancelled));
             }
-        }
-        for (request_id, settled) in host.permission_answers() {
-            let answer = self.it.turn.settle(&request_id, &settled);
-            self.respond(answer);
-            self.heard(host.now());
         }
         None
     }
