@@ -10,9 +10,11 @@
 
 mod dice;
 mod parts;
+mod rider;
 mod room;
 mod sim;
 mod witness;
+mod world;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Mutex;

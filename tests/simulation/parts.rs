@@ -282,8 +282,14 @@ pub struct Notes {
     pub said: BTreeMap<String, String>,
     /// Turns that were completed as far as their agent knows.
     pub whole: BTreeSet<String>,
-    pub open: Vec<String>,
     pub asked: u64,
+    /// The turn in which such an agent asked.
+    pub asked_in: BTreeMap<String, String>,
+    /// What it was answered, and what clients were told to be the answer.
+    pub answers: BTreeMap<String, String>,
+    pub agreed: BTreeMap<String, String>,
+    /// Turns in which it went on without an answer.
+    pub impatient: BTreeSet<String>,
     /// Agents do not fail any more, and begin nothing by themselves.
     pub quiet: bool,
 }
@@ -383,7 +389,6 @@ impl Actor {
         let request =
             PermissionRequest { request_id: request_id.clone(), tool: ToolCall::default(), options: vec![option] };
         if host.permission(request).is_none() {
-            self.notes.lock().unwrap().open.push(request_id.clone());
             self.asks = Some(request_id);
         }
         Progress::Pending { until: None }

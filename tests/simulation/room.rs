@@ -34,5 +34,5 @@ pub fn environment() -> Env {
 
 const SWEEP: &str = "
     BEGIN; DELETE FROM boots; DELETE FROM sessions; DELETE FROM activations; DELETE FROM turns; DELETE FROM messages;
-    DELETE FROM entries; DELETE FROM events; DELETE FROM journal; DELETE FROM deliveries; DELETE FROM kv; DELETE FROM timers;
+    DELETE FROM entries; DELETE FROM events; DELETE FROM journal; DELETE FROM deliveries; DELETE FROM kv; DELETE FROM kept; DELETE FROM frames; DELETE FROM permissions; DELETE FROM shims; DELETE FROM timers;
     DELETE FROM meta; DELETE FROM sqlite_sequence; COMMIT;";

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 
-use ostler::config::{self, Config};
+use ostler::config::{self, AgentKind, Config};
 use ostler::daemon::context::{Context, Parts, Reloaded, Request};
 use ostler::daemon::coordinator::{Coordinator, Event, NewWorker};
 use ostler::daemon::delivery::{Delivery, Message, Pump};
@@ -21,22 +21,26 @@ use ostler::daemon::signals::Signal;
 use ostler::daemon::worker::{Begins, Input, Next, Worker};
 use ostler::hooks::{self, Hooks};
 use ostler::model::event::{HandlerId, StopReason, Urgency};
-use ostler::model::keep_policy::{Agents, StopRequest};
-use ostler::store::{BootInfo, Env, Error, Store};
+use ostler::model::keep_policy::{Agents, Keep, StopRequest};
+use ostler::store::{BootInfo, Env, Error, Recovered, Store};
 
 use crate::dice::Dice;
 use crate::parts::{Actor, Clock, Fault, Machine, NoHost, Notes, Scripts, Seen, T0};
+use crate::rider::{Rider, Runner};
 use crate::room::{Room, environment};
 use crate::witness::Witness;
-use faults::{Death, Fate, Faults};
+use crate::world::{Below, Outside, World};
+pub use faults::Death;
+use faults::{Fate, Faults};
 
 mod conclusion;
 mod faults;
+mod outlived;
 mod people;
 mod recovery;
 mod steps;
 
-const KEYS: [&str; 4] = ["k:a", "k:b", "h:c", "h:d"];
+const KEYS: [&str; 6] = ["k:a", "k:b", "h:c", "h:d", "h:e", "x:f"];
 const HANDLERS: [&str; 2] = ["x", "y"];
 
 /// So long is no interrupted turn left alone, where every one must go on: more than a seed's whole time, less than a clock
@@ -66,6 +70,7 @@ struct Sent {
 /// A worker and its thread, which only waits.
 struct Thread {
     sid: i64,
+    key: String,
     worker: Worker,
     mailbox: Arc<Mailbox>,
     next: Next,
@@ -100,15 +105,22 @@ struct Process {
     /// Who follows everything, until the daemon leaves.
     reader: Option<Listening>,
     read: i64,
+    /// The number of the last event before it.
+    first: i64,
     reloads: Vec<Asked>,
     /// The configuration that was in force when the stop began.
     stops_with: Option<Arc<Config>>,
     stop_began: Option<i64>,
     blocked: BTreeSet<i64>,
+    /// Shims of earlier daemons whose agents are not gone on with: they are ended at some time.
+    leftovers: Vec<String>,
+    /// The shims of those that are.
+    spared: BTreeSet<String>,
+    swept: bool,
     /// Running sessions were marked, for certain.
     marked: bool,
     /// Every activation was closed, for certain.
-    closed: bool,
+    closed: Option<Agents>,
     /// The newest delivery when it was to be noted whose handlers were not called.
     uncalled_upto: i64,
 }
@@ -140,6 +152,8 @@ pub struct Sim {
     /// The newest value of `retention.reports` in the file.
     value: usize,
     strict: bool,
+    /// Most of what happens concerns agents that outlive daemons.
+    outlives: bool,
     store: Option<Store>,
     broom: rusqlite::Connection,
     gathers: bool,
@@ -150,6 +164,7 @@ pub struct Sim {
     seen: Arc<Mutex<Seen>>,
     before_turn: bool,
     agents: Arc<AtomicU64>,
+    outside: Arc<Outside>,
     quiet: bool,
     /// The last process left in order, and said so.
     left_clean: bool,
@@ -163,7 +178,8 @@ impl Sim {
         room.sweep();
         let Room { store, eyes, broom } = room;
         let strict = dice.chance(50);
-        let text = configuration(&mut dice, strict, &tools.dir);
+        let outlives = dice.chance(50);
+        let text = configuration(&mut dice, strict, outlives, &tools.dir);
         let clock = Arc::new(Clock {
             ms: AtomicI64::new(T0),
             behind: AtomicI64::new(0),
@@ -171,27 +187,38 @@ impl Sim {
             base: Instant::now() + Duration::from_secs(86_400),
         });
         let (before_turn, gathers) = (dice.chance(30), dice.chance(50));
+        let trace = std::env::var_os("OSTLER_SIM_TRACE").is_some();
+        let faults = Arc::new(Faults { trace, ..Faults::default() });
+        let notes: Arc<Mutex<Notes>> = Arc::default();
+        let (deadly, dead) = (faults.clone(), faults.clone());
+        let outside = Arc::new(Outside::new(
+            World::new(clock.clone(), notes.clone(), seed),
+            move || deadly.dead.store(true, Ordering::Relaxed),
+            move || dead.dead.load(Ordering::Relaxed),
+        ));
         let mut sim = Self {
             dice,
             steps: 0,
             boots: 0,
             tools,
             clock,
-            faults: Arc::default(),
+            faults,
             config: config::parse(&text, None).unwrap_or_else(|e| panic!("{e}\n{text}")),
             text,
             value: REPORTS,
             strict,
+            outlives,
             store: Some(store),
             broom,
             gathers,
             process: None,
             witness: Witness::new(eyes),
             sent: Vec::new(),
-            notes: Arc::default(),
+            notes,
             seen: Arc::default(),
             before_turn,
             agents: Arc::new(AtomicU64::new(seed << 16)),
+            outside,
             quiet: false,
             left_clean: false,
             uncalled_upto: Some(0),
@@ -236,17 +263,24 @@ impl Sim {
     /// A new process, until one comes up.
     fn boot(&mut self) {
         loop {
+            self.outside.world().daemon_gone();
             self.process = None;
             self.faults.revive();
             self.boots += 1;
             if self.boots > 1 {
+                self.go_on_outside();
                 let away = *self.dice.pick(&[10, 1000, 30_000, 30_000, 4_000_000]);
                 self.clock.ms.fetch_add(away, Ordering::Relaxed);
                 let behind = if self.dice.chance(15) { *self.dice.pick(&BEHIND_MS) } else { 0 };
                 self.clock.behind.store(behind, Ordering::Relaxed);
             }
             let store = self.open_store();
+            let orphan = self.config.agents.orphan_after.as_millis() as i64;
+            self.outside.world().boots(self.boots, orphan);
             self.witness.read();
+            if self.faults.died_marking.swap(false, Ordering::Relaxed) {
+                self.witness.marked(true);
+            }
             match self.uncalled_upto.take() {
                 // What came after that note is not in it.
                 Some(last) => self.doubt(&format!("d.state='pending' AND d.did>{last}")),
@@ -257,13 +291,15 @@ impl Sim {
                 boot_id: format!("b{}", self.boots),
                 pid: 1,
                 threshold: self.config.sessions.stuck_threshold.into(),
-                machine: None,
+                machine: self.keeps().then(|| self.outside.world().machine()),
             };
             let mut process = self.assemble(&store);
             match self.guarded(|_| store.open_boot(info)) {
                 Some(Ok(recovered)) => {
                     self.witness.read();
+                    self.witness.stops_are_over();
                     self.check_recovery(&expected, &recovered);
+                    self.look_for_leftovers(&mut process, &recovered);
                     process.coordinator.begin(&recovered);
                     self.process = Some(process);
                     return;
@@ -296,6 +332,7 @@ impl Sim {
         let machine = Arc::new(Machine { clock: self.clock.clone(), jobs: Mutex::default(), full: false.into() });
         let scripts = Arc::new(Scripts::new(self.clock.clone(), self.seen.clone(), self.before_turn));
         let (notes, agents) = (self.notes.clone(), self.agents.clone());
+        let (outside, boot) = (self.outside.clone(), self.boots);
         let hub = Arc::new(Hub::default());
         let requests = bounded(256);
         let mut config = self.config.clone();
@@ -306,13 +343,23 @@ impl Sim {
             hooks: self.tools.hooks.clone(),
             runtime: machine.clone(),
             handlers: scripts.clone(),
-            agents: Arc::new(move |_, _| Box::new(Actor::new(notes.clone(), agents.fetch_add(1, Ordering::Relaxed)))),
+            agents: Arc::new(move |ctx, config| {
+                let seed = agents.fetch_add(1, Ordering::Relaxed);
+                match config.kind {
+                    AgentKind::Acp if ctx.shims().is_some() => Box::new(Rider::new(outside.clone(), boot, seed)),
+                    AgentKind::Exec if ctx.shims().is_some() => Box::new(Runner::new(outside.clone(), boot, seed)),
+                    _ => Box::new(Actor::new(notes.clone(), seed)),
+                }
+            }),
             boot_id: format!("b{}", self.boots),
             state_dir: self.tools.dir.path().to_owned(),
             supervised: false,
             requests: requests.0.clone(),
             config,
         }));
+        if self.keeps() {
+            ctx.set_shims(Some(Arc::new(Below(self.outside.clone()))));
+        }
         let (delivery, inbox) = Delivery::new();
         let (published, poked) = (hub.clone(), delivery.clone());
         store.set_observer(Arc::new(move |commit| {
@@ -340,11 +387,6 @@ impl Sim {
             Ok(None)
         };
         let coordinator = Coordinator::new(ctx.clone(), delivery.clone(), Box::new(start));
-        let blocked = if self.dice.chance(10) && !self.quiet { BTreeSet::from([1, 2]) } else { BTreeSet::new() };
-        if !blocked.is_empty() {
-            ctx.registry.search_leftovers();
-            ctx.registry.block_on_leftovers(blocked.iter().copied());
-        }
         let reader = Some(hub.listen(None, false));
         Process {
             pump: Pump::new(ctx.clone(), delivery.clone()),
@@ -363,19 +405,23 @@ impl Sim {
             handing: Vec::new(),
             reader,
             read: self.witness.seq,
+            first: self.witness.seq,
             reloads: Vec::new(),
             stops_with: None,
             stop_began: None,
-            blocked,
+            blocked: BTreeSet::new(),
+            leftovers: Vec::new(),
+            spared: BTreeSet::new(),
+            swept: false,
             marked: false,
-            closed: false,
+            closed: None,
             uncalled_upto: 0,
         }
     }
 }
 
 /// The configuration of a seed. `strict`: every interrupted turn must go on.
-fn configuration(dice: &mut Dice, strict: bool, dir: &tempfile::TempDir) -> String {
+fn configuration(dice: &mut Dice, strict: bool, outlives: bool, dir: &tempfile::TempDir) -> String {
     let on_interrupt = if strict { *dice.pick(&["resume", "rerun"]) } else { *dice.pick(&["resume", "rerun", "wait"]) };
     let resume = if strict { "auto" } else { *dice.pick(&["auto", "on_message", "never"]) };
     let window = if strict { *dice.pick(&["never", LONG_WINDOW]) } else { "1h" };
@@ -389,8 +435,10 @@ fn configuration(dice: &mut Dice, strict: bool, dir: &tempfile::TempDir) -> Stri
     let mut age = || *dice.pick(&["never", "1h"]);
     let (ended, events, ids, journal) = (age(), age(), age(), age());
     let turn = *dice.pick(&["never", "2m"]);
+    let keep = if outlives { "restart" } else { *dice.pick(&["restart", "crash", "never"]) };
+    let max_live = if outlives { 8 } else { max_live };
     format!(
-        "[sessions]\nmax_live = {max_live}\nbusy = \"{busy}\"\nqueue_limit = {queue_limit}\nresume = \"{resume}\"\n\
+        "[agents]\nkeep = \"{keep}\"\n[sessions]\nmax_live = {max_live}\nbusy = \"{busy}\"\nqueue_limit = {queue_limit}\nresume = \"{resume}\"\n\
          resume_window = \"{window}\"\nidle_reset = \"{idle_reset}\"\nstuck_threshold = {threshold}\npark_after = \"{park}\"\n\
          [shutdown]\ndrain = \"30s\"\ninterrupt = \"10s\"\nhooks = \"10s\"\nclose = \"5s\"\ndeadline = \"60s\"\n\
          [hooks]\nattempts = 3\n\
@@ -398,7 +446,9 @@ fn configuration(dice: &mut Dice, strict: bool, dir: &tempfile::TempDir) -> Stri
          [agent.light]\nkind = \"echo\"\nmax_processes = 8\non_interrupt = \"{on_interrupt}\"\nturn_timeout = \"{turn}\"\n\
          [agent.heavy]\nkind = \"acp\"\ncommand = [\"true\"]\ncwd = \"{}\"\nmax_processes = {most}\n\
          on_interrupt = \"{on_interrupt}\"\npermission_timeout = \"1m\"\npermission = \"ask\"\n\
-         [[route]]\nmatch = \"h:*\"\nagent = \"heavy\"\n[[route]]\nmatch = \"*\"\nagent = \"light\"\n",
+         [agent.once]\nkind = \"exec\"\ncommand = [\"true\"]\ncwd = \"{}\"\non_interrupt = \"{on_interrupt}\"\n\
+         [[route]]\nmatch = \"h:*\"\nagent = \"heavy\"\n[[route]]\nmatch = \"x:*\"\nagent = \"once\"\n[[route]]\nmatch = \"*\"\nagent = \"light\"\n",
+        dir.path().display(),
         dir.path().display()
     )
 }

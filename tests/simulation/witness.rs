@@ -198,13 +198,20 @@ impl Witness {
 
     /// The stop marked every running session, or may have.
     pub fn marked(&mut self, kept: bool) {
-        for s in self.sessions.values_mut().filter(|s| s.running.is_some()) {
+        // One that keeps agents leaves them alone.
+        let spared = self.texts(SPARED);
+        for (_, s) in self.sessions.iter_mut().filter(|(id, s)| s.running.is_some() && !spared.contains(id)) {
             s.mark = match (s.mark, kept) {
                 (Mark::Before, _) => Mark::Before,
                 (Mark::Stop, _) | (_, true) => Mark::Stop,
                 (Mark::None | Mark::Doubt, false) => Mark::Doubt,
             };
         }
+    }
+
+    /// A boot has begun: a mark of a stop before it is taken back by nothing but a completed turn.
+    pub fn stops_are_over(&mut self) {
+        self.sessions.values_mut().filter(|s| s.mark == Mark::Stop).for_each(|s| s.mark = Mark::Before);
     }
 
     /// Compares the tables with the account. `recovered`: a boot has just counted deaths.
@@ -273,24 +280,40 @@ impl Witness {
     }
 
     /// Of the sessions that are one death short of suspension, one starts only when the one before it has run its time.
-    pub fn check_alone(&self, alone_at: i64, alone_ms: i64) {
-        let together = self.number(&format!(
-            "SELECT count(*) FROM turns a JOIN turns b ON b.tid<>a.tid AND b.state='running' AND b.started_at>=a.started_at
-             JOIN sessions sa ON sa.sid=a.sid JOIN sessions sb ON sb.sid=b.sid
-             WHERE a.state='running' AND sa.unclean>={alone_at} AND sb.unclean>={alone_at}
-               AND b.started_at-a.started_at<{alone_ms}"
-        ));
-        assert_eq!(together, 0, "sessions that may be deadly run together");
+    /// `boot`: the number of the last event before this boot.
+    pub fn check_alone(&self, alone_at: i64, alone_ms: i64, boot: i64) {
+        let mut statement = self
+            .conn()
+            .prepare_cached(
+                "SELECT t.id, t.started_at FROM turns t JOIN sessions s ON s.sid=t.sid JOIN activations a ON a.sid=t.sid
+                 WHERE t.state='running' AND s.unclean>=?1 AND a.closed_at IS NULL AND a.bid=(SELECT max(bid) FROM boots)",
+            )
+            .unwrap();
+        let running: Vec<(String, i64)> =
+            statement.query_map([alone_at], |r| Ok((r.get(0)?, r.get(1)?))).unwrap().map(Result::unwrap).collect();
+        // Those of earlier boots were attached to, and have not been for long.
+        let (attached, mut begun): (Vec<_>, Vec<_>) =
+            running.into_iter().partition(|(id, _)| self.begun.get(id).is_some_and(|seq| *seq <= boot));
+        assert!(attached.len() <= 1, "sessions that may be deadly are attached to together: {attached:?}");
+        begun.sort_by_key(|(_, at)| *at);
+        let close = begun.windows(2).find(|pair| pair[1].1 - pair[0].1 < alone_ms);
+        assert!(close.is_none(), "sessions that may be deadly run together: {close:?}");
     }
 
     /// Each session that runs is marked: what must hold from a stop's first wait on.
     pub fn check_marked(&self) {
         let bare = self.number(
-            "SELECT count(*) FROM sessions WHERE mark_reason IS NULL AND sid IN (SELECT sid FROM turns WHERE state='running')",
+            "SELECT count(*) FROM sessions s WHERE mark_reason IS NULL AND sid IN (SELECT sid FROM turns WHERE state='running')
+             AND NOT EXISTS (SELECT 1 FROM kept k, meta m WHERE k.sid=s.sid
+               AND m.name='keeps ' || (SELECT max(bid) FROM boots))",
         );
         assert_eq!(bare, 0, "sessions run unmarked in a stop");
     }
 }
+
+/// The sessions whose agents a stop in progress leaves alone.
+const SPARED: &str = "SELECT s.id FROM sessions s JOIN kept k ON k.sid=s.sid
+    WHERE EXISTS (SELECT 1 FROM meta WHERE name='keeps ' || (SELECT max(bid) FROM boots))";
 
 /// What must never be in the tables, each with its name.
 const FAULTS: &str = "

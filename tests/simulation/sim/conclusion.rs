@@ -17,8 +17,7 @@ impl Sim {
             self.finish_stop();
         }
         self.p().threads.iter_mut().for_each(|t| t.hangs = false);
-        let blocked = std::mem::take(&mut self.p().blocked);
-        blocked.into_iter().for_each(|sid| self.p().ctx.registry.unblock(sid));
+        self.sweep();
         self.request(Request::Hold(false));
         self.run_dry();
         for status in ["status='suspended'", "status='open' AND mark_reason IS NOT NULL AND cut_turn IS NOT NULL"] {
@@ -100,6 +99,7 @@ impl Sim {
         self.conclude_turns();
         self.conclude_messages();
         self.conclude_prompts();
+        self.conclude_permissions();
         self.conclude_order();
         self.conclude_journal();
         self.conclude_text();
@@ -221,13 +221,32 @@ impl Sim {
                     .unwrap_or_else(|| panic!("turn {turn} was not asked {text}, or too late: {prompt}"));
                 rest = &rest[at + text.len()..];
             }
-            let asked = prompt.split('<').skip(1).filter_map(|part| part.split_once('>').map(|(word, _)| word));
+            // A note quotes what was asked before, if the agent's process ended in that.
+            let recalls = prompt.starts_with("[Note from the session's host: your process ended");
+            let said =
+                prompt.lines().filter(|line| !(recalls && line.starts_with("> "))).collect::<Vec<_>>().join("\n");
+            let asked = said.split('<').skip(1).filter_map(|part| part.split_once('>').map(|(word, _)| word));
             let theirs = |word: &&str| self.sent.iter().any(|s| s.text.trim_matches(['<', '>']) == *word);
             for word in asked.filter(theirs) {
                 assert!(
                     of_chain.iter().any(|text| text.contains(&format!("<{word}>"))),
                     "turn {turn} was asked {word}, which is not its own: {prompt}"
                 );
+            }
+        }
+    }
+
+    /// What a client was told to be the answer to a permission is what its agent heard, and one that waits for it hears it.
+    fn conclude_permissions(&self) {
+        let notes = self.notes.lock().unwrap();
+        for (id, option) in &notes.agreed {
+            let Some(turn) = notes.asked_in.get(id) else { continue };
+            match notes.answers.get(id) {
+                Some(heard) => assert_eq!(heard, option, "{id} of turn {turn}: what was agreed, and what was heard"),
+                None => assert!(
+                    !notes.whole.contains(turn) || notes.impatient.contains(turn),
+                    "{id} of turn {turn}: {option} was agreed, and its agent never heard it"
+                ),
             }
         }
     }

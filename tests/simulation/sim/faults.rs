@@ -7,7 +7,7 @@ use ostler::store::Step;
 use super::*;
 
 /// How a death travels through the daemon.
-pub(super) struct Death;
+pub struct Death;
 
 /// What became of a commit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,14 +31,18 @@ pub(super) struct Faults {
     pub dead: AtomicBool,
     /// Something was written since this was last looked at.
     pub written: AtomicBool,
-    group: Mutex<Group>,
+    pub group: Mutex<Group>,
+    /// The process died when running sessions were marked, and before it knew that.
+    pub died_marking: AtomicBool,
+    /// Tells where the process dies, and which commits fail.
+    pub trace: bool,
     /// What became of commits since they were last looked at.
-    fates: Mutex<Vec<(&'static str, Fate)>>,
+    pub fates: Mutex<Vec<(&'static str, Fate)>>,
 }
 
 /// The members of the transaction in progress.
 #[derive(Default)]
-struct Group {
+pub(super) struct Group {
     names: Vec<&'static str>,
     /// All of them ran.
     complete: bool,
@@ -66,6 +70,15 @@ impl Faults {
         }
         if self.death_in.load(Ordering::Relaxed) > 0 && self.death_in.fetch_sub(1, Ordering::Relaxed) == 1 {
             self.dead.store(true, Ordering::Relaxed);
+            let marks = |name: &str| matches!(name, "mark_running" | "refresh_marks");
+            let now = step == Step::Committed && self.group.lock().unwrap().names.iter().any(|n| marks(n));
+            // Or a moment before, and nobody has looked since.
+            if now || self.fates.lock().unwrap().iter().any(|(n, fate)| marks(n) && *fate == Fate::Kept) {
+                self.died_marking.store(true, Ordering::Relaxed);
+            }
+            if self.trace {
+                eprintln!("  death in {name} {step:?}");
+            }
             resume_unwind(Box::new(Death));
         }
         let mut group = self.group.lock().unwrap();
@@ -85,6 +98,9 @@ impl Faults {
         group.complete = true;
         self.written.store(true, Ordering::Relaxed);
         let strikes = self.commit.compare_exchange(due, 0, Ordering::Relaxed, Ordering::Relaxed).is_ok();
+        if strikes && self.trace {
+            eprintln!("  fault in {:?} {step:?}", group.names);
+        }
         if (strikes || step == Step::Committed) && !std::mem::replace(&mut group.told, true) {
             let fate = match (strikes, step) {
                 (false, _) => Fate::Kept,

@@ -15,7 +15,11 @@ impl Sim {
             let n = self.sent.len() as u64;
             self.dice.below(n) as usize
         } else {
-            let key = *self.dice.pick(&KEYS);
+            let key = if self.outlives && self.dice.chance(80) {
+                *self.dice.pick(&KEYS[2..])
+            } else {
+                *self.dice.pick(&KEYS)
+            };
             let n = self.sent.len();
             let id = self.dice.chance(70).then(|| format!("id{n}"));
             let at = self.p().ctx.store.now();

@@ -1,12 +1,15 @@
 //! One step after the other, and what must hold after each.
 
+use ostler::service::Service;
+use ostler::store::Target;
+
 use super::*;
 
 impl Sim {
     /// Whatever happens next.
     pub fn step(&mut self) {
         self.steps += 1;
-        if self.dice.chance(2) {
+        if self.dice.chance(if self.outlives { 4 } else { 2 }) {
             let when = 1 + self.dice.below(16);
             self.faults.death_in.store(when, Ordering::Relaxed);
         }
@@ -21,7 +24,7 @@ impl Sim {
         }
         if self.witness.trace {
             let p = self.process.as_ref().unwrap();
-            let threads: Vec<_> = p.threads.iter().map(|t| (t.sid, t.worker.state())).collect();
+            let threads: Vec<_> = p.threads.iter().map(|t| (t.sid, &t.key, t.worker.state())).collect();
             eprintln!("step {} at {} {}: {threads:?}", self.steps, self.clock.ms() - T0, p.ctx.board().phase);
         }
         self.guarded(Self::happen);
@@ -33,7 +36,8 @@ impl Sim {
         if self.p().ctx.board().phase == "draining" && self.dice.chance(10) {
             return self.hand_over();
         }
-        match self.dice.below(100) {
+        let die = self.dice.below(100);
+        match if self.outlives && matches!(die, 55..58 | 83..90) && self.dice.chance(60) { 50 } else { die } {
             0..10 => self.send(),
             55..58 => self.people(),
             58..68 => {
@@ -49,15 +53,16 @@ impl Sim {
                 self.request(Request::Hold(hold));
             }
             88..90 => self.hand_over(),
-            90 => {
-                let blocked = std::mem::take(&mut self.p().blocked);
-                blocked.into_iter().for_each(|sid| self.p().ctx.registry.unblock(sid));
-            }
+            90 => self.sweep(),
             91..93 => self.answer(),
             93 => self.clock.behind.store(0, Ordering::Relaxed),
             94 if self.dice.chance(10) => self.clock.behind.store(60_000, Ordering::Relaxed),
             95 => self.hang(),
             96 if self.dice.chance(30) => self.retry_events(),
+            97 if self.dice.chance(40) => self.outside.world().surprise(),
+            98..100 => {
+                self.outside.world().act();
+            }
             _ => {
                 self.go_on();
             }
@@ -94,9 +99,18 @@ impl Sim {
             Next::Gone => false,
         };
         let ready: Vec<usize> = p.threads.iter().enumerate().filter(|(_, t)| runs(t)).map(|(n, _)| n).collect();
+        let outside = self.keeps();
+        let kept = |t: &Thread| outside && !t.key.starts_with('k');
         let listen = |t: &Thread| !t.hangs && matches!(t.next, Next::Wait { agent: true, .. });
         let listening: Vec<usize> = p.threads.iter().enumerate().filter(|(_, t)| listen(t)).map(|(n, _)| n).collect();
+        let (below, listening): (Vec<usize>, Vec<usize>) = listening.into_iter().partition(|n| kept(&p.threads[*n]));
+        let news = |n: &usize| self.outside.world().is_readable(p.threads[*n].sid);
+        let below: Vec<usize> = below.into_iter().filter(news).collect();
         able.extend(ready.iter().map(|n| 10 + n));
+        if able.is_empty() && !p.swept {
+            self.sweep();
+            return true;
+        }
         if able.is_empty() {
             self.check_quiet();
         }
@@ -106,7 +120,10 @@ impl Sim {
                 let p = self.process.as_ref().expect("a process");
                 p.threads[**n].worker.state() == ostler::model::worker::State::Running
             };
-            let speaking: Vec<usize> = listening.iter().filter(running).copied().collect();
+            let speaking: Vec<usize> = listening.iter().filter(running).chain(&below).copied().collect();
+            if self.dice.chance(50) && self.outside.world().act() {
+                return true;
+            }
             if !speaking.is_empty() {
                 let nth = *self.dice.pick(&speaking);
                 self.work(nth, Input::Ready);
@@ -119,7 +136,7 @@ impl Sim {
             }
         }
         if able.is_empty() {
-            return false;
+            return self.outside.world().act();
         }
         match *self.dice.pick(&able) {
             0 => self.coordinate(),
@@ -143,11 +160,14 @@ impl Sim {
     fn start(&mut self) {
         let p = self.process.as_mut().expect("a process");
         let new = p.starting.lock().unwrap().remove(0);
-        let Begins::Anew(agent) = new.begins else { panic!("no agent outlives the simulated daemon") };
-        let worker = Worker::open(&new.ctx, &new.request, *agent, &new.mailbox);
+        let worker = match new.begins {
+            Begins::Anew(agent) => Worker::open(&new.ctx, &new.request, *agent, &new.mailbox),
+            Begins::Attaching(pending) => Worker::attach(&new.ctx, &new.request, *pending, &new.mailbox),
+        };
         assert!(!p.threads.iter().any(|t| t.sid == new.request.sid), "a session has two workers");
         p.threads.push(Thread {
             sid: new.request.sid,
+            key: new.request.key,
             worker,
             mailbox: new.mailbox,
             next: Next::Again,
@@ -205,7 +225,7 @@ impl Sim {
     pub(super) fn handle(&mut self, event: Event) {
         let now = self.clock.now();
         if self.witness.trace {
-            eprintln!("  {event:?}");
+            eprintln!("  {event:?} at {}", self.clock.ms() - T0);
         }
         let p = self.p();
         if matches!(p.ctx.board().phase, "calling_hooks" | "closing") {
@@ -276,6 +296,7 @@ impl Sim {
         let ms = 1 + self.dice.below(most) as i64;
         let room = next.map_or(i64::MAX, |at| at.saturating_duration_since(now).as_millis() as i64 + 1);
         self.clock.ms.fetch_add(ms.min(room), Ordering::Relaxed);
+        self.outside.world().pass();
     }
 
     fn ask_stop(&mut self) {
@@ -319,11 +340,16 @@ impl Sim {
 
     /// Somebody answers an open permission.
     fn answer(&mut self) {
-        let open = self.notes.lock().unwrap().open.clone();
-        let Some(id) = open.last() else { return };
         let p = self.process.as_ref().expect("a process");
-        for sid in p.ctx.registry.live().into_keys() {
-            let _ = p.ctx.registry.answer_permission(sid, id, Some("yes"), "api");
+        let (ctx, delivery) = (p.ctx.clone(), p.delivery.clone());
+        let service = Service::new(ctx, delivery);
+        let open = service.permissions();
+        let Some(one) = open.last() else { return };
+        let text = |name: &str| one[name].as_str().expect("a text").to_owned();
+        let (key, id) = (text("key"), text("request_id"));
+        let option = if self.dice.chance(80) { "yes" } else { "no" };
+        if service.answer_permission(&Target::Key(key), &id, option).is_ok() {
+            self.notes.lock().unwrap().agreed.insert(id, option.to_owned());
         }
     }
 
@@ -332,6 +358,7 @@ impl Sim {
         if !self.dead() {
             self.witness_reads();
         }
+        self.check_gone_on();
         if !self.dead() && self.process.as_ref().is_some_and(|p| p.coordinator.may_leave()) {
             self.check_left();
             self.boot();
@@ -352,7 +379,10 @@ impl Sim {
                     self.witness.marked(fate == Fate::Kept);
                     self.p().marked |= fate == Fate::Kept;
                 }
-                "close_activations" => self.p().closed = fate == Fate::Kept,
+                "close_activations" => {
+                    let agents = self.p().coordinator.ending().agents;
+                    self.p().closed = (fate == Fate::Kept).then_some(agents);
+                }
                 "note_uncalled" if fate == Fate::Kept => {
                     self.uncalled_upto = Some(self.p().uncalled_upto);
                     // Where the attempt was noted the stop may have come before the call.
@@ -385,14 +415,23 @@ impl Sim {
         self.witness.check(false);
         let threshold = i64::from(self.config.sessions.stuck_threshold);
         if threshold > 0 {
-            self.witness.check_alone((threshold - 1).max(1), 10_000);
+            let before = self.process.as_ref().map_or(0, |p| p.first);
+            self.witness.check_alone((threshold - 1).max(1), 10_000, before);
         }
         let p = self.process.as_mut().expect("a process");
         if p.marked {
             self.witness.check_marked();
         }
-        if p.closed {
-            let open = self.witness.number("SELECT count(*) FROM activations WHERE closed_at IS NULL");
+        self.check_named();
+        let p = self.process.as_mut().expect("a process");
+        // A shutdown that comes into a restart closes the others later.
+        if let Some(agents) = p.closed {
+            let open = if agents == Agents::Keep {
+                "SELECT count(*) FROM activations WHERE closed_at IS NULL AND sid NOT IN (SELECT sid FROM kept)"
+            } else {
+                "SELECT count(*) FROM activations WHERE closed_at IS NULL"
+            };
+            let open = self.witness.number(open);
             assert_eq!(open, 0, "a stop has closed all, and something is open");
         }
     }
@@ -429,6 +468,7 @@ impl Sim {
         let took = self.clock.ms() - p.stop_began.expect("a stop began");
         assert!(took <= 59_000, "the stop took {took} ms");
         self.left_clean = p.coordinator.ending().clean;
+        self.check_left_alive();
     }
 
     /// Nothing can go on before time passes: what waits then must wait for something.
