@@ -1,5 +1,7 @@
 //! Boots: recovery of what the last boot left, and the durable facts of a stop.
 
+use std::collections::HashSet;
+use std::sync::Arc;
 use std::time::Instant;
 
 use serde_json::Value;
@@ -268,6 +270,7 @@ impl Store {
         threshold: i64,
         spare: Option<(Vec<i64>, String)>,
     ) -> Result<i64, Error> {
+        let spare = spare.map(|(sids, machine)| Arc::new((sids.into_iter().collect::<HashSet<i64>>(), machine)));
         let (mut closed, mut after) = (0, i64::MIN);
         // All batches share one deadline.
         let until = Instant::now() + self.patience;
@@ -281,7 +284,7 @@ impl Store {
                 let now = Death { stop: Some(reason), last_life: tx.now, on_probation: false };
                 let mut batch = 0;
                 for sid in &open {
-                    if let Some((spared, machine)) = &spare
+                    if let Some((spared, machine)) = spare.as_deref()
                         && spared.contains(sid)
                         && tx.for_one("stop", *sid, |tx| tx.goes_on(*sid, machine))? == Some(true)
                     {
