@@ -258,7 +258,7 @@ mod tests {
         fn permission(&mut self, _: PermissionRequest) -> Option<PermissionOutcome> {
             None
         }
-        fn permission_withdrawn(&mut self, _: &str) {}
+        fn permission_withdrawn(&mut self, _: &str, _: &'static str) {}
         fn permission_answers(&mut self) -> Vec<(String, PermissionOutcome)> {
             Vec::new()
         }

@@ -395,8 +395,9 @@ pub trait Host {
     /// The agent asks for permission. `Some`: settled at once by policy. `None`: the answer comes as a letter.
     fn permission(&mut self, request: PermissionRequest) -> Option<PermissionOutcome>;
 
-    /// The agent took an open request back: nobody is asked any more.
-    fn permission_withdrawn(&mut self, request_id: &str);
+    /// An open request is taken back, by its `agent` or, because the turn is cancelled, by the `daemon`: nobody is asked
+    /// any more. Its outcome comes as an answer: `Cancelled`, or what somebody has answered just before.
+    fn permission_withdrawn(&mut self, request_id: &str, by: &'static str);
 
     /// The permissions settled since the last call: request id and outcome.
     fn permission_answers(&mut self) -> Vec<(String, PermissionOutcome)>;

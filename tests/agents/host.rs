@@ -203,8 +203,11 @@ impl Host for TestHost {
         (self.settle)(&request, &mut self.controls)
     }
 
-    fn permission_withdrawn(&mut self, request_id: &str) {
-        self.withdrawn.push(request_id.to_owned());
+    fn permission_withdrawn(&mut self, request_id: &str, by: &'static str) {
+        if by == "agent" {
+            self.withdrawn.push(request_id.to_owned());
+        }
+        self.controls.answers.push((request_id.to_owned(), PermissionOutcome::Cancelled));
     }
 
     fn permission_answers(&mut self) -> Vec<(String, PermissionOutcome)> {

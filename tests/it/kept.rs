@@ -299,6 +299,23 @@ fn a_cancel_outlives_the_daemon() {
     }
 }
 
+/// A cancel takes back what nobody has answered: whoever answers after that is told so, while the agent still runs.
+#[test]
+fn a_permission_that_a_cancel_took_back_is_answered_no_more() {
+    let d = daemon();
+    let mut events = d.events("local:a");
+    let turn = d.post("local:a", "permission; hang-hard");
+    let asked = events.until("permission");
+    d.act("local:a", "cancel");
+    events.until_where("that its agent goes on", |e| e.event == "text");
+    let given = json!({ "request_id": asked.data["request_id"], "option_id": "allow-once" });
+    let refused = d.client().post(&session_path("local:a", "/permission"), Some(&given)).unwrap_err();
+    assert_eq!(refused.code, "resolved");
+    events.end_of(&turn);
+    assert_eq!(answer(&d, "local:a", &turn), "outcome: cancelled ");
+    stops(d);
+}
+
 /// A stop that ends the agents of an earlier boot leaves alone what bears the marks of no directory: another daemon's.
 #[test]
 fn a_stop_after_a_death_ends_nobody_elses_agents() {

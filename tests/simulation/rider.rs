@@ -325,15 +325,26 @@ impl Rider {
         }
     }
 
-    /// Looks for an interrupt, and for answers.
-    fn look(&mut self, host: &mut dyn Host) -> Option<Answer> {
+    fn give_answers(&mut self, host: &mut dyn Host) {
+        let (Some(ride), Some(talk)) = (self.ride.as_mut(), self.talk.as_mut()) else { return };
         for (id, outcome) in host.permission_answers() {
-            let ride = self.ride.as_mut()?;
             if let Some(at) = ride.open.iter().position(|open| *open == id) {
                 ride.open.remove(at);
-                self.talk.as_mut()?.link.send(format!("answer {id} {}", word(&outcome)));
+                talk.link.send(format!("answer {id} {}", word(&outcome)));
             }
         }
+    }
+
+    /// Withdraws what nobody has answered.
+    fn take_back(&mut self, host: &mut dyn Host) {
+        let open = self.ride.as_ref().map_or_else(Vec::new, |ride| ride.open.clone());
+        open.iter().for_each(|id| host.permission_withdrawn(id, "daemon"));
+        self.give_answers(host);
+    }
+
+    /// Looks for an interrupt, and for answers.
+    fn look(&mut self, host: &mut dyn Host) -> Option<Answer> {
+        self.give_answers(host);
         let stage = self.ride.as_ref()?.stage.clone();
         match (host.interrupt(), stage) {
             (None, _) | (Some(_), Stage::Exit(_)) => {}
@@ -345,13 +356,14 @@ impl Rider {
                 let share = (until.saturating_duration_since(host.now()) / 2).min(CANCEL);
                 let by = host.now() + share;
                 if self.ride.as_ref()?.cancel.is_none() {
-                    self.withdraw_all();
+                    self.take_back(host);
                     self.talk.as_mut()?.link.send("cancel".into());
                 }
                 let ride = self.ride.as_mut()?;
                 ride.cancel = Some(ride.cancel.map_or(by, |before| before.min(until)));
             }
             (Some(Interrupt::Cancel(_)), Stage::Words(_)) => {
+                self.take_back(host);
                 self.withdraw_all();
                 self.talk.as_mut()?.link.send("cancel".into());
                 return Some(Answer::Cancelled);

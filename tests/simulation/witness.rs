@@ -211,7 +211,15 @@ impl Witness {
 
     /// A boot has begun: a mark of a stop before it is taken back by nothing but a completed turn.
     pub fn stops_are_over(&mut self) {
-        self.sessions.values_mut().filter(|s| s.mark == Mark::Stop).for_each(|s| s.mark = Mark::Before);
+        let marked = self.texts("SELECT id FROM sessions WHERE mark_reason IS NOT NULL");
+        for (id, s) in &mut self.sessions {
+            s.mark = match s.mark {
+                // Whether it was made is no secret any more.
+                Mark::Doubt if !marked.contains(id) => Mark::None,
+                Mark::Doubt | Mark::Stop => Mark::Before,
+                other => other,
+            };
+        }
     }
 
     /// Compares the tables with the account. `recovered`: a boot has just counted deaths.

@@ -208,24 +208,35 @@ struct Driven<'a> {
 impl Driven<'_> {
     /// Checks the host for an interrupt and for settled permissions.
     fn check_host(&mut self, host: &mut dyn Host) -> Option<End> {
-        // First, for an interrupt withdraws what is open: an answer that was promised is what the agent hears.
-        for (request_id, settled) in host.permission_answers() {
-            let answer = self.it.turn.settle(&request_id, &settled);
-            self.respond(answer);
-            self.heard(host.now());
-        }
+        self.give_answers(host);
         match (host.interrupt(), &self.it.stage) {
             (None, _) | (Some(_), Stage::Exit { .. }) => {}
             (Some(interrupt), Stage::Session { .. }) => return Some(End::Ended(interrupt)),
             (Some(Interrupt::Kill), _) => return Some(End::Ended(Interrupt::Kill)),
-            (Some(Interrupt::Cancel(until)), Stage::Answer) => self.cancel(host.now(), until),
+            (Some(Interrupt::Cancel(until)), Stage::Answer) => self.cancel(host, until),
             (Some(Interrupt::Cancel(_)), Stage::Words { .. }) => {
+                self.take_back(host);
                 self.withdraw_all();
                 self.live.client.notify(v1::CANCEL, &v1::cancel(&self.live.session));
                 return Some(End::Over(Answer::Cancelled));
             }
         }
         None
+    }
+
+    /// Gives the agent the answers to what it asked.
+    fn give_answers(&mut self, host: &mut dyn Host) {
+        for (request_id, settled) in host.permission_answers() {
+            let answer = self.it.turn.settle(&request_id, &settled);
+            self.respond(answer);
+            self.heard(host.now());
+        }
+    }
+
+    /// Withdraws what is open, but for what somebody has answered: an answer that was promised is what the agent hears.
+    fn take_back(&mut self, host: &mut dyn Host) {
+        self.it.turn.take_back(host);
+        self.give_answers(host);
     }
 
     /// The next event that is there, without waiting.
@@ -355,10 +366,11 @@ impl Driven<'_> {
 
     /// Asks the agent to stop; half of the time is left for signals. Open permissions are withdrawn, because some
     /// agents answer a cancel only after that.
-    fn cancel(&mut self, now: Instant, until: Instant) {
+    fn cancel(&mut self, host: &mut dyn Host, until: Instant) {
+        let now = host.now();
         let share = (until.saturating_duration_since(now) / 2).min(CANCEL_TIME);
         if self.it.cancel.is_none() {
-            self.withdraw_all();
+            self.take_back(host);
             self.live.client.notify(v1::CANCEL, &v1::cancel(&self.live.session));
         }
         self.it.cancel = Some(self.it.cancel.map_or(now + share, |before| before.min(until)));

@@ -208,8 +208,13 @@ impl Turn {
     pub fn withdraw(&mut self, host: &mut dyn Host, id: &Id) -> Option<(Id, Value)> {
         let at = self.open.iter().position(|(_, open)| open == id)?;
         let (request_id, id) = self.open.swap_remove(at);
-        host.permission_withdrawn(&request_id);
+        host.permission_withdrawn(&request_id, "agent");
         Some((id, v1::permission(&PermissionOutcome::Cancelled)))
+    }
+
+    /// The turn is cancelled: takes back what nobody has answered. The answers come from the host.
+    pub fn take_back(&self, host: &mut dyn Host) {
+        self.open.iter().for_each(|(request_id, _)| host.permission_withdrawn(request_id, "daemon"));
     }
 
     /// The turn ends: the answers to all open requests.

@@ -529,8 +529,8 @@ impl Host for TurnHost {
         Some(outcome)
     }
 
-    fn permission_withdrawn(&mut self, request_id: &str) {
-        self.settle_unasked(request_id, PermissionOutcome::Cancelled, "agent");
+    fn permission_withdrawn(&mut self, request_id: &str, by: &'static str) {
+        self.settle_unasked(request_id, PermissionOutcome::Cancelled, by);
     }
 
     fn permission_answers(&mut self) -> Vec<(String, PermissionOutcome)> {
