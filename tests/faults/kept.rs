@@ -5,6 +5,7 @@
 //! `OSTLER_KEPT_KILLS` deaths inside turns (200) over two daemons, each seeded; `OSTLER_KEPT_SEED` repeats a run.
 
 use std::collections::BTreeSet;
+use std::os::fd::OwnedFd;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Instant;
@@ -596,5 +597,63 @@ fn a_stop_at_each_step_of_attaching() {
         }
         let open: i64 = d.sql("SELECT count(*) FROM activations WHERE closed_at IS NULL");
         assert_eq!(open, 0, "{point}");
+    }
+}
+
+/// A turn whose agent says something and waits for a gate: what was accepted, and the agent and its shim, held.
+fn begun(d: &Daemon, key: &str, text: &str) -> (Value, Vec<OwnedFd>) {
+    let mut events = d.events(key);
+    let turn = d.post(key, text);
+    events.until("text");
+    let (agent, shim) = d.diary(turn["session_id"].as_str().unwrap()).newest();
+    (turn, [agent, shim].map(|pid| open_pid(pid).unwrap()).into())
+}
+
+/// What an agent said before it ended is more than a daemon reads at once: each death after a part of it leaves the rest
+/// whole, in the middle of a line and of a character.
+#[test]
+fn what_an_agent_said_last_is_whole() {
+    let (wide, line) = ("\u{20ac}".repeat(1_000_000), "\u{20ac}".repeat(100_000));
+    let last = format!("say {line}; die 3");
+    for (key, text, said, outcome) in
+        [("local:x", "wide 1000000", wide, "completed"), ("local:a", &last, line.clone(), "failed")]
+    {
+        let mut d = boot_ready(Daemon::new().config(&config()), "");
+        let mut gate = d.gate("gate");
+        let (turn, processes) = begun(&d, key, &format!("say begun; wait-file {}; {text}", gate.path.display()));
+        d.kill9();
+        gate.open();
+        assert!(wait_pidfd(&processes[0], PATIENCE));
+        // With a part of it, or before the end, if it comes in one piece.
+        let mut d = d.env("OSTLER_FAILPOINTS", "append.committed=kill:1,finish_turn.before=kill:1");
+        for _ in 0..2 {
+            d.spawn();
+            assert!(d.ended().code().is_none(), "{key}");
+        }
+        let mut d = boot_ready(d, "");
+        assert_eq!(d.events(key).end_of(&turn).0, outcome, "{key}");
+        let of_turn = |e: &&Value| e["role"] == "agent" && e["turn_id"] == turn["turn_id"];
+        let kept: String = d.transcript(key).iter().filter(of_turn).map(|e| e["text"].as_str().unwrap()).collect();
+        assert!(kept == format!("begun{said}"), "{key}: what was kept, and what was said");
+        assert_eq!(d.stop(), 0);
+    }
+}
+
+/// A stop that ends agents, and comes when those of a stop that keeps them were let go already, ends them too.
+#[test]
+fn a_stop_after_agents_were_let_go() {
+    for key in ["local:a", "local:x"] {
+        let mut d = boot_ready(Daemon::new().config(&config()), "act.CloseStore=stall:1000");
+        let gate = d.gate("gate");
+        let (turn, processes) = begun(&d, key, &format!("say begun; wait-file {}", gate.path.display()));
+        let from = d.log.count();
+        d.client().post("/v1/stop", Some(&json!({ "agents": "keep" }))).unwrap();
+        d.log.find(from, "that agents are let go", |l| l.contains("agents go on"));
+        d.sigterm();
+        assert_eq!(d.ended().code(), Some(1), "{key}: their ends are not written");
+        assert!(processes.iter().all(|process| wait_pidfd(process, PATIENCE)), "{key}: they go on");
+        let mut d = boot_ready(d, "");
+        assert_eq!(d.events(key).end_of(&turn).0, "interrupted", "{key}");
+        assert_eq!(d.stop(), 0);
     }
 }

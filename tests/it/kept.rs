@@ -462,27 +462,6 @@ fn a_stop_while_agents_are_attached() {
     empty(&d);
 }
 
-/// A stop that ends agents, and comes when those of a stop that keeps them were let go already, ends them too.
-#[test]
-fn a_stop_after_agents_were_let_go() {
-    for key in KINDS {
-        let mut d = daemon().env("OSTLER_FAILPOINTS", "act.CloseStore=stall:1000");
-        d.kill9();
-        d.boot();
-        let gate = d.gate("gate");
-        let (_, turn) = begun(&d, key, &format!("say begun; wait-file {}", gate.path.display()));
-        let agents = processes(&d, session(&turn));
-        let from = d.log.count();
-        d.client().post("/v1/stop", Some(&json!({ "agents": "keep" }))).unwrap();
-        d.log.find(from, "that agents are let go", |l| l.contains("agents go on"));
-        d.sigterm();
-        assert_eq!(d.ended().code(), Some(1), "{key}: their ends are not written");
-        ends(&agents);
-        d.boot();
-        assert_eq!(d.events(key).end_of(&turn).0, "interrupted", "{key}");
-    }
-}
-
 /// `keep = "crash"`: a restart ends agents, a death does not.
 #[test]
 fn only_a_crash_keeps() {
@@ -624,35 +603,6 @@ fn a_character_in_two_pieces_is_whole() {
     assert_eq!(d.events("local:x").end_of(&turn).0, "completed");
     assert_eq!(answer(&d, "local:x", &turn), "begun\u{e4}.");
     stops(d);
-}
-
-/// What an agent said before it ended is more than a daemon reads at once: each death after a part of it leaves the rest
-/// whole, in the middle of a line and of a character.
-#[test]
-fn what_an_agent_said_last_is_whole() {
-    let (wide, line) = ("\u{20ac}".repeat(1_000_000), "\u{20ac}".repeat(100_000));
-    let last = format!("say {line}; die 3");
-    for (key, text, said, outcome) in
-        [("local:x", "wide 1000000", wide, "completed"), ("local:a", &last, line.clone(), "failed")]
-    {
-        let mut d = Daemon::new().config(&config("", "[sessions]\nstuck_threshold = 0\n")).start();
-        let mut gate = d.gate("gate");
-        let (_, turn) = begun(&d, key, &format!("say begun; wait-file {}; {text}", gate.path.display()));
-        let [agent, _] = processes(&d, session(&turn));
-        d.kill9();
-        gate.open();
-        assert!(wait_pidfd(&agent, PATIENCE));
-        let mut d = d.env("OSTLER_FAILPOINTS", "append.committed=kill:1,finish_turn.before=kill:1");
-        for _ in 0..2 {
-            d.spawn();
-            assert!(d.ended().code().is_none(), "{key}: it dies with a part of it, or before the end");
-        }
-        let mut d = d.env("OSTLER_FAILPOINTS", "");
-        d.boot();
-        assert_eq!(d.events(key).end_of(&turn).0, outcome, "{key}");
-        assert!(answer(&d, key, &turn) == format!("begun{said}"), "{key}: what was kept, and what was said");
-        stops(d);
-    }
 }
 
 /// An agent that says more than the spool holds while nobody listens waits, and nothing is lost.

@@ -78,7 +78,8 @@ fn the_watchdog_is_fed() {
 /// Checklist 30. `--replace` asks an owner that does not listen, waits, and then forces it.
 #[test]
 fn a_deaf_owner_is_forced() {
-    let short = "[shutdown]\ndrain = \"0s\"\ninterrupt = \"100ms\"\nhooks = \"100ms\"\nclose = \"100ms\"\ndeadline = \"1300ms\"\n";
+    let short =
+        "[shutdown]\ndrain = \"0s\"\ninterrupt = \"100ms\"\nhooks = \"100ms\"\nclose = \"2s\"\ndeadline = \"3200ms\"\n";
     let mut d = Daemon::new().config(short).start();
     d.send("local:a", "x");
     d.signal(Signal::STOP);
