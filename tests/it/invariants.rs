@@ -123,7 +123,8 @@ const ALWAYS: &[(&str, &str)] = &[
     ),
     (
         "a prompt beyond the last frame that was decided",
-        "SELECT k.sid FROM kept k JOIN shims s ON s.sid=k.sid AND s.epoch=k.epoch WHERE k.frame>s.frames",
+        "SELECT k.sid FROM kept k JOIN shims s ON s.sid=k.sid AND s.epoch=k.epoch JOIN turns t ON t.tid=k.tid
+         WHERE k.frame>s.frames AND t.state='running'",
     ),
     (
         "a kept agent of no open activation",
