@@ -280,7 +280,7 @@ fn what_could_not_be_written_in_time_is_told() {
     let script = "ostler.on('stopped', function(ev) ostler.log.info('STOPPED ' .. tostring(ev.clean)) end)\n\
                   ostler.on('session_end', function(ev) ostler.log.info('END ' .. ev.key) end)\n";
     for (point, told, recorded) in
-        [("close_activations.before=once:2000", false, false), ("stop.recorded=once:2000", true, true)]
+        [("close_activations.before=once:1500", false, false), ("stop.recorded=once:1500", true, true)]
     {
         let mut d = boot_ready(Daemon::new().config(config).hook("a.lua", script), point);
         d.send("local:a", "x");
