@@ -11,6 +11,7 @@ use super::context::Context;
 use super::shims::kill_processes;
 use crate::agent::process::{self, Claim, Leftover};
 use crate::proc::mark;
+use crate::store::Store;
 use crate::thread;
 
 /// The longest time of one round of ending them.
@@ -122,12 +123,13 @@ pub fn cut_short(ctx: &Context, all: bool) {
     }
 }
 
-/// A stop that ends agents has abandoned these workers: nobody else ends theirs, which would go on alone.
-pub fn end_abandoned(ctx: &Context, sids: &[i64]) {
+/// A stop that ends agents has abandoned these workers: nobody else ends theirs, which would go on alone. `store`: with the
+/// patience that the stop has left.
+pub fn end_abandoned(ctx: &Context, store: &Store, sids: &[i64]) {
     let Some(shims) = ctx.shims() else { return };
     let until = Instant::now() + LAST;
     for sid in sids {
-        let rows = ctx.store.shims_of_session(*sid).unwrap_or_else(|e| {
+        let rows = store.shims_of_session(*sid).unwrap_or_else(|e| {
             log::error!("stop: the shims of an abandoned worker cannot be read: {e}");
             Vec::new()
         });

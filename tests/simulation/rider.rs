@@ -38,6 +38,20 @@ struct Link {
 }
 
 impl Link {
+    /// A new shim, noted, and its agent: for a turn, if it is a command.
+    fn made(outside: &Arc<Outside>, host: &mut dyn Host, boot: u64, turn: Option<&str>) -> Result<Self, String> {
+        let (sid, id) = (host.identity().sid, host.identity().session_id.clone());
+        let new = outside.world().make(sid, &id);
+        let mut link = Self::new(outside, new.name.clone(), boot);
+        if let Err(why) = host.shim_started(new) {
+            outside.world().kill_shim(&link.name);
+            link.over = true;
+            return Err(why);
+        }
+        outside.world().start(&link.name, turn);
+        Ok(link)
+    }
+
     fn new(outside: &Arc<Outside>, name: String, boot: u64) -> Self {
         let (outside, known) = (outside.clone(), outside.world().knows(&name));
         let (number, acknowledged) = (known.taken, known.received);
@@ -533,15 +547,7 @@ impl Agent for Rider {
             return Ok(started);
         }
         let failed = |why: String| Failure::new("agent_start", why);
-        let (sid, id) = (host.identity().sid, host.identity().session_id.clone());
-        let new = self.outside.world().make(sid, &id);
-        let mut link = Link::new(&self.outside, new.name.clone(), self.boot);
-        if let Err(why) = host.shim_started(new) {
-            self.outside.world().kill_shim(&link.name);
-            link.over = true;
-            return Err(failed(why));
-        }
-        self.outside.world().start(&link.name, None);
+        let mut link = Link::made(&self.outside, host, self.boot, None).map_err(failed)?;
         link.set_direct(true);
         link.send("hello".into());
         let touches = self.touches();
@@ -770,15 +776,10 @@ impl Agent for Runner {
         if host.interrupt().is_some() {
             return Progress::Done(Answer::Cancelled);
         }
-        let (sid, id) = (host.identity().sid, host.identity().session_id.clone());
-        let new = self.outside.world().make(sid, &id);
-        let mut link = Link::new(&self.outside, new.name.clone(), self.boot);
-        if let Err(why) = host.shim_started(new) {
-            self.outside.world().kill_shim(&link.name);
-            link.over = true;
-            return Progress::Done(Answer::Failed(Failure::new("agent_start", why)));
-        }
-        self.outside.world().start(&link.name, Some(&prompt.turn_id));
+        let link = match Link::made(&self.outside, host, self.boot, Some(&prompt.turn_id)) {
+            Ok(link) => link,
+            Err(why) => return Progress::Done(Answer::Failed(Failure::new("agent_start", why))),
+        };
         let touches = self.dice.chance(20);
         touch(host, touches);
         self.run(link, prompt);

@@ -207,7 +207,7 @@ impl Coordinator {
                 if earlier {
                     sweep::cut_short(&ctx, false);
                 }
-                sweep::end_abandoned(&ctx, &abandoned);
+                sweep::end_abandoned(&ctx, store, &abandoned);
                 !overtaken || store.close_activations(StopReason::Shutdown, threshold, None).is_ok()
             });
         }
